@@ -1,0 +1,1 @@
+"""What drives either backend, written once."""

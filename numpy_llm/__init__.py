@@ -1,0 +1,1 @@
+"""The reference twin: every forward and backward pass and the optimiser by hand, in NumPy alone."""
