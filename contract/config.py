@@ -1,0 +1,155 @@
+"""The model's configuration: everything that changes the function computed stands here.
+
+Dimension letters, used in every shape comment of the project:
+
+    B  batch            sequences processed together
+    T  time             tokens of a sequence, at most `context_length`
+    C  channels         `d_model`, the width of the residual stream
+    H  heads            `n_head`
+    D  head size        C / H
+    F  feed-forward     `d_ff`, the hidden width of the feed-forward layer
+    V  vocabulary       `vocab_size`
+    L  layers           `n_layer`
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, get_args
+
+from contract.errors import ConfigError
+
+Activation = Literal["relu", "gelu_tanh"]
+Position = Literal["sinusoidal", "learned"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A pre-layer-norm GPT: embedding, L blocks of attention and feed-forward, final norm, output.
+
+    vocab_size: V, number of token ids
+    context_length: the most tokens that the model can see at once
+    n_layer, n_head, d_model, d_ff: L, H, C, F
+    activation: "relu" (Vaswani et al. 2017, section 3.3) or "gelu_tanh" (GPT-2's GELU)
+    position: "sinusoidal" (fixed; Vaswani et al. 2017, section 3.5) or "learned" (GPT-2)
+    bias: whether linear layers and layer norms add a bias; the output projection never does
+    tie_embeddings: whether the output projection is the token embedding (Press & Wolf 2017)
+    norm_eps: added to the variance inside the root of each layer norm
+    dropout: probability of zeroing, after embedding, softmax, attention output and feed-forward
+
+    Raises ConfigError naming the field, what was found and what fits.
+    """
+
+    vocab_size: int
+    context_length: int
+    n_layer: int
+    n_head: int
+    d_model: int
+    d_ff: int
+    activation: Activation
+    position: Position
+    bias: bool = True
+    tie_embeddings: bool = True
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff"):
+            _require_positive_integer(name, getattr(self, name))
+        if self.d_model % self.n_head:
+            raise ConfigError(
+                f"d_model {self.d_model} does not divide into n_head {self.n_head} heads; "
+                "choose a d_model that is a multiple of n_head"
+            )
+        if self.position == "sinusoidal" and self.d_model % 2:
+            raise ConfigError(
+                f"sinusoidal positions need an even d_model (sine and cosine pairs), got {self.d_model}"
+            )
+        _require_choice("activation", self.activation, get_args(Activation))
+        _require_choice("position", self.position, get_args(Position))
+        for name in ("bias", "tie_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if not _is_number(self.norm_eps) or not 0 < self.norm_eps < 1:
+            raise ConfigError(f"norm_eps must be between 0 and 1, both excluded, got {self.norm_eps!r}")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+
+    @property
+    def head_size(self) -> int:
+        """D, the channels of one attention head."""
+        return self.d_model // self.n_head
+
+    def to_dict(self) -> dict:
+        """The fields by name, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ModelConfig":
+        """The inverse of `to_dict`; raises ConfigError for a field that is missing or unknown."""
+        known = {field.name for field in fields(cls)}
+        for problem, names in (("unknown", values.keys() - known), ("missing", known - values.keys())):
+            if names:
+                raise ConfigError(f"model configuration with {problem} field {', '.join(sorted(names))}")
+        return cls(**values)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require_positive_integer(name: str, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _require_choice(name: str, value, choices: tuple[str, ...]):
+    if value in ("gelu", "gelu_erf") and name == "activation":
+        raise ConfigError(
+            f"activation {value!r} is the exact-erf GELU, a different function from GPT-2's tanh form; "
+            "choose 'gelu_tanh' or 'relu'"
+        )
+    if value not in choices:
+        raise ConfigError(f"unknown {name} {value!r}; choose {' or '.join(map(repr, choices))}")
+
+
+def _gpt2_shape(n_layer: int, n_head: int, d_model: int) -> dict:
+    """A size as published by Radford et al. 2019 (table 2): GELU, learned positions, context 1024."""
+    return {
+        "context_length": 1024,
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "d_model": d_model,
+        "d_ff": 4 * d_model,
+        "activation": "gelu_tanh",
+        "position": "learned",
+    }
+
+
+PRESETS: dict[str, dict] = {
+    "tense": {
+        "context_length": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "d_model": 96,
+        "d_ff": 384,
+        "activation": "relu",
+        "position": "sinusoidal",
+    },
+    "nano": {**_gpt2_shape(4, 4, 128), "context_length": 64},
+    "gpt2": _gpt2_shape(12, 12, 768),
+    "gpt2-medium": _gpt2_shape(24, 16, 1024),
+    "gpt2-large": _gpt2_shape(36, 20, 1280),
+    "gpt2-xl": _gpt2_shape(48, 25, 1600),
+}
+
+
+def preset(name: str, *, vocab_size: int, **overrides) -> ModelConfig:
+    """The configuration called `name`, with `overrides` put over its fields.
+
+    An overridden `d_model` without a `d_ff` keeps the feed-forward layer at four times the width.
+    Raises ConfigError for an unknown name or an impossible combination.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    if "d_model" in overrides and "d_ff" not in overrides:
+        overrides["d_ff"] = 4 * overrides["d_model"]
+    return ModelConfig(vocab_size=vocab_size, **{**PRESETS[name], **overrides})

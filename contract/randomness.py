@@ -1,0 +1,76 @@
+"""Counter-based random numbers: every draw is a pure function of where it is used.
+
+Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a keyed permutation of a
+counter. The key is (seed, stream), the counter says which draw; no state is carried from one draw to the
+next. So a run resumes exactly, both twins draw the same numbers, and splitting a batch over threads,
+micro-batches or machines changes no draw.
+"""
+
+from functools import cache
+from hashlib import sha256
+from typing import NamedTuple
+
+import numpy as np
+
+_WORD = (1 << 64) - 1
+
+
+@cache
+def _stream_key(stream: str) -> int:
+    return int.from_bytes(sha256(stream.encode()).digest()[:8], "little")
+
+
+def _philox(seed: int, stream: str, *counter: int) -> np.random.Philox:
+    # The lowest counter word is left to Philox, which counts the draws of this generator with it.
+    words = [0, *counter, *[0] * (3 - len(counter))]
+    return np.random.Philox(key=[seed & _WORD, _stream_key(stream)], counter=words)
+
+
+def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
+    """A NumPy generator for one purpose.
+
+    seed: int, the run's seed
+    stream: the purpose by name, such as "windows" or "weights.final_norm.weight"
+    counter: up to three non-negative ints that tell draws of one stream apart, such as epoch or step
+    """
+    return np.random.Generator(_philox(seed, stream, *counter))
+
+
+def uniform(seed: int, stream: str, *counter: int) -> float:
+    """One number in [0, 1) with 53 random bits, from the same arguments as `generator`."""
+    return int(_philox(seed, stream, *counter).random_raw() >> 11) * 2.0**-53
+
+
+class DropoutKey(NamedTuple):
+    """What a dropout mask depends on, beside its place in the model.
+
+    seed: the run's seed
+    step: the optimiser step, counted from 0
+    first_sequence: place of the first sequence held here in the whole batch of the step
+    """
+
+    seed: int
+    step: int
+    first_sequence: int = 0
+
+
+def dropout_mask(key: DropoutKey, site: str, shape: tuple[int, ...], rate: float, dtype) -> np.ndarray:
+    """The factors of inverted dropout: 0 with probability `rate`, else 1 / (1 - rate).
+
+    key: see DropoutKey
+    site: the dotted name of the place in the model, such as "blocks.0.attention.weights"
+    shape: (B, ...); sequence b draws from its own counter, so a batch cut in parts gets the same masks
+    returns: dtype (shape)
+
+    Source: Srivastava et al. 2014, section 4, in the inverted form that leaves evaluation unscaled.
+    """
+    # A 32-bit word below the threshold drops its element; 2**-32 is far finer than any rate asked for.
+    threshold = np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    scale = np.asarray(1 / (1 - rate), dtype)
+    draws = int(np.prod(shape[1:], dtype=np.int64))
+    mask = np.empty((shape[0], draws), dtype)
+    for row, sequence in enumerate(range(key.first_sequence, key.first_sequence + shape[0])):
+        philox = _philox(key.seed, f"dropout.{site}", sequence, key.step)
+        words = philox.random_raw((draws + 1) // 2).view(np.uint32)[:draws]
+        np.multiply(words >= threshold, scale, out=mask[row])
+    return mask.reshape(shape)

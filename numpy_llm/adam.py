@@ -1,0 +1,98 @@
+"""Adam and AdamW, and the clipping of gradients, over one flat buffer of weights."""
+
+import numpy as np
+
+from contract.weights import Weights
+
+# A piece of each buffer that stays in a core's cache while all of an update's operations pass over it.
+CHUNK = 1 << 15
+
+
+class Adam:
+    """Adam: a step along the running mean of the gradients, scaled by their running root mean square.
+
+        g = gradient + weight_decay · weight                       (matrices only)
+        m = beta1 · m + (1 - beta1) · g
+        v = beta2 · v + (1 - beta2) · g²
+        weight -= learning_rate · (m / (1 - beta1^t)) / (√(v / (1 - beta2^t)) + eps)
+
+    m and v start at 0 and are therefore too small at first; the two divisions undo exactly that.
+
+    weights: what to train, changed in place
+    beta1, beta2: decay of the running means, in [0, 1)
+    eps: keeps the division finite
+    weight_decay: strength of the pull towards 0 on matrices; biases and norms are left alone
+
+    Source: Kingma & Ba 2015, algorithm 1. Twin: torch_llm.adam.Adam
+    """
+
+    decoupled = False
+
+    def __init__(self, weights: Weights, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
+        self.weights = weights
+        self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
+        self.m = np.zeros_like(weights.flat)
+        self.v = np.zeros_like(weights.flat)
+        self.step = 0  # updates done, t of the formulas
+
+    def update(self, gradients: Weights, learning_rate: float):
+        """Take one step; `gradients` has the weights' layout and is left as it is."""
+        self.step += 1
+        size, decaying = self.weights.flat.size, self.weights.decaying
+        for start, stop, decay in ((0, decaying, self.weight_decay), (decaying, size, 0.0)):
+            for at in range(start, stop, CHUNK):
+                piece = slice(at, min(at + CHUNK, stop))
+                self._update_piece(piece, gradients.flat[piece], learning_rate, decay)
+
+    def _update_piece(self, piece, g, learning_rate, decay):
+        weight, m, v = self.weights.flat[piece], self.m[piece], self.v[piece]
+        if decay and self.decoupled:
+            weight *= 1 - learning_rate * decay
+        elif decay:
+            g = g + decay * weight
+        m *= self.beta1
+        m += (1 - self.beta1) * g
+        v *= self.beta2
+        v += (1 - self.beta2) * (g * g)
+        # √(v / (1 - beta2^t)) is taken as √v / √(1 - beta2^t), one division of a scalar.
+        denominator = np.sqrt(v)
+        denominator /= (1 - self.beta2**self.step) ** 0.5
+        denominator += self.eps
+        np.divide(m, denominator, out=denominator)
+        denominator *= learning_rate / (1 - self.beta1**self.step)
+        weight -= denominator
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: the pull towards 0 bypasses the running means.
+
+        weight -= learning_rate · weight_decay · weight            (matrices only)
+
+    and then Adam's step with g = gradient.
+
+    Source: Loshchilov & Hutter 2019, algorithm 2. Twin: torch_llm.adam.AdamW
+    """
+
+    decoupled = True
+
+
+def clip_gradients(gradients: Weights, max_norm: float) -> float:
+    """Scale all gradients down together where their joint Euclidean norm exceeds `max_norm`.
+
+    returns: the norm before clipping
+    Source: Pascanu et al. 2013, algorithm 1. Twin: torch_llm.adam.clip_gradients
+    """
+    norm = gradient_norm(gradients)
+    if norm > max_norm:
+        gradients.flat *= max_norm / norm
+    return norm
+
+
+def gradient_norm(gradients: Weights) -> float:
+    """The Euclidean norm over all gradients together. Twin: torch_llm.adam.gradient_norm"""
+    flat = gradients.flat
+    return float(
+        np.sqrt(
+            sum(float(flat[at : at + CHUNK] @ flat[at : at + CHUNK]) for at in range(0, flat.size, CHUNK))
+        )
+    )
