@@ -35,11 +35,14 @@ class WeightSpec(NamedTuple):
 def weight_table(config: ModelConfig) -> dict[str, WeightSpec]:
     """Every weight of the model by its dotted name, in the order in which the forward pass meets them.
 
-    Projections that write into the residual stream start smaller by 1/√(2L), so that its variance does
-    not grow with depth (Radford et al. 2019, section 2.3); everything else starts at deviation 0.02.
+    Everything starts at deviation 0.02 but for two. Projections that write into the residual stream start
+    smaller by 1/√(2L), so that its variance does not grow with depth (Radford et al. 2019, section 2.3). Token
+    embeddings beside sinusoids, whose deviation is 0.7, start at 1/√C: at 0.02 the tokens drown among the
+    positions, and the default run ends at 2.4 nats per token where it otherwise ends at 1.35.
     """
     V, C, F = config.vocab_size, config.d_model, config.d_ff
     std, residual_std = 0.02, 0.02 / (2 * config.n_layer) ** 0.5
+    embedding_std = C**-0.5 if config.position == "sinusoidal" else std
     table: dict[str, WeightSpec] = {}
 
     def matrix(name: str, rows: int, columns: int, std: float):
@@ -55,7 +58,7 @@ def weight_table(config: ModelConfig) -> dict[str, WeightSpec]:
         if config.bias:
             table[f"{name}.bias"] = WeightSpec((C,), "zeros")
 
-    matrix("token_embedding", V, C, std)
+    matrix("token_embedding", V, C, embedding_std)
     if config.position == "learned":
         matrix("position_embedding", config.context_length, C, std)
     for layer in range(config.n_layer):

@@ -8,6 +8,12 @@ from contract.errors import UserError
 from contract.randomness import generator
 
 
+def windows_per_epoch(tokens: int, context_length: int) -> int:
+    """How many windows one epoch over `tokens` tokens has."""
+    # One less than could be cut, where there are two, leaves room to shift their start.
+    return max(1, (tokens - context_length) // context_length)
+
+
 class Windows:
     """The windows of a corpus, every one once an epoch, in an order that is a function of seed and epoch.
 
@@ -26,8 +32,7 @@ class Windows:
                 "give a longer text or a smaller --context-length"
             )
         self.tokens, self.context_length, self.seed = tokens, context_length, seed
-        # One window less than could be cut, where there are two, leaves room to shift their start.
-        self.per_epoch = max(1, (len(tokens) - context_length) // context_length)
+        self.per_epoch = windows_per_epoch(len(tokens), context_length)
         self._epoch, self._starts = None, None
 
     def epoch_starts(self, epoch: int) -> np.ndarray:

@@ -1,0 +1,370 @@
+"""The default corpus: a small grammar of simple English sentences, and the judge of generated ones.
+
+    The baby is sleeping.        My sisters had been reading a book for two hours.
+
+A sentence is a subject, a verb phrase in one of twelve tenses, an object or other complement that fits the
+verb, and perhaps an adverbial that fits the tense. The tables say what fits; the code only reads them.
+
+Some (subject, verb, tense) combinations are held out: they occur at the end of the corpus alone, where the
+validation split lies. A model that gets them right has learnt how English conjugates, not merely which
+sentences it was shown.
+
+    python -m data.grammar write data/tense.txt
+    python -m data.grammar judge --limit 200 < generated.txt
+    python -m data.grammar validation held-out data/tense.txt
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+# In every table "|" separates the choices, and "-" stands for saying nothing.
+
+# Who the subject is decides which verbs make sense; its form ("I", "he" or "they") decides how they agree.
+SUBJECT_TABLE = (
+    ("person", "I", "I"),
+    ("person", "he", "He | She | Anna | Tom | My sister | My brother | My mother | My father | My friend"),
+    ("person", "he", "The boy | The girl | The man | The woman | The teacher | The farmer | The doctor"),
+    ("person", "they", "You | We | They | Anna and Tom | My sisters | My parents | My friends"),
+    ("person", "they", "The boys | The girls | The women | The children | The teachers | The farmers"),
+    ("person", "they", "Our neighbours"),
+    ("baby", "he", "The baby"),
+    ("animal", "he", "It | The dog"),
+    ("animal", "they", "The puppies"),
+)
+
+# A base form alone is a regular verb; an irregular one gives its past and past participle too.
+VERB_TABLE = {
+    ("person", "baby", "animal"): {
+        "sleep slept slept": "- | on the sofa | on the floor | under a tree",
+        "lie lay lain": "on the sofa | on the floor | on the grass",
+        "sit sat sat": "on the sofa | on the grass | under a tree",
+        "drink drank drunk": "water | milk",
+        "play": "- | in the garden | on the beach | with a ball",
+    },
+    ("person", "animal"): {
+        "run ran run": "- | in the park | along the river | through the forest",
+        "swim swam swum": "- | in the lake | in the river | in the sea",
+        "eat ate eaten": "- | bread | fish | meat",
+        "hide hid hidden": "behind the house | behind a tree | in the forest",
+        "dig dug dug": "a hole | in the garden | in the sand",
+        "walk": "- | in the park | along the river | on the beach",
+        "wait": "- | by the door | in the garden",
+    },
+    ("person", "baby"): {
+        "laugh": "- | at the dog",
+        "smile": "- | at the dog",
+        "cry": "- | in the kitchen",
+    },
+    ("person",): {
+        "write wrote written": "a letter | a story | a poem",
+        "read read read": "a book | a letter | a story | a poem",
+        "draw drew drawn": "a map | a picture | a horse | flowers",
+        "tell told told": "a story | jokes",
+        "sing sang sung": "- | a song | old songs | in the garden",
+        "speak spoke spoken": "English | on the phone | with a friend",
+        "ride rode ridden": "horses | along the river | through the forest",
+        "fly flew flown": "a kite | a kite on the beach",
+        "throw threw thrown": "a ball | stones into the river",
+        "catch caught caught": "fish | butterflies",
+        "feed fed fed": "the birds | the horses",
+        "sell sold sold": "flowers | apples | bread | old books",
+        "make made made": "tea | soup | toys",
+        "build built built": "toy boats | sandcastles",
+        "sweep swept swept": "the floor | the kitchen",
+        "study": "English | music",
+        "carry": "stones | water | wood | books",
+        "bake": "bread | a cake",
+        "paint": "a picture | a horse | flowers | toy boats",
+        "wash": "the dishes | the windows | the dog",
+        "watch": "the birds | the boats | a film",
+        "chop": "wood | carrots",
+        "shop": "- | for bread | for new shoes",
+        "dance": "- | in the kitchen | on the beach",
+        "fix": "bicycles | toys",
+        "visit": "a museum | an old friend",
+        "listen": "to music | to the birds | to an old song",
+        "help": "a friend | in the kitchen | on the farm",
+        "work": "- | in the garden | on the farm",
+    },
+}
+
+# Each tense is a time and an aspect; one of its adverbials may follow.
+ADVERBIAL_TABLE = {
+    "past simple": "yesterday | last night | last Sunday | this morning | an hour ago",
+    "past continuous": "yesterday | at noon | at that moment | when the rain started",
+    "past perfect": "that morning | before noon | before dinner | before the rain started",
+    "past perfect continuous": "for an hour | for two hours | since noon | all day | before the rain started",
+    "present simple": "every day | every morning | every afternoon | very often",
+    "present continuous": "now | right now | at the moment | again",
+    "present perfect": "already | today | twice today | this morning",
+    "present perfect continuous": "for an hour | for two hours | since noon | all day | all morning",
+    "future simple": "tomorrow | tomorrow morning | next Sunday | soon | tonight",
+    "future continuous": "tomorrow | tomorrow morning | this time tomorrow | tonight",
+    "future perfect": "by then | by tomorrow evening | before noon | before dinner",
+    "future perfect continuous": "for an hour | for two hours | for two hours by then | all day by then",
+}
+
+# The finite forms of "be" and "have".
+AUXILIARY_TABLE = {
+    "past": {"I": ("was", "had"), "he": ("was", "had"), "they": ("were", "had")},
+    "present": {"I": ("am", "have"), "he": ("is", "has"), "they": ("are", "have")},
+    "future": dict.fromkeys(("I", "he", "they"), ("will be", "will have")),
+}
+
+SEED = 12
+SEEN_LINES, HELD_OUT_LINES = 23_750, 1_250
+VALIDATION_SHARE = 10  # one line in ten: the last ones
+HELD_OUT_SHARE = 20  # one combination in twenty
+VOWELS = "aeiou"
+
+
+def third_person(base: str) -> str:
+    """The form after "he": plays, studies, watches."""
+    if base.endswith("y") and base[-2] not in VOWELS:
+        return base[:-1] + "ies"
+    return base + ("es" if base.endswith(("s", "x", "z", "ch", "sh", "o")) else "s")
+
+
+def past_form(base: str) -> str:
+    """The regular past, also the regular past participle: played, studied, baked, chopped."""
+    if base.endswith("y") and base[-2] not in VOWELS:
+        return base[:-1] + "ied"
+    return base + "d" if base.endswith("e") else _doubled(base) + "ed"
+
+
+def ing_form(base: str) -> str:
+    """The present participle: playing, lying, baking, chopping."""
+    if base.endswith("ie"):
+        return base[:-2] + "ying"
+    return base[:-1] + "ing" if base.endswith("e") else _doubled(base) + "ing"
+
+
+def _doubled(base: str) -> str:
+    """The base, its last consonant doubled if a lone vowel stands before it: chopp, but wait, work, fix."""
+    lone_vowel = base[-2] in VOWELS and sum(letter in VOWELS for letter in base) == 1
+    return base + base[-1] if lone_vowel and base[-1] not in "wxy" else base
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb's five forms, its possible complements ("" for none) and the kinds of subject that suit it."""
+
+    base: str
+    third: str
+    past: str
+    participle: str
+    ing: str
+    objects: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
+def _choices(text: str) -> tuple[str, ...]:
+    return tuple("" if choice == "-" else choice for choice in text.split(" | "))
+
+
+def _verb(forms: str, objects: str, kinds: tuple[str, ...]) -> Verb:
+    base, *irregular = forms.split()
+    past, participle = irregular or [past_form(base)] * 2
+    return Verb(base, third_person(base), past, participle, ing_form(base), _choices(objects), kinds)
+
+
+# Name -> its form and kind.
+SUBJECTS = {name: (form, kind) for kind, form, names in SUBJECT_TABLE for name in _choices(names)}
+VERBS = {
+    forms.split()[0]: _verb(forms, objects, kinds)
+    for kinds, rows in VERB_TABLE.items()
+    for forms, objects in rows.items()
+}
+ADVERBIALS = {tense: ("", *_choices(texts)) for tense, texts in ADVERBIAL_TABLE.items()}
+TENSES = tuple(ADVERBIALS)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """The parts of a sentence as the tables name them; `str()` spells it.
+
+    subject, verb (its base form), tense: str; object, adverbial: str, "" for none
+    """
+
+    subject: str
+    verb: str
+    tense: str
+    object: str = ""
+    adverbial: str = ""
+
+    def __str__(self) -> str:
+        phrase = verb_phrase(VERBS[self.verb], self.tense, SUBJECTS[self.subject][0])
+        return _join(self.subject, phrase, self.object, self.adverbial) + "."
+
+
+def _join(*parts: str) -> str:
+    return " ".join(filter(None, parts))
+
+
+def verb_phrase(verb: Verb, tense: str, form: str) -> str:
+    """The verb with its auxiliaries, in agreement with a subject of the form "I", "he" or "they"."""
+    time, aspect = tense.split(" ", 1)
+    be, have = AUXILIARY_TABLE[time][form]
+    present = verb.third if form == "he" else verb.base
+    return {
+        "simple": {"past": verb.past, "present": present, "future": f"will {verb.base}"}[time],
+        "continuous": f"{be} {verb.ing}",
+        "perfect": f"{have} {verb.participle}",
+        "perfect continuous": f"{have} been {verb.ing}",
+    }[aspect]
+
+
+def combinations() -> Iterator[tuple[str, str, str]]:
+    """Every (subject, verb, tense) that makes sense, in the order of the tables."""
+    for (subject, (_, kind)), verb, tense in product(SUBJECTS.items(), VERBS.values(), TENSES):
+        if kind in verb.kinds:
+            yield subject, verb.base, tense
+
+
+def is_held_out(subject: str, verb: str, tense: str) -> bool:
+    """Whether a combination is kept out of training: one in twenty, by arithmetic on table places.
+
+    7, 3 and 1 share no divisor with 20, so held-out combinations that agree in two parts lie 20 places apart
+    in the third: every pair of parts is left to train on. Raises ValueError for a name not in its table.
+    """
+    place = 7 * tuple(SUBJECTS).index(subject) + 3 * tuple(VERBS).index(verb) + TENSES.index(tense)
+    return place % HELD_OUT_SHARE == 0
+
+
+@cache
+def _phrases(form: str) -> dict[str, list[tuple[Verb, str]]]:
+    """Every verb phrase that agrees with a form, and each verb and tense that it can be."""
+    phrases: dict[str, list[tuple[Verb, str]]] = {}
+    for verb, tense in product(VERBS.values(), TENSES):
+        phrases.setdefault(verb_phrase(verb, tense, form), []).append((verb, tense))
+    return phrases
+
+
+def parses(text: str) -> list[Sentence]:
+    """All readings of a sentence, [] if the grammar does not make it, to the letter.
+
+    Only "read" allows two: "I read a book." is past or present. The words are split into subject, verb phrase
+    and rest in every way; the rest must be a complement of that verb and an adverbial of that tense.
+    """
+    words = text.removesuffix(".").split(" ")
+    found = []
+    for i, j in product(range(1, 4), range(1, 5)):  # subjects have up to three words, verb phrases up to four
+        subject, phrase, rest = " ".join(words[:i]), " ".join(words[i : i + j]), " ".join(words[i + j :])
+        form, kind = SUBJECTS.get(subject, ("", ""))
+        for verb, tense in _phrases(form).get(phrase, ()) if form else ():
+            for pair in product(verb.objects, ADVERBIALS[tense]):
+                if kind in verb.kinds and _join(*pair) == rest:
+                    found.append(Sentence(subject, verb.base, tense, *pair))
+    return [sentence for sentence in dict.fromkeys(found) if str(sentence) == text]
+
+
+def parse(text: str) -> Sentence | None:
+    """The parts of a sentence, None if the grammar does not make it; of two readings, the past."""
+    return next(iter(parses(text)), None)
+
+
+def is_grammatical(text: str) -> bool:
+    """Whether the grammar makes this sentence; it need not occur in the corpus."""
+    return bool(parses(text))
+
+
+def draw(rng: random.Random, held_out: bool) -> Iterator[Sentence]:
+    """Sentences without end, each of an equally likely seen (or held-out) combination; they may repeat.
+
+    Calls rng.random() alone: its sequence is the one that Python promises to keep between versions.
+    """
+
+    def pick(options):
+        return options[int(rng.random() * len(options))]
+
+    pool = [parts for parts in combinations() if is_held_out(*parts) == held_out]
+    while True:
+        subject, verb, tense = pick(pool)
+        adverbial = pick(ADVERBIALS[tense][1:]) if rng.random() < 0.5 else ""
+        yield Sentence(subject, verb, tense, pick(VERBS[verb].objects), adverbial)
+
+
+def corpus() -> list[Sentence]:
+    """The default corpus: distinct sentences of one reading each, first the seen ones, last the held-out."""
+    rng = random.Random(SEED)
+    sentences: dict[str, Sentence] = {}
+    for held_out, lines in ((False, SEEN_LINES), (True, SEEN_LINES + HELD_OUT_LINES)):
+        source = draw(rng, held_out)
+        while len(sentences) < lines:
+            sentence = next(source)
+            if len(parses(str(sentence))) == 1:
+                sentences[str(sentence)] = sentence
+    return list(sentences.values())
+
+
+def validation(lines: list[str], held_out: bool) -> list[str]:
+    """The sentences of seen, or of held-out, combinations among the last tenth of a corpus.
+
+    Raises ValueError for a line there that is not of the grammar.
+    """
+    chosen = []
+    for line in lines[len(lines) - len(lines) // VALIDATION_SHARE :]:
+        sentence = parse(line)
+        if sentence is None:
+            raise ValueError(f"every corpus line must be a sentence of the grammar, not {line!r}")
+        if is_held_out(sentence.subject, sentence.verb, sentence.tense) == held_out:
+            chosen.append(line)
+    return chosen
+
+
+def judge(text: str, limit: int | None = None) -> tuple[list[str], int]:
+    """The ungrammatical lines of a text, and how many were judged.
+
+    text: str, a sentence a line; blank lines, and a last line without its end, do not count
+    limit: int or None, judge only the first so many
+    Raises ValueError if the limit is below 1 or there is nothing to judge.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"the limit must be at least 1 line, not {limit}")
+    lines = [line.removesuffix("\r") for line in text.split("\n")[:-1] if line.strip()][:limit]
+    if not lines:
+        raise ValueError("there must be a complete line to judge, found none")
+    return [line for line in lines if not is_grammatical(line)], len(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, or 1 after one line on what failed."""
+    parser = argparse.ArgumentParser("python -m data.grammar", description="The default corpus, its judge.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    write = actions.add_parser("write", help="write the corpus")
+    write.add_argument("path", type=Path)
+    check = actions.add_parser("judge", help="judge the complete lines on standard input")
+    check.add_argument("--limit", type=int, metavar="N", help="only the first N lines; default: all")
+    part = actions.add_parser("validation", help="print the validation sentences of one kind")
+    part.add_argument("kind", choices=("seen", "held-out"))
+    part.add_argument("corpus", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        _run(options)
+    except (OSError, ValueError) as error:
+        print(f"{options.action}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    # The grammar is ASCII: any other byte on the way in is escaped, which makes its sentence wrong.
+    if options.action == "write":
+        options.path.write_bytes("".join(f"{sentence}\n" for sentence in corpus()).encode("ascii"))
+    elif options.action == "judge":
+        wrong, count = judge(sys.stdin.buffer.read().decode("ascii", "backslashreplace"), options.limit)
+        right = count - len(wrong)
+        print(*wrong, f"{right} of {count} sentences grammatical ({100 * right / count:.1f} %)", sep="\n")
+    else:
+        lines = options.corpus.read_bytes().decode("ascii", "backslashreplace").splitlines()
+        sys.stdout.writelines(f"{line}\n" for line in validation(lines, options.kind == "held-out"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

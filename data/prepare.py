@@ -1,0 +1,222 @@
+"""Text files to token files, and token files to memory maps.
+
+A token file `x.bin` holds token ids, uint16 or uint32, little endian, without a header: first the training
+part, then the validation part. `x.json` beside it is a `TokenFileInfo`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import tiktoken
+
+from contract.errors import ConfigError, UserError
+from data.text import stream_text
+from data.tokenizers import encode, identity, is_bytewise, replacing, token_bytes, token_dtype
+
+FORMAT_VERSION = 1
+SPLIT_REACH = 4096  # tokens that the split may move back to stand behind a line's end
+_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+@dataclass(frozen=True)
+class TokenFileInfo:
+    """What a token file holds. `text_*` are of the text as tokenised: UTF-8, without a byte order mark."""
+
+    format_version: int
+    tokenizer: dict  # data.tokenizers.identity
+    dtype: str  # "uint16" or "uint32"
+    tokens: int
+    train_tokens: int
+    validation_tokens: int
+    tokens_sha256: str  # of the token file
+    text_bytes: int
+    text_sha256: str
+    source: str  # the text file's name, without its folder
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFile:
+    """An open token file: `train` and `validation` are read-only memory maps, (T,)."""
+
+    path: Path
+    info: TokenFileInfo
+    train: np.ndarray
+    validation: np.ndarray
+
+
+def info_path(path: str | PathLike) -> Path:
+    """Where a token file's JSON stands."""
+    return Path(path).with_suffix(".json")
+
+
+# --- write ---
+
+
+def preprocess_sentences(
+    text: str | PathLike,
+    encoding: tiktoken.Encoding,
+    out: str | PathLike,
+    *,
+    validation_fraction: float = 0.1,
+    progress: Callable[[int], None] | None = None,
+) -> TokenFileInfo:
+    """Turn a text file into a token file with its JSON, in bounded memory.
+
+    Both appear, the JSON last, only when both are complete. The validation part is the text's end.
+
+    text: a UTF-8 file of any size.
+    out: the token file to write, or to replace; it ends in `.bin`.
+    validation_fraction: of the tokens, 0 (none) to less than 1; `_find_split` says where exactly.
+    progress: called with the number of bytes read so far.
+    Raises ConfigError for an impossible setting; UserError when a file cannot be read or written, or the
+    text holds symbols that the tokenizer lacks.
+    """
+    text, out = Path(text), Path(out)
+    _check_settings(text, out, validation_fraction)
+    with replacing(info_path(out)) as info_file, replacing(out) as token_file:
+        counts = _write_tokens(text, encoding, token_file, progress)
+        split = _find_split(token_file, counts["tokens"], encoding, validation_fraction)
+        info = TokenFileInfo(
+            format_version=FORMAT_VERSION,
+            tokenizer=identity(encoding),
+            dtype=token_dtype(encoding).name,
+            train_tokens=split,
+            validation_tokens=counts["tokens"] - split,
+            source=text.name,
+            **counts,
+        )
+        info_file.write(json.dumps(asdict(info), indent=2).encode() + b"\n")
+        info_file.flush()  # a full disk shows here, before either file takes its name
+    return info
+
+
+def _check_settings(text: Path, out: Path, validation_fraction: float) -> None:
+    if not 0 <= validation_fraction < 1:
+        raise ConfigError(
+            f"a validation fraction of {validation_fraction} is impossible; give 0 or more, less than 1"
+        )
+    if out.suffix != ".bin":
+        raise ConfigError(f"{out}: a token file's name ends in .bin; name one that does")
+    for path in (out, info_path(out)):
+        if path.resolve() == text.resolve():
+            raise ConfigError(f"{path}: this is the text, which would be lost; name another token file")
+
+
+def _write_tokens(
+    text: Path, encoding: tiktoken.Encoding, file: BinaryIO, progress: Callable[[int], None] | None
+) -> dict[str, int | str]:
+    """Stream the text's tokens into `file`; returns the counts and hashes of both."""
+    dtype = _DTYPES[token_dtype(encoding).name]
+    text_hash, tokens_hash = hashlib.sha256(), hashlib.sha256()
+    text_bytes = tokens = 0
+    for piece in stream_text(text, progress, cut_anywhere=is_bytewise(encoding)):
+        ids = encode(encoding, piece).astype(dtype, copy=False)
+        file.write(ids)
+        tokens_hash.update(ids)
+        tokens += ids.size
+        data = piece.encode()
+        text_hash.update(data)
+        text_bytes += len(data)
+    return {
+        "tokens": tokens,
+        "tokens_sha256": tokens_hash.hexdigest(),
+        "text_bytes": text_bytes,
+        "text_sha256": text_hash.hexdigest(),
+    }
+
+
+def _find_split(file: BinaryIO, tokens: int, encoding: tiktoken.Encoding, fraction: float) -> int:
+    """The number of training tokens, at least 1.
+
+    The split stands behind the last token that ends a line among the `SPLIT_REACH` tokens before the place
+    that the fraction asks for, or exactly at that place when there is none.
+    """
+    target = max(1, round(tokens * (1 - fraction)))
+    if fraction == 0:
+        return target
+    dtype = _DTYPES[token_dtype(encoding).name]
+    start = max(0, target - SPLIT_REACH)
+    file.seek(start * dtype.itemsize)
+    before = np.frombuffer(file.read((target - start) * dtype.itemsize), dtype)
+    ends_line = np.array([token.endswith(b"\n") for token in token_bytes(encoding)])
+    (places,) = np.nonzero(ends_line[before])
+    return start + int(places[-1]) + 1 if places.size else target
+
+
+# --- read ---
+
+
+def open_tokens(path: str | PathLike) -> TokenFile:
+    """Open a token file, once its size and hash have been held against its JSON.
+
+    Raises UserError when either file is missing, damaged or of another format version.
+    """
+    path = Path(path)
+    info = _read_info(path)
+    dtype = _DTYPES[info.dtype]
+    try:
+        size = path.stat().st_size
+        if size != info.tokens * dtype.itemsize:
+            raise UserError(
+                f"{path}: {size:,} bytes, but {info_path(path).name} says {info.tokens * dtype.itemsize:,}; "
+                "prepare the text again"
+            )
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != info.tokens_sha256:
+            raise UserError(
+                f"{path}: its contents are not those that {info_path(path).name} describes "
+                f"(SHA-256 {found[:12]}…, expected {info.tokens_sha256[:12]}…); prepare the text again"
+            )
+        tokens = np.memmap(path, dtype, mode="r")
+    except OSError as error:
+        raise UserError(
+            f"{path}: the token file cannot be read ({error.strerror or error}); prepare the text again"
+        ) from error
+    return TokenFile(path, info, tokens[: info.train_tokens], tokens[info.train_tokens :])
+
+
+def _read_info(path: Path) -> TokenFileInfo:
+    beside = info_path(path)
+    try:
+        found = json.loads(beside.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{beside}: the token file's JSON cannot be read ({error.strerror or error}); "
+            "keep it beside the token file, or prepare the text again"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{beside}: not valid JSON ({error}); prepare the text again") from error
+    version = found.get("format_version") if isinstance(found, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{beside}: format version {version}, and this program reads {FORMAT_VERSION}; "
+            "prepare the text again"
+        )
+    try:
+        info = TokenFileInfo(**found)
+        _check_info(info)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{beside}: does not describe a token file ({error}); prepare the text again"
+        ) from error
+    return info
+
+
+def _check_info(info: TokenFileInfo) -> None:
+    """TypeError or ValueError when a field is impossible."""
+    for field in fields(info):
+        if not isinstance(getattr(info, field.name), field.type):
+            raise TypeError(f"{field.name} is not of type {field.type.__name__}")
+    if info.dtype not in _DTYPES:
+        raise ValueError(f"dtype {info.dtype!r} is neither uint16 nor uint32")
+    if min(info.train_tokens, info.validation_tokens) < 0 or info.tokens < 1:
+        raise ValueError("a count of tokens is negative, or there are none")
+    if info.train_tokens + info.validation_tokens != info.tokens:
+        raise ValueError("training and validation tokens do not add up")

@@ -1,0 +1,156 @@
+"""Text files as a stream of pieces that can be tokenised one by one, in bounded memory."""
+
+import codecs
+import re
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+
+from contract.errors import UserError
+
+BLOCK_BYTES = 1 << 20  # read at a time; a piece is usually about as long
+PIECE_BYTES = 4 << 20  # refused beyond this without a place to cut: tiktoken takes some 50 times as much
+
+# Where a text may be cut.
+#
+# The GPT-2 pattern takes a text from left to right and never looks behind a match's start:
+#
+#     '(?:[sdmt]|ll|ve|re) | ?\p{L}++ | ?\p{N}++ | ?[^\s\p{L}\p{N}]++ |\s++$ |\s+(?!\S) |\s
+#
+# Call L its letters, N its numbers, S its whitespace and O everything else. A cut between the characters
+# x and y changes no token if (1) no match of the whole text holds both x and y, and (2) x is not in S.
+#
+# By (1) a match ends at the cut, so the right part is tokenised from the same place in both cases, and
+# nothing looks back. The left part could differ only where a match depends on what lies behind x. A run
+# of letters, numbers or others ends at x by itself or because y has another class: either way at x. A
+# contraction takes a second letter only from the text up to x, or it would hold both. `\s++$` and
+# `\s+(?!\S)` look one character past a run of whitespace, which by (2) ends before x, so that this
+# character is x at the latest. It follows that the pieces' tokens are the whole text's.
+#
+# (1) holds in three cases, because only two alternatives hold more than one class: an optional space in
+# front of a run, and a contraction, O in front of L.
+#   - x not in S, y in S: whitespace stands only at the start of a match or in one that is all whitespace.
+#     x is any \S of Python, whose \s has all that the pattern's has (and U+001C to U+001F besides).
+#   - x in L, y in N or O: no alternative has a letter before another class. "'s" is of the form O L, so
+#     "don|'t" may be cut but "don'|t" may not; this is why x is never in O here.
+#   - x in N, y in L or O: likewise.
+# The last two keep scripts without spaces and long unbroken lines bounded. They name only characters whose
+# class has been the same in every version of Unicode: Python and the pattern's engine may differ in theirs.
+LETTERS = "A-Za-z\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5"  # Latin, hiragana, katakana, CJK ideographs
+NUMBERS = "0-9"
+OTHERS = (
+    r"!-/:-@\[-`{-~"  # ASCII punctuation
+    "\u2014\u2018\u2019\u201c\u201d\u2026"  # dash, quotation marks, ellipsis
+    "\u3001\u3002\u300a-\u3011\uff01\uff0c\uff1a\uff1b\uff1f"  # CJK punctuation
+)
+_BEFORE_CUT = re.compile(
+    rf"\S(?=[ \t\r\n])|[{LETTERS}](?=[{NUMBERS}{OTHERS}])|[{NUMBERS}](?=[{LETTERS}{OTHERS}])"
+)
+
+
+def stream_text(
+    path: str | PathLike, progress: Callable[[int], None] | None = None, *, cut_anywhere: bool = False
+) -> Iterator[str]:
+    """Yield a UTF-8 file's text in pieces whose tokens, one after the other, are the whole text's.
+
+    Newlines are left as they are. A byte order mark at the start belongs to the encoding, not to the text,
+    and is dropped; anywhere else U+FEFF is a character like others. The pieces are of about `BLOCK_BYTES`,
+    and of at most `PIECE_BYTES` more.
+
+    path: the file.
+    progress: called with the number of bytes read so far, after every block.
+    cut_anywhere: for a tokenizer that takes every byte by itself: pieces may end anywhere.
+    Raises UserError, on the first `next`, when the file cannot be read, is empty or is not UTF-8 text; or
+    later when it holds a longer run of one class of characters than can be tokenised in bounded memory.
+    """
+    held = ""
+    for text in _decode(Path(path), progress):
+        searched = max(len(held) - 1, 0)
+        held += text
+        cut = len(held) if cut_anywhere else _last_cut(held, searched)
+        if cut:
+            yield held[:cut]
+            held = held[cut:]
+        elif len(held.encode()) > PIECE_BYTES:
+            raise UserError(
+                f"{path}: {len(held):,} characters, from {held[:20]!r} on, without a place where the text "
+                "can be cut between two tokens; break it with spaces, or use the tokenizer 'bytes'"
+            )
+    if held:
+        yield held
+
+
+def _last_cut(text: str, start: int) -> int:
+    """The index of the last safe cut behind `start`, or 0: found from the end, in growing windows."""
+    window = 256
+    while True:
+        low = max(start, len(text) - window)
+        cut = 0
+        for match in _BEFORE_CUT.finditer(text, low):
+            cut = match.end()
+        if cut or low == start:
+            return cut
+        window *= 16
+
+
+def _decode(path: Path, progress: Callable[[int], None] | None) -> Iterator[str]:
+    """Yield the file's text block by block, without a byte order mark."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    at_start = empty = True
+    read = 0
+    for block in _read_blocks(path):
+        read += len(block)
+        _refuse_binary(path, block, read - len(block))
+        text = _decode_block(decoder, block, path, read)
+        if progress:
+            progress(read)
+        if text and at_start:
+            text = text.removeprefix("\ufeff")
+            at_start = False
+        if text:
+            empty = False
+            yield text
+    _decode_block(decoder, b"", path, read)
+    if empty:
+        raise UserError(f"{path}: the file is empty; give a file with UTF-8 text in it")
+
+
+def _read_blocks(path: Path) -> Iterator[bytes]:
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: this is a folder; give the path of a UTF-8 text file")
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give the path of a UTF-8 text file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); give a text file that you may read") from error
+
+
+def _refuse_binary(path: Path, block: bytes, offset: int) -> None:
+    if offset == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UserError(
+            f"{path}: this looks like UTF-16 (it starts with {block[:2].hex(' ')}), not UTF-8; convert it, "
+            f"for example with: iconv -f UTF-16 -t UTF-8"
+        )
+    nul = block.find(0)
+    if nul >= 0:
+        raise UserError(
+            f"{path}: this looks like a binary file (a NUL byte at offset {offset + nul}); "
+            "give a UTF-8 text file"
+        )
+
+
+def _decode_block(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, read: int) -> str:
+    """Decode a block that ends `read` bytes into the file; an empty one is the end."""
+    try:
+        return decoder.decode(block, final=not block)
+    except UnicodeDecodeError as error:
+        # error.object starts with the bytes that the decoder kept from the block before.
+        offset = read - len(error.object) + error.start
+        raise UserError(
+            f"{path}: not UTF-8 text (byte 0x{error.object[error.start]:02x} at offset {offset}: "
+            f"{error.reason}); convert it, for example with: iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error

@@ -1,0 +1,310 @@
+"""Tokenizers: GPT-2's own, ranks trained on a text, or a text's bytes; every one a `tiktoken.Encoding`.
+
+A ranks file (`.tiktoken`) has one token a line, its bytes in base64, a space and its rank, which is the
+token's id and its place in the order of merges. Words are split by GPT-2's pattern in all three.
+"""
+
+import base64
+import codecs
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import rustbpe
+import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str
+
+from contract.errors import ConfigError, UserError
+from data.text import stream_text
+
+MAX_VOCAB_SIZE = 1 << 24
+# The pattern's engine keeps a place to come back to for every character of a run of whitespace in front of a
+# word, and gives up at a million of them: an error in tiktoken, the end of the process in rustbpe.
+_LONG_WHITESPACE = re.compile(r"\s{999998}")
+
+
+# --- open, train, save, load ---
+
+
+def open_tokenizer(name: str | PathLike, text: str | PathLike | None = None) -> tiktoken.Encoding:
+    """Open a tokenizer by name.
+
+    name: "gpt2", "bytes" or the path of a ranks file, which ends in `.tiktoken`.
+    text: the text file whose bytes "bytes" gives one token each, in the order of their values.
+    Raises ConfigError for another name, UserError when a file cannot be had.
+    """
+    name = os.fspath(name)
+    if name == "gpt2":
+        return _open_gpt2()
+    if name == "bytes":
+        if text is None:
+            raise ConfigError("the tokenizer 'bytes' is made from a text's bytes; name the text file too")
+        return _open_bytes(text)
+    if name.endswith(".tiktoken"):
+        return load_ranks(name)
+    raise ConfigError(
+        f"unknown tokenizer {name!r}; choose gpt2, bytes or the path of a ranks file ending in .tiktoken"
+    )
+
+
+def _open_gpt2() -> tiktoken.Encoding:
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except (OSError, ValueError) as error:  # no network, a cache that cannot be written, a wrong checksum
+        raise UserError(
+            f"the gpt2 tokenizer's files could not be downloaded ({type(error).__name__}); where there is a "
+            "network, set TIKTOKEN_CACHE_DIR to a folder and open gpt2 once, then copy that folder here and "
+            "set TIKTOKEN_CACHE_DIR to it"
+        ) from error
+
+
+def _open_bytes(text: str | PathLike) -> tiktoken.Encoding:
+    seen = np.zeros(256, bool)
+    for piece in stream_text(text, cut_anywhere=True):
+        seen[np.frombuffer(piece.encode(), np.uint8)] = True
+    return _encoding("bytes", [bytes([byte]) for byte in np.flatnonzero(seen)])
+
+
+def train_tokenizer(
+    text: str | PathLike, vocab_size: int, progress: Callable[[int], None] | None = None
+) -> tiktoken.Encoding:
+    """Train byte-pair ranks on a text file; the same text gives the same ranks.
+
+    text: a UTF-8 file; it is streamed, and memory grows with the number of distinct words only.
+    vocab_size: 256 bytes and the merges, 256 to `MAX_VOCAB_SIZE`. A text too small for so many merges gives
+        fewer: see the result's `n_vocab`.
+    progress: called with the number of bytes read so far; the merges follow the reading.
+    Raises ConfigError for an impossible size, UserError when the text cannot be read.
+    """
+    if not 256 <= vocab_size <= MAX_VOCAB_SIZE:
+        raise ConfigError(
+            f"a vocabulary of {vocab_size} tokens cannot be trained; it holds the 256 bytes and the merges: "
+            f"ask for 256 to {MAX_VOCAB_SIZE}"
+        )
+    trainer = rustbpe.Tokenizer()
+    # buffer_size counts strings that are held at once: rustbpe's own 8192 would be 8 GiB of our pieces.
+    trainer.train_from_iterator(
+        _splittable(text, progress), vocab_size, buffer_size=os.cpu_count() or 1, pattern=r50k_pat_str
+    )
+    ranks = sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])
+    return _encoding("ranks", [bytes(token) for token, _ in ranks])
+
+
+def _splittable(text: str | PathLike, progress: Callable[[int], None] | None) -> Iterator[str]:
+    for piece in stream_text(text, progress):
+        if _LONG_WHITESPACE.search(piece):
+            raise _whitespace_error()
+        yield piece
+
+
+def _whitespace_error() -> UserError:
+    return UserError(
+        "the text holds a run of about a million whitespace characters, more than GPT-2's pattern can "
+        "split; shorten it, or use the tokenizer 'bytes'"
+    )
+
+
+def save_ranks(encoding: tiktoken.Encoding, path: str | PathLike) -> None:
+    """Write an encoding's ranks, special tokens left out, to a file that appears only when complete."""
+    with replacing(path) as file:
+        for rank, token in enumerate(token_bytes(encoding)):
+            if not encoding.is_special_token(rank):
+                file.write(base64.b64encode(token) + b" %d\n" % rank)
+
+
+def load_ranks(path: str | PathLike, name: str = "ranks") -> tiktoken.Encoding:
+    """Read a ranks file.
+
+    name: what the encoding is called; "bytes" for one that was made from a text's bytes.
+    Raises UserError when the file is missing, or naming the line that is wrong.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(
+            f"{path}: the ranks file cannot be read ({error.strerror}); "
+            "give a file that 'tokenizer train' has written"
+        ) from error
+    tokens: dict[bytes, int] = {}
+    for rank, line in enumerate(lines):
+        try:
+            token = _parse_rank(line, rank)
+            if token in tokens:
+                raise ValueError(f"the token of line {tokens[token] + 1} again")
+            if len(token) > 1 and (lacking := [byte for byte in token if bytes([byte]) not in tokens]):
+                raise ValueError(f"the byte 0x{lacking[0]:02x} has no token of its own before this one")
+        except ValueError as error:
+            raise UserError(
+                f"{path}: not a ranks file, line {rank + 1}: {error}; train it again, or restore the file"
+            ) from error
+        tokens[token] = rank
+    if not tokens:
+        raise UserError(f"{path}: the ranks file is empty; train it again, or restore the file")
+    return _encoding(name, list(tokens))
+
+
+def _parse_rank(line: bytes, rank: int) -> bytes:
+    """The token of a line that should have this rank; ValueError says what is wrong."""
+    fields = line.split(b" ")
+    if len(fields) != 2:
+        raise ValueError(f"a token in base64, a space and a rank expected, found {line[:40]!r}")
+    try:
+        token = base64.b64decode(fields[0], validate=True)
+    except ValueError as error:
+        raise ValueError(f"the token {fields[0][:40]!r} is not base64") from error
+    if not token:
+        raise ValueError("the token is empty")
+    if fields[1] != b"%d" % rank:
+        raise ValueError(f"rank {rank} expected (ranks count up from 0), found {fields[1][:20]!r}")
+    return token
+
+
+def _encoding(name: str, tokens: list[bytes]) -> tiktoken.Encoding:
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return tiktoken.Encoding(name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+
+
+@contextlib.contextmanager
+def replacing(path: str | PathLike) -> Iterator[BinaryIO]:
+    """Open a file to write that takes its name only when it is complete and on the disk.
+
+    Until then, and for ever after an error or an interruption, whatever stood at `path` still stands there.
+    Raises UserError when it cannot be written.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "name a file in a folder that exists and may be written to"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+# --- what a tokenizer is ---
+
+
+def token_bytes(encoding: tiktoken.Encoding) -> list[bytes]:
+    """Every token's bytes in the order of the ids; a special token's text; b"" for an id without token."""
+    return [_bytes_of(encoding, token) or b"" for token in range(encoding.n_vocab)]
+
+
+def token_lengths(encoding: tiktoken.Encoding) -> np.ndarray:
+    """The length of each token in bytes: int64 (V,). Loss per token over these is loss per byte."""
+    return np.array([len(token) for token in token_bytes(encoding)], np.int64)
+
+
+def _bytes_of(encoding: tiktoken.Encoding, token: int) -> bytes | None:
+    try:
+        return encoding.decode_single_token_bytes(token)
+    except (KeyError, OverflowError):  # OverflowError: negative, or beyond 32 bits
+        return None
+
+
+def identity(encoding: tiktoken.Encoding) -> dict[str, str | int]:
+    """What tells one tokenizer from another: equal when, and only when, the same ids mean the same bytes.
+
+    Returns name ("gpt2", "bytes" or "ranks"), vocab_size, and the SHA-256 of all tokens in the order of
+    their ids, each as its length in four bytes, little endian, and its bytes.
+    """
+    digest = hashlib.sha256()
+    for token in token_bytes(encoding):
+        digest.update(len(token).to_bytes(4, "little") + token)
+    return {"name": encoding.name, "vocab_size": encoding.n_vocab, "sha256": digest.hexdigest()}
+
+
+def token_dtype(encoding: tiktoken.Encoding) -> np.dtype:
+    """The smallest of uint16 and uint32 that holds every id."""
+    return np.dtype(np.uint16 if encoding.n_vocab <= 1 << 16 else np.uint32)
+
+
+@lru_cache(maxsize=8)
+def _byte_ids(encoding: tiktoken.Encoding) -> np.ndarray:
+    """The id of each byte's own token, −1 where it has none: int32 (256,)."""
+    ids = np.full(256, -1, np.int32)
+    for byte in range(256):
+        with contextlib.suppress(KeyError):
+            ids[byte] = encoding.encode_single_token(bytes([byte]))
+    return ids
+
+
+@lru_cache(maxsize=8)
+def is_bytewise(encoding: tiktoken.Encoding) -> bool:
+    """Whether every token is a single byte, so that a text may be cut anywhere."""
+    return all(len(token) == 1 for token in encoding.token_byte_values())
+
+
+# --- text to tokens and back ---
+
+
+def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
+    """The tokens of a text, all of which is data: `<|endoftext|>` in it is ordinary text.
+
+    Returns uint16 (T,), or uint32 for a vocabulary beyond 65,536.
+    Raises UserError when the text holds symbols that the tokenizer lacks.
+    """
+    try:
+        data = np.frombuffer(text.encode(), np.uint8)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text holds U+{ord(text[error.start]):04X} at character {error.start}, which is half of a "
+            "character (a lone surrogate); give text that is valid Unicode"
+        ) from error
+    byte_ids = _byte_ids(encoding)
+    if byte_ids.min() < 0 and (byte_ids[data] < 0).any():  # tiktoken would panic
+        raise _missing_symbols(encoding, text)
+    if is_bytewise(encoding):
+        # One table look-up: 300 MB/s, where tiktoken splits words for nothing at 13.
+        return byte_ids.astype(token_dtype(encoding))[data]
+    try:
+        # As encode_ordinary, without its list of Python integers: a tenth faster, a tenth of the memory.
+        tokens = encoding.encode_to_numpy(text, disallowed_special=())
+    except ValueError as error:
+        raise _whitespace_error() from error
+    return tokens.astype(token_dtype(encoding))
+
+
+def _missing_symbols(encoding: tiktoken.Encoding, text: str) -> UserError:
+    byte_ids = _byte_ids(encoding)
+    missing = [c for c in dict.fromkeys(text) if any(byte_ids[byte] < 0 for byte in c.encode())]
+    shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in missing[:5])
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return UserError(
+        f"the tokenizer {encoding.name!r} has no token for {shown}{more}; "
+        "leave them out, or use a tokenizer that knows every byte (gpt2 or trained ranks)"
+    )
+
+
+class TextDecoder:
+    """Tokens to text, one by one: a character comes out as soon as its last byte is in.
+
+    Bytes that are not UTF-8, and ids that the tokenizer lacks, come out as U+FFFD.
+    """
+
+    def __init__(self, encoding: tiktoken.Encoding):
+        self._encoding = encoding
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        """The text that this token completes, often all of its own, sometimes ""."""
+        token_bytes = _bytes_of(self._encoding, int(token))
+        return self._decoder.decode(b"\xff" if token_bytes is None else token_bytes)
+
+    def flush(self) -> str:
+        """U+FFFD for a character that was left incomplete, or "". The decoder is then as new."""
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,250 @@
+"""Checkpoints: everything that a run needs to go on, or a model to be used, in one folder.
+
+    config.json             format version, model configuration, training settings, step, hashes
+    model.safetensors       the weights under their dotted names
+    optimizer.safetensors   Adam's moments, "m." and "v." before each weight's name (only while training)
+    tokenizer.tiktoken      the tokenizer's ranks, unless they are tiktoken's own
+
+A checkpoint is written beside its final place, flushed to disk and renamed, so that a complete one exists at
+every instant; every file is verified by its hash when it is read. Nothing is ever unpickled.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
+
+from contract.config import ModelConfig
+from contract.errors import ConfigError, UserError
+from contract.weights import weight_table
+from data.tokenizers import identity, load_ranks, open_tokenizer, save_ranks
+
+FORMAT = "twin-gpt checkpoint"
+FORMAT_VERSION = 1
+CONFIG, MODEL, OPTIMIZER, RANKS = (
+    "config.json",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "tokenizer.tiktoken",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder holds.
+
+    config: the model's configuration
+    weights: the weights by dotted name
+    tokenizer: the encoding that the model was trained with
+    step: optimiser steps done
+    training: the run's settings, as JSON values
+    optimizer: Adam's moments by name, or None where they were not asked for or not kept
+    validation_loss: nats per token on the held-out split at this step, None before the first evaluation
+    """
+
+    config: ModelConfig
+    weights: Mapping[str, np.ndarray]
+    tokenizer: tiktoken.Encoding
+    step: int = 0
+    training: dict = field(default_factory=dict)
+    optimizer: Mapping[str, np.ndarray] | None = None
+    validation_loss: float | None = None
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint):
+    """Write `checkpoint` to `folder`, in place of the checkpoint that stands there.
+
+    Raises OSError where the disk is full or the place cannot be written; the earlier checkpoint stays.
+    """
+    fresh, old = _beside(folder, "new"), _beside(folder, "old")
+    _settle(folder)
+    fresh.mkdir(parents=True)
+    try:
+        _write_files(fresh, checkpoint)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    _flush_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint:
+    """Read and verify the checkpoint in `folder`; `with_optimizer` reads Adam's moments too.
+
+    Raises UserError naming the file that is missing, damaged or of another format version.
+    """
+    folder = _complete(folder)
+    record = _read_config(folder)
+    config = ModelConfig.from_dict(record["model"])
+    shapes = {name: spec.shape for name, spec in weight_table(config).items()}
+    weights = _read_tensors(folder, MODEL, record, shapes)
+    optimizer = None
+    if with_optimizer:
+        if OPTIMIZER not in record["files"]:
+            raise UserError(f"{folder} holds no optimizer state, so its training cannot go on from there")
+        moments = {f"{moment}.{name}": shape for moment in "mv" for name, shape in shapes.items()}
+        optimizer = _read_tensors(folder, OPTIMIZER, record, moments)
+    return Checkpoint(
+        config=config,
+        weights=weights,
+        tokenizer=_read_tokenizer(folder, record),
+        step=record["step"],
+        training=record["training"],
+        optimizer=optimizer,
+        validation_loss=record["validation_loss"],
+    )
+
+
+def checkpoint_exists(folder: Path) -> bool:
+    """Whether a checkpoint stands at `folder`, one whose replacement was interrupted included."""
+    return any((place / CONFIG).is_file() for place in (folder, _beside(folder, "old")))
+
+
+def remove_checkpoint(folder: Path):
+    """Delete the checkpoint at `folder` and what an interrupted replacement may have left beside it."""
+    for place in (folder, _beside(folder, "new"), _beside(folder, "old")):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+# Writing
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint):
+    save_file(_contiguous(checkpoint.weights), folder / MODEL)
+    if checkpoint.optimizer is not None:
+        save_file(_contiguous(checkpoint.optimizer), folder / OPTIMIZER)
+    if checkpoint.tokenizer.name != "gpt2":
+        save_ranks(checkpoint.tokenizer, folder / RANKS)
+    record = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": checkpoint.config.to_dict(),
+        "tokenizer": identity(checkpoint.tokenizer),
+        "step": checkpoint.step,
+        "validation_loss": checkpoint.validation_loss,
+        "training": checkpoint.training,
+        "files": {path.name: _hash(path.read_bytes()) for path in sorted(folder.iterdir())},
+    }
+    record["checksum"] = _checksum(record)
+    (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    _flush_folder(folder)
+
+
+def _contiguous(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f"{folder.name}.{suffix}")
+
+
+def _settle(folder: Path):
+    """Put in place what an interrupted `save_checkpoint` left, so that the next can start cleanly."""
+    fresh, old = _beside(folder, "new"), _beside(folder, "old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _flush_folder(folder: Path):
+    if os.name == "posix":  # Windows cannot open a folder, and flushes renames by itself
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# Reading
+
+
+def _complete(folder: Path) -> Path:
+    """The folder itself or, where it was being replaced when the power went, the copy beside it."""
+    for place in (folder, _beside(folder, "old")):
+        if (place / CONFIG).is_file():
+            return place
+    raise UserError(f"no checkpoint at {folder}: {CONFIG} is missing; name the folder of a training run")
+
+
+def _read_config(folder: Path) -> dict:
+    path = folder / CONFIG
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kind, version = record["format"], record["format_version"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged or not a checkpoint's; use another checkpoint") from None
+    if kind != FORMAT or version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} is of format {kind!r} version {version!r}, but this program reads {FORMAT!r} "
+            f"version {FORMAT_VERSION}; use the release that wrote it"
+        )
+    if record.pop("checksum", None) != _checksum(record):
+        raise UserError(
+            f"{path} does not match its checksum: it was changed or damaged; use another checkpoint"
+        )
+    return record
+
+
+def _read_tensors(folder: Path, name: str, record: dict, shapes: dict[str, tuple]) -> dict[str, np.ndarray]:
+    content = _read_verified(folder, name, record)
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise UserError(f"{folder / name} cannot be read as safetensors: {error}") from None
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != shapes:
+        odd = sorted(key for key in found.keys() | shapes.keys() if found.get(key) != shapes.get(key))
+        raise UserError(
+            f"{folder / name} does not fit its configuration: {odd[0]} is {found.get(odd[0], 'missing')}, "
+            f"wanted {shapes.get(odd[0], 'none')}"
+        )
+    return {name: tensors[name] for name in shapes}
+
+
+def _read_tokenizer(folder: Path, record: dict) -> tiktoken.Encoding:
+    wanted = record["tokenizer"]
+    if RANKS in record["files"]:
+        _read_verified(folder, RANKS, record)
+        tokenizer = load_ranks(folder / RANKS, name=wanted["name"])
+    else:
+        tokenizer = open_tokenizer(wanted["name"])
+    if identity(tokenizer) != wanted:
+        raise ConfigError(f"the tokenizer of {folder} is not the one that its model was trained with")
+    return tokenizer
+
+
+def _read_verified(folder: Path, name: str, record: dict) -> bytes:
+    path = folder / name
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing from the checkpoint; use another checkpoint") from None
+    if _hash(content) != record["files"].get(name):
+        raise UserError(
+            f"{path} does not match its hash ({len(content):,} bytes): it was cut short or damaged; "
+            "use another checkpoint"
+        )
+    return content
+
+
+def _hash(content: bytes) -> str:
+    return sha256(content).hexdigest()
+
+
+def _checksum(record: dict) -> str:
+    return _hash(json.dumps(record, sort_keys=True).encode())

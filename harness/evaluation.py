@@ -1,0 +1,46 @@
+"""How well a model predicts a text."""
+
+from math import exp, log
+from typing import NamedTuple
+
+import numpy as np
+
+from data.batches import evaluation_batches
+from harness.backend import Backend
+
+
+class Evaluation(NamedTuple):
+    """loss: nats per token; tokens: how many were predicted, which is all but the first."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): among how many equally likely tokens one would be as unsure."""
+        return exp(min(self.loss, 700.0))  # beyond that the exponential overflows
+
+
+def evaluate(
+    backend: Backend, tokens: np.ndarray, batch_size: int, *, max_windows: int | None = None
+) -> Evaluation:
+    """The mean loss over a text's tokens, each predicted from those before it in its window.
+
+    tokens: int (N,); max_windows: see `data.batches.evaluation_batches`
+    """
+    total, count = 0.0, 0
+    for inputs, targets in evaluation_batches(tokens, backend.config.context_length, batch_size, max_windows):
+        total += backend.evaluate(inputs, targets) * targets.size
+        count += targets.size
+    return Evaluation(total / count, count)
+
+
+def bits_per_byte(evaluation: Evaluation, tokens: np.ndarray, lengths: np.ndarray) -> float:
+    """The loss in a unit that does not depend on the tokenizer: bits for each byte of the predicted text.
+
+    tokens: int (N,), as given to `evaluate`; lengths: int (V,), the bytes of each token
+    """
+    counts = np.zeros(len(lengths), np.int64)
+    for start in range(1, len(tokens), 1 << 20):  # in pieces: the tokens may be a large memory map
+        counts += np.bincount(tokens[start : start + (1 << 20)], minlength=len(lengths))
+    return evaluation.loss * evaluation.tokens / log(2) / int(counts @ lengths)

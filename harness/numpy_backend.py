@@ -1,0 +1,157 @@
+"""The NumPy twin as a backend: its batch split over threads, its memory kept between steps."""
+
+import ctypes
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from contract.config import ModelConfig
+from contract.randomness import DropoutKey
+from contract.weights import Weights, parameter_count, weight_table
+from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
+from numpy_llm.generate import generate
+from numpy_llm.model import GPT
+
+PROCESS_BYTES = 70 << 20  # Python with NumPy, tiktoken and safetensors, before the model is there
+
+
+class NumpyBackend:
+    """See `harness.backend.Backend`.
+
+    NumPy lets go of the interpreter in every large operation, so two threads on two halves of a batch work
+    at the same time, each with one BLAS thread. The halves' gradients are summed in a fixed order, so a run
+    is bit-identical for one seed and thread count.
+    """
+
+    name = "numpy"
+
+    def __init__(
+        self, config: ModelConfig, weights=None, *, seed, dtype, threads, beta1, beta2, weight_decay
+    ):
+        keep_freed_memory()
+        self.config, self.seed, self.threads = config, seed, threads
+        self.model = GPT(config, weights and _as_weights(config, weights, dtype), seed=seed, dtype=dtype)
+        self._optimizer_settings = {"beta1": beta1, "beta2": beta2, "weight_decay": weight_decay}
+        self._optimizer: AdamW | None = None
+        self._gradients: list[Weights] = []
+        self._pool = ThreadPoolExecutor(threads)
+        self._blas = ThreadpoolController()
+
+    @property
+    def optimizer(self) -> AdamW:
+        """AdamW over the model's weights; its moments exist from the first use on."""
+        if self._optimizer is None:
+            self._optimizer = AdamW(self.model.weights, **self._optimizer_settings)
+        return self._optimizer
+
+    def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
+        if not self._gradients:
+            parts = min(self.threads, -(-len(tokens) // accumulate))
+            self._gradients = [Weights.zeros(self.config, self.model.dtype) for _ in range(parts)]
+        for gradients in self._gradients:
+            gradients.flat.fill(0)
+
+        def differentiate(rows: slice, gradients: Weights) -> float:
+            share = (rows.stop - rows.start) / len(tokens)
+            dropout = DropoutKey(self.seed, step, first_sequence=rows.start)
+            _, loss, cache = self.model.forward(tokens[rows], targets[rows], dropout=dropout)
+            self.model.backward(cache, dloss=share, gradients=gradients)
+            return share * float(loss)
+
+        loss = 0.0
+        for micro_batch in _split(slice(0, len(tokens)), accumulate):
+            loss += sum(self._over_threads(differentiate, micro_batch, self._gradients))
+        for gradients in self._gradients[1:]:
+            self._gradients[0].flat += gradients.flat
+        return loss
+
+    def clip(self, max_norm) -> float:
+        gradients = self._gradients[0]
+        return gradient_norm(gradients) if max_norm is None else clip_gradients(gradients, max_norm)
+
+    def update(self, learning_rate):
+        self.optimizer.update(self._gradients[0], learning_rate)
+
+    def evaluate(self, tokens, targets) -> float:
+        def evaluate(rows: slice, _) -> float:
+            _, loss, _ = self.model.forward(tokens[rows], targets[rows])
+            return float(loss) * (rows.stop - rows.start) / len(tokens)
+
+        return sum(self._over_threads(evaluate, slice(0, len(tokens)), range(self.threads)))
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        return self.model.weights
+
+    def optimizer_state(self) -> Mapping[str, np.ndarray]:
+        table, adam = weight_table(self.config), self.optimizer
+        moments = (("m", Weights(table, adam.m)), ("v", Weights(table, adam.v)))
+        return {f"{moment}.{name}": value for moment, values in moments for name, value in values.items()}
+
+    def load_optimizer_state(self, state, step):
+        for name, value in self.optimizer_state().items():
+            value[...] = state[name]
+        self.optimizer.step = step
+
+    def generate(self, tokens, max_new_tokens, **sampling) -> Iterator[int]:
+        return generate(self.model, tokens, max_new_tokens, **sampling)
+
+    @staticmethod
+    def estimate_memory(
+        config: ModelConfig, *, batch_size: int, accumulate: int, threads: int, dtype: str
+    ) -> int:
+        """Bytes that training will take at its peak, Python and its libraries included.
+
+        Per token, what the caches of `numpy_llm` keep; beside that weights, moments, gradients per thread.
+        """
+        C, F, V, T = config.d_model, config.d_ff, config.vocab_size, config.context_length
+        sequences = -(-batch_size // accumulate)
+        probabilities = config.n_head * T * (3 if config.dropout else 1)
+        hidden = F * (1 if config.activation == "relu" else 2)
+        # norm_1: 2C, query key value: 3C, merged heads: C, norm_2: 2C, and the stream itself while it passes
+        block = 8 * C + probabilities + hidden + (2 * C if config.dropout else 0)
+        per_token = config.n_layer * block + 4 * C + 3 * V + 3 * F
+        numbers = parameter_count(config) * (3 + min(threads, sequences)) + sequences * T * per_token
+        return numbers * np.dtype(dtype).itemsize + PROCESS_BYTES
+
+    def _over_threads(self, function, rows: slice, arguments) -> list[float]:
+        """Call `function(part, argument)` for parts of the rows, one a thread. returns: results in order"""
+        parts = _split(rows, len(arguments))
+        if len(parts) == 1:  # a single part has all threads to itself, inside BLAS
+            with self._blas.limit(limits=self.threads, user_api="blas"):
+                return [function(parts[0], arguments[0])]
+        with self._blas.limit(limits=1, user_api="blas"):
+            return list(self._pool.map(function, parts, arguments))
+
+
+def _as_weights(config: ModelConfig, values: Mapping[str, np.ndarray], dtype) -> Weights:
+    weights = Weights.zeros(config, dtype)
+    for name, view in weights.items():
+        view[...] = values[name]
+    return weights
+
+
+def _split(rows: slice, parts: int) -> list[slice]:
+    """Cut rows into at most `parts` slices of nearly equal length, none of them empty."""
+    count = rows.stop - rows.start
+    parts = min(parts, count)
+    edges = [rows.start + count * part // parts for part in range(parts + 1)]
+    return [slice(*edge) for edge in pairwise(edges)]
+
+
+def keep_freed_memory():
+    """Ask the C library to keep freed memory for the next step instead of returning it to the system.
+
+    A step frees every activation that it allocated. By default glibc gives arrays of this size back to the
+    kernel and takes fresh, zeroed pages for the next step: at the `nano` preset that was a seventh of a step
+    on two threads, and a quarter on one. Elsewhere than on glibc this does nothing.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 1 << 30)
+            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

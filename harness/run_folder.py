@@ -1,0 +1,149 @@
+"""A run's folder: its checkpoints, its tokens, its metrics and their plot.
+
+latest/         the last checkpoint written; training goes on from it
+best/           the checkpoint with the lowest validation loss
+tokens.bin      the tokens that the run trains on, with tokens.json beside it
+metrics.jsonl   a line per step and per evaluation
+loss.png        their plot
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from contract.errors import UserError
+from harness.checkpoint import checkpoint_exists, remove_checkpoint
+
+
+class RunFolder:
+    """The places inside a run's folder.
+
+    path: the folder; it need not exist yet
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.latest = path / "latest"
+        self.best = path / "best"
+        self.tokens = path / "tokens.bin"
+        self.metrics = path / "metrics.jsonl"
+        self.plot = path / "loss.png"
+
+    def holds_a_run(self) -> bool:
+        """Whether a run was started here."""
+        return checkpoint_exists(self.latest) or self.metrics.exists() or self.tokens.exists()
+
+    def clear(self):
+        """Delete the run's own files; whatever else lies in the folder stays."""
+        remove_checkpoint(self.latest)
+        remove_checkpoint(self.best)
+        for path in (*map(self.tokens.with_suffix, (".bin", ".json", ".tiktoken")), self.metrics, self.plot):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_run(path: Path, *, overwrite: bool) -> Iterator[RunFolder]:
+    """A staging folder beside `path`, whose files move to `path` once the block has gone well.
+
+    So a run that cannot start leaves nothing behind, and the run that it should replace stays.
+    Raises UserError where a run stands at `path` and `overwrite` is not set, or something else does.
+    """
+    run = RunFolder(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; choose another --out")
+    if run.holds_a_run() and not overwrite:
+        raise UserError(
+            f"{path} already holds a run; continue it with --resume, replace it with --overwrite, "
+            "or choose another --out"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as staging:
+        yield RunFolder(Path(staging))
+        run.clear()
+        path.mkdir(exist_ok=True)
+        for file in Path(staging).iterdir():
+            file.replace(path / file.name)
+
+
+def unused_folder(path: Path) -> Path:
+    """`path`, or with a number behind it where it is taken: runs/tense, runs/tense-2, runs/tense-3, ..."""
+    numbered = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in count(1))
+    return next(folder for folder in numbered if not folder.exists())
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the best, or else the latest, of the run folder it is.
+
+    Raises UserError where there is none.
+    """
+    run = RunFolder(path)
+    for place in (path, run.best, run.latest):
+        if checkpoint_exists(place):
+            return place
+    found = "an empty folder" if path.is_dir() and not any(path.iterdir()) else "no checkpoint"
+    found = found if path.exists() else "nothing"
+    raise UserError(f"no run at {path}: found {found}; name the --out folder of a training run")
+
+
+class MetricsLog:
+    """`metrics.jsonl`: a JSON object per line, of a step ("loss") or an evaluation ("validation_loss").
+
+    after_step: keep what an earlier part of the run has written up to this step, drop what came later
+    """
+
+    def __init__(self, path: Path, *, after_step: int = 0):
+        kept = [row for row in read_metrics(path) if row["step"] <= after_step] if after_step else []
+        self._path = path
+        self._file = path.open("w", encoding="utf-8")
+        for row in kept:
+            self.write(**row)
+
+    def write(self, **row):
+        """Append a row."""
+        self._file.write(json.dumps(row) + "\n")
+
+    def flush(self):
+        """Bring what was written to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+
+
+def read_metrics(path: Path) -> Iterator[dict]:
+    """The rows of a metrics file, a last line that was cut short left out; none where there is no file."""
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+
+def plot_metrics(metrics: Path, image: Path):
+    """Draw training and validation loss over the steps."""
+    from matplotlib.figure import Figure  # takes half a second to import, so only when a plot is drawn
+
+    rows = list(read_metrics(metrics))
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    validation = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+    axes.plot(*zip(*training, strict=True), color="#9ab8d6", linewidth=0.8, label="training batch")
+    if validation:
+        axes.plot(
+            *zip(*validation, strict=True), color="#c0392b", marker="o", markersize=3, label="held-out split"
+        )
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(image.with_suffix(".new.png"))
+    image.with_suffix(".new.png").replace(image)

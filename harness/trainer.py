@@ -1,0 +1,233 @@
+"""The training loop, written once for both backends."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from time import perf_counter
+from typing import NamedTuple
+
+from contract.errors import ConfigError, UserError
+from data.batches import Windows
+from harness.backend import Backend
+from harness.checkpoint import Checkpoint, save_checkpoint
+from harness.evaluation import Evaluation, evaluate
+from harness.run_folder import MetricsLog, RunFolder, plot_metrics
+from harness.schedule import learning_rate
+
+# Windows looked at by the evaluations during training; the last evaluation sees the whole held-out split.
+QUICK_EVALUATION_WINDOWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What a training run is told beside its model and its text. Stored in every checkpoint.
+
+    steps: optimiser steps; batch_size: sequences a step; accumulate: micro-batches that a batch is cut into
+    learning_rate: the peak; min_learning_rate: where the cosine ends; warmup_steps: steps to reach the peak
+    weight_decay, beta1, beta2: see `numpy_llm.adam`; clip: largest gradient norm, None for no clipping
+    eval_interval: steps between evaluations, each of which also writes a checkpoint
+    seed: of initial weights, order of windows and dropout; dtype: "float32" or "float64"
+
+    Raises ConfigError naming the setting, what was found and what fits.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    clip: float | None = 1.0
+    eval_interval: int = 250
+    seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        def require(fits: bool, name: str, wanted: str):
+            if not fits:
+                raise ConfigError(f"{name.replace('_', '-')} must be {wanted}, got {getattr(self, name)}")
+
+        for name in ("steps", "batch_size", "accumulate", "eval_interval"):
+            require(getattr(self, name) >= 1, name, "at least 1")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"batch-size {self.batch_size} does not divide into --accumulate {self.accumulate} parts"
+            )
+        require(0 < self.learning_rate < float("inf"), "learning_rate", "a positive number")
+        require(
+            0 <= self.min_learning_rate <= self.learning_rate,
+            "min_learning_rate",
+            f"from 0 to the learning rate, {self.learning_rate}",
+        )
+        require(self.warmup_steps >= 0, "warmup_steps", "at least 0")
+        require(0 <= self.weight_decay < float("inf"), "weight_decay", "at least 0")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        require(self.clip is None or self.clip > 0, "clip", "above 0 (leave it out for the default)")
+        require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1")
+        require(self.dtype in ("float32", "float64"), "dtype", "float32 or float64")
+
+    def to_dict(self) -> dict:
+        """The settings by name, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "TrainingSettings":
+        """The inverse of `to_dict`; names that are not settings are left out."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+class Progress(NamedTuple):
+    """What the trainer tells after each step.
+
+    step: steps done; loss: of this step's batch, nats per token; seconds: that the step took
+    validation_loss: where the step was followed by an evaluation, else None
+    """
+
+    step: int
+    loss: float
+    seconds: float
+    validation_loss: float | None
+
+
+class Outcome(NamedTuple):
+    """How training ended.
+
+    step: steps done; finished: False where it was interrupted
+    validation: over the whole held-out split; None where training was interrupted
+    seconds: that this part of the training took, evaluations and checkpoints included
+    """
+
+    step: int
+    finished: bool
+    validation: Evaluation | None
+    seconds: float
+
+
+class Trainer:
+    """Trains a backend on a corpus, evaluating and writing checkpoints on the way.
+
+    backend: the model with its optimiser
+    run: the folder that receives checkpoints, metrics and plot
+    corpus: object with `train` and `validation`, int (N,) each; tokenizer: what made them
+    record: what else the checkpoints should remember of the run, as JSON values
+    report: called after every step; interrupted: asked after every step whether to save and leave
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: TrainingSettings,
+        run: RunFolder,
+        corpus,
+        tokenizer,
+        *,
+        record: dict | None = None,
+        report: Callable[[Progress], None] = lambda progress: None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ):
+        self.backend, self.settings, self.run, self.tokenizer = backend, settings, run, tokenizer
+        self.windows = Windows(corpus.train, backend.config.context_length, settings.seed)
+        self.validation = corpus.validation
+        self.record, self.report, self.interrupted = record or {}, report, interrupted
+        self.step = 0
+        self.validation_loss: float | None = None
+        self.best_loss: float | None = None
+
+    @property
+    def epochs(self) -> float:
+        """How often the whole training goes over the corpus."""
+        return self.settings.steps * self.settings.batch_size / self.windows.per_epoch
+
+    @property
+    def estimated_memory(self) -> int:
+        """Bytes that training will take at its peak."""
+        return self.backend.estimate_memory(
+            self.backend.config,
+            batch_size=self.settings.batch_size,
+            accumulate=self.settings.accumulate,
+            threads=self.backend.threads,
+            dtype=self.settings.dtype,
+        )
+
+    def resume(self, checkpoint: Checkpoint):
+        """Go on after `checkpoint`, which was loaded with its optimizer state."""
+        self.backend.load_optimizer_state(checkpoint.optimizer, checkpoint.step)
+        self.step = checkpoint.step
+        self.validation_loss = checkpoint.validation_loss
+        self.best_loss = checkpoint.training["best_loss"]
+
+    def train(self) -> Outcome:
+        """Train up to `settings.steps`, or until interrupted; a checkpoint is written in both cases.
+
+        Raises UserError where the loss or a gradient stops being finite; the last checkpoint stays.
+        """
+        settings, started = self.settings, perf_counter()
+        with MetricsLog(self.run.metrics, after_step=self.step) as metrics:
+            while self.step < settings.steps:
+                step_started = perf_counter()
+                loss = self._train_step(metrics)
+                seconds = perf_counter() - step_started
+                stop = self.interrupted()
+                evaluation = None
+                if self.step == settings.steps or self.step % settings.eval_interval == 0:
+                    evaluation = self._evaluate(metrics)
+                if stop or evaluation:
+                    metrics.flush()
+                    save_checkpoint(self.run.latest, self._checkpoint())
+                self.report(Progress(self.step, loss, seconds, evaluation and evaluation.loss))
+                if stop:
+                    break
+        plot_metrics(self.run.metrics, self.run.plot)
+        finished = self.step == settings.steps
+        return Outcome(self.step, finished, evaluation if finished else None, perf_counter() - started)
+
+    def _train_step(self, metrics: MetricsLog) -> float:
+        settings = self.settings
+        rate = learning_rate(
+            self.step,
+            steps=settings.steps,
+            peak=settings.learning_rate,
+            minimum=settings.min_learning_rate,
+            warmup_steps=settings.warmup_steps,
+        )
+        tokens, targets = self.windows.batch(self.step, settings.batch_size)
+        loss = self.backend.loss_and_gradients(
+            tokens, targets, step=self.step, accumulate=settings.accumulate
+        )
+        norm = self.backend.clip(settings.clip)
+        if not isfinite(loss) or not isfinite(norm):
+            raise UserError(
+                f"step {self.step + 1}: the loss is {loss:.4g} and the gradient norm {norm:.4g}, no longer "
+                "finite; the last checkpoint is kept; try a lower --learning-rate or more --warmup-steps"
+            )
+        self.backend.update(rate)
+        self.step += 1
+        metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm)
+        return loss
+
+    def _evaluate(self, metrics: MetricsLog) -> Evaluation:
+        """Evaluate, quickly or at the end wholly, and keep the checkpoint if it is the best so far."""
+        whole = self.step == self.settings.steps
+        windows = None if whole else QUICK_EVALUATION_WINDOWS
+        evaluation = evaluate(self.backend, self.validation, self.settings.batch_size, max_windows=windows)
+        self.validation_loss = evaluation.loss
+        metrics.write(step=self.step, validation_loss=self.validation_loss)
+        if self.best_loss is None or self.validation_loss < self.best_loss:
+            self.best_loss = self.validation_loss
+            save_checkpoint(self.run.best, self._checkpoint())
+        return evaluation
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            config=self.backend.config,
+            weights=self.backend.weights(),
+            tokenizer=self.tokenizer,
+            step=self.step,
+            training=self.settings.to_dict() | self.record | {"best_loss": self.best_loss},
+            optimizer=self.backend.optimizer_state(),
+            validation_loss=self.validation_loss,
+        )
