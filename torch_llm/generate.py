@@ -1,0 +1,101 @@
+"""Decoding, one token at a time, with a cache of the keys and values already computed."""
+
+from collections.abc import Iterator
+
+import torch
+
+from contract.errors import ConfigError
+from contract.sampling import check_sampling, sample
+
+
+class KeyValueCache:
+    """The keys and values of the tokens seen so far, for every attention layer.
+
+    A token's key and value depend on it and on those before it, so they stay valid as long as no token
+    changes its place. Memory: 2 · L · C · context_length numbers.
+
+    Twin: numpy_llm.generate.KeyValueCache
+    """
+
+    def __init__(self, config, dtype, device=None):
+        shape = (config.n_layer, 2, 1, config.n_head, config.context_length, config.head_size)
+        layers = torch.empty(shape, dtype=dtype, device=device)
+        self._layers = {f"blocks.{layer}.attention": layers[layer] for layer in range(config.n_layer)}
+        self.length = 0  # tokens whose keys and values every layer holds
+
+    def extend(self, name, key, value):
+        """Append the new tokens' keys and values to the layer called `name`.
+
+        key, value: float (1, H, T, D); returns: key, value (1, H, length + T, D), earlier tokens included
+        """
+        stop = self.length + key.shape[2]
+        keys, values = self._layers[name]
+        keys[:, :, self.length : stop] = key
+        values[:, :, self.length : stop] = value
+        return keys[:, :, :stop], values[:, :, :stop]
+
+
+def generate(
+    model,
+    tokens,
+    max_new_tokens,
+    *,
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    seed=0,
+    sequence=0,
+    use_cache=True,
+) -> Iterator[int]:
+    """Yield up to `max_new_tokens` tokens that continue `tokens`, each as soon as it is drawn.
+
+    The model sees the last `context_length` tokens. Once there are more, the oldest slides out at every
+    step and all others change their place, so that their keys and values are computed anew: with the cache
+    and without it, the same tokens come out.
+
+    tokens: sequence of at least one token id; it is not changed
+    temperature, top_k, top_p, seed, sequence: see `contract.sampling.sample`
+    use_cache: False computes every step from the whole window, to prove that the cache changes nothing
+    Raises ConfigError for an empty prompt or impossible settings.
+    Twin: numpy_llm.generate.generate
+    """
+    check_sampling(temperature, top_k, top_p)
+    if len(tokens) == 0:
+        raise ConfigError("the prompt has no tokens; give at least one")
+    return _generate(
+        model, list(tokens), max_new_tokens, temperature, top_k, top_p, seed, sequence, use_cache
+    )
+
+
+def _generate(model, tokens, max_new_tokens, temperature, top_k, top_p, seed, sequence, use_cache):
+    context_length = model.config.context_length
+    kv_cache = None
+    for _ in range(max_new_tokens):
+        if kv_cache is None or kv_cache.length == context_length or not use_cache:
+            kv_cache = KeyValueCache(model.config, model.dtype, model.device)
+            unseen = tokens[-context_length:]
+        logits = next_token_logits(model, unseen, kv_cache)
+        token = sample(
+            logits.cpu().numpy(),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            sequence=sequence,
+            position=len(tokens),
+        )
+        tokens.append(token)
+        unseen = [token]
+        yield token
+
+
+@torch.inference_mode()  # here rather than around the loop, whose caller goes on between two tokens
+def next_token_logits(model, tokens, kv_cache):
+    """The logits after `tokens`, which follow those in `kv_cache` and are added to it.
+
+    returns: float (V,)
+    Twin: numpy_llm.generate.next_token_logits
+    """
+    x = model.stream_forward(torch.tensor([tokens], device=model.device), kv_cache=kv_cache)
+    kv_cache.length += len(tokens)
+    return x[0, -1] @ model.get_parameter(model.output_name).T  # only the last token's logits are needed

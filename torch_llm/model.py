@@ -1,0 +1,229 @@
+"""The GPT: a list of calls forward; autograd goes through it backward.
+
+    tokens -> embedding + position -> L x [ x + attention(norm(x)),  x + feed_forward(norm(x)) ]
+           -> final norm -> output -> cross-entropy
+
+The dimension letters are explained in `contract/config.py`. Modules hold the weights, and their attributes
+spell the weights' dotted names; what is computed with them is said by the functions of `torch_llm.layers`.
+Dropout is asked for with a key at each call, so `train()` and `eval()` change nothing.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from contract.config import ModelConfig
+from contract.errors import ConfigError
+from contract.randomness import DropoutKey
+from contract.trace import NO_TRACE, Trace
+from contract.weights import initial_weights, weight_table
+from torch_llm import layers
+from torch_llm.attention import Attention
+from torch_llm.generate import generate
+
+ACTIVATIONS = {"relu": layers.relu, "gelu_tanh": layers.gelu}
+
+
+class FeedForward(nn.Module):
+    """Widen each token to F channels, apply the activation, and narrow it to C again.
+
+        y = activation(x W_upᵀ + b_up) W_downᵀ + b_down
+
+    name: the layer's place in the model, such as "blocks.0.feed_forward"
+    Source: Vaswani et al. 2017, section 3.3.
+    Twin: numpy_llm.model.feed_forward_forward and feed_forward_backward
+    """
+
+    def __init__(self, name, config):
+        super().__init__()
+        self.name, self.config = name, config
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x, trace=NO_TRACE):
+        """x: float (B, T, C); returns: y (B, T, C)"""
+        name, activation = self.name, ACTIVATIONS[self.config.activation]
+        hidden = layers.linear(x, self.up.weight, self.up.bias)
+        trace.record(f"{name}.up", hidden)
+        active = activation(hidden)
+        trace.record(f"{name}.activation", active)
+        y = layers.linear(active, self.down.weight, self.down.bias)
+        trace.record(f"{name}.down", y)
+        return y
+
+
+class Norm(nn.LayerNorm):
+    """The layer norm called `name`. Twin: numpy_llm.model.norm_forward and norm_backward"""
+
+    def __init__(self, name, config):
+        super().__init__(config.d_model, config.norm_eps, bias=config.bias)
+        self.name = name
+
+    def forward(self, x, trace=NO_TRACE):
+        """x: float (B, T, C); returns: y (B, T, C)"""
+        y = layers.layer_norm(x, self.weight, self.bias, self.eps)
+        trace.record(self.name, y)
+        return y
+
+
+class Block(nn.Module):
+    """One transformer block: two branches, each of which reads a normed copy and adds to the stream.
+
+        x = x + dropout(attention(norm_1(x)))
+        y = x + dropout(feed_forward(norm_2(x)))
+
+    name: the block's place in the model, such as "blocks.0"
+    Source: Radford et al. 2019, section 2.3 (the norm moved to each branch's input).
+    Twin: numpy_llm.model.block_forward and block_backward
+    """
+
+    def __init__(self, name, config):
+        super().__init__()
+        self.name, self.config = name, config
+        self.norm_1 = Norm(f"{name}.norm_1", config)
+        self.attention = Attention(f"{name}.attention", config)
+        self.norm_2 = Norm(f"{name}.norm_2", config)
+        self.feed_forward = FeedForward(f"{name}.feed_forward", config)
+
+    def forward(self, x, dropout=None, kv_cache=None, trace=NO_TRACE):
+        """x: float (B, T, C); returns: y (B, T, C)"""
+        name, config = self.name, self.config
+        normed = self.norm_1(x, trace)
+        branch = self.attention(normed, dropout, kv_cache, trace)
+        branch = layers.dropout(branch, config.dropout, dropout, f"{name}.dropout_1")
+        trace.record(f"{name}.dropout_1", branch)
+        x = x + branch
+        trace.record(f"{name}.residual_1", x)
+
+        normed = self.norm_2(x, trace)
+        branch = self.feed_forward(normed, trace)
+        branch = layers.dropout(branch, config.dropout, dropout, f"{name}.dropout_2")
+        trace.record(f"{name}.dropout_2", branch)
+        y = x + branch
+        trace.record(f"{name}.residual_2", y)
+        return y
+
+
+class GPT(nn.Module):
+    """A GPT whose gradients autograd finds. `state_dict()` has the keys, shapes and order of the weight table.
+
+    config: the function to compute
+    weights: what to compute it with, arrays by name, copied; None draws `initial_weights(config, seed, dtype)`
+    dtype: "float32" to train, "float64" to prove; the dtype of `weights` where they are given
+
+    Twin: numpy_llm.model.GPT
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, np.ndarray] | None = None,
+        *,
+        seed=0,
+        dtype="float32",
+    ):
+        super().__init__()
+        self.config = config
+        weights = initial_weights(config, seed, dtype) if weights is None else weights
+        with torch.device("meta"):  # shapes alone: PyTorch's own initial values would be drawn for nothing
+            self._build()
+        values = {name: torch.from_numpy(np.array(weights[name])) for name in weight_table(config)}
+        self.load_state_dict(values, assign=True)
+        if config.position == "sinusoidal":
+            table = layers.sinusoidal_positions(config.context_length, config.d_model, self.dtype)
+            self.register_buffer("sinusoids", table, persistent=False)
+        self.output_name = "token_embedding.weight" if config.tie_embeddings else "output.weight"
+
+    def _build(self):
+        config, C = self.config, self.config.d_model
+        self.token_embedding = nn.Embedding(config.vocab_size, C)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.context_length, C)
+        self.blocks = nn.ModuleList(Block(f"blocks.{layer}", config) for layer in range(config.n_layer))
+        self.final_norm = Norm("final_norm", config)
+        if not config.tie_embeddings:
+            self.output = nn.Linear(C, config.vocab_size, bias=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return self.token_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and tokens must be."""
+        return self.token_embedding.weight.device
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """The table of position encodings (context_length, C), fixed or learned."""
+        return self.position_embedding.weight if self.config.position == "learned" else self.sinusoids
+
+    def forward(self, tokens, targets=None, *, dropout: DropoutKey | None = None, trace: Trace = NO_TRACE):
+        """From tokens to the logits of each next token, and to the loss where the targets are known.
+
+        tokens: int64 (B, T), T at most `context_length`; targets: int64 (B, T), the token after each, or None
+        dropout: what the masks are drawn from, None for evaluation
+        trace: records every intermediate tensor and, in `loss.backward()`, its gradient
+        returns: logits (B, T, V); loss (), nats per token, or None
+        Raises ConfigError for tokens outside the vocabulary or more of them than the context holds.
+        """
+        self._check(tokens)
+        trace = trace if trace is NO_TRACE else _AutogradTrace(trace)
+        x = self.stream_forward(tokens, dropout=dropout, trace=trace)
+        logits = layers.linear(x, self.get_parameter(self.output_name), None)
+        trace.record("logits", logits)
+        if targets is None:
+            return logits, None
+        loss = layers.cross_entropy(logits, targets)
+        trace.record("loss", loss)
+        return logits, loss
+
+    def stream_forward(self, tokens, *, dropout=None, kv_cache=None, trace: Trace = NO_TRACE):
+        """The residual stream from the embedding to the final norm.
+
+        kv_cache: keys and values of the tokens before these, see `torch_llm.generate.KeyValueCache`
+        returns: x (B, T, C)
+        """
+        config = self.config
+        start = kv_cache.length if kv_cache is not None else 0
+        x = layers.embedding(tokens, self.token_embedding.weight)
+        trace.record("token_embedding", x)
+        x = layers.position(x, self.positions, start)
+        trace.record("embedding", x)
+        x = layers.dropout(x, config.dropout, dropout, "embedding_dropout")
+        trace.record("embedding_dropout", x)
+        for block in self.blocks:
+            x = block(x, dropout, kv_cache, trace)
+        return self.final_norm(x, trace)
+
+    def generate(self, tokens, max_new_tokens, **sampling):
+        """The tokens that the model adds to `tokens`; see `torch_llm.generate.generate`."""
+        return list(generate(self, tokens, max_new_tokens, **sampling))
+
+    def _check(self, tokens):
+        T, context = tokens.shape[1], self.config.context_length
+        if not 1 <= T <= context:
+            raise ConfigError(f"{T} tokens do not fit the context of 1 to {context}; cut them")
+        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise ConfigError(
+                f"token ids run from {tokens.min()} to {tokens.max()}, but the vocabulary has "
+                f"{self.config.vocab_size}; were they made by another tokenizer?"
+            )
+
+
+class _AutogradTrace:
+    """Fills a trace from autograd: a tensor's value now, its gradient when the backward pass gets to it.
+
+    Where two names stand for one tensor, such as a branch and its dropout that is off, both get its gradient.
+    """
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+
+    def record(self, name, tensor):
+        self.trace.record(name, tensor.detach().cpu().numpy())
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: self.trace.record_gradient(name, gradient.cpu().numpy()))
