@@ -1,0 +1,40 @@
+"""What several test files need: a model small enough to check every number of it."""
+
+import numpy as np
+import pytest
+
+from contract.config import ModelConfig
+
+TINY = {
+    "vocab_size": 7,
+    "context_length": 4,
+    "n_layer": 1,
+    "n_head": 2,
+    "d_model": 6,
+    "d_ff": 5,
+    "activation": "gelu_tanh",
+    "position": "learned",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """A function that makes a tiny configuration, with changes by field name."""
+    return lambda **changes: ModelConfig(**{**TINY, **changes})
+
+
+@pytest.fixture(scope="session")
+def lively_weights():
+    """A function that draws every weight of a model large enough for each term of a gradient to matter.
+
+    At their initial values biases are 0 and attention is nearly even: errors there would not show.
+    """
+
+    def draw(weights, seed):
+        random = np.random.default_rng(seed)
+        for name, weight in weights.items():
+            mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            weight[...] = random.normal(mean, 0.5, weight.shape)
+        return weights
+
+    return draw

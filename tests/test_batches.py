@@ -1,0 +1,184 @@
+"""Batches: every window once an epoch, each batch a pure function of its step, nothing left out in evaluation."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from contract.errors import UserError
+from data.batches import Windows, evaluation_batches, windows_per_epoch
+
+CORPORA = [
+    (9, 8),
+    (10, 8),
+    (15, 8),
+    (16, 8),
+    (17, 8),
+    (23, 8),
+    (24, 8),
+    (25, 8),
+    (203, 8),
+    (2, 1),
+    (3, 1),
+    (50, 1),
+]
+corpora = pytest.mark.parametrize(("count", "T"), CORPORA)
+
+
+def corpus(count, dtype=np.uint16):
+    return np.arange(count, dtype=dtype) + 100
+
+
+@corpora
+def test_every_window_once_an_epoch(count, T):
+    """An epoch is windows that lie end to end, each once, leaving out less than two windows at the ends."""
+    windows = Windows(corpus(count), T, seed=3)
+    assert windows.per_epoch == windows_per_epoch(count, T) == max(1, count // T - 1)
+    for epoch in range(20):
+        starts = np.sort(windows.epoch_starts(epoch))
+        assert len(starts) == windows.per_epoch
+        assert (np.diff(starts) == T).all()
+        assert starts[0] >= 0
+        assert starts[-1] + T < count  # room for the last target
+        assert starts[0] < T
+        assert count - (starts[-1] + T + 1) < 2 * T
+
+
+@corpora
+def test_windows_start_everywhere(count, T):
+    """Over the epochs the first window starts at each place that leaves room for all windows, up to T - 1."""
+    windows = Windows(corpus(count), T, seed=0)
+    firsts = {int(windows.epoch_starts(epoch).min()) for epoch in range(300)}
+    assert firsts == set(range(min(T - 1, count - 1 - windows.per_epoch * T) + 1))
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    """The order changes with the seed and with the epoch, and with nothing else."""
+
+    def order(seed, epoch):
+        return tuple(Windows(corpus(203), 8, seed).epoch_starts(epoch).tolist())
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in (0, 1) for epoch in range(3)}
+    assert len(set(orders.values())) == 6
+    for (seed, epoch), starts in orders.items():
+        assert order(seed, epoch) == starts
+        assert list(starts) != sorted(starts)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int64])
+def test_targets_are_the_next_tokens(dtype):
+    """Targets are the tokens one place on, both int64 whatever the file holds."""
+    tokens, targets = Windows(corpus(203, dtype), 8, seed=1).batch(4, 5)
+    assert tokens.shape == targets.shape == (5, 8)
+    assert tokens.dtype == targets.dtype == np.int64
+    np.testing.assert_array_equal(targets, tokens + 1)  # in a corpus that counts
+    np.testing.assert_array_equal(tokens, tokens[:, :1] + np.arange(8))
+
+
+def test_batches_go_through_the_epochs_in_order():
+    """Batches cut the endless row of epochs into pieces, also across the border of two epochs."""
+    windows = Windows(corpus(61), 8, seed=2)  # 6 windows an epoch
+    assert windows.per_epoch == 6
+    row = np.concatenate([windows.epoch_starts(epoch) + 100 for epoch in range(5)])
+    for batch_size in (1, 4, 6, 13):
+        firsts = [windows.batch(step, batch_size)[0][:, 0] for step in range(30 // batch_size)]
+        taken = np.concatenate(firsts)
+        np.testing.assert_array_equal(taken, row[: len(taken)])
+
+
+def test_an_epoch_of_batches_has_every_window_once():
+    """Batches that divide the epoch meet each of its windows exactly once."""
+    windows = Windows(corpus(61), 8, seed=2)
+    for epoch in range(3):
+        firsts = [first for step in (0, 1, 2) for first in windows.batch(3 * epoch + step, 2)[0][:, 0]]
+        assert Counter(firsts) == Counter(windows.epoch_starts(epoch) + 100)
+
+
+def test_batch_is_a_pure_function_of_the_step():
+    """Steps asked for in any order, twice, or of a new object give the same batch."""
+    steps = [7, 0, 3, 3, 11, 1, 7, 10, 2]
+    windows = Windows(corpus(61), 8, seed=5)
+    expected = {step: Windows(corpus(61), 8, seed=5).batch(step, 4) for step in steps}
+    for step in steps:
+        for actual, kept in zip(windows.batch(step, 4), expected[step], strict=True):
+            np.testing.assert_array_equal(actual, kept)
+
+
+def test_batch_leaves_the_corpus_alone(tmp_path):
+    """A batch is a copy: a memory map opened for reading serves, and nothing points into it."""
+    corpus(61).tofile(tmp_path / "tokens.bin")
+    mapped = np.memmap(tmp_path / "tokens.bin", np.uint16, mode="r")
+    tokens, targets = Windows(mapped, 8, seed=5).batch(0, 3)
+    np.testing.assert_array_equal(tokens, Windows(corpus(61), 8, seed=5).batch(0, 3)[0])
+    tokens[:] = targets[:] = 0
+    np.testing.assert_array_equal(mapped, corpus(61))
+
+
+@pytest.mark.parametrize(("count", "T"), [(2, 1), (9, 8), (33, 32)])
+def test_shortest_corpus(count, T):
+    """A corpus of T + 1 tokens is its one window, in every batch."""
+    windows = Windows(corpus(count), T, seed=0)
+    tokens, targets = windows.batch(3, 4)
+    np.testing.assert_array_equal(tokens, [corpus(count)[:-1]] * 4)
+    np.testing.assert_array_equal(targets, [corpus(count)[1:]] * 4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 8])
+def test_too_short_for_training(count):
+    """A corpus without room for one window and its targets is refused with both lengths."""
+    with pytest.raises(UserError, match=f"{count} tokens.* 9;"):
+        Windows(corpus(count), 8, seed=0)
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize(("count", "T"), [*CORPORA, (2, 8), (5, 8), (8, 8)])
+def test_evaluation_predicts_every_token_once(count, T, batch_size):
+    """Every token after the first is a target exactly once, after the tokens of its own window."""
+    seen = []
+    for tokens, targets in evaluation_batches(corpus(count), T, batch_size):
+        assert tokens.shape == targets.shape
+        assert tokens.dtype == targets.dtype == np.int64
+        assert len(tokens) <= batch_size
+        assert 1 <= tokens.shape[1] <= T
+        np.testing.assert_array_equal(targets, tokens + 1)
+        np.testing.assert_array_equal(tokens, tokens[:, :1] + np.arange(tokens.shape[1]))
+        seen += targets.ravel().tolist()
+    assert seen == list(range(101, 100 + count))
+
+
+def test_evaluation_batches_are_full():
+    """All batches but the last of whole windows have the batch size; the rest comes alone, shorter."""
+    shapes = [tokens.shape for tokens, _ in evaluation_batches(corpus(61), 8, 3)]
+    assert shapes == [(3, 8), (3, 8), (1, 8), (1, 4)]
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 6])
+def test_evaluation_of_some_windows(most):
+    """A limit takes exactly so many different whole windows, spread from the first to the last."""
+    batches = list(evaluation_batches(corpus(61), 8, 4, max_windows=most))
+    starts = [int(row[0]) - 100 for tokens, _ in batches for row in tokens]
+    assert len(set(starts)) == len(starts) == most
+    assert starts == sorted(starts)
+    assert all(start % 8 == 0 for start in starts)
+    assert starts[0] == 0
+    if most > 1:
+        assert starts[-1] == 48
+        assert max(np.diff(starts)) - min(np.diff(starts)) <= 8
+    assert all(tokens.shape[1] == 8 for tokens, _ in batches)
+
+
+def test_evaluation_of_at_most_more_windows_than_there_are():
+    """A limit that is not reached takes every whole window; a text below one window is still evaluated."""
+    assert [t.shape for t, _ in evaluation_batches(corpus(61), 8, 4, max_windows=7)] == [(4, 8), (3, 8)]
+    assert [t.shape for t, _ in evaluation_batches(corpus(61), 8, 4, max_windows=99)] == [(4, 8), (3, 8)]
+    assert [t.shape for t, _ in evaluation_batches(corpus(5), 8, 4, max_windows=2)] == [(1, 4)]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_to_evaluate(count):
+    """A text without a token to predict is refused with its length."""
+    with pytest.raises(UserError, match=f"{count} tokens"):
+        list(evaluation_batches(corpus(count), 8, 4))

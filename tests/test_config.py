@@ -1,0 +1,163 @@
+"""The model's configuration: what it refuses and says, its dictionary, its presets."""
+
+import json
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from contract.config import PRESETS, ModelConfig, preset
+from contract.errors import ConfigError, UserError
+
+SIZES = ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff")
+NO_SIZES = (0, -1, 2.0, "4", None, True)
+
+INVALID = [
+    *[pytest.param({name: value}, [name], id=f"{name}={value!r}") for name in SIZES for value in NO_SIZES],
+    pytest.param({"n_head": 4}, ["d_model 6", "n_head 4"], id="heads that do not divide"),
+    pytest.param(
+        {"position": "sinusoidal", "d_model": 5, "n_head": 1},
+        ["even d_model", "5"],
+        id="odd sinusoidal width",
+    ),
+    pytest.param({"activation": "gelu"}, ["activation 'gelu'", "exact-erf", "gelu_tanh"], id="erf gelu"),
+    pytest.param(
+        {"activation": "gelu_erf"}, ["activation 'gelu_erf'", "exact-erf", "gelu_tanh"], id="erf gelu by name"
+    ),
+    pytest.param(
+        {"activation": "swish"}, ["activation 'swish'", "relu", "gelu_tanh"], id="unknown activation"
+    ),
+    pytest.param({"activation": None}, ["activation None"], id="no activation"),
+    pytest.param(
+        {"position": "rotary"}, ["position 'rotary'", "sinusoidal", "learned"], id="unknown position"
+    ),
+    pytest.param({"position": "gelu"}, ["position 'gelu'"], id="an activation as position"),
+    *[
+        pytest.param({name: value}, [name, repr(value)], id=f"{name}={value!r}")
+        for name in ("bias", "tie_embeddings")
+        for value in (1, 0, "true", None)
+    ],
+    *[
+        pytest.param({"norm_eps": value}, ["norm_eps", repr(value)], id=f"norm_eps={value!r}")
+        for value in (0, 0.0, -1e-5, 1, float("nan"), float("inf"), "1e-5", None, True)
+    ],
+    *[
+        pytest.param({"dropout": value}, ["dropout", repr(value)], id=f"dropout={value!r}")
+        for value in (-0.1, 1, 1.5, float("nan"), "0.1", None, False)
+    ],
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), INVALID)
+def test_invalid_field(tiny_config, changes, words):
+    """An impossible value is refused in one line that names the field and what was found."""
+    with pytest.raises(ConfigError) as error:
+        tiny_config(**changes)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": 0},
+        {"dropout": 0.999},
+        {"norm_eps": 1e-12},
+        {"norm_eps": 0.999},
+        {"d_model": 5, "n_head": 1},
+        {"n_head": 6},
+        {"position": "sinusoidal"},
+        {"activation": "relu"},
+        dict.fromkeys(SIZES, 1),
+    ],
+    ids=str,
+)
+def test_valid_limits(tiny_config, changes):
+    """The edges of what is possible are accepted, and survive as they are."""
+    config = tiny_config(**changes)
+    assert {name: getattr(config, name) for name in changes} == changes
+    assert config.head_size * config.n_head == config.d_model
+
+
+def test_defaults():
+    """What is left out is as GPT-2 has it: biases, tied embeddings, eps 1e-5, and no dropout."""
+    config = preset("gpt2", vocab_size=50257)
+    assert (config.bias, config.tie_embeddings, config.norm_eps, config.dropout) == (True, True, 1e-5, 0.0)
+
+
+def test_errors_are_for_people():
+    """A ConfigError is a UserError of wrong usage, and a ValueError for callers in Python."""
+    assert issubclass(ConfigError, UserError)
+    assert issubclass(ConfigError, ValueError)
+    assert (UserError.exit_code, ConfigError.exit_code) == (1, 2)
+
+
+def test_config_is_frozen(tiny_config):
+    """A configuration cannot be changed behind a model's back, and equal ones are equal."""
+    config = tiny_config()
+    with pytest.raises(FrozenInstanceError):
+        config.n_layer = 2
+    assert config == tiny_config()
+    assert config != tiny_config(dropout=0.1)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_dictionary_round_trip(name):
+    """from_dict(to_dict()) is the same configuration, also through JSON."""
+    config = preset(name, vocab_size=11, dropout=0.1, bias=False)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_dictionary_with_wrong_fields(tiny_config):
+    """A dictionary with a field too many or too few is refused by that field's name."""
+    values = tiny_config().to_dict()
+    with pytest.raises(ConfigError, match="unknown field rotary_base"):
+        ModelConfig.from_dict(values | {"rotary_base": 1})
+    for name in values:
+        with pytest.raises(ConfigError, match=f"missing field {name}$"):
+            ModelConfig.from_dict({other: value for other, value in values.items() if other != name})
+    with pytest.raises(ConfigError, match="dropout"):
+        ModelConfig.from_dict(values | {"dropout": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("tense", (32, 3, 4, 96, 384, "relu", "sinusoidal")),
+        ("nano", (64, 4, 4, 128, 512, "gelu_tanh", "learned")),
+        ("gpt2", (1024, 12, 12, 768, 3072, "gelu_tanh", "learned")),
+        ("gpt2-medium", (1024, 24, 16, 1024, 4096, "gelu_tanh", "learned")),
+        ("gpt2-large", (1024, 36, 20, 1280, 5120, "gelu_tanh", "learned")),
+        ("gpt2-xl", (1024, 48, 25, 1600, 6400, "gelu_tanh", "learned")),
+    ],
+)
+def test_presets(name, sizes):
+    """Each preset is a valid configuration with the sizes it is known by."""
+    config = preset(name, vocab_size=50257)
+    fields = ("context_length", "n_layer", "n_head", "d_model", "d_ff", "activation", "position")
+    assert tuple(getattr(config, field) for field in fields) == sizes
+    assert config.vocab_size == 50257
+
+
+def test_every_preset_is_tested():
+    """The table above has all presets."""
+    assert list(PRESETS) == ["tense", "nano", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
+
+
+def test_preset_overrides():
+    """Overrides replace fields; a new width keeps the feed-forward at four times, unless it is given too."""
+    config = preset("nano", vocab_size=11, n_layer=2, dropout=0.2)
+    assert (config.n_layer, config.dropout, config.d_ff) == (2, 0.2, 512)
+    assert preset("tense", vocab_size=11, d_model=8).d_ff == 32
+    assert preset("tense", vocab_size=11, d_model=8, d_ff=10).d_ff == 10
+    assert preset("tense", vocab_size=11).d_model == 96  # an override leaves no trace in the preset
+
+
+def test_preset_refuses():
+    """An unknown preset is refused with the names there are; an impossible override by its field."""
+    with pytest.raises(ConfigError, match="unknown preset 'gpt3'; choose one of tense, nano, gpt2"):
+        preset("gpt3", vocab_size=11)
+    with pytest.raises(ConfigError, match="n_head 5"):
+        preset("nano", vocab_size=11, n_head=5)
