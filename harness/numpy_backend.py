@@ -109,11 +109,13 @@ class NumpyBackend:
         """
         C, F, V, T = config.d_model, config.d_ff, config.vocab_size, config.context_length
         sequences = -(-batch_size // accumulate)
-        probabilities = config.n_head * T * (3 if config.dropout else 1)
+        probabilities = config.n_head * T
+        kept = probabilities * (3 if config.dropout else 1)
         hidden = F * (1 if config.activation == "relu" else 2)
         # norm_1: 2C, query key value: 3C, merged heads: C, norm_2: 2C, and the stream itself while it passes
-        block = 8 * C + probabilities + hidden + (2 * C if config.dropout else 0)
-        per_token = config.n_layer * block + 4 * C + 3 * V + 3 * F
+        block = 8 * C + kept + hidden + (2 * C if config.dropout else 0)
+        # logits, their probabilities and gradient; one layer's feed-forward and attention gradients in passing
+        per_token = config.n_layer * block + 4 * C + 3 * V + max(3 * F, 2 * probabilities)
         numbers = parameter_count(config) * (3 + min(threads, sequences)) + sequences * T * per_token
         return numbers * np.dtype(dtype).itemsize + PROCESS_BYTES
 

@@ -1,0 +1,43 @@
+"""From text to tokens: `prepare` and `tokenizer train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from commands.options import TOKENIZER_HELP, TextArgument, option
+
+
+def prepare(
+    text: TextArgument,
+    tokenizer: Annotated[str, option(TOKENIZER_HELP)] = "bytes",
+    out: Annotated[Path | None, option("Token file to write. [default: TEXT with .bin]")] = None,
+    validation_fraction: Annotated[float, option("Share of the tokens, at the end, held out.")] = 0.1,
+):
+    """Turn a text into a token file, of which `train --text` can take several runs."""
+    from commands.console import reading_progress, say
+    from data.prepare import open_tokens
+    from harness.runs import prepare
+
+    out = out or text.with_suffix(".bin")
+    with reading_progress(text, "tokenising") as progress:
+        prepare(text, tokenizer, out, validation_fraction=validation_fraction, progress=progress)
+    info = open_tokens(out).info
+    say(
+        f"{out}: {info.tokens:,} tokens of {info.tokenizer['vocab_size']:,} kinds from {info.text_bytes:,} bytes, "
+        f"{info.train_tokens:,} to train and {info.validation_tokens:,} to validate"
+    )
+
+
+def train_tokenizer(
+    text: TextArgument,
+    vocab_size: Annotated[int, option("Tokens to end with, at least 256.")],
+    out: Annotated[Path | None, option("Ranks file to write. [default: TEXT with .tiktoken]")] = None,
+):
+    """Learn byte-pair ranks from a text, for `--tokenizer`."""
+    from commands.console import reading_progress, say
+    from data.tokenizers import save_ranks, train_tokenizer
+
+    out = out or text.with_suffix(".tiktoken")
+    with reading_progress(text, "counting") as progress:
+        encoding = train_tokenizer(text, vocab_size, progress)
+    save_ranks(encoding, out)
+    say(f"{out}: {encoding.n_vocab:,} tokens; use it with --tokenizer {out}")

@@ -1,0 +1,116 @@
+"""What a trained model is good for: `generate`, `evaluate` and `info`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import BackendOption, JsonOption, RunArgument, ThreadsOption, option
+from contract.errors import ConfigError
+
+
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str | None, option("Text to continue. [default: begin a new line]")] = None,
+    max_new_tokens: Annotated[int, option("Tokens to add.")] = 100,
+    temperature: Annotated[float, option("Divides the logits; 0 is greedy.")] = 0.8,
+    top_k: Annotated[int | None, option("Draw among the k likeliest tokens. [default: all]")] = None,
+    top_p: Annotated[float | None, option("Draw among the likeliest that reach p. [default: all]")] = None,
+    seed: Annotated[int, option("Of the draws.")] = 0,
+    num_samples: Annotated[int, option("Texts to write, one after the other.")] = 1,
+    backend: BackendOption = "numpy",
+    threads: ThreadsOption = None,
+):
+    """Write text with a trained model, token by token as it comes."""
+    from commands.console import say, write
+    from harness.generation import encode_prompt, generate_text
+    from harness.runs import open_model
+
+    for name, value in (("max-new-tokens", max_new_tokens), ("num-samples", num_samples)):
+        if value < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {value}")
+    model, checkpoint = open_model(run, backend=backend, threads=threads)
+    tokens = encode_prompt(checkpoint.tokenizer, prompt)
+    context_length = checkpoint.config.context_length
+    if len(tokens) > context_length:
+        say(f"the prompt has {len(tokens)} tokens; the model sees only the last {context_length} of them")
+    for sequence in range(num_samples):
+        pieces = generate_text(
+            model,
+            checkpoint.tokenizer,
+            tokens,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            sequence=sequence,
+        )
+        write(prompt or "")
+        for piece in pieces:
+            write(piece)
+        write("\n")
+
+
+def evaluate(
+    run: RunArgument,
+    text: Annotated[Path | None, option("UTF-8 text. [default: the run's held-out split]")] = None,
+    batch_size: Annotated[int, option("Windows at once.")] = 32,
+    as_json: JsonOption = False,
+    backend: BackendOption = "numpy",
+    threads: ThreadsOption = None,
+):
+    """Measure how well a trained model predicts a text."""
+    from data.tokenizers import token_lengths
+    from harness.evaluation import bits_per_byte, evaluate
+    from harness.runs import evaluation_tokens, open_model
+
+    model, checkpoint = open_model(run, backend=backend, threads=threads)
+    with evaluation_tokens(run, checkpoint, text) as tokens:
+        result = evaluate(model, tokens, batch_size)
+        record = {
+            "text": text.name if text else "held-out split",
+            "tokens": result.tokens,
+            "nats_per_token": result.loss,
+            "perplexity": result.perplexity,
+            "bits_per_byte": bits_per_byte(result, tokens, token_lengths(checkpoint.tokenizer)),
+        }
+    _print_record(record, as_json)
+
+
+def info(run: RunArgument, as_json: JsonOption = False):
+    """Describe a checkpoint: model, tokenizer, training so far."""
+    from contract.weights import parameter_count
+    from data.tokenizers import identity
+    from harness.checkpoint import load_checkpoint
+    from harness.run_folder import find_checkpoint
+
+    folder = find_checkpoint(run)
+    checkpoint = load_checkpoint(folder)
+    record = {
+        "checkpoint": str(folder),
+        "parameters": parameter_count(checkpoint.config),
+        "step": checkpoint.step,
+        "validation_loss": checkpoint.validation_loss,
+        "model": checkpoint.config.to_dict(),
+        "tokenizer": identity(checkpoint.tokenizer),
+        "training": checkpoint.training,
+    }
+    _print_record(record, as_json)
+
+
+def _print_record(record: dict, as_json: bool):
+    if as_json:
+        typer.echo(json.dumps(record))
+        return
+    rows = {}
+    for name, value in record.items():
+        rows |= (
+            {f"{name}.{key}": each for key, each in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        typer.echo(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")

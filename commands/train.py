@@ -1,0 +1,157 @@
+"""Training: `train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import (
+    MODEL,
+    PLACE,
+    TOKENIZER_HELP,
+    TRAINING,
+    BackendOption,
+    ThreadsOption,
+    option,
+)
+from contract.errors import ConfigError
+
+
+def train(
+    context: typer.Context,
+    text: Annotated[
+        Path | None, option("UTF-8 text, or a .bin of `prepare`. [default: data/tense.txt]")
+    ] = None,
+    tokenizer: Annotated[str | None, option(f"{TOKENIZER_HELP} [default: bytes]")] = None,
+    preset: Annotated[
+        str, option("tense, nano, gpt2, gpt2-medium, gpt2-large or gpt2-xl.", panel=MODEL)
+    ] = "tense",
+    n_layer: Annotated[int | None, option("Transformer blocks.", panel=MODEL)] = None,
+    n_head: Annotated[int | None, option("Attention heads a block.", panel=MODEL)] = None,
+    d_model: Annotated[int | None, option("Channels of the residual stream.", panel=MODEL)] = None,
+    d_ff: Annotated[int | None, option("Hidden feed-forward channels.", panel=MODEL)] = None,
+    context_length: Annotated[int | None, option("Tokens that the model sees at once.", panel=MODEL)] = None,
+    activation: Annotated[str | None, option("relu or gelu_tanh.", panel=MODEL)] = None,
+    position: Annotated[str | None, option("sinusoidal or learned.", panel=MODEL)] = None,
+    dropout: Annotated[float | None, option("Probability of dropping an activation.", panel=MODEL)] = None,
+    steps: Annotated[int | None, option("Optimiser steps. [default: 1500]", panel=TRAINING)] = None,
+    epochs: Annotated[
+        float | None, option("Passes over the text, instead of --steps.", panel=TRAINING)
+    ] = None,
+    batch_size: Annotated[int, option("Sequences a step.", panel=TRAINING)] = 64,
+    accumulate: Annotated[
+        int, option("Parts to cut a batch into: less memory, same result.", panel=TRAINING)
+    ] = 1,
+    learning_rate: Annotated[float, option("Peak learning rate.", panel=TRAINING)] = 3e-3,
+    min_learning_rate: Annotated[float, option("Learning rate at the end.", panel=TRAINING)] = 1e-4,
+    warmup_steps: Annotated[int, option("Steps to reach the peak.", panel=TRAINING)] = 100,
+    weight_decay: Annotated[float, option("AdamW's pull to 0, on matrices.", panel=TRAINING)] = 0.1,
+    beta1: Annotated[float, option("Adam's decay of the mean.", panel=TRAINING)] = 0.9,
+    beta2: Annotated[float, option("Adam's decay of the mean square.", panel=TRAINING)] = 0.99,
+    clip: Annotated[float, option("Largest gradient norm.", panel=TRAINING)] = 1.0,
+    eval_interval: Annotated[int, option("Steps between evaluations and checkpoints.", panel=TRAINING)] = 250,
+    seed: Annotated[int, option("Of weights, order and dropout.", panel=TRAINING)] = 0,
+    dtype: Annotated[str, option("float32 or float64.", panel=TRAINING)] = "float32",
+    backend: BackendOption = "numpy",
+    threads: ThreadsOption = None,
+    out: Annotated[Path | None, option("Run folder. [default: a new one in runs/]", panel=PLACE)] = None,
+    resume: Annotated[bool, option("Go on with the run in --out.", "--resume", panel=PLACE)] = False,
+    overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite", panel=PLACE)] = False,
+):
+    """Train a GPT on a text, keep its checkpoints and show what it writes.
+
+    Without options: the project's own corpus, in about a minute.
+    """
+    from harness.runs import DEFAULT_TEXT, resume_run, start_run
+
+    given = {name: context.params[name] for name in context.params if _is_given(context, name)}
+    if resume:
+        trainer = resume_run(**_resume_arguments(given))
+    else:
+        from commands.console import reading_progress
+        from harness.run_folder import unused_folder
+        from harness.trainer import TrainingSettings
+
+        if steps is not None and epochs is not None:
+            raise ConfigError("--steps and --epochs both say how long to train; give one of them")
+        text = text or DEFAULT_TEXT
+        settings = {name: context.params[name] for name in TrainingSettings.__dataclass_fields__}
+        model = (
+            "n_layer",
+            "n_head",
+            "d_model",
+            "d_ff",
+            "context_length",
+            "activation",
+            "position",
+            "dropout",
+        )
+        with reading_progress(text, "tokenising") as progress:
+            trainer = start_run(
+                out or unused_folder(Path("runs") / text.stem),
+                text=text,
+                tokenizer=tokenizer,
+                preset_name=preset,
+                overrides={name: given[name] for name in model if name in given},
+                training=settings | {"steps": 1500 if steps is None else steps},
+                epochs=epochs,
+                backend=backend,
+                threads=threads,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    _train(trainer)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    return context.get_parameter_source(name).name == "COMMANDLINE"
+
+
+def _resume_arguments(given: dict) -> dict:
+    """The arguments of `resume_run` from the options given beside --resume, or a ConfigError naming a wrong one."""
+    accepted = ("out", "steps", "backend", "threads")
+    for name in given:
+        if name not in ("resume", *accepted):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} does not go with --resume: the run keeps the settings that it was "
+                f"started with; only {', '.join('--' + name for name in accepted)} may be given"
+            )
+    if "out" not in given:
+        raise ConfigError("--resume needs --out, the folder of the run to go on with")
+    return {name: given[name] for name in accepted if name in given}
+
+
+def _train(trainer):
+    from commands.console import interruptible, say, training_progress, write
+    from contract.weights import parameter_count
+    from harness.generation import encode_prompt, generate_text
+
+    backend, settings, run = trainer.backend, trainer.settings, trainer.run
+    say(f"model       {parameter_count(backend.config):,} parameters, {backend.name}, {settings.dtype}")
+    say(
+        f"text        {len(trainer.windows.tokens):,} tokens to train on, {len(trainer.validation):,} held out, "
+        f"vocabulary {backend.config.vocab_size:,}"
+    )
+    say(
+        f"training    steps {trainer.step:,} to {settings.steps:,}, {settings.batch_size} x "
+        f"{backend.config.context_length} tokens each, {trainer.epochs:.1f} epochs in all"
+    )
+    say(
+        f"machine     {backend.threads} threads, about {trainer.estimated_memory / 1e6:,.0f} MB of memory at the peak"
+    )
+    say(f"run         {run.path}")
+    with interruptible() as trainer.interrupted, training_progress(trainer) as trainer.report:
+        outcome = trainer.train()
+    if not outcome.finished:
+        say(f"stopped at step {outcome.step:,}; go on with: python cli.py train --resume --out {run.path}")
+        raise typer.Exit(130)
+    say(
+        f"trained {outcome.step:,} steps, {outcome.seconds:.1f} s in this session: validation loss "
+        f"{outcome.validation.loss:.4f} nats per token, perplexity {outcome.validation.perplexity:.3f}"
+    )
+    say(f"plot {run.plot}, checkpoints {run.latest} and {run.best}")
+    say(f"\nwhat it writes (more: python cli.py generate {run.path}):\n")
+    tokens = encode_prompt(trainer.tokenizer, "\n")
+    for piece in generate_text(backend, trainer.tokenizer, tokens, 100, temperature=0.8, seed=settings.seed):
+        write(piece)
+    write("\n")
