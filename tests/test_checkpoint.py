@@ -1,0 +1,245 @@
+"""Checkpoints: what goes in comes out, damage is named, and at every instant a complete one exists."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from contract.errors import UserError
+from contract.weights import initial_weights, weight_table
+from data.tokenizers import identity, load_ranks, open_tokenizer
+from harness import checkpoint as module
+from harness.checkpoint import (
+    Checkpoint,
+    checkpoint_exists,
+    load_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+)
+from harness.runs import DEFAULT_RANKS
+
+FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.tiktoken")
+
+
+@pytest.fixture
+def make(tiny_config, tmp_path):
+    """A function that makes a checkpoint whose weights are of a seed."""
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefg")
+    tokenizer, config = open_tokenizer("bytes", text), tiny_config()
+
+    def make(seed=0, **changes):
+        weights = initial_weights(config, seed, "float32")
+        moments = {f"{moment}.{name}": value + 1 for moment in "mv" for name, value in weights.items()}
+        fields = {
+            "config": config,
+            "weights": weights,
+            "tokenizer": tokenizer,
+            "step": seed,
+            "training": {"steps": 9, "source": "text"},
+            "optimizer": moments,
+            "validation_loss": 1.5,
+        }
+        return Checkpoint(**(fields | changes))
+
+    return make
+
+
+def assert_same(found: Checkpoint, wanted: Checkpoint):
+    assert found.config == wanted.config
+    assert (found.step, found.training, found.validation_loss) == (
+        wanted.step,
+        wanted.training,
+        wanted.validation_loss,
+    )
+    assert identity(found.tokenizer) == identity(wanted.tokenizer)
+    assert list(found.weights) == list(wanted.weights)
+    for name, value in wanted.weights.items():
+        assert found.weights[name].dtype == value.dtype
+        np.testing.assert_array_equal(found.weights[name], value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_round_trip(make, tmp_path, dtype):
+    """Configuration, weights, moments, tokenizer and settings come back to the bit, from a moved folder too."""
+    saved = make()
+    saved = make(weights=initial_weights(saved.config, 3, dtype))
+    save_checkpoint(tmp_path / "run" / "latest", saved)
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    (tmp_path / "text.txt").unlink()
+    loaded = load_checkpoint(tmp_path / "elsewhere" / "latest", with_optimizer=True)
+    assert_same(loaded, saved)
+    assert list(loaded.optimizer) == [f"{m}.{name}" for m in "mv" for name in weight_table(saved.config)]
+    for name, value in saved.optimizer.items():
+        np.testing.assert_array_equal(loaded.optimizer[name], value)
+    assert load_checkpoint(tmp_path / "elsewhere" / "latest").optimizer is None
+
+
+def test_trained_ranks_travel_with_the_checkpoint(make, tmp_path):
+    """A tokenizer that is not tiktoken's own is stored, and is the same after loading."""
+    ranks = load_ranks(DEFAULT_RANKS)
+    save_checkpoint(tmp_path / "latest", make(tokenizer=ranks))
+    assert identity(load_checkpoint(tmp_path / "latest").tokenizer) == identity(ranks)
+
+
+def test_without_moments(make, tmp_path):
+    """A checkpoint without moments can be used, and says that training cannot go on from it."""
+    save_checkpoint(tmp_path / "best", make(optimizer=None))
+    assert not (tmp_path / "best" / "optimizer.safetensors").exists()
+    assert load_checkpoint(tmp_path / "best").step == 0
+    with pytest.raises(UserError, match="no optimizer state"):
+        load_checkpoint(tmp_path / "best", with_optimizer=True)
+
+
+def assert_named(folder, name):
+    """Loading fails with one line that names the file."""
+    with pytest.raises(UserError) as error:
+        load_checkpoint(folder, with_optimizer=True)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damage_is_named(make, tmp_path, name):
+    """A file that is missing, cut short, longer or changed by one bit is refused by its name."""
+    folder = tmp_path / "latest"
+    save_checkpoint(folder, make())
+    content = (folder / name).read_bytes()
+    for place in np.linspace(0, len(content) - 1, 12).astype(int):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << (place % 8)
+        for damaged in (bytes(flipped), content[:place]):
+            (folder / name).write_bytes(damaged)
+            if name != "config.json" or not _same_json(damaged, content):
+                assert_named(folder, name)
+    (folder / name).unlink()
+    assert_named(folder, name)
+
+
+def _same_json(damaged: bytes, content: bytes) -> bool:
+    """Whether the damage leaves the same values: white space is free in JSON."""
+    try:
+        return json.loads(damaged) == json.loads(content)
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("format", "other"), ("format_version", 2), ("format_version", "1")]
+)
+def test_another_format_is_refused(make, tmp_path, key, value):
+    """A checkpoint of another kind or format version is refused, and told apart from damage."""
+    folder = tmp_path / "latest"
+    save_checkpoint(folder, make())
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | {key: value}))
+    with pytest.raises(UserError, match=r"config\.json is of format .* but this program reads"):
+        load_checkpoint(folder)
+
+
+def test_an_edited_config_is_refused(make, tmp_path):
+    """A configuration changed by hand would compute another function with the same weights."""
+    folder = tmp_path / "latest"
+    save_checkpoint(folder, make())
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"gelu_tanh"', '"relu"'))
+    with pytest.raises(UserError, match="does not match its checksum"):
+        load_checkpoint(folder)
+
+
+def test_weights_of_another_shape_are_refused(make, tmp_path, tiny_config):
+    """Weights that do not fit the configuration are refused by the tensor's name."""
+    other = initial_weights(tiny_config(d_ff=6), 0, "float32")
+    save_checkpoint(tmp_path / "latest", make(weights=other))
+    with pytest.raises(
+        UserError, match=r"blocks\.0\.feed_forward\.down\.weight is \(6, 6\), wanted \(6, 5\)"
+    ):
+        load_checkpoint(tmp_path / "latest")
+
+
+def test_nothing_is_unpickled(make, tmp_path):
+    """A pickle in a weight file's place, its hash made to fit, is refused and never run."""
+    folder, planted = tmp_path / "latest", tmp_path / "planted"
+    save_checkpoint(folder, make())
+    program = b"cbuiltins\nopen\n(V" + str(planted).encode("raw_unicode_escape") + b"\nVw\ntR."
+    (folder / "model.safetensors").write_bytes(program)
+    record = json.loads((folder / "config.json").read_text())
+    record["files"]["model.safetensors"] = module._hash(program)
+    record.pop("checksum")
+    (folder / "config.json").write_text(json.dumps(record | {"checksum": module._checksum(record)}))
+    assert_named(folder, "model.safetensors")
+    assert not planted.exists()
+
+
+class PowerCut(BaseException):
+    """No handler of ours may catch it."""
+
+
+@pytest.mark.parametrize("stage", range(8))
+def test_an_interrupted_save_loses_nothing(make, tmp_path, monkeypatch, stage):
+    """Whenever the process dies while saving, the old checkpoint or the new one is there, whole."""
+    folder = tmp_path / "latest"
+    old, new = make(1), make(2)
+    save_checkpoint(folder, old)
+    calls = iter(range(100))
+
+    def dying(function):
+        def call(*arguments, **options):
+            if next(calls) == stage:
+                raise PowerCut
+            return function(*arguments, **options)
+
+        return call
+
+    # Every step of saving that touches the disk; a dead process cleans nothing up.
+    for name in ("save_file", "save_ranks", "_flush_folder"):
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+    monkeypatch.setattr(type(folder), "rename", dying(type(folder).rename))
+    removed = []
+    monkeypatch.setattr(module.shutil, "rmtree", lambda path, **options: removed.append(path))
+    try:
+        save_checkpoint(folder, new)
+        finished = True
+    except PowerCut:
+        finished = False
+    monkeypatch.undo()
+    assert checkpoint_exists(folder)
+    loaded = load_checkpoint(folder, with_optimizer=True)
+    assert_same(loaded, new if loaded.step == 2 else old)
+    assert finished <= (loaded.step == 2)
+
+    third = make(3)
+    save_checkpoint(folder, third)  # what the dead process left is no obstacle
+    assert_same(load_checkpoint(folder), third)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["latest"]
+
+
+def test_a_failing_save_leaves_no_trace(make, tmp_path, monkeypatch):
+    """An error while writing, such as a full disk, leaves the earlier checkpoint and nothing beside it."""
+    folder = tmp_path / "latest"
+    save_checkpoint(folder, make(1))
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(folder, make(2))
+    assert load_checkpoint(folder).step == 1
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["latest"]
+
+
+def test_remove(make, tmp_path):
+    """Removing takes what an interrupted save left beside the checkpoint too."""
+    save_checkpoint(tmp_path / "latest", make())
+    for suffix in ("new", "old"):
+        shutil.copytree(tmp_path / "latest", tmp_path / f"latest.{suffix}")
+    remove_checkpoint(tmp_path / "latest")
+    assert not checkpoint_exists(tmp_path / "latest")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    """Nothing there is one line that says so."""
+    assert_named(tmp_path / "nowhere", "nowhere")

@@ -1,0 +1,147 @@
+"""A run's folder: nothing in it is lost by a run that fails to start, and its log survives a crash."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from contract.errors import UserError
+from harness.run_folder import (
+    MetricsLog,
+    RunFolder,
+    find_checkpoint,
+    new_run,
+    plot_metrics,
+    read_metrics,
+    unused_folder,
+)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """A folder with an older run and a file of the user's own."""
+    run = RunFolder(tmp_path / "run")
+    run.latest.mkdir(parents=True)
+    (run.latest / "config.json").write_text("{}")
+    run.tokens.write_text("old tokens")
+    run.metrics.write_text("{}\n")
+    (run.path / "notes.txt").write_text("mine")
+    return run
+
+
+def test_a_new_run_appears_whole(tmp_path):
+    """Files are written beside the folder and moved there once the block has gone well."""
+    path = tmp_path / "runs" / "first"
+    with new_run(path, overwrite=False) as staged:
+        staged.tokens.write_text("tokens")
+        assert not path.exists()
+    assert listing(tmp_path) == {str(Path("runs", "first", "tokens.bin")): b"tokens"}
+    assert RunFolder(path).holds_a_run()
+
+
+def test_an_old_run_is_refused(old_run, tmp_path):
+    """Without overwrite a folder with a run is refused, and stays as it is."""
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match="already holds a run"), new_run(old_run.path, overwrite=False):
+        pytest.fail("the block was entered")
+    assert listing(tmp_path) == before
+
+
+def test_a_run_that_cannot_start_replaces_nothing(old_run, tmp_path):
+    """An error in the block leaves the old run, and nothing beside it."""
+    before = listing(tmp_path)
+
+    def start():
+        with new_run(old_run.path, overwrite=True) as staged:
+            staged.tokens.write_text("new tokens")
+            raise UserError("too short")
+
+    with pytest.raises(UserError, match="too short"):
+        start()
+    assert listing(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_overwriting_replaces_the_run_alone(old_run):
+    """The old run's files go, the user's own stay."""
+    with new_run(old_run.path, overwrite=True) as staged:
+        staged.tokens.write_text("new tokens")
+    assert listing(old_run.path) == {"tokens.bin": b"new tokens", "notes.txt": b"mine"}
+
+
+def test_a_file_in_the_way(tmp_path):
+    """A file where the folder should be is refused, and stays."""
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="is a file"), new_run(tmp_path / "run", overwrite=True):
+        pytest.fail("the block was entered")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_unused_folder(tmp_path):
+    """A taken name gets the next free number."""
+    assert unused_folder(tmp_path / "tense") == tmp_path / "tense"
+    for name in ("tense", "tense-2"):
+        (tmp_path / name).mkdir()
+    assert unused_folder(tmp_path / "tense") == tmp_path / "tense-3"
+
+
+def test_find_checkpoint(tmp_path):
+    """A run means its best checkpoint, else its latest; a checkpoint's own folder means itself."""
+    run = RunFolder(tmp_path)
+    for place in (run.latest, run.best):
+        place.mkdir()
+        (place / "config.json").write_text("{}")
+        assert find_checkpoint(tmp_path) == place
+    assert find_checkpoint(run.latest) == run.latest
+
+
+@pytest.mark.parametrize(
+    ("make", "found"), [("nothing", "nothing"), ("empty", "an empty folder"), ("other", "no ch")]
+)
+def test_no_checkpoint(tmp_path, make, found):
+    """Where there is none, the error says what was found instead."""
+    folder = tmp_path / "run"
+    if make != "nothing":
+        folder.mkdir()
+    if make == "other":
+        (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=f"no run at .*found {found}"):
+        find_checkpoint(folder)
+
+
+def test_metrics_after_a_resume(tmp_path):
+    """Going on from step 2 keeps the rows up to it, drops later ones and a line cut short by a crash."""
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        for step in (1, 2, 3):
+            log.write(step=step, loss=step / 2)
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    with MetricsLog(path, after_step=2) as log:
+        log.write(step=3, loss=9.0)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 1.0},
+        {"step": 3, "loss": 9.0},
+    ]
+    with MetricsLog(path):  # a new run begins a new log
+        pass
+    assert list(read_metrics(path)) == []
+    assert list(read_metrics(tmp_path / "absent")) == []
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_plot(tmp_path, evaluated):
+    """The plot is a PNG that takes its name when it is complete, also before the first evaluation."""
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        log.write(step=1, loss=2.0)
+        if evaluated:
+            log.write(step=1, validation_loss=2.1)
+    plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
