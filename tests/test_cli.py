@@ -1,0 +1,406 @@
+"""The command line as a person uses it: every command, every flag, and what goes where."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import cli
+from data.grammar import corpus
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "--preset nano --n-layer 1 --n-head 2 --d-model 16 --context-length 8 --batch-size 4 --eval-interval 5"
+)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A text of four hundred sentences."""
+    path = tmp_path_factory.mktemp("text") / "sentences.txt"
+    path.write_text("".join(f"{sentence}\n" for sentence in corpus()[:400]), newline="")
+    return path
+
+
+@pytest.fixture
+def run_cli(capsys, monkeypatch):
+    """A function that runs the command line in this process: exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
+        code = cli.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def succeed(run_cli):
+    """The same for what must go well: stdout and stderr."""
+
+    def run(*arguments):
+        code, out, err = run_cli(*arguments)
+        assert code == 0, err
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def train(succeed, text, tmp_path):
+    """A function that trains a small run: its folder, stdout and stderr."""
+
+    def train(flags="--steps 5", name="run"):
+        folder = tmp_path / name
+        return folder, *succeed("train", "--text", text, "--out", folder, *SMALL.split(), *flags.split())
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+    """A small run that several tests look at."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    command = [sys.executable, "cli.py", "train", "--text", text, "--out", folder, *SMALL.split()]
+    command += ["--steps", "30", "--eval-interval", "15"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return folder, result
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in metrics(folder) if "loss" in row]
+
+
+def config(folder: Path) -> dict:
+    return json.loads((folder / "latest" / "config.json").read_text())
+
+
+# Start-up
+
+
+def test_help_is_fast():
+    """`--help` answers in half a second; the best of five, as the machine may be busy."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "cli.py", "--help"], cwd=ROOT, capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+def test_help_lists_the_commands(run_cli):
+    """Help names every command; each command has help of its own; no arguments mean help."""
+    code, out, _ = run_cli("--help")
+    assert code == 0
+    for command in ("prepare", "train", "generate", "evaluate", "info", "tokenizer"):
+        assert command in out
+        assert run_cli(command, "--help")[0] == 0
+    assert "Commands" in "".join(run_cli()[1:])
+
+
+def test_numpy_commands_leave_pytorch_alone(text, tmp_path):
+    """Training, generating, evaluating and describing in NumPy never import torch."""
+    program = (
+        "import sys, cli\n"
+        "def run(*arguments):\n"
+        "    sys.argv = ['cli.py', *arguments]\n"
+        "    assert cli.main() == 0, arguments\n"
+        f"out = {str(tmp_path / 'run')!r}\n"
+        f"run('train', '--text', {str(text)!r}, '--out', out, '--steps', '2', *{SMALL.split()!r})\n"
+        "run('generate', out)\n"
+        "run('evaluate', out)\n"
+        "run('info', out)\n"
+        "print('torch' in sys.modules, file=sys.stderr)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stderr.splitlines()[-1] == "False"
+
+
+# Corpus
+
+
+def test_prepare(succeed, text, tmp_path):
+    """A text becomes a token file with JSON and ranks beside it, and `train` takes it."""
+    out = tmp_path / "tokens.bin"
+    _, err = succeed("prepare", text, "--out", out, "--validation-fraction", "0.2")
+    info = json.loads(out.with_suffix(".json").read_text())
+    assert info["text_bytes"] == info["tokens"] == text.stat().st_size
+    assert info["validation_tokens"] / info["tokens"] == pytest.approx(0.2, abs=0.02)
+    assert f"{info['tokens']:,} tokens" in err
+    flags = ("--text", out, "--out", tmp_path / "run", "--steps", "3", *SMALL.split())
+    succeed("train", *flags)
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_tokenizer_train(succeed, text, tmp_path):
+    """Ranks trained on a text have the size asked for, and a run with them the same vocabulary."""
+    ranks = tmp_path / "ranks.tiktoken"
+    succeed("tokenizer", "train", text, "--vocab-size", "300", "--out", ranks)
+    assert len(ranks.read_bytes().splitlines()) == 300
+    succeed("prepare", text, "--tokenizer", ranks, "--out", tmp_path / "tokens.bin")
+    assert json.loads((tmp_path / "tokens.json").read_text())["tokenizer"]["vocab_size"] == 300
+    flags = ("--tokenizer", ranks, "--out", tmp_path / "run", "--steps", "2", *SMALL.split())
+    succeed("train", "--text", text, *flags)
+    assert config(tmp_path / "run")["model"]["vocab_size"] == 300
+
+
+# Training
+
+
+def test_what_training_says(trained):
+    """Before: parameters, tokens, steps, memory, threads. After: loss, perplexity, where things are, a sample."""
+    folder, result = trained
+    for words in ("parameters", "tokens to train on", "steps 0 to 30", "threads", "MB of memory at the peak"):
+        assert words in result.stderr
+    loss = metrics(folder)[-1]["validation_loss"]
+    assert f"validation loss {loss:.4f} nats per token, perplexity {np.exp(loss):.3f}" in result.stderr
+    assert "step     15  training loss" in result.stderr
+    assert len(result.stdout) > 20  # the sample, alone
+    assert "loss" not in result.stdout
+    for name in ("latest", "best", "metrics.jsonl", "loss.png", "tokens.bin"):
+        assert (folder / name).exists()
+
+
+def test_no_bar_where_there_is_no_terminal(trained):
+    """Piped output holds no escape codes and no bar."""
+    for stream in (trained[1].stdout, trained[1].stderr):
+        assert "\x1b" not in stream
+        assert "\r" not in stream.replace("\r\n", "")
+        assert "━" not in stream
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        ("--n-layer 2", "n_layer", 2),
+        ("--n-head 4", "n_head", 4),
+        ("--d-model 24", "d_model", 24),
+        ("--d-model 24", "d_ff", 96),
+        ("--d-ff 20", "d_ff", 20),
+        ("--context-length 12", "context_length", 12),
+        ("--activation relu", "activation", "relu"),
+        ("--position sinusoidal", "position", "sinusoidal"),
+        ("--dropout 0.25", "dropout", 0.25),
+    ],
+)
+def test_model_flags(train, flags, field, value):
+    """A model flag goes over the preset and stands in the checkpoint."""
+    folder, _, _ = train(f"--steps 1 {flags}")
+    assert config(folder)["model"][field] == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        ("--batch-size 3", "batch_size", 3),
+        ("--accumulate 2", "accumulate", 2),
+        ("--learning-rate 0.02", "learning_rate", 0.02),
+        ("--min-learning-rate 0.0005", "min_learning_rate", 0.0005),
+        ("--warmup-steps 7", "warmup_steps", 7),
+        ("--weight-decay 0.3", "weight_decay", 0.3),
+        ("--beta1 0.8", "beta1", 0.8),
+        ("--beta2 0.9", "beta2", 0.9),
+        ("--clip 0.5", "clip", 0.5),
+        ("--eval-interval 2", "eval_interval", 2),
+        ("--seed 5", "seed", 5),
+        ("--dtype float64", "dtype", "float64"),
+    ],
+)
+def test_training_flags(train, flags, field, value):
+    """A training flag is what the run is told, and it changes the run."""
+    folder, _, _ = train(f"--steps 4 --warmup-steps 2 {flags}")
+    assert config(folder)["training"][field] == value
+    usual, _, _ = train("--steps 4 --warmup-steps 2", "usual")
+    assert metrics(folder) != metrics(usual)
+
+
+def test_rates_of_the_schedule(train):
+    """The rate climbs for the warm-up, reaches its peak, and ends near its minimum."""
+    folder, _, _ = train("--steps 40 --learning-rate 0.01 --min-learning-rate 0.001 --warmup-steps 4")
+    rates = [row["learning_rate"] for row in metrics(folder) if "loss" in row]
+    assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert max(rates) == pytest.approx(0.01)
+    assert rates[-1] == pytest.approx(0.001, rel=0.02)
+
+
+def test_parts_and_threads_change_no_result(train):
+    """Micro-batches and threads give the losses of the whole batch, but for rounding."""
+    usual = losses(train("--steps 6 --dtype float64 --dropout 0.2 --threads 1")[0])
+    for number, flags in enumerate(
+        ("--accumulate 4 --threads 1", "--threads 2", "--threads 3 --accumulate 2")
+    ):
+        found = losses(train(f"--steps 6 --dtype float64 --dropout 0.2 {flags}", f"run-{number}")[0])
+        assert found == pytest.approx(usual, rel=1e-12)
+
+
+def test_clipping_holds_the_norm(train):
+    """A tiny limit changes the second step's loss, a huge one nothing."""
+    usual = losses(train("--steps 3 --clip 1e9 --weight-decay 0")[0])
+    assert losses(train("--steps 3 --clip inf --weight-decay 0", "none")[0]) == usual
+    assert losses(train("--steps 3 --clip 1e-9 --weight-decay 0", "tiny")[0])[0] == usual[0]
+
+
+def test_epochs(train, text):
+    """`--epochs` takes the place of `--steps`."""
+    folder, _, err = train("--epochs 0.5 --eval-interval 500")
+    steps = config(folder)["training"]["steps"]
+    assert steps == pytest.approx(0.5 * 0.9 * text.stat().st_size / 8 / 4, rel=0.02)
+    assert "0.5 epochs" in err
+
+
+def test_overwrite(train, run_cli, text):
+    """An old run is replaced when that is asked for."""
+    folder, _, _ = train("--steps 3")
+    train("--steps 2 --overwrite")
+    assert len(losses(folder)) == 2
+
+
+def test_the_default_folder_is_new(succeed, text, tmp_path, monkeypatch):
+    """Without `--out` a run gets a folder that nobody has, named after its text."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        succeed("train", "--text", text, "--steps", "1", *SMALL.split())
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["sentences", "sentences-2"]
+
+
+def test_more_steps_on_resume(train, succeed):
+    """`--resume` goes on, with more steps where they are given."""
+    folder, _, _ = train("--steps 3")
+    _, err = succeed("train", "--resume", "--out", folder, "--steps", "6")
+    assert "steps 3 to 6" in err
+    assert len(losses(folder)) == 6
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT or SIGTERM to one process alone")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_stopping_by_signal(text, tmp_path, name):
+    """A signal saves and leaves with 130 and the command to go on; the run then ends as a straight one would."""
+    flags = f"{SMALL} --steps 1500 --dropout 0.1 --eval-interval 100".split()
+    base = [sys.executable, "cli.py", "train", "--text", text, *flags]
+    subprocess.run([*base, "--out", tmp_path / "straight"], cwd=ROOT, capture_output=True, check=True)
+    with subprocess.Popen(
+        [*base, "--out", tmp_path / "run"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stderr:
+            if line.startswith("step    100"):
+                break
+        process.send_signal(getattr(signal, name))
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    stopped = config(tmp_path / "run")["step"]
+    assert 100 <= stopped < 1500
+    assert f"stopped at step {stopped:,}; go on with: python cli.py train --resume --out" in err
+    resume = [sys.executable, "cli.py", "train", "--resume", "--out", tmp_path / "run"]
+    subprocess.run(resume, cwd=ROOT, capture_output=True, check=True)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "straight")
+    wanted, found = (
+        load_file(tmp_path / run / "latest" / "model.safetensors") for run in ("straight", "run")
+    )
+    for each, value in wanted.items():
+        np.testing.assert_array_equal(found[each], value, each)
+
+
+# Generation
+
+
+def test_generate(succeed, trained):
+    """The prompt and its continuation go to stdout, nothing else; one seed gives one text."""
+    command = ("generate", trained[0], "--prompt", "The baby", "--max-new-tokens", "20", "--seed", "3")
+    out, err = succeed(*command)
+    assert out.startswith("The baby")
+    assert len(out) == len("The baby") + 20 + 1
+    assert err == ""
+    assert succeed(*command)[0] == out
+    assert succeed(*command[:-1], "4")[0] != out
+
+
+def test_greedy_needs_no_seed(succeed, trained):
+    """Temperature 0 takes the likeliest token, as top-k 1 does; a tiny top-p too."""
+    base = ("generate", trained[0], "--prompt", "The", "--max-new-tokens", "15")
+    texts = {
+        succeed(*base, *flags.split())[0]
+        for flags in ("--temperature 0", "--temperature 0 --seed 9", "--top-k 1", "--top-p 1e-9 --seed 4")
+    }
+    assert len(texts) == 1
+
+
+def test_several_samples(succeed, trained):
+    """Samples differ, and each is the one that it is however many there are."""
+    base = ("generate", trained[0], "--prompt", "The", "--max-new-tokens", "10")
+    three = succeed(*base, "--num-samples", "3")[0]
+    assert three.startswith(succeed(*base, "--num-samples", "2")[0])
+    assert len(three) == 3 * (3 + 10 + 1)
+    assert len({three[i : i + 14] for i in (0, 14, 28)}) == 3
+
+
+def test_a_long_prompt_keeps_its_tail(succeed, trained):
+    """Beyond the context only the end of a prompt counts, and stderr says so."""
+    flags = ("--temperature", "0", "--max-new-tokens", "5")
+    long, err = succeed("generate", trained[0], "--prompt", "The girls are sleeping.", *flags)
+    assert "the prompt has 23 tokens; the model sees only the last 8 of them" in err
+    assert long.startswith("The girls are sleeping.")
+    short, err = succeed("generate", trained[0], "--prompt", "leeping.", *flags)
+    assert err == ""
+    assert long[23:] == short[8:]
+
+
+def test_tokens_stream(trained):
+    """The first tokens are there long before the last."""
+    command = [sys.executable, "cli.py", "generate", trained[0], "--max-new-tokens", "100000000"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        first = process.stdout.read(20)
+        process.kill()
+    assert len(first) == 20
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no head")
+def test_a_reader_that_has_enough(trained):
+    """A closed pipe ends the program without a word."""
+    command = f'"{sys.executable}" cli.py generate "{trained[0]}" --max-new-tokens 5000 | head -c 5'
+    result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (len(result.stdout), result.stderr) == (5, "")
+
+
+# Evaluation and description
+
+
+def test_evaluate(succeed, trained, text):
+    """Without a text it is the held-out split's loss, the one that training ended with."""
+    found = json.loads(succeed("evaluate", trained[0] / "latest", "--json")[0])
+    assert found["nats_per_token"] == pytest.approx(metrics(trained[0])[-1]["validation_loss"], rel=1e-5)
+    assert found["perplexity"] == pytest.approx(np.exp(found["nats_per_token"]))
+    assert found["bits_per_byte"] == pytest.approx(found["nats_per_token"] / np.log(2))  # a token is a byte
+    other = json.loads(succeed("evaluate", trained[0], "--text", text, "--json", "--batch-size", "5")[0])
+    assert other["tokens"] == text.stat().st_size - 1
+    plain, err = succeed("evaluate", trained[0])
+    assert f"{found['tokens']:,}" in plain
+    assert err == ""
+
+
+def test_info(succeed, trained):
+    """A checkpoint's model, tokenizer and training, for people and for machines."""
+    found = json.loads(succeed("info", trained[0], "--json")[0])
+    assert found["model"]["d_model"] == 16
+    assert found["training"]["batch_size"] == 4
+    assert found["tokenizer"]["name"] == "bytes"
+    assert found["step"] in (15, 30)
+    plain, _ = succeed("info", trained[0])
+    assert f"{found['parameters']:,}" in plain
+    assert "model.d_model" in plain
