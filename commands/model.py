@@ -66,6 +66,8 @@ def evaluate(
     from harness.evaluation import bits_per_byte, evaluate
     from harness.runs import evaluation_tokens, open_model
 
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
     model, checkpoint = open_model(run, backend=backend, threads=threads)
     with evaluation_tokens(run, checkpoint, text) as tokens:
         result = evaluate(model, tokens, batch_size)

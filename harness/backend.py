@@ -78,8 +78,11 @@ def open_backend(
     weights: what to start from; None draws initial weights from `seed`
     dtype: "float32" or "float64"; threads: None takes one for each processor of this process
 
-    Raises ConfigError for an unknown name, UserError where PyTorch is asked for and not installed.
+    Raises ConfigError for an unknown name or an impossible number of threads, UserError where PyTorch is
+    asked for and not installed.
     """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for one a processor")
     settings = {
         "seed": seed,
         "dtype": dtype,

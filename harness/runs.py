@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -98,6 +98,8 @@ def start_run(
             corpus, tokens = open_tokens(staged.tokens), None
         config = preset(preset_name, vocab_size=encoding.n_vocab, **(overrides or {}))
         if epochs is not None:
+            if not 0 < epochs < inf:
+                raise ConfigError(f"epochs must be a positive number, got {epochs}")
             per_epoch = windows_per_epoch(corpus.info.train_tokens, config.context_length)
             training = training | {"steps": max(1, ceil(epochs * per_epoch / training["batch_size"]))}
         settings = TrainingSettings(**training)
