@@ -23,7 +23,9 @@ def _stream_key(stream: str) -> int:
 def _philox(seed: int, stream: str, *counter: int) -> np.random.Philox:
     # The lowest counter word is left to Philox, which counts the draws of this generator with it.
     words = [0, *counter, *[0] * (3 - len(counter))]
-    return np.random.Philox(key=[seed & _WORD, _stream_key(stream)], counter=words)
+    # As uint64 at once: from a list with words on both sides of 2^63 NumPy makes float64, which rounds them.
+    key = np.array([seed & _WORD, _stream_key(stream)], np.uint64)
+    return np.random.Philox(key=key, counter=np.array(words, np.uint64))
 
 
 def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
