@@ -24,7 +24,7 @@ from safetensors.numpy import load, save_file
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
-from contract.weights import weight_table
+from contract.weights import Weights, weight_table
 from data.tokenizers import identity, load_ranks, open_tokenizer, save_ranks
 
 FORMAT = "twin-gpt checkpoint"
@@ -88,7 +88,10 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
     record = _read_config(folder)
     config = ModelConfig.from_dict(record["model"])
     shapes = {name: spec.shape for name, spec in weight_table(config).items()}
-    weights = _read_tensors(folder, MODEL, record, shapes)
+    stored = _read_tensors(folder, MODEL, record, shapes)
+    weights = Weights.zeros(config, next(iter(stored.values())).dtype)
+    for name, value in stored.items():
+        weights[name][...] = value
     optimizer = None
     if with_optimizer:
         if OPTIMIZER not in record["files"]:
