@@ -9,7 +9,9 @@ import sys
 import typer
 
 from commands.corpus import prepare, train_tokenizer
+from commands.exchange import export, import_gpt2
 from commands.model import evaluate, generate, info
+from commands.parity import parity
 from commands.train import train
 from contract.errors import UserError
 
@@ -19,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, train, generate, evaluate, info):
+for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity):
     app.command()(command)
 
 tokenizer_app = typer.Typer(help="Make tokenizers.", no_args_is_help=True)
@@ -40,6 +42,8 @@ def main() -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()
         return 0
+    except MemoryError as error:  # NumPy's says how much was asked for
+        problem, code = f"not enough memory{f' ({error})' if str(error) else ''}", 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         problem, code = f"{where}{error.strerror or error}", 1

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from commands.options import TOKENIZER_HELP, TextArgument, option
+from contract.errors import ConfigError
 
 
 def prepare(
@@ -37,6 +38,8 @@ def train_tokenizer(
     from data.tokenizers import save_ranks, train_tokenizer
 
     out = out or text.with_suffix(".tiktoken")
+    if out.resolve() == text.resolve():
+        raise ConfigError(f"{out}: this is the text, which would be lost; name another ranks file with --out")
     with reading_progress(text, "counting") as progress:
         encoding = train_tokenizer(text, vocab_size, progress)
     save_ranks(encoding, out)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import BackendOption, JsonOption, RunArgument, ThreadsOption, option
+from commands.options import BackendOption, DeviceOption, JsonOption, RunArgument, ThreadsOption, option
 from contract.errors import ConfigError
 
 
@@ -20,6 +20,7 @@ def generate(
     seed: Annotated[int, option("Of the draws.")] = 0,
     num_samples: Annotated[int, option("Texts to write, one after the other.")] = 1,
     backend: BackendOption = "numpy",
+    device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
 ):
     """Write text with a trained model, token by token as it comes."""
@@ -30,7 +31,9 @@ def generate(
     for name, value in (("max-new-tokens", max_new_tokens), ("num-samples", num_samples)):
         if value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
-    model, checkpoint = open_model(run, backend=backend, threads=threads)
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {seed}")
+    model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
     tokens = encode_prompt(checkpoint.tokenizer, prompt)
     context_length = checkpoint.config.context_length
     if len(tokens) > context_length:
@@ -56,21 +59,30 @@ def generate(
 def evaluate(
     run: RunArgument,
     text: Annotated[Path | None, option("UTF-8 text. [default: the run's held-out split]")] = None,
-    batch_size: Annotated[int, option("Windows at once.")] = 32,
+    batch_size: Annotated[
+        int | None, option("Windows at once. [default: 32, or fewer where their logits fill memory]")
+    ] = None,
+    stride: Annotated[
+        int | None,
+        option("Tokens from window to window: fewer give each more context. [default: the context length]"),
+    ] = None,
     as_json: JsonOption = False,
     backend: BackendOption = "numpy",
+    device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
 ):
     """Measure how well a trained model predicts a text."""
     from data.tokenizers import token_lengths
-    from harness.evaluation import bits_per_byte, evaluate
+    from harness.evaluation import bits_per_byte, default_batch_size, evaluate
     from harness.runs import evaluation_tokens, open_model
 
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
-    model, checkpoint = open_model(run, backend=backend, threads=threads)
+    model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
+    if batch_size is None:
+        batch_size = default_batch_size(checkpoint.config)
     with evaluation_tokens(run, checkpoint, text) as tokens:
-        result = evaluate(model, tokens, batch_size)
+        result = evaluate(model, tokens, batch_size, stride=stride)
         record = {
             "text": text.name if text else "held-out split",
             "tokens": result.tokens,

@@ -11,10 +11,15 @@ from commands.options import (
     TOKENIZER_HELP,
     TRAINING,
     BackendOption,
+    DeviceOption,
     ThreadsOption,
     option,
 )
 from contract.errors import ConfigError
+
+# From trained weights: small steps, which change them gently, on few of their often long windows.
+FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5, "min_learning_rate": 3e-6}
+_FINE_TUNING_FLAGS = [(name.replace("_", "-"), value) for name, value in FINE_TUNING.items()]
 
 
 def train(
@@ -23,6 +28,14 @@ def train(
         Path | None, option("UTF-8 text, or a .bin of `prepare`. [default: data/tense.txt]")
     ] = None,
     tokenizer: Annotated[str | None, option(f"{TOKENIZER_HELP} [default: bytes]")] = None,
+    from_: Annotated[
+        Path | None,
+        option(
+            "Run or checkpoint to start from, with its weights, model and tokenizer. The defaults then are "
+            f"{', '.join(f'--{name} {value}' for name, value in _FINE_TUNING_FLAGS)}.",
+            "--from",
+        ),
+    ] = None,
     preset: Annotated[
         str, option("tense, nano, gpt2, gpt2-medium, gpt2-large or gpt2-xl.", panel=MODEL)
     ] = "tense",
@@ -53,6 +66,7 @@ def train(
     seed: Annotated[int, option("Of weights, order and dropout.", panel=TRAINING)] = 0,
     dtype: Annotated[str, option("float32 or float64.", panel=TRAINING)] = "float32",
     backend: BackendOption = "numpy",
+    device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     out: Annotated[Path | None, option("Run folder. [default: a new one in runs/]", panel=PLACE)] = None,
     resume: Annotated[bool, option("Go on with the run in --out.", "--resume", panel=PLACE)] = False,
@@ -74,8 +88,14 @@ def train(
 
         if steps is not None and epochs is not None:
             raise ConfigError("--steps and --epochs both say how long to train; give one of them")
+        if from_ and "preset" in given:
+            raise ConfigError(
+                "--preset does not go with --from, which has a model of its own; give one of them"
+            )
         text = text or DEFAULT_TEXT
         settings = {name: context.params[name] for name in TrainingSettings.__dataclass_fields__}
+        if from_:
+            settings |= {name: value for name, value in FINE_TUNING.items() if name not in given}
         model = (
             "n_layer",
             "n_head",
@@ -95,7 +115,9 @@ def train(
                 overrides={name: given[name] for name in model if name in given},
                 training=settings | {"steps": 1500 if steps is None else steps},
                 epochs=epochs,
+                start=from_,
                 backend=backend,
+                device=device,
                 threads=threads,
                 overwrite=overwrite,
                 progress=progress,
@@ -109,12 +131,12 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _resume_arguments(given: dict) -> dict:
     """The arguments of `resume_run` from the options given beside --resume, or a ConfigError naming a wrong one."""
-    accepted = ("out", "steps", "backend", "threads")
+    accepted = ("out", "steps", "backend", "device", "threads")
     for name in given:
         if name not in ("resume", *accepted):
             raise ConfigError(
-                f"--{name.replace('_', '-')} does not go with --resume: the run keeps the settings that it was "
-                f"started with; only {', '.join('--' + name for name in accepted)} may be given"
+                f"--{name.strip('_').replace('_', '-')} does not go with --resume: the run keeps the settings "
+                f"that it was started with; only {', '.join('--' + name for name in accepted)} may be given"
             )
     if "out" not in given:
         raise ConfigError("--resume needs --out, the folder of the run to go on with")
@@ -151,7 +173,10 @@ def _train(trainer):
     )
     say(f"plot {run.plot}, checkpoints {run.latest} and {run.best}")
     say(f"\nwhat it writes (more: python cli.py generate {run.path}):\n")
-    tokens = encode_prompt(trainer.tokenizer, "\n")
+    try:
+        tokens = encode_prompt(trainer.tokenizer, None)
+    except ConfigError:  # a text without line breaks: the sample begins as its held-out part does
+        tokens = trainer.validation[:1].tolist()
     for piece in generate_text(backend, trainer.tokenizer, tokens, 100, temperature=0.8, seed=settings.seed):
         write(piece)
     write("\n")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from contract.errors import UserError
+from contract.errors import ConfigError, UserError
 from contract.randomness import generator
 
 
@@ -57,26 +57,47 @@ class Windows:
 
 
 def evaluation_batches(
-    tokens: np.ndarray, context_length: int, batch_size: int, max_windows: int | None = None
+    tokens: np.ndarray,
+    context_length: int,
+    batch_size: int,
+    max_windows: int | None = None,
+    stride: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches in which every token after the first is predicted once, from the tokens of its own window.
 
     tokens: int (N,), N at least 2; max_windows: take only so many, evenly spread; None for all, the shorter
         last one included
-    yields: tokens int64 (B, T) and targets int64 (B, T); the last window may come as (1, fewer)
-    Raises UserError for fewer than two tokens.
+    stride: S, from 1 to T: each window starts so many tokens after the one before, and predicts those that
+        are new to it, from the T - S + 1 tokens before them at least; None for T, windows side by side
+    yields: tokens int64 (B, T) and targets int64 (B, P), the tokens after the last P of each window: T in the
+        first window, S in the others; the last window may come as (1, fewer)
+    Raises UserError for fewer than two tokens, ConfigError for an impossible stride.
     """
+    stride = context_length if stride is None else stride
+    if not 1 <= stride <= context_length:
+        raise ConfigError(f"stride must be from 1 to the context length, {context_length}, got {stride}")
     if len(tokens) < 2:
         raise UserError(f"there is nothing to predict in a text of {len(tokens)} tokens; give at least 2")
-    whole = (len(tokens) - 1) // context_length
-    starts = np.arange(whole) * context_length
+    beyond = len(tokens) - 1 - context_length  # tokens to predict behind the first window's
+    whole = 1 + beyond // stride if beyond >= 0 else 0
+    starts = np.arange(whole) * stride
     if max_windows is not None and whole > max_windows:
         starts = starts[np.linspace(0, whole - 1, max_windows).astype(int)]
-    for first in range(0, len(starts), batch_size):
-        yield _cut(tokens, starts[first : first + batch_size], context_length)
-    rest = (len(tokens) - 1) % context_length
+    # Before the first window nothing is predicted yet, so it predicts all its tokens, in a batch of its own.
+    alone = 1 if stride < context_length else 0
+    for inputs, targets in _batches(tokens, starts[:alone], context_length, batch_size):
+        yield inputs, targets
+    for inputs, targets in _batches(tokens, starts[alone:], context_length, batch_size):
+        yield inputs, targets[:, -stride:]
+    rest = beyond % stride if whole else len(tokens) - 1
     if rest and (max_windows is None or whole == 0):
-        yield _cut(tokens, np.array([whole * context_length]), rest)
+        inputs, targets = _cut(tokens, np.array([whole * stride]), len(tokens) - 1 - whole * stride)
+        yield inputs, targets[:, -rest:]
+
+
+def _batches(tokens, starts, length, batch_size):
+    for first in range(0, len(starts), batch_size):
+        yield _cut(tokens, starts[first : first + batch_size], length)
 
 
 def _cut(tokens, starts, length):

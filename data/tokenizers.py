@@ -69,7 +69,7 @@ def _open_bytes(text: str | PathLike) -> tiktoken.Encoding:
     seen = np.zeros(256, bool)
     for piece in stream_text(text, cut_anywhere=True):
         seen[np.frombuffer(piece.encode(), np.uint8)] = True
-    return _encoding("bytes", [bytes([byte]) for byte in np.flatnonzero(seen)])
+    return encoding_of("bytes", [bytes([byte]) for byte in np.flatnonzero(seen)])
 
 
 def train_tokenizer(
@@ -94,7 +94,7 @@ def train_tokenizer(
         _splittable(text, progress), vocab_size, buffer_size=os.cpu_count() or 1, pattern=r50k_pat_str
     )
     ranks = sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])
-    return _encoding("ranks", [bytes(token) for token, _ in ranks])
+    return encoding_of("ranks", [bytes(token) for token, _ in ranks])
 
 
 def _splittable(text: str | PathLike, progress: Callable[[int], None] | None) -> Iterator[str]:
@@ -138,16 +138,21 @@ def load_ranks(path: str | PathLike, name: str = "ranks") -> tiktoken.Encoding:
             token = _parse_rank(line, rank)
             if token in tokens:
                 raise ValueError(f"the token of line {tokens[token] + 1} again")
-            if len(token) > 1 and (lacking := [byte for byte in token if bytes([byte]) not in tokens]):
-                raise ValueError(f"the byte 0x{lacking[0]:02x} has no token of its own before this one")
         except ValueError as error:
-            raise UserError(
-                f"{path}: not a ranks file, line {rank + 1}: {error}; train it again, or restore the file"
-            ) from error
+            raise _ranks_error(path, rank, error) from error
         tokens[token] = rank
+    for token, rank in tokens.items():
+        if len(token) > 1 and (lacking := [byte for byte in token if bytes([byte]) not in tokens]):
+            raise _ranks_error(path, rank, f"the byte 0x{lacking[0]:02x} has no token of its own")
     if not tokens:
         raise UserError(f"{path}: the ranks file is empty; train it again, or restore the file")
-    return _encoding(name, list(tokens))
+    return encoding_of(name, list(tokens))
+
+
+def _ranks_error(path: str | PathLike, rank: int, problem) -> UserError:
+    return UserError(
+        f"{path}: not a ranks file, line {rank + 1}: {problem}; train it again, or restore the file"
+    )
 
 
 def _parse_rank(line: bytes, rank: int) -> bytes:
@@ -166,7 +171,8 @@ def _parse_rank(line: bytes, rank: int) -> bytes:
     return token
 
 
-def _encoding(name: str, tokens: list[bytes]) -> tiktoken.Encoding:
+def encoding_of(name: str, tokens: list[bytes]) -> tiktoken.Encoding:
+    """The encoding that is called `name`, with `tokens` in the order of their ids, which are their ranks."""
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return tiktoken.Encoding(name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
 

@@ -39,7 +39,7 @@ class Backend(Protocol):
         """One step of AdamW."""
 
     def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> float:
-        """The loss of a batch without dropout."""
+        """The loss of a batch without dropout; of the last P places alone where targets are (B, P)."""
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """The weights by name."""
@@ -68,15 +68,19 @@ def open_backend(
     seed: int = 0,
     dtype: str = "float32",
     threads: int | None = None,
+    device: str = "cpu",
     beta1: float = 0.9,
     beta2: float = 0.999,
     weight_decay: float = 0.0,
+    take_weights: bool = False,
 ) -> Backend:
     """A backend ready to train or generate.
 
     name: "numpy" or "torch"; PyTorch is imported only for the latter
     weights: what to start from; None draws initial weights from `seed`
     dtype: "float32" or "float64"; threads: None takes one for each processor of this process
+    device: "cpu" or, for PyTorch, "cuda" or "mps"
+    take_weights: whether the backend may keep `weights` themselves and train them, where a copy is not needed
 
     Raises ConfigError for an unknown name or an impossible number of threads, UserError where PyTorch is
     asked for and not installed.
@@ -90,7 +94,12 @@ def open_backend(
         "beta1": beta1,
         "beta2": beta2,
         "weight_decay": weight_decay,
+        "take_weights": take_weights,
     }
+    if name == "torch":
+        settings["device"] = device
+    elif device != "cpu":
+        raise ConfigError(f"NumPy computes on the cpu alone, got --device {device}; add --backend torch")
     return backend_class(name)(config, weights, **settings)
 
 
@@ -112,6 +121,16 @@ def backend_class(name: str) -> type:
             ) from None
         return TorchBackend
     raise ConfigError(f"unknown backend {name!r}; choose {' or '.join(BACKENDS)}")
+
+
+def physical_memory() -> int:
+    """The bytes of memory that this machine has; where the system does not say, a bound that none reaches."""
+    import os
+
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return 1 << 40
 
 
 def available_processors() -> int:

@@ -14,18 +14,18 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import numpy as np
 import tiktoken
-from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
+from safetensors.numpy import save_file
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.weights import Weights, weight_table
 from data.tokenizers import identity, load_ranks, open_tokenizer, save_ranks
+from harness.tensor_file import StoredTensor, stored_tensors
 
 FORMAT = "twin-gpt checkpoint"
 FORMAT_VERSION = 1
@@ -88,16 +88,17 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
     record = _read_config(folder)
     config = ModelConfig.from_dict(record["model"])
     shapes = {name: spec.shape for name, spec in weight_table(config).items()}
-    stored = _read_tensors(folder, MODEL, record, shapes)
-    weights = Weights.zeros(config, next(iter(stored.values())).dtype)
-    for name, value in stored.items():
-        weights[name][...] = value
+    stored = _verified_tensors(folder, MODEL, record, shapes)
+    weights = Weights.zeros(config, next(iter(stored.values())).float_dtype)
+    _copy(stored, weights)
     optimizer = None
     if with_optimizer:
         if OPTIMIZER not in record["files"]:
             raise UserError(f"{folder} holds no optimizer state, so its training cannot go on from there")
         moments = {f"{moment}.{name}": shape for moment in "mv" for name, shape in shapes.items()}
-        optimizer = _read_tensors(folder, OPTIMIZER, record, moments)
+        stored = _verified_tensors(folder, OPTIMIZER, record, moments)
+        optimizer = {name: np.empty(shape, stored[name].float_dtype) for name, shape in moments.items()}
+        _copy(stored, optimizer)
     return Checkpoint(
         config=config,
         weights=weights,
@@ -137,7 +138,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint):
         "step": checkpoint.step,
         "validation_loss": checkpoint.validation_loss,
         "training": checkpoint.training,
-        "files": {path.name: _hash(path.read_bytes()) for path in sorted(folder.iterdir())},
+        "files": {path.name: _hash_file(path) for path in sorted(folder.iterdir())},
     }
     record["checksum"] = _checksum(record)
     (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -189,7 +190,7 @@ def _read_config(folder: Path) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         kind, version = record["format"], record["format_version"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         raise UserError(f"{path} is damaged or not a checkpoint's; use another checkpoint") from None
     if kind != FORMAT or version != FORMAT_VERSION:
         raise UserError(
@@ -203,26 +204,31 @@ def _read_config(folder: Path) -> dict:
     return record
 
 
-def _read_tensors(folder: Path, name: str, record: dict, shapes: dict[str, tuple]) -> dict[str, np.ndarray]:
-    content = _read_verified(folder, name, record)
-    try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise UserError(f"{folder / name} cannot be read as safetensors: {error}") from None
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+def _verified_tensors(
+    folder: Path, name: str, record: dict, shapes: dict[str, tuple]
+) -> dict[str, StoredTensor]:
+    _verify(folder, name, record)
+    stored = stored_tensors(folder / name)
+    found = {name: tensor.shape for name, tensor in stored.items()}
     if found != shapes:
         odd = sorted(key for key in found.keys() | shapes.keys() if found.get(key) != shapes.get(key))
         raise UserError(
             f"{folder / name} does not fit its configuration: {odd[0]} is {found.get(odd[0], 'missing')}, "
             f"wanted {shapes.get(odd[0], 'none')}"
         )
-    return {name: tensors[name] for name in shapes}
+    return stored
+
+
+def _copy(stored: Mapping[str, StoredTensor], target: Mapping[str, np.ndarray]):
+    # The largest first: while it is mapped, the memory that the others will fill is not taken yet.
+    for name in sorted(target, key=lambda name: -target[name].size):
+        target[name][...] = stored[name].read()
 
 
 def _read_tokenizer(folder: Path, record: dict) -> tiktoken.Encoding:
     wanted = record["tokenizer"]
     if RANKS in record["files"]:
-        _read_verified(folder, RANKS, record)
+        _verify(folder, RANKS, record)
         tokenizer = load_ranks(folder / RANKS, name=wanted["name"])
     else:
         tokenizer = open_tokenizer(wanted["name"])
@@ -231,18 +237,22 @@ def _read_tokenizer(folder: Path, record: dict) -> tiktoken.Encoding:
     return tokenizer
 
 
-def _read_verified(folder: Path, name: str, record: dict) -> bytes:
+def _verify(folder: Path, name: str, record: dict):
     path = folder / name
     try:
-        content = path.read_bytes()
+        found = _hash_file(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing from the checkpoint; use another checkpoint") from None
-    if _hash(content) != record["files"].get(name):
+    if found != record["files"].get(name):
         raise UserError(
-            f"{path} does not match its hash ({len(content):,} bytes): it was cut short or damaged; "
+            f"{path} does not match its hash ({path.stat().st_size:,} bytes): it was cut short or damaged; "
             "use another checkpoint"
         )
-    return content
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _hash(content: bytes) -> str:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from contract.config import ModelConfig
 from data.batches import evaluation_batches
 from harness.backend import Backend
 
@@ -22,17 +23,29 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    backend: Backend, tokens: np.ndarray, batch_size: int, *, max_windows: int | None = None
+    backend: Backend,
+    tokens: np.ndarray,
+    batch_size: int,
+    *,
+    max_windows: int | None = None,
+    stride: int | None = None,
 ) -> Evaluation:
     """The mean loss over a text's tokens, each predicted from those before it in its window.
 
-    tokens: int (N,); max_windows: see `data.batches.evaluation_batches`
+    tokens: int (N,); max_windows, stride: see `data.batches.evaluation_batches`
     """
     total, count = 0.0, 0
-    for inputs, targets in evaluation_batches(tokens, backend.config.context_length, batch_size, max_windows):
+    for inputs, targets in evaluation_batches(
+        tokens, backend.config.context_length, batch_size, max_windows, stride
+    ):
         total += backend.evaluate(inputs, targets) * targets.size
         count += targets.size
     return Evaluation(total / count, count)
+
+
+def default_batch_size(config: ModelConfig) -> int:
+    """Windows at once: 32, or fewer where their logits would be more than 64 million numbers."""
+    return max(1, min(32, (1 << 26) // (config.context_length * config.vocab_size)))
 
 
 def bits_per_byte(evaluation: Evaluation, tokens: np.ndarray, lengths: np.ndarray) -> float:

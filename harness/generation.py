@@ -29,11 +29,15 @@ def encode_prompt(tokenizer: tiktoken.Encoding, prompt: str | None) -> list[int]
 def generate_text(
     backend: Backend, tokenizer: tiktoken.Encoding, tokens: list[int], max_new_tokens: int, **sampling
 ) -> Iterator[str]:
-    """Yield the text that continues `tokens`, piece by piece, as the tokens come.
+    """The text that continues `tokens`, piece by piece, as the tokens come.
 
-    sampling: see `numpy_llm.generate.generate`
+    sampling: see `numpy_llm.generate.generate`, which refuses impossible ones at once
     """
+    return _decode(tokenizer, backend.generate(tokens, max_new_tokens, **sampling))
+
+
+def _decode(tokenizer: tiktoken.Encoding, tokens: Iterator[int]) -> Iterator[str]:
     decoder = TextDecoder(tokenizer)
-    for token in backend.generate(tokens, max_new_tokens, **sampling):
+    for token in tokens:
         yield decoder.feed(token)
     yield decoder.flush()

@@ -14,6 +14,7 @@ from contract.randomness import DropoutKey
 from contract.weights import Weights, parameter_count, weight_table
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate
+from numpy_llm.layers import cross_entropy_forward
 from numpy_llm.model import GPT
 
 PROCESS_BYTES = 70 << 20  # Python with NumPy, tiktoken and safetensors, before the model is there
@@ -30,11 +31,23 @@ class NumpyBackend:
     name = "numpy"
 
     def __init__(
-        self, config: ModelConfig, weights=None, *, seed, dtype, threads, beta1, beta2, weight_decay
+        self,
+        config: ModelConfig,
+        weights=None,
+        *,
+        seed,
+        dtype,
+        threads,
+        beta1,
+        beta2,
+        weight_decay,
+        take_weights=False,
     ):
         keep_freed_memory()
         self.config, self.seed, self.threads = config, seed, threads
-        self.model = GPT(config, weights and _as_weights(config, weights, dtype), seed=seed, dtype=dtype)
+        if weights and not (take_weights and isinstance(weights, Weights) and weights.flat.dtype == dtype):
+            weights = _as_weights(config, weights, dtype)
+        self.model = GPT(config, weights, seed=seed, dtype=dtype)
         self._optimizer_settings = {"beta1": beta1, "beta2": beta2, "weight_decay": weight_decay}
         self._optimizer: AdamW | None = None
         self._gradients: list[Weights] = []
@@ -78,7 +91,8 @@ class NumpyBackend:
 
     def evaluate(self, tokens, targets) -> float:
         def evaluate(rows: slice, _) -> float:
-            _, loss, _ = self.model.forward(tokens[rows], targets[rows])
+            logits, _, _ = self.model.forward(tokens[rows])
+            loss, _ = cross_entropy_forward(logits[:, -targets.shape[1] :], targets[rows])
             return float(loss) * (rows.stop - rows.start) / len(tokens)
 
         return sum(self._over_threads(evaluate, slice(0, len(tokens)), range(self.threads)))
@@ -121,12 +135,17 @@ class NumpyBackend:
 
     def _over_threads(self, function, rows: slice, arguments) -> list[float]:
         """Call `function(part, argument)` for parts of the rows, one a thread. returns: results in order"""
+
+        def quietly(part: slice, argument) -> float:
+            with np.errstate(all="ignore"):  # the trainer says so, once, when the loss is no longer finite
+                return function(part, argument)
+
         parts = _split(rows, len(arguments))
         if len(parts) == 1:  # a single part has all threads to itself, inside BLAS
             with self._blas.limit(limits=self.threads, user_api="blas"):
-                return [function(parts[0], arguments[0])]
+                return [quietly(parts[0], arguments[0])]
         with self._blas.limit(limits=1, user_api="blas"):
-            return list(self._pool.map(function, parts, arguments))
+            return list(self._pool.map(quietly, parts, arguments))
 
 
 def _as_weights(config: ModelConfig, values: Mapping[str, np.ndarray], dtype) -> Weights:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from contract.errors import UserError
+from data.tokenizers import replacing
 from harness.checkpoint import checkpoint_exists, remove_checkpoint
 
 
@@ -60,11 +61,12 @@ def new_run(path: Path, *, overwrite: bool) -> Iterator[RunFolder]:
             f"{path} already holds a run; continue it with --resume, replace it with --overwrite, "
             "or choose another --out"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as staging:
+    # Folders on the way to `path` that are not there yet are made when the run can start.
+    there = next(place for place in (*path.parents, path) if place.exists())
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=there) as staging:
         yield RunFolder(Path(staging))
         run.clear()
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         for file in Path(staging).iterdir():
             file.replace(path / file.name)
 
@@ -97,14 +99,14 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, after_step: int = 0):
         kept = [row for row in read_metrics(path) if row["step"] <= after_step] if after_step else []
-        self._path = path
-        self._file = path.open("w", encoding="utf-8")
-        for row in kept:
-            self.write(**row)
+        # Rewritten beside the log and renamed: a crash right after a resume loses no earlier row.
+        with replacing(path) as file:
+            file.writelines(_line(row).encode() for row in kept)
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, **row):
         """Append a row."""
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(_line(row))
 
     def flush(self):
         """Bring what was written to the disk."""
@@ -116,6 +118,10 @@ class MetricsLog:
 
     def __exit__(self, *exception):
         self._file.close()
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row) + "\n"
 
 
 def read_metrics(path: Path) -> Iterator[dict]:

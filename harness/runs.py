@@ -6,14 +6,15 @@ from math import ceil, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import tiktoken
 
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
 from data.batches import windows_per_epoch
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, preprocess_sentences
-from data.tokenizers import identity, load_ranks, open_tokenizer, save_ranks
-from harness.backend import Backend, open_backend
+from data.tokenizers import identity, is_bytewise, load_ranks, open_tokenizer, save_ranks
+from harness.backend import Backend, available_processors, backend_class, open_backend, physical_memory
 from harness.checkpoint import Checkpoint, load_checkpoint
 from harness.run_folder import RunFolder, find_checkpoint, new_run
 from harness.trainer import Trainer, TrainingSettings
@@ -24,7 +25,7 @@ DEFAULT_RANKS = DEFAULT_TEXT.with_suffix(".tiktoken")
 
 def prepare(
     text: Path,
-    tokenizer: str,
+    tokenizer: str | tiktoken.Encoding,
     out: Path,
     *,
     validation_fraction: float = 0.1,
@@ -32,14 +33,29 @@ def prepare(
 ) -> tiktoken.Encoding:
     """Write a token file, its JSON and, beside them, the ranks of a tokenizer that is not tiktoken's own.
 
-    text: a UTF-8 text; tokenizer: see `data.tokenizers.open_tokenizer`; out: ends in `.bin`
+    text: a UTF-8 text; tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`; out: ends in `.bin`
     returns: the tokenizer
     """
-    encoding = open_tokenizer(tokenizer, text)
+    encoding = open_tokenizer(tokenizer, text) if isinstance(tokenizer, str) else tokenizer
+    ranks = out.with_suffix(".tiktoken")
+    if encoding.name != "gpt2" and ranks.exists() and not _may_replace(ranks, encoding):
+        raise UserError(
+            f"{ranks}: the tokenizer's ranks belong here, but the file holds something else, which would be "
+            "lost; name another token file with --out, or remove it"
+        )
     preprocess_sentences(text, encoding, out, validation_fraction=validation_fraction, progress=progress)
     if encoding.name != "gpt2":
-        save_ranks(encoding, out.with_suffix(".tiktoken"))
+        save_ranks(encoding, ranks)
     return encoding
+
+
+def _may_replace(ranks: Path, encoding: tiktoken.Encoding) -> bool:
+    """Whether the file holds the encoding's ranks already, or a text's bytes, which any `prepare` finds again."""
+    try:
+        found = load_ranks(ranks, name=encoding.name)
+    except UserError:
+        return False
+    return is_bytewise(found) or identity(found) == identity(encoding)
 
 
 def open_prepared(path: Path) -> tuple[TokenFile, tiktoken.Encoding]:
@@ -66,7 +82,9 @@ def start_run(
     overrides: dict | None = None,
     training: dict,
     epochs: float | None = None,
+    start: Path | None = None,
     backend: str = "numpy",
+    device: str = "cpu",
     threads: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -77,42 +95,57 @@ def start_run(
     tokenizer: see `data.tokenizers.open_tokenizer`; None takes `default_tokenizer`
     preset_name, overrides: see `contract.config.preset`
     training: fields of TrainingSettings; epochs: takes the place of its `steps`
+    start: a run or checkpoint to take weights, configuration and tokenizer from; `preset_name` counts for
+        nothing then, and `overrides` may change the dropout alone
 
     Raises UserError where anything does not fit; nothing has been written or replaced then.
     """
+    base = None if start is None else load_checkpoint(find_checkpoint(start))
+    if base and tokenizer is not None:
+        raise ConfigError(f"--tokenizer does not go with --from: {start} has the tokenizer it was made with")
     with new_run(out, overwrite=overwrite) as staged:
         if text.suffix == ".bin":
             if tokenizer is not None:
                 raise ConfigError(
                     f"{text} is a token file with a tokenizer of its own; leave --tokenizer out"
                 )
-            corpus, encoding = open_prepared(text)
+            corpus, encoding = (open_tokens(text), base.tokenizer) if base else open_prepared(text)
+            _check_tokenizer(corpus, encoding)
             tokens = text.resolve()
         else:
             encoding = prepare(
                 text,
-                tokenizer or default_tokenizer(text),
+                base.tokenizer if base else tokenizer or default_tokenizer(text),
                 staged.tokens,
                 progress=progress,
             )
             corpus, tokens = open_tokens(staged.tokens), None
-        config = preset(preset_name, vocab_size=encoding.n_vocab, **(overrides or {}))
+        if base:
+            config = _overridden(base.config, overrides or {}, start)
+        else:
+            config = preset(preset_name, vocab_size=encoding.n_vocab, **(overrides or {}))
         if epochs is not None:
             if not 0 < epochs < inf:
                 raise ConfigError(f"epochs must be a positive number, got {epochs}")
             per_epoch = windows_per_epoch(corpus.info.train_tokens, config.context_length)
-            training = training | {"steps": max(1, ceil(epochs * per_epoch / training["batch_size"]))}
+            batch_size = TrainingSettings(**training | {"steps": 1}).batch_size  # a possible one
+            training = training | {"steps": max(1, ceil(epochs * per_epoch / batch_size))}
         settings = TrainingSettings(**training)
         _check_length(corpus.info, config)
-        opened = open_training_backend(backend, config, settings, threads)
+        opened = open_training_backend(backend, device, config, settings, threads, base and base.weights)
         del corpus  # a mapped file cannot be moved on Windows
-    record = {"source": text.name, "tokens": tokens and str(tokens)}
+    record = {"source": text.name, "tokens": tokens and str(tokens)} | ({"from": start.name} if start else {})
     run = RunFolder(out)
     return Trainer(opened, settings, run, open_tokens(tokens or run.tokens), encoding, record=record)
 
 
 def resume_run(
-    out: Path, *, steps: int | None = None, backend: str = "numpy", threads: int | None = None
+    out: Path,
+    *,
+    steps: int | None = None,
+    backend: str = "numpy",
+    device: str = "cpu",
+    threads: int | None = None,
 ) -> Trainer:
     """Go on with the run in `out` from its latest checkpoint, with its own settings.
 
@@ -120,21 +153,26 @@ def resume_run(
     """
     run = RunFolder(out)
     checkpoint = load_checkpoint(run.latest, with_optimizer=True)
-    settings = TrainingSettings.from_dict(checkpoint.training | ({"steps": steps} if steps else {}))
+    settings = TrainingSettings.from_dict(checkpoint.training | ({} if steps is None else {"steps": steps}))
     if checkpoint.step >= settings.steps:
         raise UserError(
             f"{out} has done all its {settings.steps} steps; name more with --steps to train further"
         )
-    opened = open_training_backend(backend, checkpoint.config, settings, threads, checkpoint.weights)
-    record = {name: checkpoint.training[name] for name in ("source", "tokens")}
+    opened = open_training_backend(backend, device, checkpoint.config, settings, threads, checkpoint.weights)
+    record = {
+        name: value for name, value in checkpoint.training.items() if name in ("source", "tokens", "from")
+    }
     corpus = run_corpus(run, checkpoint)
     trainer = Trainer(opened, settings, run, corpus, checkpoint.tokenizer, record=record)
     trainer.resume(checkpoint)
     return trainer
 
 
-def open_training_backend(backend, config, settings: TrainingSettings, threads, weights=None) -> Backend:
-    """The backend that `settings` ask for."""
+def open_training_backend(
+    backend, device, config, settings: TrainingSettings, threads, weights=None
+) -> Backend:
+    """The backend that `settings` ask for; it takes `weights` over."""
+    _check_memory(backend, config, settings, threads)
     return open_backend(
         backend,
         config,
@@ -142,14 +180,16 @@ def open_training_backend(backend, config, settings: TrainingSettings, threads, 
         seed=settings.seed,
         dtype=settings.dtype,
         threads=threads,
+        device=device,
         beta1=settings.beta1,
         beta2=settings.beta2,
         weight_decay=settings.weight_decay,
+        take_weights=True,
     )
 
 
 def open_model(
-    path: Path, *, backend: str = "numpy", threads: int | None = None
+    path: Path, *, backend: str = "numpy", device: str = "cpu", threads: int | None = None
 ) -> tuple[Backend, Checkpoint]:
     """A trained model, ready to generate or evaluate, with the checkpoint that it comes from.
 
@@ -158,7 +198,13 @@ def open_model(
     checkpoint = load_checkpoint(find_checkpoint(path))
     dtype = checkpoint.training.get("dtype", "float32")
     return open_backend(
-        backend, checkpoint.config, checkpoint.weights, dtype=dtype, threads=threads
+        backend,
+        checkpoint.config,
+        checkpoint.weights,
+        dtype=dtype,
+        threads=threads,
+        device=device,
+        take_weights=True,
     ), checkpoint
 
 
@@ -172,9 +218,26 @@ def run_corpus(run: RunFolder, checkpoint: Checkpoint) -> TokenFile:
     if not path.exists():
         raise UserError(f"{path} is missing, so the run's own text is not at hand; name a text with --text")
     corpus = open_tokens(path)
-    if corpus.info.tokenizer["sha256"] != identity(checkpoint.tokenizer)["sha256"]:
-        raise UserError(f"{path} was made by another tokenizer than the model's; prepare the text again")
+    _check_tokenizer(corpus, checkpoint.tokenizer)
     return corpus
+
+
+def _check_tokenizer(corpus: TokenFile, tokenizer: tiktoken.Encoding):
+    if corpus.info.tokenizer["sha256"] != identity(tokenizer)["sha256"]:
+        raise UserError(
+            f"{corpus.path} was made by another tokenizer than the model's; prepare the text again"
+        )
+
+
+def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfig:
+    """The configuration of trained weights with another dropout; all else that differs is refused."""
+    for name, value in overrides.items():
+        if name != "dropout" and value != getattr(config, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value} contradicts --from {start}, whose weights are of "
+                f"{name} {getattr(config, name)}; leave it out"
+            )
+    return ModelConfig(**config.to_dict() | overrides)
 
 
 @contextmanager
@@ -193,6 +256,25 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
         corpus = open_tokens(path)
         yield corpus.train
         del corpus  # Windows removes no file that is still mapped
+
+
+def _check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int | None):
+    C, F, itemsize, memory = config.d_model, config.d_ff, np.dtype(settings.dtype).itemsize, physical_memory()
+    # The blocks' matrices alone, with gradients and moments: a weight table could be too large to estimate.
+    needed = 4 * config.n_layer * C * (4 * C + 2 * F) * itemsize
+    if needed <= memory:
+        needed = backend_class(backend).estimate_memory(
+            config,
+            batch_size=settings.batch_size,
+            accumulate=settings.accumulate,
+            threads=threads or available_processors(),
+            dtype=settings.dtype,
+        )
+    if needed > memory:
+        raise UserError(
+            f"training takes about {needed // 10**9:,} GB of memory, and this machine has "
+            f"{memory // 10**9:,} GB; choose a smaller model or --batch-size, or more parts with --accumulate"
+        )
 
 
 def _check_length(info: TokenFileInfo, config: ModelConfig):

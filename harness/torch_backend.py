@@ -11,6 +11,7 @@ from contract.randomness import DropoutKey
 from contract.weights import parameter_count
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate
+from torch_llm.layers import cross_entropy
 from torch_llm.model import GPT
 
 PROCESS_BYTES = 330 << 20  # Python with PyTorch, NumPy, tiktoken and safetensors, before the model is there
@@ -37,9 +38,10 @@ class TorchBackend:
         beta1,
         beta2,
         weight_decay,
+        take_weights=False,  # they are copied in any case
         device="cpu",
     ):
-        self.device = _open_device(device, dtype)
+        self.device = open_device(device, dtype)
         self.config, self.seed, self.threads = config, seed, threads
         torch.set_num_threads(threads)
         if weights is not None:
@@ -80,8 +82,8 @@ class TorchBackend:
 
     @torch.inference_mode()
     def evaluate(self, tokens, targets) -> float:
-        _, loss = self.model(self._tensor(tokens), self._tensor(targets))
-        return float(loss)
+        logits, _ = self.model(self._tensor(tokens))
+        return float(cross_entropy(logits[:, -targets.shape[1] :], self._tensor(targets)))
 
     def weights(self) -> Mapping[str, np.ndarray]:
         return _arrays(self._weights)
@@ -129,7 +131,8 @@ def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _open_device(name: str, dtype: str) -> torch.device:
+def open_device(name: str, dtype: str) -> torch.device:
+    """The device called `name`; raises ConfigError where it is not there or cannot compute in `dtype`."""
     accelerators = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     devices = ["cpu", *(device for device, is_available in accelerators.items() if is_available())]
     if name not in devices:

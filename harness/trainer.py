@@ -6,6 +6,8 @@ from math import isfinite
 from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
+
 from contract.errors import ConfigError, UserError
 from data.batches import Windows
 from harness.backend import Backend
@@ -52,6 +54,8 @@ class TrainingSettings:
 
         for name in ("steps", "batch_size", "accumulate", "eval_interval"):
             require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("steps", "batch_size", "warmup_steps", "eval_interval"):
+            require(getattr(self, name) < 2**63, name, "below 2^63")
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"batch-size {self.batch_size} does not divide into --accumulate {self.accumulate} parts"
@@ -163,7 +167,7 @@ class Trainer:
     def train(self) -> Outcome:
         """Train up to `settings.steps`, or until interrupted; a checkpoint is written in both cases.
 
-        Raises UserError where the loss or a gradient stops being finite; the last checkpoint stays.
+        Raises UserError where a loss or a gradient stops being finite; the last checkpoint stays.
         """
         settings, started = self.settings, perf_counter()
         with MetricsLog(self.run.metrics, after_step=self.step) as metrics:
@@ -198,13 +202,15 @@ class Trainer:
         loss = self.backend.loss_and_gradients(
             tokens, targets, step=self.step, accumulate=settings.accumulate
         )
-        norm = self.backend.clip(settings.clip)
+        with np.errstate(all="ignore"):  # the next lines say so when the norm is no longer finite
+            norm = self.backend.clip(settings.clip)
         if not isfinite(loss) or not isfinite(norm):
             raise UserError(
                 f"step {self.step + 1}: the loss is {loss:.4g} and the gradient norm {norm:.4g}, no longer "
                 "finite; the last checkpoint is kept; try a lower --learning-rate or more --warmup-steps"
             )
-        self.backend.update(rate)
+        with np.errstate(all="ignore"):  # and the next step, or an evaluation, when the weights are not
+            self.backend.update(rate)
         self.step += 1
         metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm)
         return loss
@@ -214,6 +220,11 @@ class Trainer:
         whole = self.step == self.settings.steps
         windows = None if whole else QUICK_EVALUATION_WINDOWS
         evaluation = evaluate(self.backend, self.validation, self.settings.batch_size, max_windows=windows)
+        if not isfinite(evaluation.loss):
+            raise UserError(
+                f"step {self.step}: the validation loss is {evaluation.loss:.4g}, no longer finite; the last "
+                "checkpoint is kept; try a lower --learning-rate or more --warmup-steps"
+            )
         self.validation_loss = evaluation.loss
         metrics.write(step=self.step, validation_loss=self.validation_loss)
         if self.best_loss is None or self.validation_loss < self.best_loss:

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from contract.errors import UserError
+from contract.errors import ConfigError, UserError
 from data.batches import Windows, evaluation_batches, windows_per_epoch
 
 CORPORA = [
@@ -175,6 +175,32 @@ def test_evaluation_of_at_most_more_windows_than_there_are():
     assert [t.shape for t, _ in evaluation_batches(corpus(61), 8, 4, max_windows=7)] == [(4, 8), (3, 8)]
     assert [t.shape for t, _ in evaluation_batches(corpus(61), 8, 4, max_windows=99)] == [(4, 8), (3, 8)]
     assert [t.shape for t, _ in evaluation_batches(corpus(5), 8, 4, max_windows=2)] == [(1, 4)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("stride", [1, 3, 7, 8])
+@pytest.mark.parametrize("count", [2, 8, 9, 10, 12, 17, 61])
+def test_a_sliding_window_predicts_every_token_once(count, stride, batch_size):
+    """Every token after the first is predicted once, with T - S tokens before it in its window, or all there are."""
+    seen, T = [], 8
+    for tokens, targets in evaluation_batches(corpus(count), T, batch_size, stride=stride):
+        assert len(tokens) == len(targets) <= batch_size
+        assert tokens.shape[1] <= T
+        predicted = targets.shape[1]
+        np.testing.assert_array_equal(targets, tokens[:, -predicted:] + 1)
+        np.testing.assert_array_equal(tokens, tokens[:, :1] + np.arange(tokens.shape[1]))
+        for row, wanted in zip(tokens, targets, strict=True):
+            assert wanted[0] - row[0] >= min(T - stride + 1, wanted[0] - 100)
+            assert (row[0] - 100) % stride == 0
+        seen += targets.ravel().tolist()
+    assert seen == list(range(101, 100 + count))
+
+
+@pytest.mark.parametrize("stride", [0, -1, 9])
+def test_impossible_stride(stride):
+    """A window that stands still, or leaves tokens out, is refused."""
+    with pytest.raises(ConfigError, match=f"from 1 to the context length, 8, got {stride}"):
+        list(evaluation_batches(corpus(61), 8, 4, stride=stride))
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -1,14 +1,17 @@
 """Checkpoints: what goes in comes out, damage is named, and at every instant a complete one exists."""
 
 import json
+import os
 import shutil
+from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from contract.errors import UserError
+from contract.errors import ConfigError, UserError
 from contract.weights import initial_weights, weight_table
-from data.tokenizers import identity, load_ranks, open_tokenizer
+from data.tokenizers import encoding_of, identity, load_ranks, open_tokenizer, token_bytes
 from harness import checkpoint as module
 from harness.checkpoint import (
     Checkpoint,
@@ -64,7 +67,10 @@ def assert_same(found: Checkpoint, wanted: Checkpoint):
 def test_round_trip(make, tmp_path, dtype):
     """Configuration, weights, moments, tokenizer and settings come back to the bit, from a moved folder too."""
     saved = make()
-    saved = make(weights=initial_weights(saved.config, 3, dtype))
+    weights = initial_weights(saved.config, 3, dtype)
+    saved = make(
+        weights=weights, optimizer={f"{m}.{name}": value / 3 for m in "mv" for name, value in weights.items()}
+    )
     save_checkpoint(tmp_path / "run" / "latest", saved)
     shutil.move(tmp_path / "run", tmp_path / "elsewhere")
     (tmp_path / "text.txt").unlink()
@@ -72,6 +78,7 @@ def test_round_trip(make, tmp_path, dtype):
     assert_same(loaded, saved)
     assert list(loaded.optimizer) == [f"{m}.{name}" for m in "mv" for name in weight_table(saved.config)]
     for name, value in saved.optimizer.items():
+        assert loaded.optimizer[name].dtype == dtype
         np.testing.assert_array_equal(loaded.optimizer[name], value)
     assert load_checkpoint(tmp_path / "elsewhere" / "latest").optimizer is None
 
@@ -81,6 +88,28 @@ def test_trained_ranks_travel_with_the_checkpoint(make, tmp_path):
     ranks = load_ranks(DEFAULT_RANKS)
     save_checkpoint(tmp_path / "latest", make(tokenizer=ranks))
     assert identity(load_checkpoint(tmp_path / "latest").tokenizer) == identity(ranks)
+
+
+def test_transposed_weights_keep_their_values(make, tmp_path):
+    """A weight that lies in memory in another order, as a transpose does, is stored as it reads."""
+    saved = make()
+    turned = {name: np.asfortranarray(value) for name, value in saved.weights.items()}
+    save_checkpoint(tmp_path / "latest", make(weights=turned))
+    assert_same(load_checkpoint(tmp_path / "latest"), saved)
+
+
+def test_gpt2_needs_no_copy_of_its_ranks(make, tmp_path, monkeypatch):
+    """GPT-2's tokenizer is not stored but opened by name, and is refused where it is not the model's own."""
+    tokenizer = make().tokenizer
+    gpt2 = encoding_of("gpt2", token_bytes(tokenizer))  # stands in for the real one, which is not always here
+    save_checkpoint(tmp_path / "latest", make(tokenizer=gpt2))
+    assert not (tmp_path / "latest" / "tokenizer.tiktoken").exists()
+    monkeypatch.setattr(module, "open_tokenizer", {"gpt2": gpt2}.get)
+    assert load_checkpoint(tmp_path / "latest").tokenizer is gpt2
+    other = encoding_of("gpt2", token_bytes(tokenizer)[::-1])
+    monkeypatch.setattr(module, "open_tokenizer", {"gpt2": other}.get)
+    with pytest.raises(ConfigError, match="latest is not the one that its model was trained with"):
+        load_checkpoint(tmp_path / "latest")
 
 
 def test_without_moments(make, tmp_path):
@@ -126,6 +155,29 @@ def _same_json(damaged: bytes, content: bytes) -> bool:
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"5",
+        b"{}",
+        b'{"format": "twin-gpt checkpoint"}',
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        b"[" * 100_000,
+        b'{"step": ' + b"9" * 5000 + b"}",
+    ],
+    ids=lambda content: content[:12].decode("ascii", "backslashreplace") or "empty",
+)
+def test_a_config_that_is_none(make, tmp_path, content):
+    """Whatever stands in config.json's place is refused by its name: other JSON, too deep, too long, no text."""
+    save_checkpoint(tmp_path / "latest", make())
+    (tmp_path / "latest" / "config.json").write_bytes(content)
+    assert_named(tmp_path / "latest", "config.json")
+
+
+@pytest.mark.parametrize(
     ("key", "value"), [("format", "other"), ("format_version", 2), ("format_version", "1")]
 )
 def test_another_format_is_refused(make, tmp_path, key, value):
@@ -148,14 +200,22 @@ def test_an_edited_config_is_refused(make, tmp_path):
         load_checkpoint(folder)
 
 
-def test_weights_of_another_shape_are_refused(make, tmp_path, tiny_config):
-    """Weights that do not fit the configuration are refused by the tensor's name."""
-    other = initial_weights(tiny_config(d_ff=6), 0, "float32")
-    save_checkpoint(tmp_path / "latest", make(weights=other))
-    with pytest.raises(
-        UserError, match=r"blocks\.0\.feed_forward\.down\.weight is \(6, 6\), wanted \(6, 5\)"
-    ):
-        load_checkpoint(tmp_path / "latest")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"d_ff": 6}, r"blocks\.0\.feed_forward\.down\.weight is \(6, 6\), wanted \(6, 5\)"),
+        ({"tie_embeddings": False}, r"output\.weight is \(7, 6\), wanted none"),
+        ({"bias": False}, r"blocks\.0\.attention\.output\.bias is missing, wanted \(6,\)"),
+    ],
+)
+@pytest.mark.parametrize("file", ["model", "optimizer"])
+def test_tensors_that_do_not_fit_are_refused(make, tmp_path, tiny_config, file, changes, words):
+    """Weights or moments of another shape, too many or too few are refused by the tensor's name."""
+    other = initial_weights(tiny_config(**changes), 0, "float32")
+    moments = {f"{moment}.{name}": value for moment in "mv" for name, value in other.items()}
+    save_checkpoint(tmp_path / "latest", make(weights=other) if file == "model" else make(optimizer=moments))
+    with pytest.raises(UserError, match=rf"{file}\.safetensors does not fit .*{words}"):
+        load_checkpoint(tmp_path / "latest", with_optimizer=True)
 
 
 def test_nothing_is_unpickled(make, tmp_path):
@@ -176,43 +236,108 @@ class PowerCut(BaseException):
     """No handler of ours may catch it."""
 
 
-@pytest.mark.parametrize("stage", range(8))
-def test_an_interrupted_save_loses_nothing(make, tmp_path, monkeypatch, stage):
+def test_an_interrupted_save_loses_nothing(make, tmp_path, monkeypatch):
     """Whenever the process dies while saving, the old checkpoint or the new one is there, whole."""
     folder = tmp_path / "latest"
     old, new = make(1), make(2)
-    save_checkpoint(folder, old)
-    calls = iter(range(100))
 
-    def dying(function):
+    def dying(function, calls, stage):
         def call(*arguments, **options):
-            if next(calls) == stage:
+            # From its last moment on a dead process touches nothing: it cleans nothing up either.
+            if next(calls) >= stage:
                 raise PowerCut
             return function(*arguments, **options)
 
         return call
 
-    # Every step of saving that touches the disk; a dead process cleans nothing up.
-    for name in ("save_file", "save_ranks", "_flush_folder"):
-        monkeypatch.setattr(module, name, dying(getattr(module, name)))
-    monkeypatch.setattr(type(folder), "rename", dying(type(folder).rename))
-    removed = []
-    monkeypatch.setattr(module.shutil, "rmtree", lambda path, **options: removed.append(path))
-    try:
-        save_checkpoint(folder, new)
-        finished = True
-    except PowerCut:
-        finished = False
-    monkeypatch.undo()
-    assert checkpoint_exists(folder)
-    loaded = load_checkpoint(folder, with_optimizer=True)
-    assert_same(loaded, new if loaded.step == 2 else old)
-    assert finished <= (loaded.step == 2)
+    for stage in count():
+        save_checkpoint(folder, old)  # what the dead process of the stage before left is no obstacle
+        assert_same(load_checkpoint(folder), old)
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["latest"]
+        with monkeypatch.context() as patch:
+            # Every step of saving that touches the disk.
+            calls = count()
+            for owner, names in (
+                (module, ("save_file", "save_ranks", "_flush_folder")),
+                (module.os, ("fsync",)),
+                (module.shutil, ("rmtree",)),
+                (type(folder), ("mkdir", "rename", "write_text")),
+            ):
+                for name in names:
+                    patch.setattr(owner, name, dying(getattr(owner, name), calls, stage))
+            try:
+                save_checkpoint(folder, new)
+                finished = True
+            except PowerCut:
+                finished = False
+        assert checkpoint_exists(folder), stage
+        loaded = load_checkpoint(folder, with_optimizer=True)
+        assert_same(loaded, new if loaded.step == 2 else old)
+        assert finished <= (loaded.step == 2), stage
+        if finished:
+            break
+    assert stage > 12
 
-    third = make(3)
-    save_checkpoint(folder, third)  # what the dead process left is no obstacle
-    assert_same(load_checkpoint(folder), third)
+
+@pytest.mark.parametrize(
+    ("places", "step"),
+    [
+        ({"latest": 1, "latest.new": 2}, 1),
+        ({"latest.old": 1, "latest.new": 2}, 1),
+        ({"latest.old": 1}, 1),
+        ({"latest": 2, "latest.old": 1}, 2),
+        ({"latest": 3, "latest.old": 1, "latest.new": 2}, 3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("half", [False, True])
+def test_what_a_crash_leaves(make, tmp_path, monkeypatch, places, step, half):
+    """Folders left beside a checkpoint, half written too, cost nothing: neither now nor by a second crash."""
+    folder = tmp_path / "latest"
+    for name, of in places.items():
+        save_checkpoint(tmp_path / "made" / name, make(of))
+        shutil.move(tmp_path / "made" / name, tmp_path / name)
+        if half and of != step:
+            (tmp_path / name / "model.safetensors").unlink()
+    (tmp_path / "made").rmdir()
+
+    def cut(*arguments):
+        raise PowerCut
+
+    for _ in range(2):
+        assert checkpoint_exists(folder)
+        assert_same(load_checkpoint(folder, with_optimizer=True), make(step))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "save_file", cut)
+            with pytest.raises(PowerCut):
+                save_checkpoint(folder, make(9))
+    save_checkpoint(folder, make(9))
+    assert_same(load_checkpoint(folder, with_optimizer=True), make(9))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["latest"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_counts(make, tmp_path, monkeypatch):
+    """Each file and the folder are flushed before the checkpoint takes its name, and then the name itself."""
+    events = []
+    flush, rename = os.fsync, Path.rename
+
+    def note_flush(handle):
+        events.append(os.fstat(handle).st_ino)
+        flush(handle)
+
+    def note_rename(path, target):
+        events.append("named")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(type(tmp_path), "rename", note_rename)
+    save_checkpoint(tmp_path / "latest", make())
+    before, after = events[: events.index("named")], events[events.index("named") :]
+    for name in FILES:
+        assert (tmp_path / "latest" / name).stat().st_ino in before, name
+    if os.name == "posix":  # Windows cannot open a folder, and flushes renames by itself
+        assert (tmp_path / "latest").stat().st_ino in before
+        assert tmp_path.stat().st_ino in after
 
 
 def test_a_failing_save_leaves_no_trace(make, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The command line as a person uses it: every command, every flag, and what goes where."""
 
+import importlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from safetensors.numpy import load_file
 
 import cli
 from data.grammar import corpus
+from data.prepare import open_tokens
+from data.tokenizers import open_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -109,14 +113,36 @@ def test_help_lists_the_commands(run_cli):
     assert "Commands" in "".join(run_cli()[1:])
 
 
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        ("prepare", ["TEXT with .bin"]),
+        ("tokenizer train", ["TEXT with .tiktoken"]),
+        ("train", ["data/tense.txt", "a new one in runs/", "1500", "one a processor"]),
+        ("generate", ["begin a new line", "all", "one a processor"]),
+        ("evaluate", ["the run's held-out split"]),
+    ],
+)
+def test_help_says_what_absence_means(run_cli, monkeypatch, command, defaults):
+    """An option whose default is no number says in words what happens without it."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("TERMINAL_WIDTH", "300")
+    _, out, _ = run_cli(*command.split(), "--help")
+    for default in defaults:
+        assert f"[default: {default}]" in out
+
+
 def test_numpy_commands_leave_pytorch_alone(text, tmp_path):
-    """Training, generating, evaluating and describing in NumPy never import torch."""
+    """Preparing, training, generating, evaluating and describing in NumPy never import torch."""
     program = (
         "import sys, cli\n"
         "def run(*arguments):\n"
         "    sys.argv = ['cli.py', *arguments]\n"
         "    assert cli.main() == 0, arguments\n"
         f"out = {str(tmp_path / 'run')!r}\n"
+        f"run('prepare', {str(text)!r}, '--out', {str(tmp_path / 'tokens.bin')!r})\n"
+        f"ranks = {str(tmp_path / 'ranks.tiktoken')!r}\n"
+        f"run('tokenizer', 'train', {str(text)!r}, '--vocab-size', '260', '--out', ranks)\n"
         f"run('train', '--text', {str(text)!r}, '--out', out, '--steps', '2', *{SMALL.split()!r})\n"
         "run('generate', out)\n"
         "run('evaluate', out)\n"
@@ -155,6 +181,49 @@ def test_tokenizer_train(succeed, text, tmp_path):
     flags = ("--tokenizer", ranks, "--out", tmp_path / "run", "--steps", "2", *SMALL.split())
     succeed("train", "--text", text, *flags)
     assert config(tmp_path / "run")["model"]["vocab_size"] == 300
+
+
+# Linux hands a parent's peak on to its children, so this fresh process is what starts the program.
+PEAK_OF = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def varied_text(size: int):
+    """Blocks of text, `size` bytes and a little more in all: lines that differ, in several scripts, without end."""
+    lines, written, number = corpus(), 0, 0
+    while written < size:
+        picked = np.random.default_rng(number).integers(len(lines), size=10_000)
+        mixed = (f"{lines[i]}\r\n" if i % 9 else f"{number}: “{lines[i]}” — 我们去。{i}\n" for i in picked)
+        block = "".join(mixed).encode()
+        written, number = written + len(block), number + 1
+        yield block
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no getrusage")
+@pytest.mark.parametrize("tokenizer", ["bytes", "data/tense.tiktoken"])
+def test_a_large_text_in_little_memory(tmp_path, tokenizer):
+    """200 MB are prepared within 250 MB, Python included, to the tokens that encoding a part at once gives."""
+    text, out = tmp_path / "large.txt", tmp_path / "large.bin"
+    with text.open("wb") as file:
+        file.writelines(varied_text(200_000_000))
+    command = [sys.executable, "cli.py", "prepare", text, "--tokenizer", tokenizer, "--out", out]
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK_OF, *command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) < 250e6
+    tokens = open_tokens(out)
+    assert tokens.info.text_bytes == text.stat().st_size
+    with text.open("rb") as file:
+        beginning = file.read(5_000_000).rpartition(b"\n")[0].decode()
+    path = tokenizer if tokenizer == "bytes" else ROOT / tokenizer
+    wanted = open_tokenizer(path, text).encode_ordinary(beginning)
+    np.testing.assert_array_equal(tokens.train[: len(wanted)], wanted)
+    for path in (text, out):  # pytest keeps the folders of the last runs
+        path.unlink()
 
 
 # Training
@@ -247,10 +316,63 @@ def test_parts_and_threads_change_no_result(train):
 
 
 def test_clipping_holds_the_norm(train):
-    """A tiny limit changes the second step's loss, a huge one nothing."""
-    usual = losses(train("--steps 3 --clip 1e9 --weight-decay 0")[0])
-    assert losses(train("--steps 3 --clip inf --weight-decay 0", "none")[0]) == usual
-    assert losses(train("--steps 3 --clip 1e-9 --weight-decay 0", "tiny")[0])[0] == usual[0]
+    """A tiny limit changes the losses from the second step on, a huge one nothing; the norm before is logged."""
+    usual = metrics(train("--steps 3 --clip 1e9 --weight-decay 0")[0])
+    assert metrics(train("--steps 3 --clip inf --weight-decay 0", "none")[0]) == usual
+    tiny = metrics(train("--steps 3 --clip 1e-9 --weight-decay 0", "tiny")[0])
+    assert tiny[0] == usual[0]
+    assert tiny[0]["gradient_norm"] > 0.1
+    assert all(a["loss"] != b["loss"] for a, b in zip(tiny[1:3], usual[1:3], strict=True))
+
+
+def test_threads_are_those_asked_for(train, monkeypatch):
+    """`--threads` is what the run is told, and without it there is one a processor."""
+    monkeypatch.setattr("harness.backend.available_processors", lambda: 5)
+    assert "machine     3 threads" in train("--steps 1 --threads 3")[2]
+    assert "machine     5 threads" in train("--steps 1", "usual")[2]
+
+
+def test_the_seed_draws_the_weights(train):
+    """One seed gives one set of weights, bit by bit; another gives others everywhere."""
+    first, again, other = (
+        load_file(train(f"--steps 1 --seed {seed}", f"run-{number}")[0] / "latest" / "model.safetensors")
+        for number, seed in enumerate((7, 7, 8))
+    )
+    for name, weight in first.items():
+        np.testing.assert_array_equal(weight, again[name], name)
+        if weight.ndim == 2:
+            assert (weight != other[name]).all(), name
+
+
+def test_float64_is_stored_as_float64(train):
+    """`--dtype` is the type of the weights that are kept."""
+    for dtype in ("float32", "float64"):
+        folder, _, _ = train(f"--steps 1 --dtype {dtype}", dtype)
+        weights = load_file(folder / "latest" / "model.safetensors")
+        assert {weight.dtype.name for weight in weights.values()} == {dtype}
+
+
+def test_a_text_without_line_breaks(succeed, tmp_path):
+    """A run on one long line ends well, its sample begun with a symbol of the text."""
+    text = tmp_path / "line.txt"
+    text.write_text("the baby is sleeping and " * 40)
+    out, err = succeed("train", "--text", text, "--out", tmp_path / "run", "--steps", "2", *SMALL.split())
+    assert "trained 2 steps" in err
+    assert set(out.rstrip("\n")) <= set(text.read_text())
+    assert len(out) > 50
+
+
+def test_a_loss_that_explodes(run_cli, text, tmp_path):
+    """Where the loss is no longer finite the run ends with one line: no warnings, the folder as it was begun."""
+    flags = "--steps 5 --learning-rate 1e30 --warmup-steps 0"
+    command = ("train", "--text", text, "--out", tmp_path / "run", *SMALL.split(), *flags.split())
+    code, out, err = run_cli(*command)
+    assert (code, out) == (1, "")
+    assert [line for line in err.splitlines() if "error" in line or "Warning" in line] == err.splitlines()[
+        -1:
+    ]
+    assert "no longer finite" in err
+    assert "a lower --learning-rate" in err
 
 
 def test_epochs(train, text):
@@ -276,6 +398,16 @@ def test_the_default_folder_is_new(succeed, text, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["sentences", "sentences-2"]
 
 
+@pytest.mark.parametrize("out", [".", "new/folders/run", "../beside"])
+def test_any_place_for_a_run(succeed, text, tmp_path, monkeypatch, out):
+    """A run may go into the folder one stands in, or behind folders that are yet to be made."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    succeed("train", "--text", text, "--out", out, "--steps", "1", *SMALL.split())
+    wanted = ["best", "latest", "loss.png", "metrics.jsonl", "tokens.bin", "tokens.json", "tokens.tiktoken"]
+    assert sorted(path.name for path in (tmp_path / "here" / out).iterdir()) == wanted
+
+
 def test_more_steps_on_resume(train, succeed):
     """`--resume` goes on, with more steps where they are given."""
     folder, _, _ = train("--steps 3")
@@ -284,13 +416,21 @@ def test_more_steps_on_resume(train, succeed):
     assert len(losses(folder)) == 6
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT or SIGTERM to one process alone")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_stopping_by_signal(text, tmp_path, name):
-    """A signal saves and leaves with 130 and the command to go on; the run then ends as a straight one would."""
+@pytest.fixture(scope="module")
+def straight(text, tmp_path_factory):
+    """The command of a run without its folder, and the folder of one that was never interrupted."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
     flags = f"{SMALL} --steps 1500 --dropout 0.1 --eval-interval 100".split()
     base = [sys.executable, "cli.py", "train", "--text", text, *flags]
-    subprocess.run([*base, "--out", tmp_path / "straight"], cwd=ROOT, capture_output=True, check=True)
+    subprocess.run([*base, "--out", folder], cwd=ROOT, capture_output=True, check=True)
+    return base, folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT or SIGTERM to one process alone")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_stopping_by_signal(straight, tmp_path, name):
+    """A signal saves and leaves with 130 and the command to go on; the run then ends as a straight one would."""
+    base, straight_run = straight
     with subprocess.Popen(
         [*base, "--out", tmp_path / "run"],
         cwd=ROOT,
@@ -309,12 +449,12 @@ def test_stopping_by_signal(text, tmp_path, name):
     assert f"stopped at step {stopped:,}; go on with: python cli.py train --resume --out" in err
     resume = [sys.executable, "cli.py", "train", "--resume", "--out", tmp_path / "run"]
     subprocess.run(resume, cwd=ROOT, capture_output=True, check=True)
-    assert metrics(tmp_path / "run") == metrics(tmp_path / "straight")
-    wanted, found = (
-        load_file(tmp_path / run / "latest" / "model.safetensors") for run in ("straight", "run")
-    )
-    for each, value in wanted.items():
-        np.testing.assert_array_equal(found[each], value, each)
+    assert metrics(tmp_path / "run") == metrics(straight_run)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        wanted, found = (load_file(run / "latest" / file) for run in (straight_run, tmp_path / "run"))
+        assert wanted.keys() == found.keys()
+        for each, value in wanted.items():
+            np.testing.assert_array_equal(found[each], value, each)
 
 
 # Generation
@@ -362,12 +502,31 @@ def test_a_long_prompt_keeps_its_tail(succeed, trained):
 
 
 def test_tokens_stream(trained):
-    """The first tokens are there long before the last."""
+    """The first of many hours' tokens are there within seconds."""
     command = [sys.executable, "cli.py", "generate", trained[0], "--max-new-tokens", "100000000"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        patience = Timer(30, process.kill)
+        patience.start()
         first = process.stdout.read(20)
+        patience.cancel()
         process.kill()
     assert len(first) == 20
+
+
+def test_a_token_is_written_as_it_comes(trained, monkeypatch):
+    """Each token is written before the next one is drawn."""
+    events = []
+    decoding = importlib.import_module("numpy_llm.generate")
+    monkeypatch.setattr("sys.argv", ["cli.py", "generate", str(trained[0]), "--max-new-tokens", "4"])
+    monkeypatch.setattr("commands.console.write", lambda piece: events.append(piece))
+    sample = decoding.sample
+    monkeypatch.setattr(
+        decoding, "sample", lambda *args, **kwargs: events.append(sample) or sample(*args, **kwargs)
+    )
+    assert cli.main() == 0
+    pieces = [event for event in events if event is not sample]
+    assert [event is sample for event in events] == [False, *[True, False] * 4, False, False]
+    assert all(len(piece) == 1 for piece in pieces[1:5])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no head")
@@ -392,6 +551,18 @@ def test_evaluate(succeed, trained, text):
     plain, err = succeed("evaluate", trained[0])
     assert f"{found['tokens']:,}" in plain
     assert err == ""
+
+
+def test_info_tells_the_flags(succeed, train):
+    """What a run was given on the command line stands in `info --json`, for machines: one JSON object alone."""
+    model = "--d-ff 24 --activation relu --position sinusoidal --dropout 0.25"
+    folder, _, _ = train(f"--steps 1 --seed 11 --beta1 0.8 --clip 0.5 {model}")
+    out, err = succeed("info", folder, "--json")
+    found = json.loads(out)
+    assert err == ""
+    wanted = {"d_ff": 24, "activation": "relu", "position": "sinusoidal", "dropout": 0.25, "n_layer": 1}
+    assert found["model"] | wanted == found["model"]
+    assert found["training"] | {"seed": 11, "beta1": 0.8, "clip": 0.5} == found["training"]
 
 
 def test_info(succeed, trained):

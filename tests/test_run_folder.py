@@ -1,9 +1,11 @@
 """A run's folder: nothing in it is lost by a run that fails to start, and its log survives a crash."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from contract.errors import UserError
 from harness.run_folder import (
@@ -23,14 +25,32 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def old_run(tmp_path):
-    """A folder with an older run and a file of the user's own."""
+    """A folder with an older run, all that one can have, and files of the user's own."""
     run = RunFolder(tmp_path / "run")
-    run.latest.mkdir(parents=True)
-    (run.latest / "config.json").write_text("{}")
-    run.tokens.write_text("old tokens")
-    run.metrics.write_text("{}\n")
+    for checkpoint in ("latest", "latest.old", "best", "best.new"):
+        (run.path / checkpoint).mkdir(parents=True)
+        (run.path / checkpoint / "config.json").write_text("{}")
+    for name in ("tokens.bin", "tokens.json", "tokens.tiktoken", "metrics.jsonl", "loss.png"):
+        (run.path / name).write_text("old")
     (run.path / "notes.txt").write_text("mine")
+    (run.path / "samples").mkdir()
+    (run.path / "samples" / "first.txt").write_text("mine")
     return run
+
+
+@pytest.mark.parametrize("trace", ["latest", "latest.old", "metrics.jsonl", "tokens.bin"])
+def test_holds_a_run(tmp_path, trace):
+    """A checkpoint, also one whose replacement was interrupted, a log or tokens each mean a run; others do not."""
+    run = RunFolder(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert not run.holds_a_run()
+    if trace.startswith("latest"):
+        (tmp_path / trace).mkdir()
+        assert not run.holds_a_run()
+        (tmp_path / trace / "config.json").write_text("{}")
+    else:
+        (tmp_path / trace).write_text("")
+    assert run.holds_a_run()
 
 
 def test_a_new_run_appears_whole(tmp_path):
@@ -70,7 +90,20 @@ def test_overwriting_replaces_the_run_alone(old_run):
     """The old run's files go, the user's own stay."""
     with new_run(old_run.path, overwrite=True) as staged:
         staged.tokens.write_text("new tokens")
-    assert listing(old_run.path) == {"tokens.bin": b"new tokens", "notes.txt": b"mine"}
+    assert listing(old_run.path) == {
+        "tokens.bin": b"new tokens",
+        "notes.txt": b"mine",
+        str(Path("samples", "first.txt")): b"mine",
+    }
+
+
+def test_a_folder_without_a_run_is_used(tmp_path):
+    """A folder that is there already, the user's own files in it, takes a run without being asked twice."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with new_run(tmp_path / "run", overwrite=False) as staged:
+        staged.tokens.write_text("tokens")
+    assert listing(tmp_path / "run") == {"tokens.bin": b"tokens", "notes.txt": b"mine"}
 
 
 def test_a_file_in_the_way(tmp_path):
@@ -135,13 +168,64 @@ def test_metrics_after_a_resume(tmp_path):
     assert list(read_metrics(tmp_path / "absent")) == []
 
 
+def test_a_crash_after_a_resume_loses_no_row(tmp_path):
+    """The rows of the earlier part are on the disk as soon as the log is open, before anything is flushed."""
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        for step in (1, 2, 3):
+            log.write(step=step, loss=1.0)
+    with MetricsLog(path, after_step=2) as log:
+        log.write(step=3, loss=2.0)
+        assert [row["step"] for row in read_metrics(path)][:2] == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_flushing_brings_the_rows_to_the_disk(tmp_path, monkeypatch):
+    """After `flush` every row written can be read, and the system was told to store the file."""
+    stored = []
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        monkeypatch.setattr(os, "fsync", lambda handle: stored.append(os.fstat(handle).st_ino))
+        log.write(step=1, loss=1.0)
+        log.flush()
+        assert list(read_metrics(tmp_path / "metrics.jsonl")) == [{"step": 1, "loss": 1.0}]
+        assert stored == [(tmp_path / "metrics.jsonl").stat().st_ino]
+
+
 @pytest.mark.parametrize("evaluated", [True, False])
-def test_plot(tmp_path, evaluated):
-    """The plot is a PNG that takes its name when it is complete, also before the first evaluation."""
+def test_plot(tmp_path, monkeypatch, evaluated):
+    """The plot is a whole PNG of both losses over the steps, also before the first evaluation."""
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        for step in (1, 2, 3):
+            log.write(step=step, loss=2.0 / step)
+        if evaluated:
+            log.write(step=3, validation_loss=2.1)
+    figures, save = [], Figure.savefig
+
+    def note_save(figure, *arguments, **options):
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", note_save)
+    plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    lines = [line.get_xydata().tolist() for line in figures[0].axes[0].lines]
+    assert lines == [[[1, 2.0], [2, 1.0], [3, 2.0 / 3]], [[3, 2.1]]][: 1 + evaluated]
+    image = (tmp_path / "loss.png").read_bytes()
+    assert image.startswith(b"\x89PNG\r\n")
+    assert image[-8:-4] == b"IEND"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
+
+
+def test_a_plot_cut_short_replaces_nothing(tmp_path, monkeypatch):
+    """A plot that fails half way leaves the earlier one as it was."""
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
         log.write(step=1, loss=2.0)
-        if evaluated:
-            log.write(step=1, validation_loss=2.1)
-    plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
+    (tmp_path / "loss.png").write_bytes(b"earlier")
+
+    def full(figure, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space left"):
+        plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes() == b"earlier"

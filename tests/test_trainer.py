@@ -2,20 +2,34 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from contract.errors import ConfigError, UserError
 from data.grammar import corpus
+from data.tokenizers import encode
 from harness import trainer as trainer_module
 from harness.checkpoint import load_checkpoint
-from harness.run_folder import RunFolder
-from harness.runs import evaluation_tokens, open_model, prepare, resume_run, start_run
-from harness.trainer import TrainingSettings
+from harness.run_folder import RunFolder, plot_metrics
+from harness.runs import (
+    DEFAULT_RANKS,
+    DEFAULT_TEXT,
+    default_tokenizer,
+    evaluation_tokens,
+    open_model,
+    prepare,
+    resume_run,
+    start_run,
+)
+from harness.schedule import learning_rate
+from harness.trainer import Progress, TrainingSettings
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 BACKENDS = ["numpy", pytest.param("torch", marks=needs_torch)]
+# PyTorch splits nothing this small over threads, and two that wait for each other on a busy machine take minutes.
+THREADS = {"numpy": 2, "torch": 1}
 SMALL = {"n_layer": 1, "n_head": 2, "d_model": 16, "context_length": 8}
 TRAINING = {"steps": 20, "batch_size": 4, "warmup_steps": 5, "learning_rate": 1e-2, "eval_interval": 5}
 
@@ -28,6 +42,12 @@ def text(tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_plot(monkeypatch):
+    """A plot takes longer than a small run, so it is drawn only where a test puts it back."""
+    monkeypatch.setattr(trainer_module, "plot_metrics", lambda metrics, image: None)
+
+
 @pytest.fixture
 def start(text, tmp_path):
     """A function that starts a small run in a folder of its own."""
@@ -35,6 +55,7 @@ def start(text, tmp_path):
     def start(name="run", overrides=None, out=None, **changes):
         names = {"text", "tokenizer", "backend", "epochs", "overwrite", "threads", "preset_name"}
         options = {key: changes.pop(key) for key in names & changes.keys()}
+        options = {"threads": THREADS[options.get("backend", "numpy")]} | options
         return start_run(
             out or tmp_path / name,
             overrides=SMALL | (overrides or {}),
@@ -50,8 +71,9 @@ def rows(run: RunFolder) -> list[dict]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_training_learns(start, backend):
+def test_training_learns(start, monkeypatch, backend):
     """From even odds to far better, with a row a step, both checkpoints, a plot, and a final evaluation."""
+    monkeypatch.setattr(trainer_module, "plot_metrics", plot_metrics)
     trainer = start(backend=backend, steps=120, eval_interval=60)
     outcome = trainer.train()
     assert outcome.finished
@@ -81,6 +103,106 @@ def test_the_best_checkpoint_stays(start, monkeypatch):
     assert open_model(trainer.run.path)[1].step == 10
 
 
+def test_the_best_loss_outlives_an_interruption(start, monkeypatch):
+    """A resumed run remembers the lowest loss and the last one, and keeps the best checkpoint against worse."""
+    losses = iter([3.0, 2.0, 2.5, 4.0])
+    real = trainer_module.evaluate
+    monkeypatch.setattr(trainer_module, "evaluate", lambda *a, **k: real(*a, **k)._replace(loss=next(losses)))
+    trainer = start()
+    for stop in (11, 12, 16, 17):
+        trainer.interrupted = lambda trainer=trainer, stop=stop: trainer.step == stop
+        trainer.train()
+        latest = load_checkpoint(trainer.run.latest)
+        assert latest.step == stop
+        assert latest.validation_loss == (2.0 if stop < 15 else 2.5)
+        assert latest.training["best_loss"] == 2.0
+        trainer = resume_run(trainer.run.path)
+    assert trainer.train().finished
+    assert load_checkpoint(trainer.run.best).step == 10
+
+
+def test_what_an_evaluation_looks_at(start, monkeypatch):
+    """On the way it samples the held-out tokens, at the end it takes them all."""
+    seen = []
+    real = trainer_module.evaluate
+
+    def note(backend, tokens, batch_size, **options):
+        seen.append((tokens, options["max_windows"]))
+        return real(backend, tokens, batch_size, **options)
+
+    monkeypatch.setattr(trainer_module, "evaluate", note)
+    trainer = start()
+    corpus = np.memmap(trainer.run.tokens, np.uint16, "r")
+    trainer.train()
+    assert [windows for _, windows in seen] == [256, 256, 256, None]
+    for tokens, _ in seen:
+        np.testing.assert_array_equal(tokens, corpus[len(trainer.windows.tokens) :])
+    assert 0.05 < len(seen[0][0]) / len(corpus) < 0.15
+
+
+def test_steps_take_the_scheduled_rate(start):
+    """The rate of the schedule is the one that the update gets and the log shows; the first is peak / warm-up."""
+    trainer = start()
+    update, rates = trainer.backend.update, []
+    trainer.backend.update = lambda rate: (rates.append(rate), update(rate))
+    trainer.train()
+    shape = {"steps": 20, "peak": 1e-2, "minimum": 1e-4, "warmup_steps": 5}
+    assert rates == [learning_rate(step, **shape) for step in range(20)]
+    assert rates == [row["learning_rate"] for row in rows(trainer.run) if "loss" in row]
+    assert rates[0] == 1e-2 / 5
+
+
+def test_a_step_is_a_batch_a_clip_and_an_update(start):
+    """Each step asks the backend once, for the batch of that step, in the parts and the norm that were set."""
+    trainer = start(accumulate=2, clip=0.3, steps=5)
+    calls, norms = [], []
+    compute, clip = trainer.backend.loss_and_gradients, trainer.backend.clip
+
+    def note(tokens, targets, **options):
+        calls.append((tokens, targets, options))
+        return compute(tokens, targets, **options)
+
+    trainer.backend.loss_and_gradients = note
+    trainer.backend.clip = lambda limit: (norms.append((limit, clip(limit))), norms[-1][1])[1]
+    trainer.train()
+    assert len(calls) == len(norms) == 5
+    for step, (tokens, targets, options) in enumerate(calls):
+        assert options == {"step": step, "accumulate": 2}
+        for found, wanted in zip((tokens, targets), trainer.windows.batch(step, 4), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    assert norms == [(0.3, row["gradient_norm"]) for row in rows(trainer.run) if "loss" in row]
+
+
+def test_each_step_is_reported(start):
+    """The report has every step with its loss, and the validation loss where there was an evaluation."""
+    trainer, reports = start(), []
+    trainer.report = reports.append
+    trainer.train()
+    log = rows(trainer.run)
+    validation = {row["step"]: row["validation_loss"] for row in log if "validation_loss" in row}
+    assert [report._replace(seconds=0) for report in reports] == [
+        Progress(row["step"], row["loss"], 0, validation.get(row["step"])) for row in log if "loss" in row
+    ]
+    assert all(report.seconds > 0 for report in reports)
+
+
+def test_the_log_is_on_the_disk_before_the_checkpoint(start, monkeypatch):
+    """Whatever step a latest checkpoint is of, the rows up to it can be read when it takes its place."""
+    real, saved = trainer_module.save_checkpoint, []
+
+    def note(folder, checkpoint):
+        if folder.name == "latest":
+            steps = [row["step"] for row in rows(trainer.run) if "loss" in row]
+            saved.append((checkpoint.step, steps == list(range(1, checkpoint.step + 1))))
+        real(folder, checkpoint)
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", note)
+    trainer = start()
+    trainer.interrupted = lambda: trainer.step == 12
+    trainer.train()
+    assert saved == [(5, True), (10, True), (12, True)]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_an_interrupted_run_ends_as_a_straight_one(start, backend, dtype):
@@ -90,7 +212,6 @@ def test_an_interrupted_run_ends_as_a_straight_one(start, backend, dtype):
         "accumulate": 2,
         "dtype": dtype,
         "backend": backend,
-        "threads": 2,
     }
     straight = start("straight", **settings)
     straight.train()
@@ -99,16 +220,21 @@ def test_an_interrupted_run_ends_as_a_straight_one(start, backend, dtype):
         interrupted.interrupted = lambda trainer=interrupted, stop=stop: trainer.step == stop
         outcome = interrupted.train()
         assert (outcome.finished, outcome.step, outcome.validation) == (False, stop, None)
-        interrupted = resume_run(interrupted.run.path, backend=backend, threads=2)
+        interrupted = resume_run(interrupted.run.path, backend=backend, threads=THREADS[backend])
         assert interrupted.step == stop
+        assert interrupted.settings == straight.settings
     assert interrupted.train().finished
-    wanted, found = (
-        load_checkpoint(trainer.run.latest, with_optimizer=True) for trainer in (straight, interrupted)
-    )
-    assert found.training == wanted.training
-    for of in ("weights", "optimizer"):
-        for name, value in getattr(wanted, of).items():
-            np.testing.assert_array_equal(getattr(found, of)[name], value, name)
+    for place in ("latest", "best"):
+        wanted, found = (
+            load_checkpoint(trainer.run.path / place, with_optimizer=True)
+            for trainer in (straight, interrupted)
+        )
+        assert (found.training, found.step) == (wanted.training, wanted.step)
+        assert found.validation_loss == wanted.validation_loss
+        for of in ("weights", "optimizer"):
+            for name, value in getattr(wanted, of).items():
+                assert value.dtype == dtype
+                np.testing.assert_array_equal(getattr(found, of)[name], value, name)
     assert rows(interrupted.run) == rows(straight.run)
 
 
@@ -122,7 +248,7 @@ def test_a_run_changes_its_backend(start, first, second):
     moved = start("moved", backend=first, **settings)
     moved.interrupted = lambda: moved.step == 10
     moved.train()
-    moved = resume_run(moved.run.path, backend=second)
+    moved = resume_run(moved.run.path, backend=second, threads=THREADS[second])
     moved.train()
     wanted, found = ([row["loss"] for row in rows(run) if "loss" in row] for run in (stayed.run, moved.run))
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
@@ -138,6 +264,42 @@ def test_the_seed_decides(start):
     assert found[0] == found[1] != found[2]
 
 
+def test_the_seed_decides_all(start):
+    """Initial weights, the order of windows and dropout each follow the seed."""
+    first, second = start("first", seed=1), start("second", seed=2)
+    assert (first.backend.seed, second.backend.seed) == (1, 2)
+    assert (first.windows.batch(0, 4)[0] != second.windows.batch(0, 4)[0]).any()
+    name = "token_embedding.weight"
+    assert (first.backend.weights()[name] != second.backend.weights()[name]).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_setting_reaches_the_training(start, backend):
+    """Each setting that changes the result does change it, so none is lost on the way to the backend."""
+
+    def outcome(name, **changes):
+        trainer = start(name, steps=4, eval_interval=4, backend=backend, threads=1, **changes)
+        assert trainer.backend.threads == 1
+        trainer.train()
+        return {name: np.array(value) for name, value in trainer.backend.weights().items()}
+
+    usual = outcome("usual", warmup_steps=1)
+    for name, value in {
+        "learning_rate": 2e-2,
+        "min_learning_rate": 1e-3,
+        "warmup_steps": 3,
+        "weight_decay": 0.5,
+        "beta1": 0.8,
+        "beta2": 0.9,
+        "clip": 0.1,
+        "batch_size": 8,
+        "dtype": "float64",
+    }.items():
+        other = outcome(name, **({"warmup_steps": 1} | {name: value}))
+        assert any((other[key] != usual[key]).any() for key in usual), name
+        assert all(array.dtype == (value if name == "dtype" else "float32") for array in other.values())
+
+
 def test_epochs_become_steps(start):
     """Half an epoch is half the windows, a batch at a time, rounded up."""
     trainer = start(epochs=0.5)
@@ -145,15 +307,44 @@ def test_epochs_become_steps(start):
     assert trainer.epochs == pytest.approx(0.5, abs=4 / trainer.windows.per_epoch)
 
 
+def test_a_step_is_the_least(start):
+    """However small a part of an epoch is asked for, training has a step."""
+    assert start(epochs=1e-9).settings.steps == 1
+
+
+@pytest.mark.parametrize("epochs", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_epochs(start, tmp_path, epochs):
+    """Epochs that are no positive number are refused by name, and nothing is started."""
+    with pytest.raises(ConfigError, match="epochs must be a positive number, got"):
+        start(epochs=epochs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_epochs_of_an_impossible_batch(start):
+    """The batch size is refused by name before the steps are counted with it."""
+    with pytest.raises(ConfigError, match="batch-size must be at least 1, got 0"):
+        start(epochs=1.0, batch_size=0)
+
+
 def test_more_steps_on_resume(start):
-    """A finished run says so, and goes on when it is given more steps."""
+    """A finished run says so, and goes on, to a last evaluation too, when it is given more steps."""
     trainer = start()
     trainer.train()
     with pytest.raises(UserError, match="has done all its 20 steps; name more with --steps"):
         resume_run(trainer.run.path)
+    with pytest.raises(UserError, match="has done all its 19 steps"):
+        resume_run(trainer.run.path, steps=19)
+    with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
+        resume_run(trainer.run.path, steps=0)
     more = resume_run(trainer.run.path, steps=23)
-    assert more.train().step == 23
+    assert more.settings.steps == 23
+    outcome = more.train()
+    assert (outcome.step, outcome.finished) == (23, True)
     assert [row["step"] for row in rows(more.run) if "loss" in row] == list(range(1, 24))
+    # The last step has an evaluation and a checkpoint, though it is no multiple of the interval.
+    assert [row["step"] for row in rows(more.run) if "validation_loss" in row] == [5, 10, 15, 20, 23]
+    latest = load_checkpoint(more.run.latest)
+    assert (latest.step, latest.validation_loss) == (23, outcome.validation.loss)
 
 
 def test_a_resume_needs_a_run(tmp_path):
@@ -174,6 +365,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(start, value):
         trainer.train()
     assert load_checkpoint(trainer.run.latest).step == 10
     assert resume_run(trainer.run.path).train().finished
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_stops_the_run(start, value):
+    """A finite loss with such a gradient updates no weight."""
+    trainer = start()
+    clip, update = trainer.backend.clip, trainer.backend.update
+    updates = []
+    trainer.backend.clip = lambda limit: value if trainer.step == 11 else clip(limit)
+    trainer.backend.update = lambda rate: (updates.append(rate), update(rate))
+    with pytest.raises(UserError, match=r"step 12: the loss is \d.* the gradient norm (nan|inf), no longer"):
+        trainer.train()
+    assert len(updates) == 11
+    assert load_checkpoint(trainer.run.latest).step == 10
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [10, 20])
+def test_a_validation_loss_that_is_not_finite_stops_the_run(start, monkeypatch, value, bad):
+    """Weights that went bad in the last update replace no checkpoint, at the end neither."""
+    real = trainer_module.evaluate
+
+    def evaluate(*arguments, **options):
+        found = real(*arguments, **options)
+        return found._replace(loss=value) if trainer.step == bad else found
+
+    monkeypatch.setattr(trainer_module, "evaluate", evaluate)
+    trainer = start()
+    with pytest.raises(
+        UserError, match=rf"step {bad}: the validation loss is (nan|inf), .*checkpoint is kept"
+    ):
+        trainer.train()
+    for place in (trainer.run.latest, trainer.run.best):
+        checkpoint = load_checkpoint(place)
+        assert checkpoint.step < bad
+        assert np.isfinite(checkpoint.validation_loss)
 
 
 @pytest.mark.parametrize(
@@ -213,13 +440,19 @@ def test_impossible_settings_are_named(settings, words):
     ("content", "context_length", "words"),
     [
         ("abcabcab" * 2, 16, "14 tokens to train on, but one context takes 17"),
+        ("abcabcab" * 2, 14, "14 tokens to train on, but one context takes 15"),
         ("abab", 2, "0 tokens to validate on"),
+        ("abcabcab" * 2, 13, None),
+        ("abcabca" * 2, 2, "1 tokens to validate on"),
     ],
 )
 def test_a_text_that_is_too_short(start, tmp_path, content, context_length, words):
-    """A text shorter than a context, or without two tokens to validate on, starts nothing."""
+    """A text shorter than a context, or without two tokens to validate on, starts nothing; just enough does."""
     short = tmp_path / "short.txt"
     short.write_text(content)
+    if words is None:
+        assert start(text=short, overrides={"context_length": context_length}, steps=1).train().finished
+        return
     with pytest.raises(UserError, match=words):
         start(text=short, overrides={"context_length": context_length})
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
@@ -237,12 +470,93 @@ def test_a_prepared_text(start, text, tmp_path):
     with pytest.raises(ConfigError, match="leave --tokenizer out"):
         start("third", text=tmp_path / "sentences.bin", tokenizer="bytes")
 
-    _, checkpoint = open_model(trainer.run.path)
-    with evaluation_tokens(trainer.run.path, checkpoint, None) as held_out:
+    path = trainer.run.path
+    _, checkpoint = open_model(path)
+    with evaluation_tokens(path, checkpoint, None) as held_out:
         np.testing.assert_array_equal(held_out, other.validation)
+    del trainer, held_out  # Windows removes no file that is still mapped
     (tmp_path / "sentences.bin").unlink()
     with (
         pytest.raises(UserError, match="is missing, so the run's own text is not at hand"),
-        evaluation_tokens(trainer.run.path, checkpoint, None),
+        evaluation_tokens(path, checkpoint, None),
     ):
         pytest.fail("the block was entered")
+
+
+def test_a_run_is_replaced_only_when_asked(start, tmp_path):
+    """A second run in the same folder is refused, one that cannot start replaces nothing, another one does."""
+    trainer = start()
+    trainer.train()
+    with pytest.raises(UserError, match="already holds a run"):
+        start()
+    with pytest.raises(ConfigError, match="does not divide"):
+        start(overwrite=True, overrides={"n_head": 3})
+    assert load_checkpoint(trainer.run.latest).step == 20
+    del trainer  # Windows removes no file that is still mapped
+    again = start(overwrite=True)
+    assert not again.run.latest.exists()
+    assert list(tmp_path.iterdir()) == [again.run.path]
+    assert again.train().finished
+
+
+def test_a_moved_run_goes_on(start, tmp_path):
+    """A run's folder can be carried elsewhere, its text's own file away, and trained further there."""
+    trainer = start()
+    trainer.interrupted = iter([False, False, True]).__next__
+    trainer.train()
+    path = trainer.run.path
+    del trainer  # Windows moves no file that is still mapped
+    path.rename(tmp_path / "elsewhere")
+    assert resume_run(tmp_path / "elsewhere").train().finished
+    assert [folder.name for folder in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_a_prepared_text_is_found_again(start, text, tmp_path, monkeypatch):
+    """A token file named by a relative path is found when training goes on from another folder."""
+    prepare(text, "bytes", tmp_path / "sentences.bin")
+    monkeypatch.chdir(tmp_path)
+    trainer = start(text=Path("sentences.bin"))
+    trainer.interrupted = lambda: trainer.step == 3
+    trainer.train()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    for stop in (6, 20):  # the record of the tokens outlives a second part too
+        trainer = resume_run(tmp_path / "run")
+        trainer.interrupted = lambda trainer=trainer, stop=stop: trainer.step == stop
+        assert trainer.train().step == stop
+
+
+def test_tokens_of_another_tokenizer_are_refused(start, text, tmp_path):
+    """A token file prepared anew with another tokenizer is not taken for the run's own."""
+    prepare(text, "bytes", tmp_path / "sentences.bin")
+    trainer = start(text=tmp_path / "sentences.bin")
+    trainer.interrupted = iter([False, False, True]).__next__
+    trainer.train()
+    path = trainer.run.path
+    del trainer  # Windows removes no file that is still mapped
+    for name in (".bin", ".json", ".tiktoken"):
+        (tmp_path / "sentences").with_suffix(name).unlink()
+    prepare(text, str(DEFAULT_RANKS), tmp_path / "sentences.bin")
+    with pytest.raises(UserError, match=r"sentences\.bin was made by another tokenizer than the model's"):
+        resume_run(path)
+
+
+def test_what_is_evaluated(start, tmp_path):
+    """The run's held-out split, for a checkpoint's own folder too; of a text that is named, all of it."""
+    trainer = start(dtype="float64")
+    trainer.train()
+    backend, checkpoint = open_model(trainer.run.latest)
+    assert all(value.dtype == "float64" for value in backend.weights().values())
+    for path in (trainer.run.path, trainer.run.latest):
+        with evaluation_tokens(path, checkpoint, None) as tokens:
+            np.testing.assert_array_equal(tokens, trainer.validation)
+    (tmp_path / "other.txt").write_text("He is sad.\nThe girl is sad.\n", newline="")
+    with evaluation_tokens(trainer.run.path, checkpoint, tmp_path / "other.txt") as tokens:
+        wanted = encode(checkpoint.tokenizer, "He is sad.\nThe girl is sad.\n")
+        np.testing.assert_array_equal(tokens, wanted)
+
+
+def test_default_tokenizer(text):
+    """The shipped text has its shipped ranks, any other its bytes."""
+    assert default_tokenizer(DEFAULT_TEXT) == str(DEFAULT_RANKS)
+    assert default_tokenizer(text) == "bytes"

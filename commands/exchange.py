@@ -1,0 +1,64 @@
+"""Models from and for other programs: `import-gpt2` and `export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import RunArgument, option
+
+
+def import_gpt2(
+    source: Annotated[
+        str, typer.Argument(help="Folder as Hugging Face publishes it, or a hub name to fetch it by.")
+    ],
+    out: Annotated[Path, option("Run folder to make.")],
+    dropout: Annotated[float | None, option("For later training. [default: the published rate]")] = None,
+    overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite")] = False,
+):
+    """Make a run of a published GPT-2, to generate with, evaluate, train on or export.
+
+    SOURCE holds config.json, model.safetensors (or shards with their index) and
+    the vocabulary: vocab.json with merges.txt, or tokenizer.json. A name such as
+    openai-community/gpt2 is fetched once, with the extra "hub", and kept in the
+    hub's cache.
+    """
+    from commands.console import say
+    from contract.weights import parameter_count
+    from harness.checkpoint import save_checkpoint
+    from harness.huggingface_import import find_source, import_gpt2
+    from harness.run_folder import new_run
+
+    with new_run(out, overwrite=overwrite) as staged:
+        checkpoint = import_gpt2(find_source(source), dropout=dropout, note=say)
+        save_checkpoint(staged.latest, checkpoint)
+    say(
+        f"{out}: {parameter_count(checkpoint.config):,} parameters, {checkpoint.tokenizer.n_vocab:,} tokens; "
+        f"try: python cli.py generate {out}"
+    )
+
+
+def export(
+    run: RunArgument,
+    out: Annotated[Path, option("Folder to make.")],
+    format: Annotated[str, option("huggingface, torch or npz.")] = "huggingface",
+    overwrite: Annotated[bool, option("Replace an earlier export in --out.", "--overwrite")] = False,
+):
+    """Write a trained model for other programs.
+
+    huggingface: for GPT2LMHeadModel and AutoTokenizer, which give the same logits
+    and tokens. Fixed positions become a table and absent biases zeros; import-gpt2
+    turns both back. Two differences are Hugging Face's: its tokenizer reads
+    <|endoftext|> in a text as one token where the vocabulary has it, and drops
+    symbols that a vocabulary of bytes lacks, which are refused here.
+
+    torch: a state_dict that torch.load(weights_only=True) reads.
+    npz: the same arrays for NumPy.
+    """
+    from commands.console import say
+    from harness.checkpoint import load_checkpoint
+    from harness.export import export
+    from harness.run_folder import find_checkpoint
+
+    export(load_checkpoint(find_checkpoint(run)), format, out, overwrite=overwrite)
+    say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

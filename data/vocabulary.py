@@ -1,0 +1,289 @@
+"""GPT-2's vocabulary files, `vocab.json` and `merges.txt`, to and from a `tiktoken.Encoding`.
+
+The files list which pairs of tokens merge; tiktoken merges any two neighbours whose bytes together are a
+token. Both take the pair of lowest rank first, and give the same tokens for every text when two things hold,
+which are checked in both directions:
+
+1. A merged token's id grows with the place of its merge.
+2. Merging a token's own bytes, by the merges before its own, ends at exactly the two tokens of its merge.
+
+For suppose that tiktoken is about to merge two neighbours c, d into the token t, of which the files say a, b.
+No pair of lower rank is left, and nothing has merged across the ends of c d, so its bytes have gone through
+the merges that they would have gone through alone: by 2 they stand as a, b, which is the files' own pair.
+
+A token that no merge makes, such as `<|endoftext|>`, is a special one. It keeps its id and its text, so that
+it is written out where a model says it, and no text is ever read as one.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import tiktoken
+
+from contract.errors import UserError
+from data.tokenizers import encoding_of, token_bytes
+
+END_OF_TEXT = "<|endoftext|>"
+FILE_NAMES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # the second as first published
+TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
+
+
+def _byte_symbols() -> list[str]:
+    """The character that stands for each byte in the files: itself where it prints, else one from U+0100 on."""
+    printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printing else next(others)) for byte in range(256)]
+
+
+_SYMBOLS = _byte_symbols()
+_BYTES = {symbol: byte for byte, symbol in enumerate(_SYMBOLS)}
+
+
+class Vocabulary(NamedTuple):
+    """What the files hold.
+
+    ids: token -> id, a token's bytes written as symbols; merges: the two tokens of each merge, in order
+    """
+
+    ids: dict[str, int]
+    merges: list[tuple[str, str]]
+
+
+# --- files to encoding ---
+
+
+def read_vocabulary(folder: Path) -> tiktoken.Encoding | None:
+    """The tokenizer of a folder's vocabulary files, its ids those of the files; None where there are none.
+
+    Read are `vocab.json` and `merges.txt`, else their names as first published, else `tokenizer.json`.
+    Raises UserError naming the file and what is not of GPT-2's kind.
+    """
+    settings = folder / SETTINGS_FILE
+    if settings.is_file() and _read_json(settings).get("add_prefix_space"):
+        raise _refusal(settings, "add_prefix_space puts a space before every text, which changes its tokens")
+    for names in FILE_NAMES:
+        vocab, merges = (folder / name for name in names)
+        if vocab.is_file() != merges.is_file():
+            present, absent = (vocab, merges) if vocab.is_file() else (merges, vocab)
+            raise UserError(f"{absent} is missing beside {present.name}; get both files")
+        if vocab.is_file():
+            added = folder / "added_tokens.json"
+            ids = _read_json(vocab) | (_read_json(added) if added.is_file() else {})
+            return _encoding_of(Vocabulary(ids, _read_merges(merges)), vocab)
+    path = folder / TOKENIZER_FILE
+    return _encoding_of(_read_tokenizer_file(path), path) if path.is_file() else None
+
+
+def _refusal(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: not a vocabulary of GPT-2's kind: {problem}; use a model that has one")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get it again") from None
+
+
+def _read_json(path: Path) -> dict:
+    text = _read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); get it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__} where an object was expected; get it again")
+    return content
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    lines = _read_text(path).split("\n")  # not splitlines: U+0085 is a symbol like any other
+    merges = []
+    for number, line in enumerate(lines, 1):
+        line = line.removesuffix("\r")
+        if not line or line.startswith("#version"):
+            continue
+        pair = tuple(line.split(" "))
+        if len(pair) != 2:
+            raise _refusal(path, f"line {number}: two tokens and a space expected, found {line[:40]!r}")
+        merges.append(pair)
+    return merges
+
+
+def _read_tokenizer_file(path: Path) -> Vocabulary:
+    content = _read_json(path)
+    try:
+        model, before = content["model"], content["pre_tokenizer"]
+        wanted = {
+            "model.type": (model["type"], "BPE"),
+            "model.ignore_merges": (model.get("ignore_merges", False), False),
+            "normalizer": (content.get("normalizer"), None),
+            "pre_tokenizer.type": (before["type"], "ByteLevel"),
+            "pre_tokenizer.add_prefix_space": (before.get("add_prefix_space", True), False),
+            "pre_tokenizer.use_regex": (before.get("use_regex", True), True),
+        }
+        for name, (found, expected) in wanted.items():
+            if found != expected:
+                raise _refusal(path, f"{name} is {found!r}, and GPT-2's is {expected!r}")
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+        merges = [
+            tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
+        ]
+        if not all(len(pair) == 2 for pair in merges):
+            raise TypeError
+        return Vocabulary(model["vocab"] | added, merges)
+    except (KeyError, TypeError, AttributeError):
+        raise _refusal(path, "vocabulary, merges or pre-tokenizer are not where they belong") from None
+
+
+def _encoding_of(vocabulary: Vocabulary, path: Path) -> tiktoken.Encoding:
+    """The encoding with these ids, proven to give the files' tokens (see the top of this file)."""
+    ids, merges = vocabulary
+    for token, id in ids.items():
+        if not isinstance(id, int) or isinstance(id, bool) or not isinstance(token, str) or not token:
+            raise _refusal(path, f"the token {token!r} has the id {id!r}, not a whole number")
+    names = {id: token for token, id in ids.items()}
+    for id in range(len(ids)):
+        if id not in names:
+            raise _refusal(
+                path, f"{len(ids)} tokens, but none has the id {id}: ids count up from 0 without a gap"
+            )
+
+    tokens: dict[int, bytes] = {ids[symbol]: bytes([_BYTES[symbol]]) for symbol in _SYMBOLS if symbol in ids}
+    last = -1
+    for number, (left, right) in enumerate(merges, 1):
+        merged = left + right
+        for token in (left, right, merged):
+            if token not in ids:
+                raise _refusal(path, f"merge {number}, {left!r} and {right!r}: {token!r} has no id")
+        if ids[merged] <= last:
+            raise _refusal(
+                path,
+                f"merge {number} makes {merged!r}, id {ids[merged]}, after a merge that made id {last}: ids "
+                "must grow in the order of the merges",
+            )
+        last = ids[merged]
+        try:
+            tokens[last] = bytes(_BYTES[symbol] for symbol in merged)
+        except KeyError:
+            raise _refusal(
+                path, f"merge {number} makes {merged!r}, which holds symbols for no byte"
+            ) from None
+
+    ranks = {token: id for id, token in tokens.items()}
+    for left, right in merges:
+        found = _split(tokens[ids[left + right]], ranks)
+        if found != [tokens[ids[left]], tokens[ids[right]]]:
+            raise _refusal(
+                path,
+                f"{left + right!r} is the merge of {left!r} and {right!r}, but the merges before it split its "
+                f"bytes into {found}",
+            )
+    specials = [id for id in names if id not in tokens]
+    tokens |= {id: names[id].encode(errors="replace") for id in specials}
+    _check_specials(tokens, specials, path)
+    listed = [tokens[id] for id in range(len(tokens))]
+    return encoding_of("bytes" if all(len(token) == 1 for token in listed) else "ranks", listed)
+
+
+def _check_specials(tokens: dict[int, bytes], specials: list[int], path: Path):
+    """Refuse a special token that text could be read as."""
+    alphabet = {token for token in tokens.values() if len(token) == 1}
+    counts: dict[bytes, int] = {}
+    for token in tokens.values():
+        counts[token] = counts.get(token, 0) + 1
+    for id in specials:
+        lacking = [byte for byte in tokens[id] if bytes([byte]) not in alphabet]
+        if lacking:
+            raise _refusal(
+                path, f"no merge makes {tokens[id]!r}, and its byte 0x{lacking[0]:02x} has no token"
+            )
+        if counts[tokens[id]] > 1:
+            raise _refusal(path, f"two tokens stand for {tokens[id]!r}")
+    encoding = encoding_of("probe", [tokens[id] for id in range(len(tokens))])
+    for id in specials:
+        if id in encoding.encode_ordinary(tokens[id].decode()):
+            raise _refusal(path, f"no merge makes {tokens[id].decode()!r}, though it is like ordinary text")
+
+
+def _split(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """What a token's bytes have become when only its own merge is left: two parts, for a proper merge."""
+    own = ranks.get(token, len(ranks))
+    parts = [token[at : at + 1] for at in range(len(token))]
+    while len(parts) > 1:
+        pairs = (ranks.get(parts[at] + parts[at + 1], own) for at in range(len(parts) - 1))
+        rank, at = min((rank, at) for at, rank in enumerate(pairs))
+        if rank >= own:
+            break
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+# --- encoding to files ---
+
+
+def vocabulary_of(encoding: tiktoken.Encoding) -> Vocabulary:
+    """The vocabulary that gives an encoding's tokens, its merges recovered from the ranks.
+
+    Raises UserError naming a token that is neither a byte, nor a merge of two earlier tokens, nor special.
+    """
+    tokens = token_bytes(encoding)
+    ranks = {token: id for id, token in enumerate(tokens)}
+    ids: dict[str, int] = {}
+    merges: list[tuple[str, str]] = []
+    for id, token in enumerate(tokens):
+        parts = _split(token, ranks)
+        if len(parts) == 2:
+            merges.append((_symbols(parts[0]), _symbols(parts[1])))
+        name = _symbols(token) if len(parts) in (1, 2) else _special_name(encoding, id, token)
+        if not token or name in ids:
+            raise UserError(
+                f"the tokenizer's token {id}, {token!r}, cannot stand in vocab.json: it is empty or there already; "
+                "export to torch or npz instead"
+            )
+        ids[name] = id
+    return Vocabulary(ids, merges)
+
+
+def _symbols(token: bytes) -> str:
+    return "".join(_SYMBOLS[byte] for byte in token)
+
+
+def _special_name(encoding: tiktoken.Encoding, id: int, token: bytes) -> str:
+    try:
+        name = token.decode()
+        if id not in encoding.encode_ordinary(name):
+            return name
+    except UnicodeDecodeError:
+        pass
+    raise UserError(
+        f"the tokenizer's token {id}, {token!r}, is not made by merging two earlier tokens, as merges.txt says "
+        "of every token; export to torch or npz instead"
+    )
+
+
+def vocabulary_files(encoding: tiktoken.Encoding, context_length: int) -> dict[str, str]:
+    """The text of each file by its name, such that `transformers.AutoTokenizer` gives the encoding's tokens.
+
+    context_length: the most tokens that the model sees at once
+    Raises UserError where the encoding cannot be written so.
+    """
+    ids, merges = vocabulary_of(encoding)
+    # Left out, these three would be <|endoftext|>, which a vocabulary without it would be given a new id for.
+    end = END_OF_TEXT if END_OF_TEXT in ids else None
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": context_length,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "bos_token": end,
+        "eos_token": end,
+        "unk_token": end,
+    }
+    vocab, lines = FILE_NAMES[0]
+    return {
+        vocab: json.dumps(ids, ensure_ascii=False) + "\n",
+        lines: "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges),
+        SETTINGS_FILE: json.dumps(settings, indent=2) + "\n",
+    }

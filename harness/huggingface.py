@@ -1,0 +1,207 @@
+"""GPT-2 as Hugging Face publishes it: what its tensors and its configuration's fields are called there.
+
+Everything here is a translation that import and export both read; the files are their business.
+"""
+
+from typing import NamedTuple
+
+from contract.config import ModelConfig
+from contract.errors import ConfigError, UserError
+from contract.weights import weight_table
+
+CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PREFIX = "transformer."  # before every name but the output's; absent in files of the bare GPT2Model
+OUTPUT = "lm_head.weight"
+OWN_CONFIG = "twin_gpt"  # the field of config.json in which an export keeps the ModelConfig it was made from
+
+
+class Place(NamedTuple):
+    """Where a weight stands in a published file.
+
+    name: without the prefix; transposed: stored (in, out), as the Conv1D of GPT-2's first code had it
+    """
+
+    name: str
+    transposed: bool = False
+
+
+# Our names to theirs. `{}` is the layer's number; a weight or a bias follows.
+_TABLE = {
+    "token_embedding": Place("wte"),
+    "position_embedding": Place("wpe"),
+    "blocks.{}.norm_1": Place("h.{}.ln_1"),
+    "blocks.{}.attention.query_key_value": Place("h.{}.attn.c_attn", True),
+    "blocks.{}.attention.output": Place("h.{}.attn.c_proj", True),
+    "blocks.{}.norm_2": Place("h.{}.ln_2"),
+    "blocks.{}.feed_forward.up": Place("h.{}.mlp.c_fc", True),
+    "blocks.{}.feed_forward.down": Place("h.{}.mlp.c_proj", True),
+    "final_norm": Place("ln_f"),
+    "output": Place("lm_head"),
+}
+
+
+def published_places(config: ModelConfig) -> dict[str, Place]:
+    """For each weight of `config`, where it stands in a published file."""
+    places = {}
+    for name in weight_table(config):
+        module, _, kind = name.rpartition(".")
+        layer = module.split(".")[1] if module.startswith("blocks.") else None
+        row = _TABLE[module if layer is None else module.replace(layer, "{}", 1)]
+        published = row.name.format(layer)
+        places[name] = Place(f"{published}.{kind}", row.transposed and kind == "weight")
+    return places
+
+
+def is_mask(name: str) -> bool:
+    """Whether a tensor is the causal mask that older releases stored beside each layer's weights."""
+    return name.endswith((".attn.bias", ".attn.masked_bias"))
+
+
+# --- configuration ---
+
+# What GPT2Config takes for a field that a file leaves out.
+_DEFAULTS = {
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "resid_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+}
+_SYNONYMS = {
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+}
+_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+_DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+
+# Fields that compute another function, with the only value that does not. All others that GPT2Config knows
+# say how the model was initialised, is loaded, summarises or generates. `reorder_and_upcast_attn` is one of
+# them: it changes where half precision is widened, and here nothing is half.
+_FIXED = {
+    "model_type": "gpt2",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "is_causal": True,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+_ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+
+
+def config_from_published(fields: dict, dropout: float | None = None) -> ModelConfig:
+    """The configuration that a published `config.json` describes.
+
+    dropout: for later training, in place of the file's three rates, which must agree otherwise
+    Raises UserError naming a field that is impossible or computes another function.
+    """
+    for name, wanted in _FIXED.items():
+        found = fields.get(name, None if name == "model_type" else wanted)
+        if found != wanted or type(found) is not type(wanted):
+            raise UserError(
+                f"{CONFIG}: {name} is {_shown(found)}, another function than GPT-2's ({_shown(wanted)}); "
+                "only GPT-2 models can be imported"
+            )
+    architectures = fields.get("architectures") or ["GPT2LMHeadModel"]
+    if not isinstance(architectures, list) or any(name not in _ARCHITECTURES for name in architectures):
+        raise UserError(
+            f"{CONFIG}: architectures is {_shown(architectures)}; only a language model can be imported: "
+            f"{' or '.join(_ARCHITECTURES)}"
+        )
+    values = {name: fields.get(name, fields.get(_SYNONYMS.get(name), _DEFAULTS[name])) for name in _DEFAULTS}
+    for name, synonym in _SYNONYMS.items():
+        if fields.get(synonym, values[name]) != values[name]:
+            raise UserError(
+                f"{CONFIG}: {name} is {_shown(values[name])} but {synonym} {_shown(fields[synonym])}"
+            )
+    activation = values["activation_function"]
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        exact = " (the exact-erf GELU, a different function from GPT-2's tanh form)" * (activation == "gelu")
+        raise UserError(
+            f"{CONFIG}: activation_function is {_shown(activation)}{exact}; this project computes "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
+    rates = {name: values[name] for name in _DROPOUTS}
+    if dropout is None and len(set(map(repr, map(_as_float, rates.values())))) > 1:
+        found = ", ".join(f"{name} {_shown(rate)}" for name, rate in rates.items())
+        raise UserError(
+            f"{CONFIG}: three different dropout rates, {found}, and this project has one for all places; "
+            "choose one for later training with --dropout (predictions need none)"
+        )
+    for name in _SIZES + ("n_inner",) * (values["n_inner"] is not None):
+        if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
+            raise UserError(
+                f"{CONFIG}: {name} must be a whole number of at least 1, got {_shown(values[name])}"
+            )
+    try:
+        return ModelConfig(
+            vocab_size=values["vocab_size"],
+            context_length=values["n_positions"],
+            n_layer=values["n_layer"],
+            n_head=values["n_head"],
+            d_model=values["n_embd"],
+            d_ff=values["n_inner"] or 4 * values["n_embd"],
+            activation=_ACTIVATIONS[activation],
+            position="learned",
+            bias=True,
+            tie_embeddings=values["tie_word_embeddings"],
+            norm_eps=values["layer_norm_epsilon"],
+            dropout=_as_float(values["resid_pdrop"]) if dropout is None else dropout,
+        )
+    except ConfigError as error:
+        raise UserError(f"{CONFIG}: {error}") from None
+
+
+def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -> dict:
+    """The fields of a published `config.json` for weights that were written in `published_terms(config)`.
+
+    dtype: of the weights; end_of_text: the token id of <|endoftext|>, None for a vocabulary without it
+    """
+    activations = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.d_ff,
+        "activation_function": activations[config.activation],
+        **dict.fromkeys(_DROPOUTS, config.dropout),
+        "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "dtype": dtype,
+        OWN_CONFIG: config.to_dict(),
+    }
+
+
+def published_terms(config: ModelConfig) -> ModelConfig:
+    """The configuration that computes the same as `config` in the terms that GPT-2's files have.
+
+    Positions are a table of weights there, and every layer has biases, if only zeros.
+    """
+    return ModelConfig(**config.to_dict() | {"position": "learned", "bias": True})
+
+
+def _as_float(value):
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _shown(value) -> str:
+    """A value of a configuration, short and on one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"

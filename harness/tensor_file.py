@@ -1,0 +1,67 @@
+"""Safetensors files read tensor by tensor, so that no second copy of a model stands in memory.
+
+The `safetensors` package proves a file's header sound. The numbers are then mapped from the file into the
+place where they are wanted, one tensor at a time, and the map is closed again.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from contract.errors import UserError
+
+# bfloat16, which NumPy lacks, is the upper half of a float32.
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor stands in a file.
+
+    dtype: as safetensors names it, such as "F32"; shape: the tensor's; offset: of its first byte in the file
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def float_dtype(self) -> np.dtype:
+        """What `read` returns: float64 for float64, float32 for float32 and for the two half precisions."""
+        return np.dtype("float64" if self.dtype == "F64" else "float32")
+
+    def read(self) -> np.ndarray:
+        """The numbers, float (shape): a read-only map of the file, or a copy where they had to be converted."""
+        if 0 in self.shape:
+            return np.zeros(self.shape, self.float_dtype)  # nothing can be mapped
+        stored = np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)
+        if self.dtype == "BF16":
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32) if self.dtype == "F16" else stored
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name.
+
+    Raises UserError where the file is missing, cut short, or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as safetensors ({error}): it was cut short or damaged; get it again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); get it again") from None
+    return {
+        name: StoredTensor(path, row["dtype"], tuple(row["shape"]), 8 + size + row["data_offsets"][0])
+        for name, row in header.items()
+        if name in names
+    }
