@@ -1,0 +1,54 @@
+"""The proof on the user's own machine: `parity`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import DEVICE_HELP, option
+from contract.errors import UserError
+
+
+def parity(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help=r"Run or checkpoint. \[default: random weights in the shapes of tense and nano]"),
+    ] = None,
+    dtype: Annotated[
+        str, option("float32, as in training, or float64, which rounding cannot blur.")
+    ] = "float32",
+    device: Annotated[str, option(DEVICE_HELP)] = "cpu",
+    compile: Annotated[
+        bool, option("Compile the twin: outputs and weights' gradients alone.", "--compile")
+    ] = False,
+    seed: Annotated[int, option("Of tokens, dropout masks and random weights.")] = 0,
+    json: Annotated[Path | None, option("Write the same for machines to this file.")] = None,
+):
+    """Hold every tensor of PyTorch against NumPy's, on your machine.
+
+    An error is the largest difference, relative to the largest magnitude.
+    "Untraced" is what training runs: fused attention, no tensor kept.
+    The exit code is 1 where a tensor differs.
+    """
+    try:
+        from parity.report import compare_models, summary, table, write_json
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UserError(
+            'parity needs PyTorch, which is not installed; run: pip install -c constraints.txt -e ".[torch]"'
+        ) from None
+
+    comparisons = []
+    for comparison in compare_models(run, dtype=dtype, device=device, compiled=compile, seed=seed):
+        comparisons.append(comparison)
+        typer.echo(f"{comparison.title}, {dtype}, seed {seed}\n")
+        for line in table(comparison):
+            typer.echo(line)
+        typer.echo()
+    if json is not None:
+        write_json(json, comparisons, device=device, compiled=compile)
+    for comparison in comparisons:
+        typer.echo(summary(comparison))
+    if any(comparison.diverging for comparison in comparisons):
+        raise typer.Exit(1)

@@ -1,0 +1,178 @@
+"""What `python cli.py parity` does: both twins on a model of the user's, as a table or as JSON."""
+
+import json
+import platform
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_info
+
+from contract.config import ModelConfig, preset
+from contract.errors import ConfigError, UserError
+from contract.weights import Weights
+from data.tokenizers import replacing
+from harness.checkpoint import load_checkpoint
+from harness.run_folder import find_checkpoint
+from harness.torch_backend import open_device
+from parity.cases import Case
+from parity.compare import Comparison, Row
+from parity.passes import Twins, compare_passes, reference_pass, twin_pass
+
+SEQUENCES, MOST_TOKENS = 2, 128
+PRESETS = {"tense": 512, "nano": 65}  # and how many tokens the vocabulary of its usual corpus has
+
+# In float32 a sum that cancels, or an input of ReLU next to its kink, can differ in two correct programs.
+NOTES = {"float32": "--dtype float64 or another --seed tells a mistake from rounding", "float64": ""}
+
+
+def compare_models(
+    run: Path | None, *, dtype: str = "float32", device: str = "cpu", compiled: bool = False, seed: int = 0
+) -> Iterator[Comparison]:
+    """Hold the twins against each other on a run's checkpoint, or on `PRESETS` with lively random weights.
+
+    The batch is random: 2 sequences of the context's length, at most 128 tokens. Where the model was trained
+    with dropout, masks are drawn, the same for both.
+
+    dtype: "float32" or "float64"; device: of the twin; seed: of tokens, masks and random weights
+    compiled: hold the twin as `torch.compile` makes it, which has no traced path, instead of as it is
+
+    Raises UserError where the run, the device or the compiler is not there.
+    """
+    if dtype not in ("float32", "float64"):
+        raise ConfigError(f"--dtype must be float32 or float64, got {dtype}")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {seed}")
+    place = open_device(device, dtype)
+    for title, config, weights in _models(run):
+        case = Case(
+            title, config, SEQUENCES, min(config.context_length, MOST_TOKENS), seed, config.vocab_size
+        )
+        inputs = case.inputs(dtype)
+        if weights is not None:
+            for name, weight in inputs.weights.items():
+                weight[...] = weights[name]
+        traced = None if compiled else twin_pass(Twins().twin, config, inputs, traced=True, device=place)
+        untraced = _untraced_pass(config, inputs, place, compiled)
+        reference = reference_pass(Twins().reference, config, inputs)
+        rows = compare_passes(reference, dtype, traced=traced, untraced=untraced)
+        yield Comparison(title, dtype, seed, rows, NOTES[dtype])
+
+
+def _models(run: Path | None) -> Iterator[tuple[str, ModelConfig, Weights | None]]:
+    if run is not None:
+        folder = find_checkpoint(run)
+        checkpoint = load_checkpoint(folder)
+        yield str(folder), checkpoint.config, checkpoint.weights
+        return
+    for name, vocab_size in PRESETS.items():
+        yield f"preset {name}", preset(name, vocab_size=vocab_size), None
+
+
+def _untraced_pass(config, inputs, place, compiled: bool):
+    try:
+        return twin_pass(Twins().twin, config, inputs, traced=False, device=place, compiled=compiled)
+    except RuntimeError as error:  # what every error of the compiler is
+        if not compiled:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"torch.compile does not work here ({reason}); it needs a C++ compiler (or Triton on a GPU): install "
+            "one, or leave --compile out"
+        ) from error
+
+
+# The table
+
+
+def table(comparison: Comparison) -> Iterator[str]:
+    """The lines of a comparison: tensor, shape, worst error, limit and verdict, by quantity."""
+    width = max(len(row.name) for row in comparison.rows) + 2
+    quantity = None
+    yield f"{'tensor':<{width}}  {'shape':<12}  {'error':>7}  {'limit':>6}  verdict"
+    for row in comparison.rows:
+        if row.quantity != quantity:
+            quantity = row.quantity
+            yield f"{quantity}s"
+        shape = "x".join(map(str, row.shape)) or "scalar"
+        verdict = "ok" if row.holds else "DIFFERS"
+        yield f"  {row.name:<{width - 2}}  {shape:<12}  {row.error:7.1e}  {row.limit:6.0e}  {verdict}"
+        if not row.holds:
+            yield f"    {row.problem or f'at {list(row.index)}: NumPy {row.reference!r}, PyTorch {row.twin!r}'}"
+
+
+def summary(comparison: Comparison) -> str:
+    """The verdict in a line: the worst error with its tensor, or the first diverging tensor in dataflow order."""
+    count, diverging = len(comparison.rows), comparison.diverging
+    which = f"{comparison.title} in {comparison.dtype}"
+    if diverging:
+        note = f"; {comparison.note}" if comparison.note else ""
+        first = diverging[0].describe()
+        return f"{which}: {len(diverging)} of {count} tensors differ, first in dataflow order {first}{note}"
+    worst = comparison.worst
+    return (
+        f"{which}: all {count} tensors agree; worst error {worst.error:.1e}, limit {worst.limit:.0e}, "
+        f"in {worst.quantity} {worst.name}"
+    )
+
+
+# For machines
+
+
+def write_json(path: Path, comparisons: list[Comparison], *, device: str, compiled: bool):
+    """Write everything compared, and on what, in place of the file at `path` at once."""
+    record = {
+        "holds": not any(comparison.diverging for comparison in comparisons),
+        "device": device,
+        "compiled": compiled,
+        "versions": versions(device),
+        "comparisons": [
+            {
+                "model": comparison.title,
+                "dtype": comparison.dtype,
+                "seed": comparison.seed,
+                "tensors": [_json_row(row) for row in comparison.rows],
+            }
+            for comparison in comparisons
+        ],
+    }
+    with replacing(path) as file:
+        file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+
+def _json_row(row: Row) -> dict:
+    """The row by field; numbers that JSON lacks become null."""
+    values = {
+        name: None if isinstance(value, float) and not isfinite(value) else value
+        for name, value in row._asdict().items()
+    }
+    return values | {"holds": row.holds}
+
+
+def versions(device: str = "cpu") -> dict[str, str]:
+    """What computed: Python, NumPy and its BLAS, PyTorch, system, processor and, where one is used, accelerator."""
+    blas = next((each for each in threadpool_info() if each["user_api"] == "blas"), {})
+    found = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": " ".join(
+            str(blas[key]) for key in ("internal_api", "version", "architecture") if blas.get(key)
+        ),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+    }
+    if device == "cuda":
+        found["accelerator"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    """The processor's name; Linux keeps it in a file, the other systems tell it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

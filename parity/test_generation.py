@@ -1,0 +1,64 @@
+"""Decoding: the same tokens from both twins."""
+
+import numpy as np
+import pytest
+
+from numpy_llm import GPT
+from parity.cases import lively_weights
+from parity.compare import ParityError
+from parity.decoding import (
+    DECODER,
+    NEW_TOKENS,
+    PROMPTS,
+    SEED,
+    check_cache,
+    check_generation,
+    check_generation_in_float32,
+    prompts,
+    require_tie,
+    write_texts,
+)
+from parity.passes import Twins
+
+
+def test_every_token():
+    """50 prompts by 64 tokens, greedy and sampled, cache on and off, in float64."""
+    check_generation(Twins())
+
+
+def test_pieces():
+    """A cache changes nothing, whatever the sizes of the pieces that it was filled with."""
+    check_cache(Twins())
+
+
+def test_every_token_in_float32():
+    """In float32 greedy texts are the same but for ties, and ties are rare."""
+    assert check_generation_in_float32(Twins()) < PROMPTS / 2
+
+
+def test_the_texts_are_worth_comparing():
+    """Prompts lie on both sides of the context's edge, and the texts use the vocabulary."""
+    lengths = [len(prompt) for prompt in prompts()]
+    assert len(lengths) >= 50
+    assert NEW_TOKENS >= 64
+    assert min(lengths) == 1 < DECODER.context_length < max(lengths)
+    texts = write_texts(Twins().reference, "float64", "greedy", use_cache=True)
+    assert len({token for text in texts for token in text}) > DECODER.vocab_size / 2
+    assert len({tuple(text) for text in texts}) > 0.9 * PROMPTS
+
+
+def test_only_a_tie_excuses_a_difference():
+    """Two tokens with the same embedding tie; any other difference is a divergence, named with its margin."""
+    weights = lively_weights(DECODER, SEED, "float32")
+    model, prompt = GPT(DECODER, weights), prompts()[5]
+    logits = model.forward(np.array([prompt]))[0][0, -1]
+    best, second, third = (int(token) for token in np.argsort(-logits)[:3])
+    with pytest.raises(
+        ParityError, match=rf"the reference writes {best}, the twin {second}.* apart, and a tie"
+    ):
+        require_tie(model, prompt, best, second)
+    weights["output.weight"][second] = weights["output.weight"][best]
+    require_tie(model, prompt, best, second)
+    require_tie(model, prompt, second, best)
+    with pytest.raises(ParityError):
+        require_tie(model, prompt, best, third)

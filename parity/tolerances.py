@@ -1,0 +1,67 @@
+"""The limits of every comparison, in one place, by quantity and precision.
+
+An error is the largest difference of a tensor divided by the largest magnitude of its reference, so that a
+small gradient is held to as many digits as a large one; it is never scaled by a tensor's size. Each limit
+stands beside the largest error observed, which `pytest parity/` measures again and prints at its end. The
+room between the two is for other processors, BLAS libraries and releases of PyTorch. A limit is never
+loosened to let a test pass: a larger error has a cause.
+"""
+
+from typing import NamedTuple
+
+
+class Limit(NamedTuple):
+    """value: the largest error that passes; observed: the largest error met so far"""
+
+    value: float
+    observed: float
+
+
+LIMITS = {
+    # What the twins compute from the same weights and batch, traced: activations, their gradients, the weights'.
+    ("activation", "float64"): Limit(2e-12, 0),
+    ("activation", "float32"): Limit(1e-5, 0),
+    ("gradient", "float64"): Limit(1e-11, 0),
+    ("gradient", "float32"): Limit(1e-5, 0),
+    ("weight gradient", "float64"): Limit(1e-11, 0),
+    ("weight gradient", "float32"): Limit(1e-5, 0),
+    # The path that training takes: logits, loss and gradients with fused attention or a compiled model.
+    ("untraced output", "float64"): Limit(1e-12, 0),
+    ("untraced output", "float32"): Limit(1e-5, 0),
+    ("untraced gradient", "float64"): Limit(1e-11, 0),
+    ("untraced gradient", "float32"): Limit(1e-5, 0),
+    # A batch in micro-batches against the whole; 200 steps of Adam and AdamW.
+    ("accumulation", "float64"): Limit(1e-12, 0),
+    ("optimizer", "float64"): Limit(1e-12, 0),
+    # The losses of 300 training steps. Rounding grows from step to step, so float32 drifts.
+    ("trajectory", "float64"): Limit(1e-9, 0),
+    ("trajectory", "float32"): Limit(1e-2, 0),
+    # How far apart the two best logits may be where greedy float32 texts part.
+    ("logit margin", "float32"): Limit(1e-5, 0),
+    # Central differences have an error of their own, of order h⁴ and rounding / h.
+    ("central difference", "float64"): Limit(1e-8, 0),
+    ("directional difference", "float64"): Limit(1e-8, 0),
+    # Logits, loss and gradients of GPT2LMHeadModel.
+    ("transformers", "float64"): Limit(1e-12, 0),
+    ("transformers", "float32"): Limit(1e-6, 0),
+    # The same of both twins, once its files were imported, and of what was exported, each in its own precision.
+    ("published model", "float64"): Limit(1e-12, 3.4e-15),
+    ("published model", "float32"): Limit(1e-5, 3.1e-6),
+}
+
+_observed: dict[tuple[str, str], float] = {}
+
+
+def limit(quantity: str, dtype: str) -> float:
+    """The largest error that passes for `quantity` computed in `dtype`."""
+    return LIMITS[quantity, dtype].value
+
+
+def observe(quantity: str, dtype: str, error: float):
+    """Remember an error that passed, for `observed`."""
+    _observed[quantity, dtype] = max(error, _observed.get((quantity, dtype), 0.0))
+
+
+def observed() -> dict[tuple[str, str], float]:
+    """The largest errors of this process, by quantity and precision, in the order of `LIMITS`."""
+    return {key: _observed[key] for key in LIMITS if key in _observed}

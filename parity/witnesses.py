@@ -1,0 +1,213 @@
+"""Witnesses beside the twin: central differences, and the GPT-2 of Hugging Face's `transformers`."""
+
+import numpy as np
+
+from contract.config import ModelConfig, preset
+from harness.huggingface import PREFIX, published_places
+from parity.cases import Case
+from parity.compare import Comparison, ParityError, compare
+from parity.passes import Twins, kink_distance, reference_pass
+
+STEP = 3e-4  # h of the differences
+
+
+def _tiny(title: str, B: int, T: int, seed: int = 22, **changes) -> Case:
+    fields = {
+        "vocab_size": 7, "context_length": 4, "n_layer": 1, "n_head": 2, "d_model": 6, "d_ff": 5,
+        "activation": "gelu_tanh", "position": "learned",
+    }  # fmt: skip
+    return Case(title, ModelConfig(**{**fields, **changes}), B, T, seed, symbols=4)
+
+
+TINY_CASES = [
+    _tiny("gelu, learned, tied", 2, 4),
+    _tiny("relu", 2, 4, seed=52, activation="relu"),
+    _tiny("sinusoidal", 2, 3, position="sinusoidal"),
+    _tiny("untied", 2, 3, tie_embeddings=False),
+    _tiny("no bias", 2, 4, bias=False),
+    _tiny("dropout", 3, 4, dropout=0.3),
+    _tiny("one head, odd width", 2, 3, n_head=1, d_model=5, d_ff=7),
+    _tiny("three heads, odd width", 1, 4, n_head=3, d_model=9, d_ff=3),
+    _tiny("one token", 2, 1),
+    _tiny("two layers", 2, 3, n_layer=2, n_head=1, d_model=4, d_ff=3),
+    _tiny("three layers, large eps", 2, 4, n_layer=3, n_head=1, d_model=3, d_ff=4, norm_eps=0.1),
+    _tiny(
+        "relu, sinusoidal, untied, no bias, dropout, two layers", 2, 4, seed=27, n_layer=2, d_model=4,
+        activation="relu", position="sinusoidal", tie_embeddings=False, bias=False, dropout=0.2,
+    ),
+]  # fmt: skip
+
+
+def check_differences(twins: Twins):
+    """In tiny models the gradient of every single weight is what the loss does when that weight is moved."""
+    for case in TINY_CASES:
+        model, gradients, loss = _differentiated(twins, case)
+        found = {name: np.empty_like(weight) for name, weight in model.weights.items()}
+        for name, weight in model.weights.items():
+            for index in np.ndindex(weight.shape):
+                direction = np.zeros_like(weight)
+                direction[index] = 1
+                found[name][index] = _derivative(loss, weight, direction)
+        rows = compare("central difference", gradients, found, "float64")
+        Comparison(f"differences of {case.title}", "float64", case.seed, rows).require()
+
+
+def check_directions(twins: Twins):
+    """At `nano` size each weight's gradient, along a random direction, is what the loss does along it."""
+    case = Case("nano", preset("nano", vocab_size=65), B=1, T=16, symbols=65)
+    model, gradients, loss = _differentiated(twins, case)
+    random = np.random.default_rng(case.seed)
+    slopes, found = {}, {}
+    for name, weight in model.weights.items():
+        direction = random.standard_normal(weight.shape)
+        direction /= np.linalg.norm(direction)
+        slopes[name] = np.array(np.vdot(gradients[name], direction))
+        found[name] = np.array(_derivative(loss, weight, direction))
+        # The slope is a sum that may come out near 0 by chance: its error is relative to the gradient's length.
+        slopes[name], found[name] = (
+            np.append(value, np.linalg.norm(gradients[name])) for value in (slopes[name], found[name])
+        )
+    rows = compare("directional difference", slopes, found, "float64")
+    Comparison("directions at nano size", "float64", case.seed, rows).require()
+
+
+def _differentiated(twins: Twins, case: Case):
+    """returns: the model, its gradients by name, and the loss as a function of the weights as they stand"""
+    inputs = case.inputs("float64")
+    record = reference_pass(twins.reference, case.config, inputs)
+    if case.config.activation == "relu" and kink_distance(record) < 50 * STEP:
+        raise ValueError(f"{case.title}: a hidden value is too near to the kink of ReLU; choose another seed")
+    model = twins.reference.GPT(case.config, inputs.weights)
+
+    def loss() -> float:
+        return float(model.forward(inputs.tokens, inputs.targets, dropout=inputs.dropout)[1])
+
+    return model, record.weight_gradients, loss
+
+
+def _derivative(loss, weight: np.ndarray, direction: np.ndarray) -> float:
+    """The slope of the loss along `direction` of a weight, which is restored.
+
+    Two central differences, whose errors of order h² cancel: the wide step leaves little to rounding.
+
+        (8 (loss(x + h) - loss(x - h)) - (loss(x + 2h) - loss(x - 2h))) / 12h
+    """
+    start, losses = weight.copy(), []
+    for steps in (1, -1, 2, -2):
+        weight[...] = start + steps * STEP * direction
+        losses.append(loss())
+    weight[...] = start
+    return (8 * (losses[0] - losses[1]) - (losses[2] - losses[3])) / (12 * STEP)
+
+
+# Hugging Face
+
+
+def _published(L: int, H: int, C: int, V: int, context: int, F: int | None = None, **changes) -> ModelConfig:
+    fields = {
+        "vocab_size": V, "context_length": context, "n_layer": L, "n_head": H, "d_model": C, "d_ff": F or 4 * C,
+        "activation": "gelu_tanh", "position": "learned",
+    }  # fmt: skip
+    return ModelConfig(**{**fields, **changes})
+
+
+PUBLISHED = [
+    _published(1, 1, 8, 11, 8),
+    _published(2, 3, 12, 17, 9),
+    _published(3, 4, 32, 29, 12),
+    _published(2, 5, 15, 13, 7, F=22, norm_eps=1e-2),
+    _published(2, 2, 10, 13, 8, activation="relu", tie_embeddings=False),
+]
+NEW_TOKENS = 6
+
+
+def check_transformers(twins: Twins):
+    """Logits, loss, every weight's gradient and greedy texts of GPT2LMHeadModel, which nobody here wrote."""
+    for config in PUBLISHED:
+        case = Case(
+            f"transformers, {config}", config, B=3, T=config.context_length - 1, symbols=config.vocab_size
+        )
+        inputs = case.inputs("float64")
+        theirs = _gpt2(config, inputs.weights)
+        record = reference_pass(twins.reference, config, inputs)
+        found, gradients, own_loss = _gpt2_pass(theirs, config, inputs)
+        ours = {name: record.activations[name] for name in found}
+        rows = compare("transformers", ours, found, "float64")
+        rows += compare("transformers", record.weight_gradients, gradients, "float64")
+        Comparison(case.title, "float64", case.seed, rows).require()
+        loss = {"loss": ours["loss"].astype(np.float32)}
+        rows = compare("transformers", loss, {"loss": own_loss}, "float32")
+        Comparison(case.title, "float32", case.seed, rows).require()
+
+        prompt = inputs.tokens[0, : config.context_length - NEW_TOKENS].tolist()
+        text = twins.reference.GPT(config, inputs.weights).generate(prompt, NEW_TOKENS, temperature=0)
+        if text != _gpt2_text(theirs, prompt):
+            raise ParityError(
+                f"{case.title}: {text} after {prompt}, not {_gpt2_text(theirs, prompt)}", "text"
+            )
+
+
+def _gpt2(config: ModelConfig, weights):
+    """Hugging Face's model with our weights, in float64 and without dropout."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.context_length,
+            n_embd=config.d_model,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_inner=config.d_ff,
+            activation_function={"gelu_tanh": "gelu_new", "relu": "relu"}[config.activation],
+            layer_norm_epsilon=config.norm_eps,
+            tie_word_embeddings=config.tie_embeddings,
+            attn_implementation="eager",
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    model = model.double().eval()
+    with torch.no_grad():
+        for name, place in _places(config).items():
+            value = torch.tensor(weights[name])
+            model.get_parameter(place.name).copy_(value.T if place.transposed else value)
+    return model
+
+
+def _places(config: ModelConfig) -> dict:
+    return {
+        name: place if name == "output.weight" else place._replace(name=PREFIX + place.name)
+        for name, place in published_places(config).items()
+    }
+
+
+def _gpt2_pass(model, config, inputs):
+    """returns: logits and loss, gradients by our names and transposed as our weights are, and the model's own loss
+
+    Its own loss is computed in float32, whatever the model is in; the gradients are those of the float64 one.
+    """
+    import torch
+
+    tokens = torch.tensor(np.concatenate([inputs.tokens, inputs.targets[:, -1:]], axis=1))
+    output = model(tokens, labels=tokens)  # it shifts the labels by itself
+    logits = output.logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+    gradients = {}
+    for name, place in reversed(_places(config).items()):
+        gradient = model.get_parameter(place.name).grad.numpy()
+        gradients[name] = gradient.T if place.transposed else gradient
+    found = {"logits": logits.detach().numpy(), "loss": loss.detach().numpy()}
+    return found, gradients, output.loss.detach().numpy()
+
+
+def _gpt2_text(model, prompt: list[int]) -> list[int]:
+    import torch
+
+    tokens = torch.tensor([prompt])
+    settings = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "pad_token_id": 0}
+    return model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)[
+        0, len(prompt) :
+    ].tolist()
