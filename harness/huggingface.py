@@ -106,6 +106,31 @@ def config_from_published(fields: dict, dropout: float | None = None) -> ModelCo
     dropout: for later training, in place of the file's three rates, which must agree otherwise
     Raises UserError naming a field that is impossible or computes another function.
     """
+    _check_function(fields)
+    values = _read_values(fields)
+    if dropout is None:
+        dropout = _common_dropout(values)
+    try:
+        return ModelConfig(
+            vocab_size=values["vocab_size"],
+            context_length=values["n_positions"],
+            n_layer=values["n_layer"],
+            n_head=values["n_head"],
+            d_model=values["n_embd"],
+            d_ff=values["n_inner"] or 4 * values["n_embd"],
+            activation=_ACTIVATIONS[values["activation_function"]],
+            position="learned",
+            bias=True,
+            tie_embeddings=values["tie_word_embeddings"],
+            norm_eps=values["layer_norm_epsilon"],
+            dropout=dropout,
+        )
+    except ConfigError as error:
+        raise UserError(f"{CONFIG}: {error}") from None
+
+
+def _check_function(fields: dict):
+    """Refuse a model that is not GPT-2, or not quite."""
     for name, wanted in _FIXED.items():
         found = fields.get(name, None if name == "model_type" else wanted)
         if found != wanted or type(found) is not type(wanted):
@@ -119,48 +144,41 @@ def config_from_published(fields: dict, dropout: float | None = None) -> ModelCo
             f"{CONFIG}: architectures is {_shown(architectures)}; only a language model can be imported: "
             f"{' or '.join(_ARCHITECTURES)}"
         )
-    values = {name: fields.get(name, fields.get(_SYNONYMS.get(name), _DEFAULTS[name])) for name in _DEFAULTS}
-    for name, synonym in _SYNONYMS.items():
-        if fields.get(synonym, values[name]) != values[name]:
-            raise UserError(
-                f"{CONFIG}: {name} is {_shown(values[name])} but {synonym} {_shown(fields[synonym])}"
-            )
-    activation = values["activation_function"]
+    activation = fields.get("activation_function", _DEFAULTS["activation_function"])
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         exact = " (the exact-erf GELU, a different function from GPT-2's tanh form)" * (activation == "gelu")
         raise UserError(
             f"{CONFIG}: activation_function is {_shown(activation)}{exact}; this project computes "
             f"{', '.join(_ACTIVATIONS)}"
         )
-    rates = {name: values[name] for name in _DROPOUTS}
-    if dropout is None and len(set(map(repr, map(_as_float, rates.values())))) > 1:
-        found = ", ".join(f"{name} {_shown(rate)}" for name, rate in rates.items())
-        raise UserError(
-            f"{CONFIG}: three different dropout rates, {found}, and this project has one for all places; "
-            "choose one for later training with --dropout (predictions need none)"
-        )
+
+
+def _read_values(fields: dict) -> dict:
+    """The fields that `_DEFAULTS` names, the sizes among them whole numbers."""
+    values = {name: fields.get(name, fields.get(_SYNONYMS.get(name), _DEFAULTS[name])) for name in _DEFAULTS}
+    for name, synonym in _SYNONYMS.items():
+        if fields.get(synonym, values[name]) != values[name]:
+            raise UserError(
+                f"{CONFIG}: {name} is {_shown(values[name])} but {synonym} {_shown(fields[synonym])}"
+            )
     for name in _SIZES + ("n_inner",) * (values["n_inner"] is not None):
         if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
             raise UserError(
                 f"{CONFIG}: {name} must be a whole number of at least 1, got {_shown(values[name])}"
             )
-    try:
-        return ModelConfig(
-            vocab_size=values["vocab_size"],
-            context_length=values["n_positions"],
-            n_layer=values["n_layer"],
-            n_head=values["n_head"],
-            d_model=values["n_embd"],
-            d_ff=values["n_inner"] or 4 * values["n_embd"],
-            activation=_ACTIVATIONS[activation],
-            position="learned",
-            bias=True,
-            tie_embeddings=values["tie_word_embeddings"],
-            norm_eps=values["layer_norm_epsilon"],
-            dropout=_as_float(values["resid_pdrop"]) if dropout is None else dropout,
+    return values
+
+
+def _common_dropout(values: dict):
+    """The one rate of all three places."""
+    rates = {name: _as_float(values[name]) for name in _DROPOUTS}
+    if len(set(map(repr, rates.values()))) > 1:
+        found = ", ".join(f"{name} {_shown(values[name])}" for name in rates)
+        raise UserError(
+            f"{CONFIG}: three different dropout rates, {found}, and this project has one for all places; "
+            "choose one for later training with --dropout (predictions need none)"
         )
-    except ConfigError as error:
-        raise UserError(f"{CONFIG}: {error}") from None
+    return rates["resid_pdrop"]
 
 
 def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -> dict:

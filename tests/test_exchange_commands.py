@@ -184,6 +184,7 @@ def test_flags_that_agree_with_the_weights(succeed, imported, text, tmp_path):
     """Saying again what the weights are is no contradiction."""
     flags = ["--n-layer", "1", "--d-ff", "10", "--context-length", "16", "--steps", "1"]
     succeed("train", "--from", imported, "--text", text, "--out", tmp_path / "tuned", *flags)
+    assert load_checkpoint(tmp_path / "tuned" / "latest").config == CONFIG
 
 
 def test_import_overwrites_only_when_told(succeed, fail, imported, published):

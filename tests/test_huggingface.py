@@ -1,4 +1,4 @@
-"""The Hugging Face layout: names, fields, vocabularies and damage. That the numbers agree, parity/ proves."""
+"""The Hugging Face layout: names, fields, damage and fetching. That the numbers agree, parity/ proves."""
 
 import json
 import shutil
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -15,22 +14,15 @@ from safetensors.numpy import load_file, save_file
 from contract.config import PRESETS, ModelConfig, preset
 from contract.errors import ConfigError, UserError
 from contract.weights import initial_weights, weight_table
-from data import vocabulary
-from data.tokenizers import encode, encoding_of, identity, load_ranks, token_bytes, train_tokenizer
-from data.vocabulary import END_OF_TEXT, read_vocabulary, vocabulary_files, vocabulary_of
+from data.tokenizers import encoding_of
 from harness.checkpoint import Checkpoint
 from harness.export import export
 from harness.huggingface import config_from_published, published_config, published_places, published_terms
 from harness.huggingface_import import find_source, import_gpt2
-from harness.runs import DEFAULT_RANKS, DEFAULT_TEXT
 from harness.tensor_file import stored_tensors
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
-SHAKESPEARE = SHARED / "corpora" / "tinyshakespeare.txt"
-CACHE = SHARED / "tiktoken_cache"
-# tiktoken's cache names a file by the SHA-1 of where it came from.
-ENCODER, MERGES = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
+CACHE = ROOT.parent / "shared" / "tiktoken_cache"
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -69,7 +61,7 @@ def one_line(error):
     return True
 
 
-def refused(folder, *words, **options):
+def expect_refusal(folder, *words, **options):
     """Import fails with one line that names all of `words`; returns it."""
     with pytest.raises(UserError) as error:
         import_gpt2(folder, **options)
@@ -241,7 +233,7 @@ def test_another_function_is_refused_by_the_field(published, field, value):
     folder = published()
     edit_json(folder / "config.json", **{field: value})
     names = {"layer_norm_epsilon": "norm_eps", "tie_word_embeddings": "tie_embeddings"}
-    message = refused(folder, "config.json", names.get(field, field))
+    message = expect_refusal(folder, "config.json", names.get(field, field))
     if value is not ... and field != "n_head":
         assert str(value) in message
     if value == "gelu":
@@ -252,7 +244,7 @@ def test_dropout_can_be_chosen(published):
     """Three different rates are refused, unless the user says which one later training should have."""
     folder = published(dropout=0.25)
     edit_json(folder / "config.json", embd_pdrop=0)
-    message = refused(folder, "embd_pdrop 0,", "attn_pdrop 0.25", "--dropout")
+    message = expect_refusal(folder, "embd_pdrop 0,", "attn_pdrop 0.25", "--dropout")
     assert "resid_pdrop 0.25" in message
     assert import_gpt2(folder, dropout=0.125).config.dropout == 0.125
     edit_json(folder / "config.json", attn_pdrop=0, resid_pdrop=0.0)
@@ -323,7 +315,7 @@ def test_every_wrong_tensor_is_named(published):
         tensors["transformer.wte.weight"] = np.zeros((7, 6), np.int32)
 
     edit_tensors(folder, damage)
-    refused(
+    expect_refusal(
         folder,
         "missing h.0.ln_2.bias, ln_f.weight",
         "not GPT-2's h.1.ln_1.bias, score.weight",
@@ -342,7 +334,7 @@ def test_weights_that_are_no_numbers(published, value):
         tensors["transformer.h.0.mlp.c_proj.weight"][2, 3] = value
 
     edit_tensors(folder, damage)
-    refused(folder, "h.0.mlp.c_proj.weight", str(value))
+    expect_refusal(folder, "h.0.mlp.c_proj.weight", str(value))
 
 
 def test_a_tied_output_that_differs(published):
@@ -353,7 +345,7 @@ def test_a_tied_output_that_differs(published):
         tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + np.float32(1)
 
     edit_tensors(folder, damage)
-    refused(folder, "lm_head.weight differs from wte.weight", "tie_word_embeddings")
+    expect_refusal(folder, "lm_head.weight differs from wte.weight", "tie_word_embeddings")
     edit_json(folder / "config.json", tie_word_embeddings=False)
     assert not import_gpt2(folder).config.tie_embeddings
 
@@ -362,7 +354,7 @@ def test_both_prefixed_and_not(published):
     """One weight under two names is refused: which one counts?"""
     folder = published()
     edit_tensors(folder, lambda tensors: tensors.update({"ln_f.bias": np.zeros(6, np.float32)}))
-    refused(folder, "both ln_f.bias and transformer.ln_f.bias")
+    expect_refusal(folder, "both ln_f.bias and transformer.ln_f.bias")
 
 
 @pytest.mark.parametrize(
@@ -379,7 +371,7 @@ def test_a_shard_that_leaves_the_folder(published, shard):
     name = next(iter(index["weight_map"]))
     index["weight_map"][name] = shard
     (folder / INDEX).write_text(json.dumps(index))
-    refused(folder, INDEX, "leaves the folder")
+    expect_refusal(folder, INDEX, "leaves the folder")
 
 
 def test_shards_that_are_not_as_listed(published):
@@ -391,15 +383,15 @@ def test_shards_that_are_not_as_listed(published):
     content = load_file(folder / second)
     name, value = content.popitem()
     save_file(content, folder / second)
-    refused(folder, second, name)
+    expect_refusal(folder, second, name)
     save_file(load_file(folder / first) | {name: value}, folder / first)
-    refused(folder, first, name)
+    expect_refusal(folder, first, name)
     write_shards(folder, tensors, 2)
     (folder / second).unlink()
-    refused(folder, second)
+    expect_refusal(folder, second)
     for weight_map in (None, {}, [], {"a": 1}):
         edit_json(folder / INDEX, weight_map=weight_map)
-        refused(folder)
+        expect_refusal(folder)
 
 
 def test_truncated(published):
@@ -409,7 +401,7 @@ def test_truncated(published):
         content = (folder / name).read_bytes()
         for length in np.linspace(0, len(content) - 3, 25).astype(int):
             (folder / name).write_bytes(content[:length])
-            refused(folder, name)
+            expect_refusal(folder, name)
         (folder / name).write_bytes(content)
     import_gpt2(folder)
 
@@ -460,20 +452,20 @@ def test_files_that_are_no_objects(published, name, content):
     """A JSON file that is empty, cut, deep, or something else is named."""
     folder = published()
     (folder / name).write_bytes(content.encode("latin-1"))
-    refused(folder, name)
+    expect_refusal(folder, name)
 
 
 def test_missing_files(published, tmp_path):
     """What is missing is named, and a pickle is not read in its place."""
     folder = published()
     (folder / "merges.txt").rename(tmp_path / "merges.txt")
-    refused(folder, "merges.txt is missing beside vocab.json")
+    expect_refusal(folder, "merges.txt is missing beside vocab.json")
     (folder / "vocab.json").unlink()
-    refused(folder, "no vocabulary files", "vocab.json")
+    expect_refusal(folder, "no vocabulary files", "vocab.json")
     (folder / MODEL).rename(folder / "pytorch_model.bin")
-    refused(folder, MODEL, "pytorch_model.bin is a pickle, which is never read")
+    expect_refusal(folder, MODEL, "pytorch_model.bin is a pickle, which is never read")
     (folder / "config.json").unlink()
-    refused(folder, "config.json")
+    expect_refusal(folder, "config.json")
 
 
 def test_stored_tensors_of_what_is_no_file(tmp_path):
@@ -483,218 +475,14 @@ def test_stored_tensors_of_what_is_no_file(tmp_path):
             stored_tensors(path)
 
 
-# --- vocabulary ---
-
-
-@pytest.fixture(scope="module")
-def gpt2_files(tmp_path_factory):
-    """GPT-2's vocabulary files, under the names that Hugging Face gives them."""
-    if not CACHE.exists():
-        pytest.skip("../shared/tiktoken_cache is absent")
-    folder = tmp_path_factory.mktemp("gpt2")
-    for cached, name in ((ENCODER, "vocab.json"), (MERGES, "merges.txt")):
-        shutil.copyfile(CACHE / cached, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def gpt2_tokenizer(gpt2_files):
-    transformers = pytest.importorskip("transformers")
-    return transformers.GPT2TokenizerFast.from_pretrained(gpt2_files, local_files_only=True)
-
-
-# Characters of every kind, those that patterns and bytes treat apart among them, and pieces of English.
-PIECES = [
-    *" \t\n\r'.,-0aZ",
-    "'s",
-    "'ll",
-    " the",
-    "The",
-    "ing",
-    "\r\n",
-    "  ",
-    "\n\n",
-    END_OF_TEXT,
-    "\xa0",
-    "\u2028",
-]
-KINDS = [
-    (0, 0x80),
-    (0x80, 0x250),
-    (0x370, 0x600),
-    (0x900, 0xE00),
-    (0x3040, 0x3100),
-    (0x4E00, 0x9FA6),
-    (0x1F300, 0x1F650),
-]
-
-
-def random_texts(count, seed):
-    """Strings of up to forty characters from all of Unicode, and from its more common parts."""
-    random = np.random.default_rng(seed)
-
-    def character():
-        kind = random.integers(8)
-        if kind == 0:
-            return PIECES[random.integers(len(PIECES))]
-        if kind == 1:
-            return "e"
-        first, stop = (0, 0x110000) if kind == 2 else KINDS[random.integers(len(KINDS))]
-        code = int(random.integers(first, stop))
-        return "é" if 0xD800 <= code < 0xE000 else chr(code)
-
-    for _ in range(count):
-        yield "".join(character() for _ in range(random.integers(1, 41)))
-
-
-def test_tokens_are_those_of_transformers(gpt2_files, gpt2_tokenizer):
-    """10,000 random Unicode strings and a million characters of prose have GPT2TokenizerFast's tokens."""
-    ours = read_vocabulary(gpt2_files)
-    texts = list(random_texts(10_000, seed=0))
-    if SHAKESPEARE.exists():
-        texts.append(SHAKESPEARE.read_text(encoding="utf-8"))
-    theirs = gpt2_tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"]
-    for text, expected in zip(texts, theirs, strict=True):
-        assert encode(ours, text).tolist() == expected, ascii(text[:200])
-
-
-def test_vocabulary_is_tiktokens(gpt2_files, monkeypatch):
-    """The files give tiktoken's own gpt2, ids and all, <|endoftext|> as data; written, they are the same files."""
-    ours = read_vocabulary(gpt2_files)
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(CACHE))
-    assert identity(ours)["sha256"] == identity(tiktoken.get_encoding("gpt2"))["sha256"]
-    assert token_bytes(ours)[50256] == END_OF_TEXT.encode()
-    assert 50256 not in encode(ours, END_OF_TEXT)
-    files = vocabulary_files(ours, 1024)
-    assert json.loads(files["vocab.json"]) == json.loads(
-        (gpt2_files / "vocab.json").read_text(encoding="utf-8")
-    )
-    assert files["merges.txt"] == (gpt2_files / "merges.txt").read_text(encoding="utf-8")
-
-
-def test_every_name_of_the_files(gpt2_files, gpt2_tokenizer, tmp_path):
-    """The first published names, and the one file that transformers writes today, give the same tokenizer."""
-    expected = identity(read_vocabulary(gpt2_files))
-    for old, new in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
-        shutil.copyfile(gpt2_files / old, tmp_path / new)
-    assert identity(read_vocabulary(tmp_path)) == expected
-    gpt2_tokenizer.save_pretrained(tmp_path / "new")
-    assert not (tmp_path / "new" / "vocab.json").exists()
-    assert identity(read_vocabulary(tmp_path / "new")) == expected
-    content = json.loads((tmp_path / "new" / "tokenizer.json").read_text(encoding="utf-8"))
-    vocab = {token: id for token, id in content["model"]["vocab"].items() if id < 256}
-    content |= {"model": content["model"] | {"vocab": vocab, "merges": []}, "added_tokens": []}
-    for change in (
-        {},
-        {"normalizer": {"type": "NFC"}},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
-        {"pre_tokenizer": None},
-        {"model": {"type": "Unigram"}},
-        {"model": None},
-    ):
-        (tmp_path / "new" / "tokenizer.json").write_text(json.dumps(content | change))
-        if not change:
-            assert read_vocabulary(tmp_path / "new").n_vocab == 256
-            continue
-        with pytest.raises(UserError, match=r"tokenizer\.json: not a vocabulary of GPT-2's kind") as error:
-            read_vocabulary(tmp_path / "new")
-        assert "\n" not in str(error.value)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Ranks trained on strings of every kind, so that merges cross whatever can be crossed."""
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_bytes("x".join(random_texts(2000, seed=1)).replace("\0", "").encode())
-    return train_tokenizer(path, 1500)
-
-
-@pytest.mark.parametrize("which", ["trained", "default", "bytes"])
-def test_exported_tokenizer(which, trained, tmp_path):
-    """AutoTokenizer opens what was written for trained ranks and for bytes, and gives the same tokens and texts."""
-    transformers = pytest.importorskip("transformers")
-    if which == "bytes":
-        ours = encoding_of("bytes", [bytes([n]) for n in (10, *range(32, 127))])
-        texts = [
-            "".join(c for c in text if c == "\n" or " " <= c <= "~") for text in random_texts(500, seed=2)
-        ]
-    else:
-        ours = trained if which == "trained" else load_ranks(DEFAULT_RANKS)
-        texts = [*random_texts(2000, seed=2), DEFAULT_TEXT.read_text(encoding="utf-8")[:100_000]]
-    for name, text in vocabulary_files(ours, 64).items():
-        (tmp_path / name).write_text(text, encoding="utf-8", newline="\n")
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
-    assert len(theirs) == ours.n_vocab
-    assert (theirs.eos_token, theirs.model_max_length) == (None, 64)
-    for text, expected in zip(texts, theirs(texts, verbose=False)["input_ids"], strict=True):
-        tokens = encode(ours, text).tolist()
-        assert tokens == expected, ascii(text[:200])
-        assert theirs.decode(expected) == ours.decode(tokens)
-    assert identity(read_vocabulary(tmp_path)) == identity(ours)
-
-
-def test_special_tokens_of_any_id(trained, tmp_path):
-    """Special tokens that stand before the bytes, as other trainers have them, keep their ids and are never read."""
-    tokens = [b"<s>", b"<pad>", *token_bytes(trained), END_OF_TEXT.encode()]
-    for name, text in vocabulary_files(encoding_of("ranks", tokens), 64).items():
-        (tmp_path / name).write_text(text, encoding="utf-8", newline="\n")
-    found = read_vocabulary(tmp_path)
-    assert token_bytes(found) == tokens
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == END_OF_TEXT
-    for text in ("<s>", "a<pad>b", END_OF_TEXT):
-        assert encode(found, text).tolist() == [id + 2 for id in encode(trained, text).tolist()]
-
-
-LETTERS = {"a": 0, "b": 1, "c": 2}
-
-
-@pytest.mark.parametrize(
-    ("ids", "merges", "problem"),
-    [
-        (LETTERS | {"ab": 4}, "a b", "none has the id 3"),
-        (LETTERS | {"ab": 2}, "a b", "none has the id 3"),
-        (LETTERS | {"ab": -1}, "a b", "none has the id 3"),
-        (LETTERS | {"ab": 3.0}, "a b", "the token 'ab' has the id 3.0"),
-        (LETTERS | {"ab": True}, "a b", "the token 'ab' has the id True"),
-        (LETTERS | {"": 3}, "", "the token '' has the id 3"),
-        (LETTERS | {"ab": 4, "bc": 3}, "a b\nb c", "merge 2 makes 'bc', id 3, after a merge that made id 4"),
-        (LETTERS | {"ab": 3}, "a b\na b", "merge 2 makes 'ab', id 3"),
-        (LETTERS | {"ab": 3}, "a d", "'d' has no id"),
-        (LETTERS, "a b", "'ab' has no id"),
-        (LETTERS | {"ab": 3}, "a b c", "line 2: two tokens and a space"),
-        # "abc" is formed from a and bc here, but "ab" comes first, so its bytes never get there
-        (LETTERS | {"ab": 3, "bc": 4, "abc": 5}, "a b\nb c\na bc", "'abc' is the merge of 'a' and 'bc'"),
-        (LETTERS | {"abc": 3}, "", "no merge makes 'abc'"),
-        (LETTERS | {"ac": 3, "ab": 4}, "a b", "no merge makes 'ac'"),
-        (LETTERS | {"<x>": 3}, "", "byte 0x3c has no token"),
-        (LETTERS | {"日": 3, "a日": 4}, "a 日", "symbols for no byte"),
-    ],
-)  # fmt: skip
-def test_another_kind_of_vocabulary_is_refused(tmp_path, ids, merges, problem):
-    """A vocabulary whose tokens tiktoken could not reproduce is refused with the reason."""
-    (tmp_path / "vocab.json").write_text(json.dumps(ids))
-    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
-    with pytest.raises(UserError, match="not a vocabulary of GPT-2's kind") as error:
-        read_vocabulary(tmp_path)
-    assert problem in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_ranks_that_no_merges_express():
-    """Ranks that are not made by merging two earlier tokens are refused by name, with what to do."""
-    for tokens in ([b"a", b"b", b"c", b"abc"], [b"a", b"a\xff", b"\xff", b"a\xffa\xff\xff"]):
-        with pytest.raises(
-            UserError, match=r"is not made by merging two earlier tokens.*export to torch or npz"
-        ):
-            vocabulary_of(encoding_of("ranks", tokens))
+# --- the model's vocabulary ---
 
 
 def test_a_prefix_space_is_refused(published):
     """A tokenizer that puts a space before every text gives other tokens than ours would."""
     folder = published()
     edit_json(folder / "tokenizer_config.json", add_prefix_space=True)
-    refused(folder, "tokenizer_config.json", "add_prefix_space")
+    expect_refusal(folder, "tokenizer_config.json", "add_prefix_space")
 
 
 def test_vocabularies_of_another_size(published):
@@ -706,9 +494,9 @@ def test_vocabularies_of_another_size(published):
     assert import_gpt2(folder, note=said.append).tokenizer.n_vocab == 6
     assert "7 ids, the vocabulary 6" in said[0]
     (folder / "vocab.json").write_text(json.dumps(vocab | {"g": 6, "h": 7}))
-    refused(folder, "8 tokens", "vocab_size", "7")
+    expect_refusal(folder, "8 tokens", "vocab_size", "7")
     (folder / "added_tokens.json").write_text('{"i": 8}')
-    refused(folder, "9 tokens")
+    expect_refusal(folder, "9 tokens")
 
 
 def test_gpt2_without_its_files(published, monkeypatch):
@@ -804,11 +592,3 @@ def test_a_file_is_no_source(published):
     """The weights' file in place of its folder is named."""
     with pytest.raises(ConfigError, match="is a file; name the folder"):
         find_source(str(published() / MODEL))
-
-
-def test_symbols_are_gpt2s():
-    """Each byte has its own symbol, which is never a space or a control character."""
-    symbols = vocabulary._SYMBOLS
-    assert len(set(symbols)) == 256
-    assert all(symbol.isprintable() and not symbol.isspace() for symbol in symbols)
-    assert (symbols[ord("a")], symbols[ord(" ")], symbols[ord("\n")]) == ("a", "Ġ", "Ċ")
