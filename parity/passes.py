@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 from types import ModuleType
 from typing import NamedTuple
 
@@ -102,6 +103,16 @@ def kink_distance(record: Record) -> float:
     """
     hidden = [value for name, value in record.activations.items() if name.endswith("feed_forward.up")]
     return min(float(np.abs(value).min() / (np.abs(value).max() or 1)) for value in hidden)
+
+
+def cancellation(record: Record) -> float:
+    """How much smaller the largest number of a gradient is, at the least, than that of the gradient before it.
+
+    What is left of large terms that cancel has their rounding, so fewer digits of its own. A gradient that is
+    exactly 0 does not count.
+    """
+    sizes = [float(np.abs(gradient).max()) for gradient in record.gradients.values() if gradient.any()]
+    return min((after / before for before, after in pairwise(sizes)), default=1.0)
 
 
 def _backward_order(gradients: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

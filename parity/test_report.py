@@ -198,7 +198,7 @@ def test_without_a_compiler(run_cli, checkpoint, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what PyTorch's compiler says about PyTorch
+@pytest.mark.filterwarnings("ignore")  # what PyTorch's compiler says about PyTorch
 def test_compiled(run_cli, checkpoint):
     """`torch.compile` makes the same outputs and weights' gradients, masks of dropout included."""
     code, out, err = run_cli(checkpoint, "--compile")

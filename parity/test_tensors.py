@@ -1,7 +1,5 @@
 """Every tensor of both twins: activations, their gradients, the weights' gradients, logits and loss."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -11,12 +9,22 @@ import numpy_llm
 import torch_llm
 from contract.config import ModelConfig
 from parity.cases import CASES, Case
-from parity.compare import Row, compare
-from parity.passes import Record, Twins, compare_case, kink_distance, reference_pass, twin_passes
+from parity.compare import compare
+from parity.passes import (
+    Record,
+    Twins,
+    cancellation,
+    compare_case,
+    kink_distance,
+    reference_pass,
+    twin_pass,
+    twin_passes,
+)
 
 DTYPES = ("float64", "float32")
 QUANTITIES = ("activation", "gradient", "weight gradient")
-ROUNDING = 2e-6  # a fifth of what the float32 limits allow
+CANCELLATION = {"float64": 1e-3, "float32": 0.05}  # what is left of large terms keeps the digits asked for
+SENSITIVITY, KINK = 1e-6, 2e-6  # a tenth and a fifth of what the float32 limits allow
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,19 +63,21 @@ def random_cases(draw, few: int, head_sizes: tuple[int, ...]) -> Case:
 
 
 def hold_in_float64(case: Case):
+    assume(cancellation(twin_passes(torch_llm, case, "float64")[0]) > CANCELLATION["float64"])
     compare_case(case, "float64", Twins()).require()
 
 
 def hold_in_float32(case: Case):
-    exact, rounded = (twin_passes(torch_llm, case, dtype)[0] for dtype in ("float64", "float32"))
-    assume(max(row.error for row in _rounding(exact, rounded)) < ROUNDING)
-    assume(case.config.activation != "relu" or kink_distance(exact) > ROUNDING)
+    exact = twin_passes(torch_llm, case, "float64")[0]
+    assume(cancellation(exact) > CANCELLATION["float32"])
+    assume(_sensitivity(case, exact) < SENSITIVITY)
+    assume(case.config.activation != "relu" or kink_distance(exact) > KINK)
     compare_case(case, "float32", Twins()).require()
 
 
 RANDOM_PROOFS = {
-    "float64": given(case=random_cases(few=1, head_sizes=(3, 4, 5, 8)))(hold_in_float64),
-    "float32": given(case=random_cases(few=3, head_sizes=(6, 8, 9)))(hold_in_float32),
+    "float64": (hold_in_float64, random_cases(few=1, head_sizes=(3, 4, 5, 8))),
+    "float32": (hold_in_float32, random_cases(few=3, head_sizes=(6, 8, 9))),
 }
 
 
@@ -77,13 +87,21 @@ def test_random_configurations(dtype, count):
     """So it is on configurations that nobody chose, the same ones at every run.
 
     In float64 down to one of everything, but for channels: a norm over 1 or 2 gives ±1 whatever its input is, so
-    that its gradient is all rounding.
+    that its gradient is all rounding. So it is where dropout leaves only a tiny remainder of a gradient, which
+    is told by the sizes of PyTorch's gradients alone.
 
     In float32 where float32 determines the numbers. A tensor of few elements can be all small differences of
-    large terms, and then no program gets its digits right. Such cases are told by PyTorch alone, whose float32
-    then differs from its own float64.
+    large terms, and then no program gets its digits right. Such cases show that in PyTorch's float64: by the
+    sizes of its gradients, or by moving when the weights are moved by as little as float32 rounds them.
     """
-    settings(max_examples=count, derandomize=True, deadline=None, database=None)(RANDOM_PROOFS[dtype])()
+    hold, cases = RANDOM_PROOFS[dtype]
+
+    @settings(max_examples=count, derandomize=True, deadline=None, database=None)
+    @given(case=cases)
+    def every_case_holds(case):
+        hold(case)
+
+    every_case_holds()
 
 
 def test_zeros_are_those_of_mathematics():
@@ -97,7 +115,16 @@ def test_zeros_are_those_of_mathematics():
         )
 
 
-def _rounding(exact: Record, rounded: Record) -> Iterator[Row]:
-    for quantity, ours, theirs in zip(QUANTITIES, exact, rounded, strict=True):
-        widened = {name: value.astype(np.float64) for name, value in theirs.items()}
-        yield from compare(quantity, ours, widened, "float64")
+def _sensitivity(case: Case, exact: Record) -> float:
+    """How far any tensor moves, relative to its size, when the weights are moved as float32 rounds them.
+
+    Computed in float64 by PyTorch alone, so that no mistake of the reference can excuse itself.
+    """
+    random, worst = np.random.default_rng(case.seed), 0.0
+    for _ in range(3):
+        moved = case.inputs("float64")
+        moved.weights.flat *= 1 + 2.0**-24 * random.choice([-1, 1], moved.weights.flat.size)
+        record = twin_pass(torch_llm, case.config, moved, traced=True)
+        for quantity, ours, theirs in zip(QUANTITIES, exact, record, strict=True):
+            worst = max(worst, *(row.error for row in compare(quantity, ours, theirs, "float64")))
+    return worst
