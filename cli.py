@@ -8,6 +8,7 @@ import sys
 
 import typer
 
+from commands.bench import bench
 from commands.corpus import prepare, train_tokenizer
 from commands.exchange import export, import_gpt2
 from commands.model import evaluate, generate, info
@@ -21,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity):
+for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, bench):
     app.command()(command)
 
 tokenizer_app = typer.Typer(help="Make tokenizers.", no_args_is_help=True)

@@ -4,7 +4,9 @@ import ctypes
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from itertools import pairwise
+from threading import BrokenBarrierError
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -12,6 +14,7 @@ from threadpoolctl import ThreadpoolController
 from contract.config import ModelConfig
 from contract.randomness import DropoutKey
 from contract.weights import Weights, parameter_count, weight_table
+from harness.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate
 from numpy_llm.layers import cross_entropy_forward
@@ -24,8 +27,8 @@ class NumpyBackend:
     """See `harness.backend.Backend`.
 
     NumPy lets go of the interpreter in every large operation, so two threads on two halves of a batch work
-    at the same time, each with one BLAS thread. The halves' gradients are summed in a fixed order, so a run
-    is bit-identical for one seed and thread count.
+    at the same time, each with one BLAS thread. They add their gradients to one buffer, in a fixed order, so a
+    run is bit-identical for one seed and thread count.
     """
 
     name = "numpy"
@@ -50,7 +53,6 @@ class NumpyBackend:
         self.model = GPT(config, weights, seed=seed, dtype=dtype)
         self._optimizer_settings = {"beta1": beta1, "beta2": beta2, "weight_decay": weight_decay}
         self._optimizer: AdamW | None = None
-        self._gradients: list[Weights] = []
         self._pool = ThreadPoolExecutor(threads)
         self._blas = ThreadpoolController()
 
@@ -61,41 +63,47 @@ class NumpyBackend:
             self._optimizer = AdamW(self.model.weights, **self._optimizer_settings)
         return self._optimizer
 
+    @cached_property
+    def _gradients(self) -> Weights:
+        return Weights.zeros(self.config, self.model.dtype)
+
     def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
-        if not self._gradients:
-            parts = min(self.threads, -(-len(tokens) // accumulate))
-            self._gradients = [Weights.zeros(self.config, self.model.dtype) for _ in range(parts)]
-        for gradients in self._gradients:
-            gradients.flat.fill(0)
-
-        def differentiate(rows: slice, gradients: Weights) -> float:
-            share = (rows.stop - rows.start) / len(tokens)
-            dropout = DropoutKey(self.seed, step, first_sequence=rows.start)
-            _, loss, cache = self.model.forward(tokens[rows], targets[rows], dropout=dropout)
-            self.model.backward(cache, dloss=share, gradients=gradients)
-            return share * float(loss)
-
+        self._gradients.flat.fill(0)
         loss = 0.0
         for micro_batch in _split(slice(0, len(tokens)), accumulate):
-            loss += sum(self._over_threads(differentiate, micro_batch, self._gradients))
-        for gradients in self._gradients[1:]:
-            self._gradients[0].flat += gradients.flat
+            parts = _split(micro_batch, self.threads)
+            turnstile = Turnstile(len(parts))
+
+            def differentiate(part: slice, place: int, turnstile=turnstile) -> float:
+                try:
+                    share = (part.stop - part.start) / len(tokens)
+                    dropout = DropoutKey(self.seed, step, first_sequence=part.start)
+                    loss, cache = self.model.forward(tokens[part], targets[part], dropout=dropout)[1:]
+                    turn = partial(turnstile.turn, place)
+                    self.model.backward(cache, dloss=share, gradients=self._gradients, turn=turn)
+                except BaseException:
+                    turnstile.abort()
+                    raise
+                return share * float(loss)
+
+            loss += sum(self._over_threads(differentiate, parts))
         return loss
 
     def clip(self, max_norm) -> float:
-        gradients = self._gradients[0]
-        return gradient_norm(gradients) if max_norm is None else clip_gradients(gradients, max_norm)
+        if max_norm is None:
+            return gradient_norm(self._gradients)
+        return clip_gradients(self._gradients, max_norm)
 
     def update(self, learning_rate):
-        self.optimizer.update(self._gradients[0], learning_rate)
+        self.optimizer.update(self._gradients, learning_rate)
 
     def evaluate(self, tokens, targets) -> float:
-        def evaluate(rows: slice, _) -> float:
+        def evaluate(rows: slice, place: int) -> float:
             logits, _, _ = self.model.forward(tokens[rows])
             loss, _ = cross_entropy_forward(logits[:, -targets.shape[1] :], targets[rows])
             return float(loss) * (rows.stop - rows.start) / len(tokens)
 
-        return sum(self._over_threads(evaluate, slice(0, len(tokens)), range(self.threads)))
+        return sum(self._over_threads(evaluate, _split(slice(0, len(tokens)), self.threads)))
 
     def weights(self) -> Mapping[str, np.ndarray]:
         return self.model.weights
@@ -119,7 +127,7 @@ class NumpyBackend:
     ) -> int:
         """Bytes that training will take at its peak, Python and its libraries included.
 
-        Per token, what the caches of `numpy_llm` keep; beside that weights, moments, gradients per thread.
+        Per token, what the caches of `numpy_llm` keep; beside that weights, moments and gradients.
         """
         C, F, V, T = config.d_model, config.d_ff, config.vocab_size, config.context_length
         sequences = -(-batch_size // accumulate)
@@ -128,24 +136,25 @@ class NumpyBackend:
         hidden = F * (1 if config.activation == "relu" else 2)
         # norm_1: 2C, query key value: 3C, merged heads: C, norm_2: 2C, and the stream itself while it passes
         block = 8 * C + kept + hidden + (2 * C if config.dropout else 0)
-        # logits, their probabilities and gradient; one layer's feed-forward and attention gradients in passing
-        per_token = config.n_layer * block + 4 * C + 3 * V + max(3 * F, 2 * probabilities)
-        numbers = parameter_count(config) * (3 + min(threads, sequences)) + sequences * T * per_token
+        # Beside the caches: the logits, later their gradient, and what one layer's gradients take in passing.
+        per_token = config.n_layer * block + 4 * C + 2 * V + max(3 * F, 2 * probabilities)
+        # Each thread's gradient of the output matrix, and after it that of the embedding.
+        passing = min(threads, sequences) * V * C
+        numbers = parameter_count(config) * 4 + passing + sequences * T * per_token
         return numbers * np.dtype(dtype).itemsize + PROCESS_BYTES
 
-    def _over_threads(self, function, rows: slice, arguments) -> list[float]:
-        """Call `function(part, argument)` for parts of the rows, one a thread. returns: results in order"""
-
-        def quietly(part: slice, argument) -> float:
-            with np.errstate(all="ignore"):  # the trainer says so, once, when the loss is no longer finite
-                return function(part, argument)
-
-        parts = _split(rows, len(arguments))
+    def _over_threads(self, function, parts: list[slice]) -> list[float]:
+        """Call `function(part, place)` for the parts of a batch, one a thread. returns: results in order"""
         if len(parts) == 1:  # a single part has all threads to itself, inside BLAS
             with self._blas.limit(limits=self.threads, user_api="blas"):
-                return [quietly(parts[0], arguments[0])]
+                return [function(parts[0], 0)]
         with self._blas.limit(limits=1, user_api="blas"):
-            return list(self._pool.map(quietly, parts, arguments))
+            calls = [self._pool.submit(function, part, place) for place, part in enumerate(parts)]
+            # Of several failures the cause, and not those who waited for it in vain.
+            failures = [failure for call in calls if (failure := call.exception())]
+            for failure in sorted(failures, key=lambda failure: isinstance(failure, BrokenBarrierError)):
+                raise failure
+            return [call.result() for call in calls]
 
 
 def _as_weights(config: ModelConfig, values: Mapping[str, np.ndarray], dtype) -> Weights:

@@ -6,6 +6,8 @@
 The dimension letters are explained in `contract/config.py`.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 
 from contract.config import ModelConfig
@@ -217,12 +219,15 @@ class GPT:
         x, norm_cache = norm_forward(x, weights, "final_norm", config, trace)
         return x, (embedding_cache, position_cache, dropout_cache, block_caches, norm_cache)
 
-    def backward(self, cache, *, dloss=1.0, gradients: Weights | None = None, trace: Trace = NO_TRACE):
+    def backward(
+        self, cache, *, dloss=1.0, gradients: Weights | None = None, turn=nullcontext, trace: Trace = NO_TRACE
+    ):
         """The forward pass reversed: the gradient of the loss with respect to every weight.
 
         cache: what `forward` returned
         dloss: gradient of the total loss with respect to this one: a part's share of a larger batch
         gradients: where to add them, in the weights' layout; None starts from zeros
+        turn: makes the context of each addition: waits where several threads add to the same `gradients`
         returns: gradients
         """
         if gradients is None:
@@ -237,20 +242,20 @@ class GPT:
         trace.record_gradient("logits", dlogits)
         dx, doutput, _ = linear_backward(dlogits, output_cache)
         # A tied matrix is used twice, at the output and at the embedding: both gradients are added to it.
-        _add(gradients, {self.output_name: doutput})
+        _add(gradients, {self.output_name: doutput}, turn)
         dx, norm_gradients = norm_backward(dx, norm_cache, trace)
-        _add(gradients, norm_gradients)
+        _add(gradients, norm_gradients, turn)
         for block_cache in reversed(block_caches):
             dx, block_gradients = block_backward(dx, block_cache, trace)
-            _add(gradients, block_gradients)
+            _add(gradients, block_gradients, turn)
         trace.record_gradient("embedding_dropout", dx)
         dx = dropout_backward(dx, dropout_cache)
         trace.record_gradient("embedding", dx)
         dx, dpositions = position_backward(dx, position_cache)
         if self.config.position == "learned":
-            _add(gradients, {"position_embedding.weight": dpositions})
+            _add(gradients, {"position_embedding.weight": dpositions}, turn)
         trace.record_gradient("token_embedding", dx)
-        _add(gradients, {"token_embedding.weight": embedding_backward(dx, embedding_cache)})
+        _add(gradients, {"token_embedding.weight": embedding_backward(dx, embedding_cache)}, turn)
         return gradients
 
     def generate(self, tokens, max_new_tokens, **sampling):
@@ -268,8 +273,9 @@ class GPT:
             )
 
 
-def _add(gradients, part):
-    for name, gradient in part.items():
-        if gradient is not None:
-            total = gradients[name]
-            total += gradient
+def _add(gradients, part, turn):
+    with turn():
+        for name, gradient in part.items():
+            if gradient is not None:
+                total = gradients[name]
+                total += gradient

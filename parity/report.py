@@ -1,20 +1,18 @@
 """What `python cli.py parity` does: both twins on a model of the user's, as a table or as JSON."""
 
 import json
-import platform
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 
-import numpy as np
 import torch
-from threadpoolctl import threadpool_info
 
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
 from contract.weights import Weights
 from data.tokenizers import replacing
 from harness.checkpoint import load_checkpoint
+from harness.machine import versions
 from harness.run_folder import find_checkpoint
 from harness.torch_backend import open_device
 from parity.cases import Case
@@ -127,7 +125,7 @@ def write_json(path: Path, comparisons: list[Comparison], *, device: str, compil
         "holds": not any(comparison.diverging for comparison in comparisons),
         "device": device,
         "compiled": compiled,
-        "versions": versions(device),
+        "versions": versions() | _accelerator(device),
         "comparisons": [
             {
                 "model": comparison.title,
@@ -151,28 +149,5 @@ def _json_row(row: Row) -> dict:
     return values | {"holds": row.holds}
 
 
-def versions(device: str = "cpu") -> dict[str, str]:
-    """What computed: Python, NumPy and its BLAS, PyTorch, system, processor and, where one is used, accelerator."""
-    blas = next((each for each in threadpool_info() if each["user_api"] == "blas"), {})
-    found = {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": " ".join(
-            str(blas[key]) for key in ("internal_api", "version", "architecture") if blas.get(key)
-        ),
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-    }
-    if device == "cuda":
-        found["accelerator"] = torch.cuda.get_device_name()
-    return found
-
-
-def _processor() -> str:
-    """The processor's name; Linux keeps it in a file, the other systems tell it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def _accelerator(device: str) -> dict[str, str]:
+    return {"accelerator": torch.cuda.get_device_name()} if device == "cuda" else {}

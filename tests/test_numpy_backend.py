@@ -31,7 +31,7 @@ def batch_of(B, step=0):
 
 def loss_and_gradients(backend, B, step=3, accumulate=1):
     loss = backend.loss_and_gradients(*batch_of(B, step), step=step, accumulate=accumulate)
-    return loss, backend._gradients[0].flat.copy()
+    return loss, backend._gradients.flat.copy()
 
 
 def train(backend, steps, B=4):
@@ -91,15 +91,33 @@ def test_gradients_start_anew(config):
         np.testing.assert_allclose(gradients, expected, rtol=1e-10, atol=1e-15)
 
 
+def test_a_failing_thread_ends_the_step(config, monkeypatch):
+    """Where one part fails its error comes out, and the other parts do not wait for it for ever."""
+    backend, real = backend_of(config), GPT.backward
+
+    def backward(self, cache, *, dloss, **options):
+        if options["turn"].args == (1,):
+            raise MemoryError("too large")
+        return real(self, cache, dloss=dloss, **options)
+
+    monkeypatch.setattr(GPT, "backward", backward)
+    with pytest.raises(MemoryError, match="too large"):
+        loss_and_gradients(backend, 4)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(
+        loss_and_gradients(backend, 4)[1], loss_and_gradients(backend_of(config), 4)[1]
+    )
+
+
 def test_clip(config):
     """Clipping scales the gradients down and returns their norm before; without a limit it only measures."""
     backend = backend_of(config)
     _, gradients = loss_and_gradients(backend, 4)
     norm = np.sqrt((gradients**2).sum())
     assert backend.clip(None) == pytest.approx(norm, rel=1e-12)
-    np.testing.assert_array_equal(backend._gradients[0].flat, gradients)
+    np.testing.assert_array_equal(backend._gradients.flat, gradients)
     assert backend.clip(norm / 4) == pytest.approx(norm, rel=1e-12)
-    np.testing.assert_allclose(backend._gradients[0].flat, gradients / 4, rtol=1e-12)
+    np.testing.assert_allclose(backend._gradients.flat, gradients / 4, rtol=1e-12)
 
 
 def test_update_is_adamw(config):

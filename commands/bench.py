@@ -1,0 +1,59 @@
+"""Speed and memory: `bench`."""
+
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import typer
+
+from commands.options import ThreadsOption, option
+from contract.errors import ConfigError
+
+
+def bench(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help=r"nano, tense, medium, gpt2, decode. \[default: all]")
+    ] = None,
+    turns: Annotated[int, option("How often each backend gets its turn, of about a second.")] = 7,
+    compile: Annotated[bool, option("Measure torch.compile too.", "--compile")] = False,
+    threads: ThreadsOption = None,
+    json: Annotated[Path | None, option("Write the figures for machines to this file.")] = None,
+):
+    """Measure NumPy against PyTorch on this machine: step time, rate, memory.
+
+    Each runs in a process of its own, in turn, after a warm-up. The ratio says how many times as fast NumPy is:
+    its median over the turns, with the least and the most.
+    """
+    from commands.console import say
+    from harness.bench import RECIPES, run_recipe, write_results
+
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for one a processor")
+    for name in recipes or ():
+        if name not in RECIPES:
+            raise ConfigError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
+    results = []
+    for name in recipes or RECIPES:
+        say(f"{name}: about {2 * turns + 10} s ...")
+        results.append(run_recipe(RECIPES[name], turns=turns, threads=threads, compiled=compile))
+        for line in _table(results[-1]):
+            typer.echo(line)
+    if json is not None:
+        write_results(json, results)
+
+
+def _table(result):
+    """The lines of a recipe: a contestant each."""
+    recipe, unit = result.recipe, "run" if result.recipe.new_tokens else "step"
+    yield f"{recipe.name:<14} {'ms a ' + unit + ' (range)':<24} {'tokens/s':>9} {'of peak':>8} {'memory':>9}  NumPy is"
+    for each in result.contestants:
+        seconds, typical = each.seconds, median(each.seconds)
+        times = f"{1e3 * typical:.1f} ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
+        share = recipe.flops / typical / result.peak_flops
+        ratios = result.ratios(each)
+        ratio = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) x as fast"
+        yield (
+            f"  {each.name:<12} {times:<24} {recipe.tokens / typical:>9,.0f} {share:>8.0%} "
+            f"{each.peak_memory / 1e6:>6,.0f} MB  {ratio if each is not result.contestants[0] else ''}"
+        ).rstrip()
+    yield f"  peak {result.peak_flops / 1e9:,.0f} GFLOP/s, a float32 matrix product in NumPy"

@@ -1,0 +1,39 @@
+"""Threads that add to one sum in a fixed order."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import BrokenBarrierError, Condition
+
+
+class Turnstile:
+    """Lets threads through one at a time, round after round in the order of their places: 0, 1, 2, 0, 1, 2, ...
+
+    What they add to one sum is so added in the same order in every run, and needs no sum for each thread.
+
+    threads: how many there are; each must pass as often as the others
+    """
+
+    def __init__(self, threads: int):
+        self._threads, self._next, self._broken = threads, 0, False
+        self._changed = Condition()
+
+    @contextmanager
+    def turn(self, place: int) -> Iterator[None]:
+        """Wait for the turn of the thread at `place`, and hand it on after the block.
+
+        Raises BrokenBarrierError where another thread has failed, whose turn would never come.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._broken or self._next == place)
+            if self._broken:
+                raise BrokenBarrierError
+        yield
+        with self._changed:
+            self._next = (self._next + 1) % self._threads
+            self._changed.notify_all()
+
+    def abort(self):
+        """Tell all waiting threads that this one has failed."""
+        with self._changed:
+            self._broken = True
+            self._changed.notify_all()
