@@ -14,6 +14,7 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
@@ -214,7 +215,8 @@ def _serve(connection, name: str, recipe: Recipe, threads: int):
                 elif question == "memory":
                     connection.send((peak_memory(), ""))
                 else:
-                    connection.send((_peak_flops(), ""))
+                    with threadpool_limits(threads):
+                        connection.send((_peak_flops(), ""))
             except Exception as error:
                 connection.send((None, f"{type(error).__name__}: {error}"))
     except EOFError:

@@ -20,7 +20,7 @@ from numpy_llm.generate import generate
 from numpy_llm.layers import cross_entropy_forward
 from numpy_llm.model import GPT
 
-PROCESS_BYTES = 70 << 20  # Python with NumPy, tiktoken and safetensors, before the model is there
+PROCESS_BYTES = 105 << 20  # Python with all that a training run imports, the plot at its end included
 
 
 class NumpyBackend:
