@@ -145,11 +145,16 @@ class NumpyBackend:
 
     def _over_threads(self, function, parts: list[slice]) -> list[float]:
         """Call `function(part, place)` for the parts of a batch, one a thread. returns: results in order"""
+
+        def quietly(part: slice, place: int) -> float:
+            with np.errstate(all="ignore"):  # the trainer says so, once, when the loss is no longer finite
+                return function(part, place)
+
         if len(parts) == 1:  # a single part has all threads to itself, inside BLAS
             with self._blas.limit(limits=self.threads, user_api="blas"):
-                return [function(parts[0], 0)]
+                return [quietly(parts[0], 0)]
         with self._blas.limit(limits=1, user_api="blas"):
-            calls = [self._pool.submit(function, part, place) for place, part in enumerate(parts)]
+            calls = [self._pool.submit(quietly, part, place) for place, part in enumerate(parts)]
             # Of several failures the cause, and not those who waited for it in vain.
             failures = [failure for call in calls if (failure := call.exception())]
             for failure in sorted(failures, key=lambda failure: isinstance(failure, BrokenBarrierError)):
