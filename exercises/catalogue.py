@@ -1,0 +1,36 @@
+"""The course: every exercise in the order of its difficulty."""
+
+from contract.errors import ConfigError
+from exercises.elementary import EMBEDDING, LINEAR, POSITION, RELU, RESIDUAL, SOFTMAX
+from exercises.exercise import Exercise
+from exercises.heads import ATTENTION, MERGE_HEADS, SCORES, SPLIT_HEADS
+from exercises.losses import CROSS_ENTROPY, GELU, LAYER_NORM
+from exercises.whole import ADAM, BLOCK, TIED_OUTPUT
+
+COURSE = (
+    RELU,
+    LINEAR,
+    EMBEDDING,
+    POSITION,
+    RESIDUAL,
+    SOFTMAX,
+    CROSS_ENTROPY,
+    GELU,
+    LAYER_NORM,
+    SPLIT_HEADS,
+    MERGE_HEADS,
+    SCORES,
+    TIED_OUTPUT,
+    ADAM,
+    ATTENTION,
+    BLOCK,
+)
+EXERCISES = {exercise.name: exercise for exercise in COURSE}
+
+
+def find_exercise(name: str) -> Exercise:
+    """The exercise called `name`; raises ConfigError with the names that there are."""
+    name = name.replace("_", "-")
+    if name not in EXERCISES:
+        raise ConfigError(f"unknown exercise {name!r}; choose one of {', '.join(EXERCISES)}")
+    return EXERCISES[name]

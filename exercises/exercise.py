@@ -1,0 +1,158 @@
+"""What an exercise is, the instances of it that a seed draws, and the values that judge an answer.
+
+An instance has two trials of different sizes. A student sees the first one's shapes; the second catches a
+size written as a number, and tells apart explanations that agree by chance in the first.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.errors import ConfigError
+from contract.randomness import generator
+
+TRIALS = 2
+STEP = 3e-4  # h of the differences
+PLACES = 40  # a tensor's finite differences are taken at this many of its elements, drawn by the seed
+
+Outputs = dict[str, np.ndarray]
+
+
+class Trial(NamedTuple):
+    """One set of arguments.
+
+    inputs: the forward pass's arguments by name: arrays, a dict of arrays (weights by name), numbers
+    dy: the gradient of the loss with respect to y, handed to the backward pass; None where there is none
+    sizes: the dimension letters of `contract/config.py` -> int
+    """
+
+    inputs: dict
+    dy: np.ndarray | float | None
+    sizes: dict[str, int]
+
+
+class Mistake(NamedTuple):
+    """A mistake that people make, known by its very numbers.
+
+    wrong: trial -> the outputs that the mistake changes, as it computes them
+    hint: what a teacher says to it
+    """
+
+    wrong: Callable[[Trial], Outputs]
+    hint: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One step of the course.
+
+    name: as the command line takes it; the starter is `starters/NAME.py` with "_" for "-"
+    title: what is learnt, in a few words
+    draw: (random generator, sizes) -> inputs
+    forward: the project's own forward pass: (**inputs) -> y, cache; for a step of Adam, -> outputs
+    backward: the project's own backward pass: (dy, cache) -> outputs by name; None where there is no pair
+    hints: gentlest first
+    terms: trial -> output -> {what a term is: its value}: terms that add up to that output
+    mistakes: what people get wrong, the likeliest first
+    withheld: names in numpy_llm that are the answer itself, not to be called by a student's file
+    """
+
+    name: str
+    title: str
+    draw: Callable[[np.random.Generator, dict[str, int]], dict]
+    forward: Callable
+    backward: Callable | None
+    hints: tuple[str, ...]
+    terms: Callable[[Trial], Mapping[str, Outputs]] = field(default=lambda trial: {})
+    mistakes: tuple[Mistake, ...] = ()
+    withheld: tuple[str, ...] = ()
+
+    @property
+    def function(self) -> str:
+        """The stem of the names of the functions in a student's file."""
+        return self.name.replace("-", "_")
+
+    def trials(self, seed: int) -> list[Trial]:
+        """The two trials of the instance that `seed` draws. Raises ConfigError for an impossible seed."""
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {seed}")
+        return [self._trial(seed, number) for number in range(TRIALS)]
+
+    def _trial(self, seed: int, number: int) -> Trial:
+        random = generator(seed, f"exercise.{self.name}", number)
+        sizes = instance_sizes(seed, number)
+        inputs = self.draw(random, sizes)
+        if self.backward is None:
+            return Trial(inputs, None, sizes)
+        y, _ = self.forward(**inputs)
+        # A loss that is its own output gets a factor that is not 1, so that dropping it shows.
+        dy = random.normal(size=y.shape) if np.ndim(y) else float(random.uniform(0.3, 0.7))
+        return Trial(inputs, dy, sizes)
+
+    def solve(self, trial: Trial) -> Outputs:
+        """What the project's own functions return, the forward pass's y first."""
+        if self.backward is None:
+            return self.forward(**trial.inputs)
+        y, cache = self.forward(**trial.inputs)
+        return {"y": np.asarray(y), **self.backward(trial.dy, cache)}
+
+
+def instance_sizes(seed: int, number: int) -> dict[str, int]:
+    """The dimension letters of trial `number`: small, unlike each other, and each unlike in both trials."""
+    flips = generator(seed, "exercise.sizes").integers(2, size=4) ^ number
+    B, H = ((2, 3), (3, 2))[flips[0]]
+    T, D = ((4, 5), (5, 4))[flips[1]]
+    return {"B": B, "T": T, "C": H * D, "H": H, "D": D, "F": (16, 17)[flips[2]], "V": (11, 13)[flips[3]]}
+
+
+class Differences(NamedTuple):
+    """Central differences of one tensor. places: indices into it, flat; values: the slopes there"""
+
+    places: np.ndarray
+    values: np.ndarray
+
+
+def finite_differences(exercise: Exercise, trial: Trial, seed: int) -> dict[str, Differences]:
+    """The gradient of Σ dy · y by every float input, from the forward pass alone, at `PLACES` of its elements.
+
+    returns: "d" + input's name -> differences; nothing for an exercise without a backward pass
+    """
+    if exercise.backward is None:
+        return {}
+    random = generator(seed, f"exercise.{exercise.name}.places")
+
+    def loss() -> float:
+        return float(np.sum(trial.dy * exercise.forward(**trial.inputs)[0]))
+
+    found = {}
+    for name, tensor in float_tensors(trial.inputs).items():
+        places = np.sort(random.permutation(tensor.size)[:PLACES])
+        found[f"d{name}"] = Differences(places, np.array([_slope(loss, tensor, place) for place in places]))
+    return found
+
+
+def float_tensors(inputs: dict) -> Outputs:
+    """The float arrays among the arguments, those in a dict by their name in it."""
+    found = {}
+    for name, value in inputs.items():
+        for inner, tensor in (value if isinstance(value, dict) else {name: value}).items():
+            if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f":
+                found[inner] = tensor
+    return found
+
+
+def _slope(loss, tensor: np.ndarray, place: int) -> float:
+    """The slope of the loss by one element, which is restored.
+
+    Two central differences, whose errors of order h² cancel:
+
+        (8 (loss(x + h) - loss(x - h)) - (loss(x + 2h) - loss(x - 2h))) / 12h
+    """
+    value, losses = tensor.flat[place], []
+    for steps in (1, -1, 2, -2):
+        tensor.flat[place] = value + steps * STEP
+        losses.append(loss())
+    tensor.flat[place] = value
+    return (8 * (losses[0] - losses[1]) - (losses[2] - losses[3])) / (12 * STEP)
