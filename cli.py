@@ -11,6 +11,7 @@ import typer
 from commands.bench import bench
 from commands.corpus import prepare, train_tokenizer
 from commands.exchange import export, import_gpt2
+from commands.exercise import grade, list_exercises, start
 from commands.model import evaluate, generate, info
 from commands.parity import parity
 from commands.train import train
@@ -28,6 +29,11 @@ for command in (prepare, train, generate, evaluate, info, import_gpt2, export, p
 tokenizer_app = typer.Typer(help="Make tokenizers.", no_args_is_help=True)
 tokenizer_app.command("train")(train_tokenizer)
 app.add_typer(tokenizer_app, name="tokenizer")
+
+exercise_app = typer.Typer(help="Write backward passes yourself, and have them judged.", no_args_is_help=True)
+for name, command in (("list", list_exercises), ("start", start), ("grade", grade)):
+    exercise_app.command(name)(command)
+app.add_typer(exercise_app, name="exercise")
 
 
 def main() -> int:

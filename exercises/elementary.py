@@ -207,7 +207,9 @@ RELU = Exercise(
 def _softmax_terms(trial: Trial):
     y, _ = softmax_forward(trial.inputs["x"])
     through_sum = (trial.dy * y).sum(axis=-1, keepdims=True)
-    return {"dx": {"the path through the numerator": y * trial.dy, "the path through the sum": -y * through_sum}}
+    return {
+        "dx": {"the path through the numerator": y * trial.dy, "the path through the sum": -y * through_sum}
+    }
 
 
 def _softmax_diagonal(trial: Trial):

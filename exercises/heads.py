@@ -147,14 +147,16 @@ def _scores_times(factor):
 
     def wrong(trial: Trial):
         return {
-            name: value * factor(trial.sizes["D"]) for name, value in SCORES.solve(trial).items() if name != "y"
+            name: value * factor(trial.sizes["D"])
+            for name, value in SCORES.solve(trial).items()
+            if name != "y"
         }
 
     return wrong
 
 
 def _key_untransposed(trial: Trial):
-    probabilities, (query, key, _) = _scores_forward(**trial.inputs)
+    probabilities, (query, _, _) = _scores_forward(**trial.inputs)
     dscores = softmax_backward(trial.dy, probabilities) * query.shape[-1] ** -0.5
     return {"dkey": dscores @ query}
 
@@ -232,7 +234,7 @@ def _draw_attention(random, sizes):
 def _attention_parts(trial: Trial, *, scale=None, through_softmax=softmax_backward):
     """dquery, dkey and dvalue, each (B, H, T, D), with the scale and the softmax's gradient that a mistake has."""
     x, weights, n_head = trial.inputs.values()
-    B, T, C = x.shape
+    B, T, _ = x.shape
     qkv = x @ weights["query_key_value.weight"].T + weights["query_key_value.bias"]
     (query, key, value), _ = _split_heads_forward(qkv, n_head)
     probabilities, _ = _scores_forward(query, key)

@@ -37,7 +37,9 @@ def _tied_output_backward(dy, cache):
 def _tied_terms(trial: Trial):
     _, cache = _tied_output_forward(**trial.inputs)
     _, lookup, output = _tied_parts(trial.dy, cache)
-    return {"dweight": {"the use of weight as the embedding": lookup, "the use of weight at the output": output}}
+    return {
+        "dweight": {"the use of weight as the embedding": lookup, "the use of weight at the output": output}
+    }
 
 
 def _draw_tied_output(random, sizes):
@@ -48,7 +50,7 @@ def _draw_tied_output(random, sizes):
 
 
 def _tied_overwritten(trial: Trial):
-    logits, cache = _tied_output_forward(**trial.inputs)
+    _, cache = _tied_output_forward(**trial.inputs)
     dhidden, output, _ = layers.linear_backward(trial.dy, cache[2])
     dweight = np.zeros_like(trial.inputs["weight"])
     dweight[trial.inputs["tokens"]] = dhidden @ trial.inputs["mix"]

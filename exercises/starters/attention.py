@@ -9,6 +9,7 @@ Write `attention_backward`.
 """
 
 import numpy as np
+
 from numpy_llm.attention import softmax_backward, softmax_forward  # earlier steps
 from numpy_llm.layers import linear_backward, linear_forward
 

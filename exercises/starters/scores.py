@@ -8,6 +8,7 @@ Write `scores_backward`. `softmax_backward(dy, y)` is yours from an earlier step
 """
 
 import numpy as np
+
 from numpy_llm.attention import softmax_backward, softmax_forward  # earlier steps
 
 EXERCISE = "scores"

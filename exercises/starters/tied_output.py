@@ -8,6 +8,7 @@ Write `tied_output_backward`.
 """
 
 import numpy as np
+
 from numpy_llm.layers import embedding_backward, linear_backward  # earlier steps, if you like
 
 EXERCISE = "tied-output"

@@ -1,0 +1,248 @@
+"""From the numbers of a wrong output to a teacher's hint.
+
+Explanations are tried from the particular to the general: a mistake that people are known to make in this
+exercise, a simple relation to the right answer, a term of the gradient that is missing or miscounted, a pattern
+of the error; and where nothing fits, the place of the largest error. An explanation counts only where it fits
+all trials to rounding.
+"""
+
+from itertools import combinations
+from math import sqrt
+
+import numpy as np
+
+from exercises.exercise import Exercise, Trial
+
+FITS = 1e-9  # an explanation fits where nothing is left but this share of the largest magnitude
+FLOAT32 = 1e-5  # errors of this size are those of float32
+
+
+def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest difference over the largest magnitude of what is wanted; inf beside a tensor of zeros."""
+    scale, difference = np.abs(wanted).max(initial=0), np.abs(found - wanted).max(initial=0)
+    return float(difference / scale) if scale else (0.0 if difference == 0 else float("inf"))
+
+
+def diagnose(
+    exercise: Exercise,
+    trials: list[Trial],
+    output: str,
+    found: list[np.ndarray],
+    wanted: list[np.ndarray],
+) -> str:
+    """The hint for one wrong output.
+
+    found, wanted: float64 arrays of that output, one a trial
+    returns: a line without a full stop
+    """
+    if hint := _shape_hint(found, wanted, trials) or _not_finite(found):
+        return hint
+    if relative_error(found[0], wanted[0]) <= FITS:
+        return "right on your instance, wrong on one of other sizes: a size is written as a number"
+    for explain in (
+        lambda: _known_mistake(exercise, trials, output, found, wanted),
+        lambda: _simple_relation(trials, found, wanted),
+        lambda: _terms(exercise, trials, output, found, wanted),
+        lambda: _moved(found, wanted),
+    ):
+        if hint := explain():
+            return f"right shape; {hint}"
+    return f"right shape; {_pattern(found[0] - wanted[0], wanted[0])}{_worst_place(found[0], wanted[0])}"
+
+
+# Shapes
+
+
+def _shape_hint(found, wanted, trials) -> str:
+    for array, right in zip(found, wanted, strict=True):
+        if array.shape != right.shape:
+            shapes = f"shape {array.shape}, wanted {right.shape}"
+            if np.squeeze(array).shape == np.squeeze(right).shape:
+                return f"{shapes}: an axis of length 1 too many or too few; see keepdims"
+            if array.shape == right.shape[::-1]:
+                same = relative_error(array.T, right) <= FITS
+                return f"{shapes}: transposed{', otherwise right' if same else ''}"
+            if sorted(array.shape) == sorted(right.shape):
+                return f"{shapes}: the axes are in another order"
+            extra = array.ndim - right.ndim
+            if extra > 0 and array.shape[extra:] == right.shape:
+                summed = array.sum(axis=tuple(range(extra)))
+                right_sum = relative_error(summed, right) <= FITS
+                return f"{shapes}: not summed over the leading {_axes(extra)}{_then(right_sum)}"
+            if array.size == right.size:
+                return f"{shapes}: the same count of numbers; a reshape at the end is missing"
+            return f"{shapes}: a gradient has the shape of what it is the gradient of"
+    return ""
+
+
+def _axes(count: int) -> str:
+    return "axis" if count == 1 else f"{count} axes"
+
+
+def _then(right: bool) -> str:
+    return "; summed, it would be right" if right else ""
+
+
+def _not_finite(found) -> str:
+    for array in found:
+        if not np.isfinite(array).all():
+            index = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+            count = int((~np.isfinite(array)).sum())
+            return (
+                f"right shape; {count} of {array.size} numbers are not finite, the first {array[tuple(index)]} at "
+                f"{index}: a division by 0, a root or logarithm of a negative number, or inf - inf"
+            )
+    return ""
+
+
+# Explanations that fit exactly
+
+
+def _fits(candidates, found) -> bool:
+    return all(
+        candidate.shape == array.shape and relative_error(array, candidate) <= FITS
+        for candidate, array in zip(candidates, found, strict=True)
+    )
+
+
+def _known_mistake(exercise, trials, output, found, wanted) -> str:
+    for mistake in exercise.mistakes:
+        changed = [mistake.wrong(trial) for trial in trials]
+        if output in changed[0] and _fits([each[output] for each in changed], found):
+            return mistake.hint
+    return ""
+
+
+def _simple_relation(trials, found, wanted) -> str:
+    if all(not array.any() for array in found):
+        return "all zeros: nothing is put into it"
+    if _fits([-right for right in wanted], found):
+        return "the sign is wrong, everything else is right"
+    factors = [
+        float(np.vdot(right, array) / np.vdot(right, right))
+        for array, right in zip(found, wanted, strict=True)
+    ]
+    if all(factors) and _fits([k * right for k, right in zip(factors, wanted, strict=True)], found):
+        name = _factor_name(factors, trials)
+        sign = "the sign is wrong and it is" if factors[0] < 0 else "it is"
+        return (
+            f"{sign} off by a constant factor{name or f' of {abs(factors[0]):.6g}'}, everything else is right"
+        )
+    if all(relative_error(array, right) < FLOAT32 for array, right in zip(found, wanted, strict=True)):
+        return (
+            f"right to {relative_error(found[0], wanted[0]):.0e}, the digits of float32: keep everything in float64 "
+            "and constants in full"
+        )
+    if _square(found, wanted) and _fits([right.T for right in wanted], found):
+        return "transposed, everything else is right"
+    return ""
+
+
+def _square(found, wanted) -> bool:
+    return all(right.ndim == 2 and right.shape[0] == right.shape[1] for right in wanted)
+
+
+def _factor_name(factors, trials) -> str:
+    """The factor in the exercise's own letters where one expression gives it in every trial, or ""."""
+    for name, values in _expressions(trials).items():
+        for inverse, form in ((False, " of {}"), (True, " of 1/{}")):
+            expected = [1 / value if inverse else value for value in values]
+            if np.allclose(np.abs(factors), expected, rtol=1e-9, atol=0):
+                text = f"({name})" if inverse and " " in name else name
+                note = ": a mean and a sum are mixed up" if name in ("B", "T", "B·T", "C", "V") else ""
+                return form.format(text) + note
+    return ""
+
+
+def _expressions(trials) -> dict[str, list[float]]:
+    letters = {letter: [trial.sizes[letter] for trial in trials] for letter in trials[0].sizes}
+    numbers = {
+        name: [trial.inputs[name] for trial in trials]
+        for name, value in trials[0].inputs.items()
+        if isinstance(value, float)
+    }
+    if isinstance(trials[0].dy, float):
+        numbers["dloss"] = [trial.dy for trial in trials]
+    found = {"2": [2.0] * len(trials), "3": [3.0] * len(trials)} | numbers | letters
+    for first, second in combinations([*letters, *numbers], 2):
+        values = letters | numbers
+        found[f"{first}·{second}"] = [a * b for a, b in zip(values[first], values[second], strict=True)]
+    roots = {f"√{letter}": [sqrt(value) for value in values] for letter, values in letters.items()}
+    return found | roots
+
+
+def _terms(exercise, trials, output, found, wanted) -> str:
+    """Which term of the gradient does not count once, where all that came is a sum of its terms."""
+    terms = [dict(exercise.terms(trial).get(output, {})) for trial in trials]
+    if not terms[0]:
+        return ""
+    counts = []
+    for parts, array in zip(terms, found, strict=True):
+        matrix = np.stack([part.reshape(-1) for part in parts.values()], axis=1)
+        count, _, rank, _ = np.linalg.lstsq(matrix, array.reshape(-1), rcond=None)
+        if rank < matrix.shape[1] or relative_error(matrix @ count, array.reshape(-1)) > FITS:
+            return ""
+        counts.append(count)
+    if any(not np.allclose(counts[0], count, rtol=1e-7, atol=1e-7) for count in counts):
+        return ""
+    faults = [
+        f"{name} {_count(count)}"
+        for name, count in zip(terms[0], counts[0], strict=True)
+        if abs(count - 1) > 1e-7
+    ]
+    return _pattern(found[0] - wanted[0], wanted[0]) + " and ".join(faults)
+
+
+def _count(count: float) -> str:
+    if abs(count) < 1e-7:
+        return "is missing"
+    if abs(count + 1) < 1e-7:
+        return "has the wrong sign"
+    return f"counts {count:.4g} times instead of once"
+
+
+# Patterns of the error
+
+
+def _moved(found, wanted) -> str:
+    same = all(
+        np.allclose(np.sort(array, axis=None), np.sort(right, axis=None), rtol=1e-9, atol=1e-12)
+        for array, right in zip(found, wanted, strict=True)
+    )
+    return (
+        "the right numbers in the wrong places: look at the order of axes in transpose and reshape"
+        if same
+        else ""
+    )
+
+
+def _pattern(error: np.ndarray, wanted: np.ndarray) -> str:
+    """What is regular about the error, ending in a colon, or ""."""
+    scale = FITS * np.abs(wanted).max()
+    for axis, name in ((-1, "last"), (0, "first")):
+        if error.ndim and error.shape[axis] > 2 and np.ptp(error, axis=axis).max() <= scale:
+            return f"your error is constant along the {name} axis: "
+    wrong = np.abs(error) > scale
+    if wrong.mean() <= 0.75:
+        rows = wrong.reshape(len(wrong), -1).any(axis=1)
+        if rows.mean() <= 0.75:
+            return f"only {_list(rows)} along the first axis {'is' if rows.sum() == 1 else 'are'} wrong: "
+        return f"{int(wrong.sum())} of {wrong.size} numbers are wrong: "
+    return ""
+
+
+def _list(rows) -> str:
+    places = [int(i) for i in np.flatnonzero(rows)]
+    return f"place{'s' if len(places) > 1 else ''} {', '.join(map(str, places[:6]))}" + (
+        ", ..." if len(places) > 6 else ""
+    )
+
+
+def _worst_place(found: np.ndarray, wanted: np.ndarray) -> str:
+    difference = np.abs(found - wanted)
+    index = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
+    share = relative_error(found, wanted)
+    return (
+        f"the largest error is at {list(index)}: yours {found[index]:.6g}, right {wanted[index]:.6g} "
+        f"({share:.2g} of the largest magnitude); work that element out by hand from the equation"
+    )

@@ -1,0 +1,307 @@
+"""Grades a student's file: runs it in a process of its own and judges each output that comes back.
+
+Every output is held against the project's own functions, and every gradient against finite differences of the
+forward pass too, in float64. The reference never leaves this process.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.errors import ConfigError, UserError
+from exercises.catalogue import EXERCISES, find_exercise
+from exercises.diagnosis import diagnose, relative_error
+from exercises.exercise import Exercise, Trial, finite_differences
+
+ROOT = Path(__file__).parents[1]
+RUNNER = Path(__file__).with_name("runner.py")
+
+LIMIT = 1e-9  # of an error beside the reference; answers written in another order differ by 1e-15
+DIFFERENCE_LIMIT = 1e-6  # beside finite differences, which have an error of their own
+FLOOD = 100_000  # bytes that a file may print
+LARGEST_FILE = 1_000_000  # bytes of a student's file
+SHOWN = 300  # characters of what it printed that are kept
+
+
+class Limits(NamedTuple):
+    """seconds: of wall-clock time; megabytes: of memory. Both for one file."""
+
+    seconds: float = 10.0
+    megabytes: int = 1024
+
+    def check(self) -> "Limits":
+        """These limits; raises ConfigError where they are out of range."""
+        if not 0 < self.seconds <= 3600:
+            raise ConfigError(f"--time-limit must be above 0 and at most 3600 seconds, got {self.seconds}")
+        if not 256 <= self.megabytes <= 1 << 20:
+            raise ConfigError(
+                f"--memory-limit must be from 256 to 1048576 MB (NumPy needs its share), got {self.megabytes}"
+            )
+        return self
+
+
+class Mark(NamedTuple):
+    """The judgement of one output.
+
+    error: beside the reference, relative to its largest magnitude; None where nothing comparable came
+    difference_error: the same beside finite differences; None too where they do not apply
+    hint: what to do, or "" where it is right
+    """
+
+    name: str
+    right: bool
+    error: float | None
+    difference_error: float | None
+    hint: str
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass
+class Grade:
+    """The judgement of one file.
+
+    exercise, seed: what the file says that it is, or None where it does not say
+    problem: why it could not be judged, in a line, or ""
+    note: what else to know, such as a limit that this system does not have
+    printed: the beginning of what the file printed
+    """
+
+    file: str
+    exercise: str | None = None
+    seed: int | None = None
+    marks: list[Mark] = field(default_factory=list)
+    problem: str = ""
+    note: str = ""
+    printed: str = ""
+
+    @property
+    def right(self) -> int:
+        """How many outputs are right."""
+        return sum(mark.right for mark in self.marks)
+
+    @property
+    def full(self) -> bool:
+        """Whether everything is right."""
+        return not self.problem and bool(self.marks) and self.right == len(self.marks)
+
+
+def grade(
+    path: Path, *, seed: int | None = None, limits: Limits = DEFAULT_LIMITS, trusted: bool = False
+) -> Grade:
+    """Grade one file.
+
+    seed: of the instance, in place of the one that the file names
+    trusted: let the file call the project's answers; for the tests, which grade these
+
+    Raises UserError where the file cannot be read; whatever is wrong inside it stands in the result.
+    """
+    result = Grade(str(path))
+    result.exercise, result.seed, result.problem = identify(path)
+    if result.problem:
+        return result
+    if seed is not None:
+        result.seed = seed
+    exercise = EXERCISES[result.exercise]
+    trials = exercise.trials(result.seed)
+    with tempfile.TemporaryDirectory(prefix="exercise-", ignore_cleanup_errors=True) as folder:
+        write_request(Path(folder), exercise, trials, limits, trusted)
+        result.problem, result.printed = run_file(path.resolve(), Path(folder), limits)
+        reply, arrays = read_reply(Path(folder))
+    if not result.problem and reply is None:
+        result.problem = "ended before its functions had returned: take exit and the like out of it"
+    if result.problem:
+        return result
+    if not reply["memory_bounded"]:
+        result.note = "this system does not bound memory"
+    result.problem = reply["problem"]
+    if not result.problem:
+        result.marks = judge(exercise, trials, result.seed, reply, arrays)
+    return result
+
+
+def identify(path: Path) -> tuple[str | None, int | None, str]:
+    """Read which exercise and instance a file is, without running it.
+
+    returns: exercise, seed, and what is wrong with the file, or ""
+    Raises UserError where the file cannot be read.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            return None, None, f"larger than {LARGEST_FILE:,} bytes; this is no exercise"
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return None, None, "not UTF-8 text; this is no exercise"
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        raise UserError(
+            f"{path}: cannot be read ({reason}); give files that 'exercise start' wrote"
+        ) from error
+    name = re.search(r"^EXERCISE\s*=\s*[\"']([\w-]{1,40})[\"']", text, re.MULTILINE)
+    number = re.search(r"^SEED\s*=\s*(\d{1,19})\s*(#.*)?$", text, re.MULTILINE)
+    if not name or not number:
+        missing = "EXERCISE" if not name else "SEED"
+        return None, None, f'no line {missing} = ... as "exercise start" writes it; put it back'
+    try:
+        exercise = find_exercise(name[1])
+        exercise.trials(int(number[1]))
+    except ConfigError as error:
+        return None, None, str(error).replace("--seed", "SEED")
+    return exercise.name, int(number[1]), ""
+
+
+# The process
+
+
+def write_request(folder: Path, exercise: Exercise, trials: list[Trial], limits: Limits, trusted: bool):
+    """Put what the runner needs into its folder: names, numbers and arrays, but no right answer."""
+    arrays, numbers = {}, []
+    for place, trial in enumerate(trials):
+        values = trial.inputs | ({} if trial.dy is None else {"dy": trial.dy})
+        numbers.append({name: value for name, value in values.items() if isinstance(value, int | float)})
+        for name, value in values.items():
+            inner = (
+                {f"{name}.{key}": part for key, part in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
+            )
+            arrays |= {f"{place}/{key}": part for key, part in inner.items() if isinstance(part, np.ndarray)}
+    request = {
+        "function": exercise.function,
+        "backward": exercise.backward is not None,
+        "arguments": list(trials[0].inputs),
+        "outputs": list(exercise.solve(trials[0])),
+        "numbers": numbers,
+        "withheld": [] if trusted else list(exercise.withheld),
+        "memory": limits.megabytes << 20,
+        "seconds": int(limits.seconds) + 2,
+    }
+    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    np.savez(folder / "request.npz", **arrays)
+
+
+def run_file(path: Path, folder: Path, limits: Limits) -> tuple[str, str]:
+    """Run the file until it ends or passes a limit. returns: what went wrong or "", what it printed"""
+    # One BLAS thread: the matrices are tiny, and each thread's stack counts as memory.
+    environment = os.environ | dict.fromkeys(
+        ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+    )
+    command = [sys.executable, "-I", "-B", "-X", "utf8", str(RUNNER), str(path), str(folder), str(ROOT)]
+    with open(folder / "printed", "w+b") as printed:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        problem = ""
+        try:
+            problem = watch(process, printed, limits)
+        finally:
+            end(process)
+        printed.seek(0)
+        text = printed.read(4 * SHOWN).decode("utf-8", errors="replace")
+    return problem, text[:SHOWN]
+
+
+def watch(process: subprocess.Popen, printed, limits: Limits) -> str:
+    """Wait for the process. returns: which limit it passed or what killed it, or "" """
+    deadline = time.monotonic() + limits.seconds
+    flood = f"prints more than {FLOOD // 1000} kB; take the print out of the loop"
+    pause = 0.005
+    while process.poll() is None:
+        if os.fstat(printed.fileno()).st_size > FLOOD:
+            return flood
+        if time.monotonic() > deadline:
+            return f"took longer than {limits.seconds:g} s; is there a loop that never ends?"
+        time.sleep(pause)
+    if os.fstat(printed.fileno()).st_size > FLOOD:
+        return flood
+    if process.returncode < 0:
+        with suppress(ValueError):
+            return f"crashed Python itself ({signal.Signals(-process.returncode).name})"
+        return f"crashed Python itself (signal {-process.returncode})"
+    return ""
+
+
+def end(process: subprocess.Popen):
+    """Kill the process and all that it started, however it ended."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
+    process.kill()
+    process.wait()
+
+
+def read_reply(folder: Path) -> tuple[dict | None, dict[str, np.ndarray]]:
+    """What the runner wrote, or None where it did not live to write it whole."""
+    try:
+        reply = json.loads((folder / "reply.json").read_text(encoding="utf-8"))
+        with np.load(folder / "reply.npz", allow_pickle=False) as file:
+            return reply, dict(file)
+    except Exception:  # a missing or spoilt reply: a student's file may have written anything there
+        return None, {}
+
+
+# The judgement
+
+
+def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: dict, arrays: dict) -> list[Mark]:
+    """A mark for every output that is the student's work, and for y and the arguments where they were spoilt."""
+    wanted = [exercise.solve(trial) for trial in trials]
+    differences = finite_differences(exercise, trials[0], seed)
+    marks = []
+    for name in wanted[0]:
+        problem = next((each["problems"][name] for each in reply["trials"] if name in each["problems"]), "")
+        found = [arrays.get(f"{trial}/{name}") for trial in range(len(trials))]
+        if not problem and any(array is None for array in found):
+            problem = f"is missing; the dict of gradients has no {name[1:]!r}"
+        if problem:
+            marks.append(Mark(name, False, None, None, problem))
+            continue
+        mark = judge_output(
+            exercise, trials, name, found, [each[name] for each in wanted], differences.get(name)
+        )
+        if name == "y":
+            mark = mark._replace(hint="the forward pass was given and has changed; put it back")
+        if name != "y" or not mark.right:
+            marks.append(mark)
+    changed = sorted({name for trial in reply["trials"] for name in trial["changed"]})
+    if changed:
+        hint = f"{', '.join(changed)} changed in place; who called still needs it: work on a copy"
+        marks.append(Mark("arguments", False, None, None, hint))
+    return marks
+
+
+def judge_output(exercise, trials, name, found, wanted, differences) -> Mark:
+    """Hold one output against the reference in every trial, and against the differences of the first."""
+    if any(array.shape != right.shape for array, right in zip(found, wanted, strict=True)):
+        return Mark(name, False, None, None, diagnose(exercise, trials, name, found, wanted))
+    error = max(relative_error(array, right) for array, right in zip(found, wanted, strict=True))
+    difference_error = None
+    if differences is not None:
+        scale = float(np.abs(wanted[0]).max())
+        difference_error = float(np.abs(found[0].flat[differences.places] - differences.values).max() / scale)
+    right = error <= LIMIT and (difference_error is None or difference_error <= DIFFERENCE_LIMIT)
+    if right:
+        return Mark(name, True, error, difference_error, "")
+    hint = diagnose(exercise, trials, name, found, wanted)
+    finite = [
+        value if value is not None and np.isfinite(value) else None for value in (error, difference_error)
+    ]
+    return Mark(name, False, *finite, hint)

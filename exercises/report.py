@@ -1,0 +1,79 @@
+"""What `exercise grade` prints: a file's marks, the summary of a class, the same as JSON."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+from exercises.grade import Grade
+
+COMMONEST = 3  # hints of an exercise that a summary tells
+
+
+def lines(grade: Grade) -> Iterator[str]:
+    """One file: a line where it could not be judged, else a line for each output."""
+    title = grade.file
+    if grade.exercise is not None:
+        title += f": {grade.exercise}, seed {grade.seed}"
+    if grade.problem:
+        yield f"{title}: {grade.problem}"
+        return
+    yield f"{title}: {grade.right} of {len(grade.marks)} right{f' ({grade.note})' if grade.note else ''}"
+    width = max(len(mark.name) for mark in grade.marks)
+    for mark in grade.marks:
+        if mark.right:
+            errors = f"error {mark.error:.1e} beside the reference"
+            if mark.difference_error is not None:
+                errors += f", {mark.difference_error:.1e} beside finite differences"
+            yield f"  {mark.name:<{width}}  right  {errors}"
+        else:
+            yield f"  {mark.name:<{width}}  wrong  {mark.hint}"
+
+
+def summary(grades: list[Grade]) -> dict[str, dict]:
+    """By exercise, in order of appearance: files, how many are full, and the commonest hints with their counts."""
+    found = {}
+    for name in dict.fromkeys(grade.exercise or "unknown" for grade in grades):
+        own = [grade for grade in grades if (grade.exercise or "unknown") == name]
+        hints = Counter(hint for grade in own for hint in hints_of(grade))
+        found[name] = {
+            "files": len(own),
+            "full": sum(grade.full for grade in own),
+            "hints": [{"hint": hint, "files": count} for hint, count in hints.most_common(COMMONEST)],
+        }
+    return found
+
+
+def hints_of(grade: Grade) -> set[str]:
+    """What the file was told, each thing once."""
+    if grade.problem:
+        return {grade.problem}
+    return {f"{mark.name}: {mark.hint}" for mark in grade.marks if not mark.right}
+
+
+def summary_lines(grades: list[Grade]) -> Iterator[str]:
+    """The summary of several files."""
+    yield f"{sum(grade.full for grade in grades)} of {len(grades)} files have everything right"
+    for name, row in summary(grades).items():
+        yield f"  {name}: {row['full']} of {row['files']}"
+        for each in row["hints"]:
+            yield f"    {each['files']} x {each['hint']}"
+
+
+def as_json(grades: list[Grade]) -> str:
+    """Everything for machines; numbers that JSON lacks are null."""
+    files = [
+        {
+            "file": grade.file,
+            "exercise": grade.exercise,
+            "seed": grade.seed,
+            "right": grade.right,
+            "of": len(grade.marks),
+            "full": grade.full,
+            "problem": grade.problem,
+            "note": grade.note,
+            "printed": grade.printed,
+            "outputs": [mark._asdict() for mark in grade.marks],
+        }
+        for grade in grades
+    ]
+    return json.dumps({"files": files, "summary": summary(grades)}, allow_nan=False)
