@@ -15,6 +15,7 @@ from exercises.exercise import Exercise, Trial
 
 FITS = 1e-9  # an explanation fits where nothing is left but this share of the largest magnitude
 FLOAT32 = 1e-5  # errors of this size are those of float32
+SUMMED = ("B", "T", "B·T", "C", "V")  # counts of what is summed over
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -117,16 +118,17 @@ def _simple_relation(trials, found, wanted) -> str:
     if all(not array.any() for array in found):
         return "all zeros: nothing is put into it"
     if _fits([-right for right in wanted], found):
-        return "the sign is wrong, everything else is right"
+        return "the sign is wrong, all else is right"
     factors = [
         float(np.vdot(right, array) / np.vdot(right, right))
         for array, right in zip(found, wanted, strict=True)
     ]
     if all(factors) and _fits([k * right for k, right in zip(factors, wanted, strict=True)], found):
-        name = _factor_name(factors, trials)
+        name = _expression(factors, trials)
         sign = "the sign is wrong and it is" if factors[0] < 0 else "it is"
+        note = ": a mean and a sum are mixed up" if name.removeprefix("1/").strip("()") in SUMMED else ""
         return (
-            f"{sign} off by a constant factor{name or f' of {abs(factors[0]):.6g}'}, everything else is right"
+            f"{sign} off by a constant factor of {name or f'{abs(factors[0]):.6g}'}{note}; all else is right"
         )
     if all(relative_error(array, right) < FLOAT32 for array, right in zip(found, wanted, strict=True)):
         return (
@@ -134,7 +136,7 @@ def _simple_relation(trials, found, wanted) -> str:
             "and constants in full"
         )
     if _square(found, wanted) and _fits([right.T for right in wanted], found):
-        return "transposed, everything else is right"
+        return "transposed, all else is right"
     return ""
 
 
@@ -142,15 +144,13 @@ def _square(found, wanted) -> bool:
     return all(right.ndim == 2 and right.shape[0] == right.shape[1] for right in wanted)
 
 
-def _factor_name(factors, trials) -> str:
-    """The factor in the exercise's own letters where one expression gives it in every trial, or ""."""
+def _expression(factors: list[float], trials: list[Trial]) -> str:
+    """The factors' magnitude in the exercise's own letters where one expression gives it in every trial, or ""."""
     for name, values in _expressions(trials).items():
-        for inverse, form in ((False, " of {}"), (True, " of 1/{}")):
-            expected = [1 / value if inverse else value for value in values]
-            if np.allclose(np.abs(factors), expected, rtol=1e-9, atol=0):
-                text = f"({name})" if inverse and " " in name else name
-                note = ": a mean and a sum are mixed up" if name in ("B", "T", "B·T", "C", "V") else ""
-                return form.format(text) + note
+        if np.allclose(np.abs(factors), values, rtol=1e-7, atol=0):
+            return name
+        if np.allclose(np.abs(factors), 1 / np.array(values), rtol=1e-7, atol=0):
+            return f"1/({name})" if "·" in name else f"1/{name}"
     return ""
 
 
@@ -183,22 +183,26 @@ def _terms(exercise, trials, output, found, wanted) -> str:
         if rank < matrix.shape[1] or relative_error(matrix @ count, array.reshape(-1)) > FITS:
             return ""
         counts.append(count)
-    if any(not np.allclose(counts[0], count, rtol=1e-7, atol=1e-7) for count in counts):
-        return ""
-    faults = [
-        f"{name} {_count(count)}"
-        for name, count in zip(terms[0], counts[0], strict=True)
-        if abs(count - 1) > 1e-7
-    ]
+    faults = []
+    for name, count in zip(terms[0], zip(*counts, strict=True), strict=True):
+        if not np.allclose(count, 1, rtol=0, atol=1e-7):
+            fault = _count([float(each) for each in count], trials)
+            if not fault:
+                return ""
+            faults.append(f"{name} {fault}")
     return _pattern(found[0] - wanted[0], wanted[0]) + " and ".join(faults)
 
 
-def _count(count: float) -> str:
-    if abs(count) < 1e-7:
+def _count(counts: list[float], trials: list[Trial]) -> str:
+    """How often a term counts, which is not once; "" where that is neither one number nor one expression."""
+    if np.allclose(counts, 0, rtol=0, atol=1e-7):
         return "is missing"
-    if abs(count + 1) < 1e-7:
+    if np.allclose(counts, -1, rtol=0, atol=1e-7):
         return "has the wrong sign"
-    return f"counts {count:.4g} times instead of once"
+    sign = "-" if counts[0] < 0 else ""
+    if name := _expression(counts, trials):
+        return f"counts {sign}{name} times instead of once"
+    return f"counts {counts[0]:.4g} times instead of once" if np.ptp(counts) < 1e-7 else ""
 
 
 # Patterns of the error

@@ -112,6 +112,11 @@ def _sums_for_means(trial: Trial):
     return {"dx": itself + (mean + deviation) * trial.sizes["C"]}
 
 
+def _weight_by_centred(trial: Trial):
+    normal, s, _ = _layer_norm_parts(trial)
+    return {"dweight": (trial.dy * normal / s).sum(axis=(0, 1))}
+
+
 def _means_over_tokens(trial: Trial):
     normal, s, dnormal = _layer_norm_parts(trial)
     over_all = dnormal.mean(), (dnormal * normal).mean()
@@ -150,8 +155,8 @@ LAYER_NORM = Exercise(
             "your means run over the whole array; each token has its own mean and deviation: axis=-1, keepdims=True",
         ),
         Mistake(
-            lambda trial: {"dweight": (trial.dy * trial.inputs["x"]).sum(axis=(0, 1))},
-            "dy is multiplied by x; weight was multiplied with normal, so dweight = Σ dy · normal",
+            _weight_by_centred,
+            "dy is multiplied by x - mean; weight was multiplied with normal, which is divided by the deviation too",
         ),
     ),
     withheld=("layer_norm_backward",),

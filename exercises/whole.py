@@ -120,8 +120,8 @@ def _draw_block(random, sizes):
     return {"x": random.normal(size=(B, T, C)), "weights": weights, "n_head": sizes["H"]}
 
 
-def _block_with(*, first_shortcut=1, second_shortcut=1, stream_for_branch=True):
-    """A block whose shortcuts count as often as said, or whose attention gets dy for the stream's gradient."""
+def _block_with(*, first_shortcut=1, second_shortcut=1, stream_for_branch=True, dy_for_stream=False):
+    """A block whose shortcuts count as often as said, or where dy stands for the gradient between the branches."""
 
     def wrong(trial: Trial):
         _, (_, norm_1_cache, attention_cache, _, norm_2_cache, feed_forward_cache, _) = _block_forward(
@@ -132,7 +132,10 @@ def _block_with(*, first_shortcut=1, second_shortcut=1, stream_for_branch=True):
         dstream = dbranch + second_shortcut * trial.dy
         dnormed, attention = attention_backward(dstream if stream_for_branch else trial.dy, attention_cache)
         dx, norm_1 = norm_backward(dnormed, norm_1_cache)
-        return {"dx": dx + first_shortcut * dstream} | _unprefixed(norm_1 | attention | norm_2 | feed_forward)
+        shortcut = trial.dy if dy_for_stream else dstream
+        return {"dx": dx + first_shortcut * shortcut} | _unprefixed(
+            norm_1 | attention | norm_2 | feed_forward
+        )
 
     return wrong
 
@@ -162,6 +165,11 @@ BLOCK = Exercise(
             _block_with(stream_for_branch=False),
             "attention gets dy; its output went into the stream before the feed-forward branch read it, so it gets "
             "the gradient between the branches",
+        ),
+        Mistake(
+            _block_with(dy_for_stream=True),
+            "the first shortcut carries dy; what arrives there is the gradient between the branches, dy plus norm_2's "
+            "dx",
         ),
         Mistake(
             _block_with(first_shortcut=0, second_shortcut=0),

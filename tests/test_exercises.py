@@ -1,0 +1,175 @@
+"""The exercises: reference values that hold, right answers with full marks, known mistakes with their hints."""
+
+import json
+import re
+from types import ModuleType
+
+import numpy as np
+import pytest
+from exercise_answers import ANSWERS, SLIPS
+
+from exercises import runner
+from exercises.catalogue import COURSE, EXERCISES
+from exercises.diagnosis import relative_error
+from exercises.exercise import finite_differences
+from exercises.grade import DEFAULT_LIMITS, judge, write_request
+from exercises.start import starter
+
+SEEDS = range(3)
+each_exercise = pytest.mark.parametrize("exercise", COURSE, ids=EXERCISES)
+
+
+def filled_in(exercise, seed, answer=None):
+    """The text of a student's file: the starter with an answer in place of its blank."""
+    lines = (ANSWERS[exercise.name] if answer is None else answer).strip().splitlines()
+    body = "\n".join(f"    {line}" for line in lines)
+    blank = '    raise NotImplementedError("write this function")'
+    text = starter(exercise, seed)
+    assert text.count(blank) == 1
+    return text.replace(blank, body)
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """A function that marks a file's text in this process: what the runner does and then the judgement."""
+
+    def run(exercise, seed, text):
+        module = ModuleType("student")
+        exec(compile(text, "student.py", "exec"), module.__dict__)
+        trials = exercise.trials(seed)
+        write_request(tmp_path, exercise, trials, DEFAULT_LIMITS, trusted=True)
+        request = json.loads((tmp_path / "request.json").read_text())
+        with np.load(tmp_path / "request.npz") as file:
+            sent = dict(file)
+        reply, arrays = {"trials": []}, {}
+        for place in range(len(trials)):
+            found = runner.run_trial(module, request, sent, place)
+            values = {name: runner.as_array(value) for name, value in found["outputs"].items()}
+            arrays |= {f"{place}/{name}": value for name, value in values.items()}
+            reply["trials"].append({"problems": {}, "changed": found["changed"]})
+        return {each.name: each for each in judge(exercise, trials, seed, reply, arrays)}
+
+    return run
+
+
+# The catalogue
+
+
+def test_the_course():
+    """At least twelve steps; each has a title, hints, and a slip for all but the simplest relations."""
+    assert len(COURSE) >= 12
+    assert len(EXERCISES) == len(COURSE)
+    for exercise in COURSE:
+        assert exercise.title
+        assert len(exercise.hints) >= 2, exercise.name
+    assert {slip.exercise for slip in SLIPS} == set(EXERCISES) == set(ANSWERS)
+
+
+@each_exercise
+def test_the_reference_agrees_with_finite_differences(exercise):
+    """The project's gradients are those of its forward pass, on every trial of several seeds."""
+    for seed in SEEDS:
+        for trial in exercise.trials(seed):
+            wanted = exercise.solve(trial)
+            for name, differences in finite_differences(exercise, trial, seed).items():
+                error = np.abs(wanted[name].flat[differences.places] - differences.values).max()
+                assert error <= 1e-7 * np.abs(wanted[name]).max(), (name, seed)  # observed at most: 2e-9
+
+
+@each_exercise
+def test_every_gradient_has_finite_differences(exercise):
+    """No gradient is judged by the reference alone; only Adam's step, which has no backward pass, is."""
+    trial = exercise.trials(0)[0]
+    gradients = {name for name in exercise.solve(trial) if name.startswith("d")}
+    assert set(finite_differences(exercise, trial, 0)) == gradients
+    assert gradients or exercise.name == "adam"
+
+
+@each_exercise
+def test_terms_add_up(exercise):
+    """The terms by which missing ones are told sum to the gradient."""
+    for trial in exercise.trials(4):
+        wanted = exercise.solve(trial)
+        for name, terms in exercise.terms(trial).items():
+            assert relative_error(sum(terms.values()), wanted[name]) < 1e-12, name
+
+
+@each_exercise
+def test_mistakes_are_mistakes(exercise):
+    """Every known mistake changes an output by far more than the limit, and no two are the same."""
+    trial = exercise.trials(5)[0]
+    wanted = exercise.solve(trial)
+    seen = []
+    for mistake in exercise.mistakes:
+        wrong = mistake.wrong(trial)
+        assert max(relative_error(wrong[name], wanted[name]) for name in wrong) > 1e-5, mistake.hint
+        for other in seen:
+            assert any(
+                name not in other or relative_error(wrong[name], other[name]) > 1e-7 for name in wrong
+            ), mistake.hint
+        seen.append(wrong)
+
+
+def test_seeds_draw_instances_of_their_own():
+    """The same seed gives the same instance, another seed other numbers, and each trial other sizes."""
+    for exercise in COURSE:
+        first, again, other = (exercise.trials(seed) for seed in (7, 7, 8))
+        for ours, same, theirs in zip(first, again, other, strict=True):
+            for name, value in ours.inputs.items():
+                if isinstance(value, np.ndarray):
+                    np.testing.assert_array_equal(value, same.inputs[name])
+                    assert not np.array_equal(value, theirs.inputs[name])
+        assert all(first[0].sizes[letter] != first[1].sizes[letter] for letter in first[0].sizes)
+
+
+# The file that a student gets
+
+
+@each_exercise
+def test_the_starter(exercise):
+    """It names exercise and seed, shows every argument's shape, and its given forward pass is the project's."""
+    text = starter(exercise, 12)
+    assert "@SHAPES@" not in text
+    assert re.search(f'^EXERCISE = "{exercise.name}"$', text, re.MULTILINE)
+    assert re.search("^SEED = 12$", text, re.MULTILINE)
+    trial = exercise.trials(12)[0]
+    module = ModuleType("student")
+    exec(compile(text, "starter.py", "exec"), module.__dict__)
+    for name, value in trial.inputs.items():
+        shapes = value.values() if isinstance(value, dict) else [value]
+        assert all(str(each.shape) in module.__doc__ for each in shapes if isinstance(each, np.ndarray)), name
+    if exercise.backward is not None:
+        y, _ = getattr(module, f"{exercise.function}_forward")(**trial.inputs)
+        assert relative_error(np.asarray(y), exercise.solve(trial)["y"]) < 1e-12
+
+
+# Answers
+
+
+@each_exercise
+def test_an_answer_written_in_the_blank_gets_full_marks(exercise, mark):
+    """The starter alone, with nothing but its blank filled in, is marked right on every seed."""
+    for seed in SEEDS:
+        marks = mark(exercise, seed, filled_in(exercise, seed))
+        assert [each.name for each in marks.values() if not each.right] == []
+        assert set(marks) == set(exercise.solve(exercise.trials(seed)[0])) - {"y"}
+        assert all(each.error < 1e-12 for each in marks.values())
+
+
+@pytest.mark.parametrize("slip", SLIPS, ids=[f"{slip.exercise}: {slip.new.strip()[:30]}" for slip in SLIPS])
+def test_a_mistake_gets_its_hint(slip, mark):
+    """Each mistake takes its output's mark and gets the hint that fits it, on two seeds."""
+    exercise, answer = EXERCISES[slip.exercise], ANSWERS[slip.exercise].strip() + "\n"
+    assert slip.old in answer
+    for seed in (0, 1):
+        marks = mark(exercise, seed, filled_in(exercise, seed, answer.replace(slip.old, slip.new)))
+        assert not marks[slip.output].right
+        assert slip.hint in marks[slip.output].hint, marks[slip.output].hint
+
+
+def test_every_known_mistake_is_made_in_some_answer():
+    """No hint of the catalogue is without a student's file that gets it."""
+    for exercise in COURSE:
+        expected = [slip.hint for slip in SLIPS if slip.exercise == exercise.name]
+        for mistake in exercise.mistakes:
+            assert any(hint in mistake.hint for hint in expected), mistake.hint
