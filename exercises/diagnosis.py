@@ -180,7 +180,7 @@ def _terms(exercise, trials, output, found, wanted) -> str:
     for parts, array in zip(terms, found, strict=True):
         matrix = np.stack([part.reshape(-1) for part in parts.values()], axis=1)
         count, _, rank, _ = np.linalg.lstsq(matrix, array.reshape(-1), rcond=None)
-        if rank < matrix.shape[1] or relative_error(matrix @ count, array.reshape(-1)) > FITS:
+        if rank < matrix.shape[1] or not relative_error(matrix @ count, array.reshape(-1)) <= FITS:
             return ""
         counts.append(count)
     faults = []

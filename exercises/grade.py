@@ -128,7 +128,8 @@ def grade(
         result.note = "this system does not bound memory"
     result.problem = reply["problem"]
     if not result.problem:
-        result.marks = judge(exercise, trials, result.seed, reply, arrays)
+        with np.errstate(all="ignore"):  # an answer may hold any numbers
+            result.marks = judge(exercise, trials, result.seed, reply, arrays)
     return result
 
 
@@ -216,7 +217,7 @@ def run_file(path: Path, folder: Path, limits: Limits) -> tuple[str, str]:
             end(process)
         printed.seek(0)
         text = printed.read(4 * SHOWN).decode("utf-8", errors="replace")
-    return problem, text[:SHOWN]
+    return problem, "".join(c if c.isprintable() or c == "\n" else "?" for c in text[:SHOWN])
 
 
 def watch(process: subprocess.Popen, printed, limits: Limits) -> str:
@@ -232,11 +233,20 @@ def watch(process: subprocess.Popen, printed, limits: Limits) -> str:
         time.sleep(pause)
     if os.fstat(printed.fileno()).st_size > FLOOD:
         return flood
-    if process.returncode < 0:
-        with suppress(ValueError):
-            return f"crashed Python itself ({signal.Signals(-process.returncode).name})"
-        return f"crashed Python itself (signal {-process.returncode})"
-    return ""
+    return death(-process.returncode, limits) if process.returncode < 0 else ""
+
+
+def death(number: int, limits: Limits) -> str:
+    """What the signal that ended a process means."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    if name == "SIGXCPU":
+        return f"took more than {limits.seconds:g} s of processor time; is there a loop that never ends?"
+    if name == "SIGKILL":
+        return "was killed, as systems do where memory runs out; does it hoard arrays?"
+    return f"crashed Python itself ({name})"
 
 
 def end(process: subprocess.Popen):
@@ -292,7 +302,8 @@ def judge_output(exercise, trials, name, found, wanted, differences) -> Mark:
     """Hold one output against the reference in every trial, and against the differences of the first."""
     if any(array.shape != right.shape for array, right in zip(found, wanted, strict=True)):
         return Mark(name, False, None, None, diagnose(exercise, trials, name, found, wanted))
-    error = max(relative_error(array, right) for array, right in zip(found, wanted, strict=True))
+    # np.max, because Python's max would let a later nan go unseen.
+    error = float(np.max([relative_error(array, right) for array, right in zip(found, wanted, strict=True)]))
     difference_error = None
     if differences is not None:
         scale = float(np.abs(wanted[0]).max())

@@ -10,7 +10,6 @@ Imports NumPy and the standard library alone, so that it starts quickly and by i
 """
 
 import contextlib
-import functools
 import importlib
 import json
 import os
@@ -238,9 +237,9 @@ def clean(text: str) -> str:
 def main():
     """Judge the file and leave at once, so that no thread or exit handler of its own keeps the process."""
     path, folder, root = Path(sys.argv[1]), Path(sys.argv[2]).resolve(), sys.argv[3]
-    # What the answer needs is taken aside before the file can change it; json.dumps alone cannot fail then.
-    leave, write = os._exit, functools.partial((folder / "reply.json").write_text, encoding="utf-8")
-    write(json.dumps(judge(path, folder, root)))
+    # Taken aside before the file can put something else in their places.
+    leave, dumps, place = os._exit, json.dumps, folder / "reply.json"
+    place.write_text(dumps(judge(path, folder, root)), encoding="utf-8")
     with contextlib.suppress(BaseException):
         sys.stdout.flush()
     leave(0)

@@ -192,7 +192,8 @@ SLIPS = [
          "the path through the mean counts C times instead of once"),
     Slip("layer-norm", ".mean(axis=-1", ".sum(axis=-1", "dx", "you sum over the channels"),
     Slip("layer-norm", ".mean(axis=-1, keepdims=True)", ".mean()", "dx", "run over the whole array"),
-    Slip("layer-norm", "(dy * normal).sum", "(dy * (normal / inverse_deviation)).sum", "dweight", "divided by the deviation too"),
+    Slip("layer-norm", "(dy * normal).sum", "(dy * (normal / inverse_deviation)).sum", "dweight",
+         "divided by the deviation too"),
     Slip("layer-norm", "(dy * normal).sum(axis=(0, 1))", "dy * normal", "dweight", "not summed over the leading 2"),
     Slip("split-heads", "dy.transpose(1, 3, 0, 2, 4).reshape", "dy.reshape", "dqkv", "without transposing back"),
     Slip("split-heads", "1, 3, 0, 2, 4", "1, 3, 2, 0, 4", "dqkv", "query, key and value are the outer axis"),
@@ -236,6 +237,7 @@ SLIPS = [
     Slip("block", "dx = dx + dmiddle", "pass", "dx", "the shortcut around attention is missing"),
     Slip("block", "attention_backward(dmiddle,", "attention_backward(dy,", "dnorm_1.weight", "attention gets dy"),
     Slip("block", "dx = dx + dmiddle", "dx = dx + dy", "dx", "the first shortcut carries dy"),
+    Slip("block", " + d", " + 0 * d", "dx", "both shortcuts are missing"),
     Slip("block", "dmiddle + dy\n", "dmiddle\n", "dattention.output.weight", "around the feed-forward branch"),
 ]
 # fmt: on

@@ -1,0 +1,350 @@
+"""Grading in a process of its own, and the command line: full marks, hostile files, JSON, the class's summary."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exercise_answers import ANSWERS
+from test_exercises import filled_in
+
+import cli
+from exercises.catalogue import COURSE, EXERCISES
+from exercises.grade import Limits, grade
+from exercises.start import starter
+
+ROOT = Path(__file__).parents[1]
+RELU = EXERCISES["relu"]
+# Where the function that an exercise asks for stands in the project under that very name, or is put together.
+IN_LAYERS = ("relu", "linear", "embedding", "position", "cross-entropy", "gelu", "layer-norm")
+PUT_TOGETHER = {
+    "residual": "elementary", "split-heads": "heads", "merge-heads": "heads", "scores": "heads",
+    "attention": "heads", "tied-output": "whole", "block": "whole",
+}  # fmt: skip
+
+# The answer of relu_backward, or what stands above it, and the one line that it must get.
+HOSTILE = {
+    "blank": ("raise NotImplementedError('write this function')", "relu_backward is still blank"),
+    "hangs": ("while True:\n    pass", "took longer than 1.5 s"),
+    "sleeps in a child": (
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(30)'])",
+        "took longer than 1.5 s",
+    ),
+    "ignores signals and hangs": (
+        "import signal\nfor each in (signal.SIGTERM, signal.SIGINT):\n    signal.signal(each, signal.SIG_IGN)\n"
+        "while True:\n    try:\n        import time; time.sleep(9)\n    except BaseException:\n        pass",
+        "took longer than 1.5 s",
+    ),
+    "floods": ("while True:\n    print('dx' * 500)", "prints more than 100 kB"),
+    "floods and returns": ("print('dx' * 100_000)\nreturn dy", "prints more than 100 kB"),
+    "raises": ("return dy * undefined", "line 28: NameError: name 'undefined' is not defined"),
+    "raises at length": ("raise ValueError('so\\n\\x1b[31m' + 'long ' * 10**6)", "ValueError: so [31mlong long"),
+    "raises what cannot be told": (
+        "class Silent(Exception):\n    def __str__(self):\n        raise ValueError\nraise Silent",
+        "Silent, whose message cannot be read",
+    ),
+    "exits": ("import sys\nsys.exit(0)", "ends the program itself"),
+    "exits at once": ("import os\nos._exit(0)", "ended before its functions had returned"),
+    "is killed": ("import os\nos.kill(os.getpid(), 11)", "crashed Python itself (SIGSEGV)"),
+    "recurses": ("return relu_backward(dy, cache)", "calls itself without end"),
+    "asks": ("return float(input('dx? '))", "waits for input"),
+    "returns nothing": ("dx = dy * (x > 0)", "returns None where 1 array (dx) are due"),
+    "returns text": ("return 'dy'", "a str came, which is no array of numbers"),
+    "returns ragged": ("return [[1, 2], [3]]", "ValueError: setting an array element with a sequence"),
+    "returns functions": ("return np.array([relu_forward])", "no array of numbers"),
+    "returns complex numbers": ("return dy * 1j", "complex numbers came"),
+    "returns a dict": ("return {'dx': dy}", "a dict of 1 came, which is no array of numbers"),
+    "returns several": ("return dy, dy", "returns a tuple of 2 where 1 array (dx) are due"),
+    "returns not a number": ("return np.log(-np.abs(dy))", "numbers are not finite, the first nan at [0, 0, 0]"),
+    "returns the infinite": ("return np.full_like(dy, np.inf)", "not finite, the first inf"),
+    "returns nan the second time": (
+        "global np\nseen = getattr(np, 'seen', 0)\nnp.seen = 1\nreturn dy * (x > 0) + (np.nan if seen else 0)",
+        "numbers are not finite",
+    ),
+    "returns the huge": ("return np.full_like(dy, 1e308)", "the largest error is at"),
+    "returns a scalar": ("return 1.0", "shape (), wanted (2, "),
+    "returns too much": ("return np.zeros(2**21)", "far too large"),
+    "changes dy": ("dy *= x > 0\nreturn dy", "dy changed in place"),
+    "calls the answer": (
+        "from numpy_llm.layers import relu_backward as answer\nreturn answer(dy, x)",
+        "calls the project's own relu_backward, which is the answer",
+    ),
+    "spoils the reply": (
+        "import json, pathlib\njson.dumps = lambda *a: '[nonsense'\nreturn dy * (x > 0)",
+        "",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def run_cli(capsys, monkeypatch, tmp_path):
+    """A function that runs the command line in an empty folder: exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cli.py", "exercise", *map(str, arguments)])
+        code = cli.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a student's file for ReLU with an answer, and gives its path."""
+
+    def put(answer, name="relu.py", exercise=RELU, seed=0):
+        path = tmp_path / name
+        path.write_text(filled_in(exercise, seed, answer), encoding="utf-8")
+        return path
+
+    return put
+
+
+# Full marks
+
+
+@pytest.mark.parametrize("exercise", COURSE, ids=EXERCISES)
+def test_a_right_file_gets_full_marks(exercise, write):
+    """Each answer in its starter is right in a process of its own, with the project's answers withheld."""
+    result = grade(write(None, exercise=exercise, seed=5))
+    assert (result.problem, [mark for mark in result.marks if not mark.right]) == ("", [])
+    assert result.full
+    assert all(mark.error < 1e-12 for mark in result.marks)
+    differences = [mark.difference_error for mark in result.marks]
+    assert exercise.name == "adam" or max(differences) < 1e-7
+
+
+def adapted(name, module):
+    """A file's text that hands the calls to the catalogue's reference, which calls the project's functions."""
+    stem, constant = name.replace("-", "_"), name.replace("-", "_").upper()
+    return (
+        f"from exercises.{module} import {constant}\n\n\n"
+        f"def {stem}_forward(**inputs):\n    return {constant}.forward(**inputs)\n\n\n"
+        f"def {stem}_backward(dy, cache):\n"
+        f"    found = {constant}.backward(dy, cache)\n"
+        "    if any('.' in name for name in found):\n"
+        "        return found.pop('dx'), {name[1:]: value for name, value in found.items()}\n"
+        "    return tuple(found.values())\n"
+    )
+
+
+def taken(name, module):
+    """A file's text that takes the project's pair as it is."""
+    stem = name.replace("-", "_")
+    return f"from numpy_llm.{module} import {stem}_backward, {stem}_forward"
+
+
+PROJECT_ANSWERS = {
+    **{name: taken(name, "layers") for name in IN_LAYERS},
+    "softmax": taken("softmax", "attention"),
+    **{name: adapted(name, module) for name, module in PUT_TOGETHER.items()},
+    "adam": "from exercises.whole import ADAM\n\n\n"
+    "def adam(**inputs):\n    return tuple(ADAM.forward(**inputs).values())\n",
+}
+
+
+@pytest.mark.parametrize("name", PROJECT_ANSWERS)
+def test_the_projects_own_functions_get_full_marks(name, tmp_path):
+    """The reference solution of every exercise, run as a student's file would be."""
+    path = tmp_path / "reference.py"
+    path.write_text(f'EXERCISE = "{name}"\nSEED = 3\n{PROJECT_ANSWERS[name]}\n', encoding="utf-8")
+    result = grade(path, trusted=True)
+    assert result.problem == ""
+    assert [mark for mark in result.marks if not mark.right] == []
+    assert result.marks
+
+
+def test_every_exercise_has_a_reference_solution():
+    """The list above leaves none out."""
+    assert set(PROJECT_ANSWERS) == set(EXERCISES)
+
+
+# Files that hang, crash, flood or return nonsense
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_gets_one_line(kind, write, capfd):
+    """Whatever a file does, grading ends soon, says one printable line and lets nothing through to the terminal."""
+    answer, line = HOSTILE[kind]
+    began = time.monotonic()
+    result = grade(write(answer), limits=Limits(1.5 if "took longer" in line else 20))
+    assert time.monotonic() - began < 20
+    said = [result.problem] if result.problem else [mark.hint for mark in result.marks if not mark.right]
+    assert len(said) == (1 if line else 0), said
+    if line:
+        assert line in said[0]
+        assert said[0].isprintable()
+        assert len(said[0]) <= 300
+    assert capfd.readouterr() == ("", "")
+
+
+def test_memory_is_bounded(write):
+    """A file that takes memory without end is stopped, where the system can."""
+    result = grade(write("hoard = []\nwhile True:\n    hoard.append(np.ones(10**6))"), limits=Limits(10, 512))
+    assert "needs more memory" in result.problem or result.note
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "no line EXERCISE"),
+        ('EXERCISE = "relu"\n', "no line SEED"),
+        ('EXERCISE = "flight"\nSEED = 0\n', "unknown exercise 'flight'"),
+        ('EXERCISE = "relu"\nSEED = 9999999999999999999\n', "SEED must be from 0"),
+        ('EXERCISE = "relu"\nSEED = 0\ndef relu_forward(x)\n', "line 3: not Python: expected ':'"),
+        ('EXERCISE = "relu"\nSEED = 0\n', "no function relu_forward"),
+        ('EXERCISE = "relu"\nSEED = 0\nimport torchvision_of_mine\n', "line 3: ModuleNotFoundError"),
+        ('EXERCISE = "relu"\nSEED = 0\ndef relu_forward(x):\n    return x\n', "not y and a cache"),
+        ('EXERCISE = "relu"\nSEED = 0\n\0', "null bytes"),
+    ],
+)
+def test_a_file_that_is_no_exercise(tmp_path, text, line):
+    """What cannot be run is named, with its line where it has one."""
+    path = tmp_path / "file.py"
+    path.write_text(text)
+    assert line in grade(path).problem
+
+
+def test_a_changed_forward_pass_is_named(tmp_path):
+    """The forward pass was given: where y is no longer right, that is what the student hears."""
+    path = tmp_path / "relu.py"
+    path.write_text(filled_in(RELU, 0).replace("np.maximum(x, 0)", "np.maximum(x, 1)"), encoding="utf-8")
+    (mark,) = [mark for mark in grade(path).marks if not mark.right]
+    assert (mark.name, mark.hint) == ("y", "the forward pass was given and has changed; put it back")
+
+
+def test_a_size_written_as_a_number(write):
+    """Right on the shapes that the student saw and wrong on others: the hint says so."""
+    exercise = EXERCISES["cross-entropy"]
+    tokens = exercise.trials(0)[0].inputs["targets"].size
+    result = grade(write(ANSWERS["cross-entropy"].replace("/ N", f"/ {tokens}"), exercise=exercise))
+    assert "a size is written as a number" in result.marks[0].hint
+
+
+# The command line
+
+
+def test_list(run_cli):
+    """Every exercise, a line each, in order."""
+    code, out, err = run_cli("list")
+    assert (code, err) == (0, "")
+    assert [line.split()[1] for line in out.splitlines()] == list(EXERCISES)
+
+
+def test_start_overwrites_nothing(run_cli, tmp_path):
+    """The file is what `starter` makes; a second start leaves it alone and is one line of error."""
+    code, out, _ = run_cli("start", "layer-norm", "--seed", 4)
+    path = tmp_path / "layer_norm.py"
+    assert (code, out) == (0, "")
+    assert path.read_text(encoding="utf-8") == starter(EXERCISES["layer-norm"], 4)
+    path.write_text("mine")
+    code, _, err = run_cli("start", "layer-norm")
+    assert code == 1
+    assert err.startswith("error: layer_norm.py: there already")
+    assert err.count("\n") == 1
+    code, out, err = run_cli("start", "layer-norm", "--hint")
+    assert (code, err) == (0, "")
+    assert out.startswith("1. Begin at the end")
+    assert path.read_text() == "mine"
+    assert run_cli("start", "relu", "--out", "mine.py", "--hint")[0] == 0
+    assert (tmp_path / "mine.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        ("start flight", 2, "unknown exercise 'flight'; choose one of relu"),
+        ("start relu --seed -1", 2, "--seed must be from 0"),
+        ("start relu --out no/relu.py", 1, "cannot be written (No such file or directory)"),
+        ("grade missing.py", 1, "missing.py: cannot be read (no such file)"),
+        ("grade .", 1, "cannot be read"),
+        ("grade missing.py --time-limit 0", 2, "--time-limit must be above 0"),
+        ("grade missing.py --time-limit nan", 2, "--time-limit must be above 0"),
+        ("grade missing.py --memory-limit 1", 2, "--memory-limit must be from 256"),
+        ("grade missing.py --seed -3", 2, "--seed must be from 0"),
+        ("grade", 2, "Missing argument"),
+    ],
+)
+def test_a_wrong_use_is_one_line(run_cli, tmp_path, arguments, code, line):
+    """Exit code and message of each mistake at the command line; nothing is left behind."""
+    found, out, err = run_cli(*arguments.split())
+    assert (found, out) == (code, "")
+    assert line in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class(run_cli, write):
+    """Several files: a block for each, a summary with the commonest hints; the same as JSON; exit code 1."""
+    write("return dy * (x > 0)", "anna.py")
+    write("return dy * (dy > 0)", "ben.py", seed=2)
+    write("print('here')\nreturn dy * (dy > 0)", "cleo.py", seed=3)
+    write("raise NotImplementedError('write this function')", "dan.py")
+    names = [f"{name}.py" for name in ("anna", "ben", "cleo", "dan")]
+    code, out, err = run_cli("grade", *names)
+    assert (code, err) == (1, "")
+    assert "anna.py: relu, seed 0: 1 of 1 right\n  dx  right  error" in out
+    assert "ben.py: relu, seed 2: 0 of 1 right\n  dx  wrong  right shape; you let dy through" in out
+    assert "dan.py: relu, seed 0: relu_backward is still blank\n" in out
+    assert "1 of 4 files have everything right\n  relu: 1 of 4\n    2 x dx: right shape; you let dy" in out
+
+    code, out, err = run_cli("grade", *names, "--json", "--seed", 9)
+    assert (code, err) == (1, "")
+    found = json.loads(out)
+    assert [each["file"] for each in found["files"]] == names
+    assert [each["full"] for each in found["files"]] == [True, False, False, False]
+    assert {each["seed"] for each in found["files"]} == {9}
+    assert found["files"][2]["printed"].split() == ["here", "here"]
+    assert found["files"][0]["outputs"][0]["error"] == 0
+    assert found["summary"]["relu"]["files"] == 4
+    assert found["summary"]["relu"]["hints"][0]["files"] == 2
+
+
+def test_one_right_file(run_cli, write):
+    """All right is exit code 0, and what the file printed goes to stderr."""
+    write("print('x has shape', x.shape)\nreturn dy * (x > 0)")
+    code, out, err = run_cli("grade", "relu.py")
+    assert code == 0
+    assert "1 of 1 right" in out
+    assert err.startswith("it printed: x has shape (2")
+
+
+def test_a_file_that_is_missing_among_others(run_cli, write):
+    """A name that is no file is the grader's mistake, told before any file is run."""
+    write("return dy * (x > 0)")
+    code, out, err = run_cli("grade", "relu.py", "nobody.py")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: nobody.py: cannot be read (no such file)")
+
+
+def test_what_a_file_prints_cannot_steer_the_terminal(write):
+    """Control characters are taken out of what is shown."""
+    assert grade(write("print('\\x1b[2Jdone')\nreturn dy * (x > 0)")).printed.startswith("?[2Jdone")
+
+
+def test_grading_needs_no_pytorch():
+    """The exercises stand on NumPy, the contract and the reference alone."""
+    program = "import sys, exercises.report; print(*{name.partition('.')[0] for name in sys.modules})"
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "torch_llm", "harness", "tiktoken"} & set(result.stdout.split())
+
+
+def test_the_reference_is_not_sent(monkeypatch, write):
+    """What the process gets holds arguments alone; no right gradient is among them."""
+    sent = {}
+
+    def look(path, folder, limits):
+        with np.load(folder / "request.npz") as file:
+            sent.update(file)
+        return "looked", ""
+
+    monkeypatch.setattr("exercises.grade.run_file", look)
+    grade(write(None, exercise=EXERCISES["layer-norm"]))
+    assert {name.partition("/")[2] for name in sent} == {"x", "weight", "bias", "dy"}
