@@ -7,6 +7,7 @@ import numpy as np
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
+from contract.trace import Trace
 
 BACKENDS = ("numpy", "torch")
 
@@ -31,6 +32,9 @@ class Backend(Protocol):
         step: counted from 0, the key of the dropout masks
         accumulate: how many micro-batches to cut the batch into; the result is the same for each
         """
+
+    def trace(self, tokens: np.ndarray, targets: np.ndarray, *, step: int) -> Trace:
+        """Every tensor of a pass over a batch and its gradient, with the dropout of that step."""
 
     def clip(self, max_norm: float | None) -> float:
         """Scale the gradients down to `max_norm` (None: leave them). returns: their norm before"""

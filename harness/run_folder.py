@@ -15,9 +15,13 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filelock import FileLock, Timeout
+
 from contract.errors import UserError
 from data.tokenizers import replacing
 from harness.checkpoint import checkpoint_exists, remove_checkpoint
+
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -33,6 +37,31 @@ class RunFolder:
         self.tokens = path / "tokens.bin"
         self.metrics = path / "metrics.jsonl"
         self.plot = path / "loss.png"
+
+    @property
+    def resumable(self) -> Path:
+        """The checkpoint to go on from: the latest, or the best where a crash came before the first latest."""
+        return (
+            self.best if checkpoint_exists(self.best) and not checkpoint_exists(self.latest) else self.latest
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing to this run; the system unlocks it if this process dies.
+
+        Raises UserError where another process has it.
+        """
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.path} is in use: another process trains there; wait for it, or choose another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def holds_a_run(self) -> bool:
         """Whether a run was started here."""
@@ -65,10 +94,11 @@ def new_run(path: Path, *, overwrite: bool) -> Iterator[RunFolder]:
     there = next(place for place in (*path.parents, path) if place.exists())
     with TemporaryDirectory(prefix=f".{path.name}.", dir=there) as staging:
         yield RunFolder(Path(staging))
-        run.clear()
         path.mkdir(parents=True, exist_ok=True)
-        for file in Path(staging).iterdir():
-            file.replace(path / file.name)
+        with run.locked():
+            run.clear()
+            for file in Path(staging).iterdir():
+                file.replace(path / file.name)
 
 
 def unused_folder(path: Path) -> Path:

@@ -89,12 +89,14 @@ class Progress(NamedTuple):
 
     step: steps done; loss: of this step's batch, nats per token; seconds: that the step took
     validation_loss: where the step was followed by an evaluation, else None
+    spike: whether the loss lies far above those of the steps before
     """
 
     step: int
     loss: float
     seconds: float
     validation_loss: float | None
+    spike: bool
 
 
 class Outcome(NamedTuple):
@@ -109,6 +111,28 @@ class Outcome(NamedTuple):
     finished: bool
     validation: Evaluation | None
     seconds: float
+
+
+class Spikes:
+    """Tells a loss that lies far above those before it, which a short-lived instability leaves behind.
+
+    Far is six times the usual distance from the running mean, and at least 0.1 nats; both are exponential means
+    over some 50 steps, and the first 50 are not judged.
+    """
+
+    def __init__(self):
+        self._mean, self._distance, self._seen = 0.0, 0.0, 0
+
+    def see(self, loss: float) -> bool:
+        """Take the next loss. returns: whether it is a spike, which then does not count for the next ones"""
+        above = loss - self._mean
+        if self._seen >= 50 and above > max(6 * self._distance, 0.1):
+            return True
+        self._seen += 1
+        share = max(0.02, 1 / self._seen)  # a plain mean at first
+        self._distance += share * (abs(above) - self._distance) if self._seen > 1 else 0.0
+        self._mean += share * above
+        return False
 
 
 class Trainer:
@@ -140,6 +164,7 @@ class Trainer:
         self.step = 0
         self.validation_loss: float | None = None
         self.best_loss: float | None = None
+        self._spikes = Spikes()
 
     @property
     def epochs(self) -> float:
@@ -170,10 +195,10 @@ class Trainer:
         Raises UserError where a loss or a gradient stops being finite; the last checkpoint stays.
         """
         settings, started = self.settings, perf_counter()
-        with MetricsLog(self.run.metrics, after_step=self.step) as metrics:
+        with self.run.locked(), MetricsLog(self.run.metrics, after_step=self.step) as metrics:
             while self.step < settings.steps:
                 step_started = perf_counter()
-                loss = self._train_step(metrics)
+                loss, spike = self._train_step(metrics)
                 seconds = perf_counter() - step_started
                 stop = self.interrupted()
                 evaluation = None
@@ -182,14 +207,14 @@ class Trainer:
                 if stop or evaluation:
                     metrics.flush()
                     save_checkpoint(self.run.latest, self._checkpoint())
-                self.report(Progress(self.step, loss, seconds, evaluation and evaluation.loss))
+                self.report(Progress(self.step, loss, seconds, evaluation and evaluation.loss, spike))
                 if stop:
                     break
         plot_metrics(self.run.metrics, self.run.plot)
         finished = self.step == settings.steps
         return Outcome(self.step, finished, evaluation if finished else None, perf_counter() - started)
 
-    def _train_step(self, metrics: MetricsLog) -> float:
+    def _train_step(self, metrics: MetricsLog) -> tuple[float, bool]:
         settings = self.settings
         rate = learning_rate(
             self.step,
@@ -205,15 +230,31 @@ class Trainer:
         with np.errstate(all="ignore"):  # the next lines say so when the norm is no longer finite
             norm = self.backend.clip(settings.clip)
         if not isfinite(loss) or not isfinite(norm):
+            place = self._first_not_finite(tokens, targets)
             raise UserError(
                 f"step {self.step + 1}: the loss is {loss:.4g} and the gradient norm {norm:.4g}, no longer "
-                "finite; the last checkpoint is kept; try a lower --learning-rate or more --warmup-steps"
+                f"finite{place and f', first in {place}'}; the last checkpoint is kept; try a lower --learning-rate "
+                "or more --warmup-steps"
             )
         with np.errstate(all="ignore"):  # and the next step, or an evaluation, when the weights are not
             self.backend.update(rate)
         self.step += 1
-        metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm)
-        return loss
+        spike = self._spikes.see(loss)
+        marks = {"spike": True} if spike else {}
+        metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm, **marks)
+        return loss, spike
+
+    def _first_not_finite(self, tokens, targets) -> str:
+        """The first tensor in dataflow order, forward and then backward, that is not finite, or ""."""
+        try:
+            trace = self.backend.trace(tokens, targets, step=self.step)
+        except MemoryError:  # a trace keeps every tensor
+            return ""
+        named = [
+            *trace.activations.items(),
+            *((f"the gradient of {n}", g) for n, g in trace.gradients.items()),
+        ]
+        return next((name for name, value in named if not np.isfinite(value).all()), "")
 
     def _evaluate(self, metrics: MetricsLog) -> Evaluation:
         """Evaluate, quickly or at the end wholly, and keep the checkpoint if it is the best so far."""

@@ -94,10 +94,10 @@ MISTAKES = [
     (f"{TRAIN} --d-model nan", 2, "Invalid value for '--d-model'"),
     (f"{TRAIN} --n-head 1000000000000", 2, "d_model 16 does not divide into n_head 1000000000000"),
     # more than any machine has
-    (f"{TRAIN} --n-layer 100000000000", 1, "GB of memory, and this machine has"),
-    (f"{TRAIN} --d-model 1000000000000", 1, "GB of memory, and this machine has"),
-    (f"{TRAIN} --d-ff 1000000000000", 1, "GB of memory, and this machine has"),
-    (f"{TRAIN} --batch-size 1000000000000", 1, "choose a smaller model or --batch-size"),
+    (f"{TRAIN} --n-layer 100000000000", 1, "GB of memory to train, and this machine has"),
+    (f"{TRAIN} --d-model 1000000000000", 1, "GB of memory to train, and this machine has"),
+    (f"{TRAIN} --d-ff 1000000000000", 1, "GB of memory to train, and this machine has"),
+    (f"{TRAIN} --batch-size 1000000000000", 1, "choose a smaller --batch-size"),
     (f"{TRAIN} --context-length 1000000000000", 1, "one context takes 1,000,000,000,001"),
     (f"{TRAIN} --steps 99999999999999999999", 2, "steps must be below 2^63"),
     (f"train --text text.txt --out new --epochs 1e300 {SMALL}", 2, "steps must be below 2^63"),
@@ -160,14 +160,18 @@ MISTAKES = [
     ("train --resume --out run --steps 9 --backend jax", 2, "unknown backend 'jax'"),
     ("train --resume --out run --overwrite", 2, "--overwrite does not go with --resume"),
     ("train --resume --out run --epochs 2", 2, "--epochs does not go with --resume"),
-    ("train --resume --out run --seed 0", 2, "--seed does not go with --resume"),
+    ("train --resume --out run --seed 1", 2, "--seed 1 would change the run in run, which has 0"),
     ("train --resume --out run --text text.txt", 2, "--text does not go with --resume"),
     ("train --resume --out folder", 1, "no checkpoint at folder"),
     ("train --resume --out truncated --steps 9", 1, "model.safetensors does not match its hash"),
     ("train --resume --out future --steps 9", 1, "version 99"),
     ("train --resume --out tokenless --steps 9", 1, "tokens.bin is missing"),
-    ("train --resume --out run --learning-rate 1", 2, "--learning-rate does not go with --resume"),
-    ("train --resume --out run --n-layer 2", 2, "--n-layer does not go with --resume"),
+    (
+        "train --resume --out run --learning-rate 1",
+        2,
+        "--learning-rate 1.0 would change the run in run, which has 0.003",
+    ),
+    ("train --resume --out run --n-layer 2", 2, "--n-layer 2 would change the run in run, which has 1"),
     ("generate nowhere", 1, "no run at nowhere"),
     ("generate folder", 1, "no run at folder: found an empty folder"),
     ("generate truncated", 1, "model.safetensors does not match its hash"),
@@ -418,7 +422,7 @@ def test_a_smaller_machine_refuses_more(fail, monkeypatch):
     monkeypatch.setattr("harness.runs.physical_memory", lambda: 10**7)
     code, err = fail(*TRAIN.split())
     assert code == 1
-    assert "and this machine has 0 GB" in err
+    assert "and this machine has 0.0 GB" in err
 
 
 def test_ranks_are_replaced_where_nothing_is_lost(place, tmp_path, monkeypatch):

@@ -181,7 +181,9 @@ def test_each_step_is_reported(start):
     log = rows(trainer.run)
     validation = {row["step"]: row["validation_loss"] for row in log if "validation_loss" in row}
     assert [report._replace(seconds=0) for report in reports] == [
-        Progress(row["step"], row["loss"], 0, validation.get(row["step"])) for row in log if "loss" in row
+        Progress(row["step"], row["loss"], 0, validation.get(row["step"]), False)
+        for row in log
+        if "loss" in row
     ]
     assert all(report.seconds > 0 for report in reports)
 
@@ -333,10 +335,10 @@ def test_more_steps_on_resume(start):
     with pytest.raises(UserError, match="has done all its 20 steps; name more with --steps"):
         resume_run(trainer.run.path)
     with pytest.raises(UserError, match="has done all its 19 steps"):
-        resume_run(trainer.run.path, steps=19)
+        resume_run(trainer.run.path, training={"steps": 19})
     with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
-        resume_run(trainer.run.path, steps=0)
-    more = resume_run(trainer.run.path, steps=23)
+        resume_run(trainer.run.path, training={"steps": 0})
+    more = resume_run(trainer.run.path, training={"steps": 23})
     assert more.settings.steps == 23
     outcome = more.train()
     assert (outcome.step, outcome.finished) == (23, True)
