@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import tiktoken
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from contract.config import ModelConfig
@@ -62,21 +63,26 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint):
     """Write `checkpoint` to `folder`, in place of the checkpoint that stands there.
 
-    Raises OSError where the disk is full or the place cannot be written; the earlier checkpoint stays.
+    Raises UserError where the disk is full or the place cannot be written; the earlier checkpoint stays.
     """
     fresh, old = _beside(folder, "new"), _beside(folder, "old")
-    _settle(folder)
-    fresh.mkdir(parents=True)
     try:
+        _settle(folder)
+        fresh.mkdir(parents=True)
         _write_files(fresh, checkpoint)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    _flush_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        _flush_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        _settle(folder)
+        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].partition(" (os error")[0]
+        kept = "; the one before is kept" if checkpoint_exists(folder) else ""
+        raise UserError(
+            f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({reason}){kept}; see to room and "
+            "write access there, and go on with --resume, or start again where no checkpoint was written yet"
+        ) from error
 
 
 def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint:

@@ -181,5 +181,5 @@ def plot_metrics(metrics: Path, image: Path):
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(image.with_suffix(".new.png"))
-    image.with_suffix(".new.png").replace(image)
+    with replacing(image) as file:
+        figure.savefig(file, format="png")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
+from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
@@ -206,7 +207,7 @@ class Trainer:
                     evaluation = self._evaluate(metrics)
                 if stop or evaluation:
                     metrics.flush()
-                    save_checkpoint(self.run.latest, self._checkpoint())
+                    self._save(self.run.latest)
                 self.report(Progress(self.step, loss, seconds, evaluation and evaluation.loss, spike))
                 if stop:
                     break
@@ -270,8 +271,15 @@ class Trainer:
         metrics.write(step=self.step, validation_loss=self.validation_loss)
         if self.best_loss is None or self.validation_loss < self.best_loss:
             self.best_loss = self.validation_loss
-            save_checkpoint(self.run.best, self._checkpoint())
+            self._save(self.run.best)
         return evaluation
+
+    def _save(self, place: Path):
+        if not self.run.path.is_dir():  # a checkpoint alone, without the run's tokens, would be no use
+            raise UserError(
+                f"{self.run.path} has vanished while the run was training; its checkpoints went with it"
+            )
+        save_checkpoint(place, self._checkpoint())
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(

@@ -349,7 +349,9 @@ def test_a_failing_save_leaves_no_trace(make, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        UserError, match=r"step 2 cannot be written \(No space left on device\); the one before is"
+    ):
         save_checkpoint(folder, make(2))
     assert load_checkpoint(folder).step == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["latest"]

@@ -223,11 +223,11 @@ def test_a_plot_cut_short_replaces_nothing(tmp_path, monkeypatch):
         log.write(step=1, loss=2.0)
     (tmp_path / "loss.png").write_bytes(b"earlier")
 
-    def full(figure, path):
-        Path(path).write_bytes(b"half")
+    def full(figure, file, **options):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes() == b"earlier"
