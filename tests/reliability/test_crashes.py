@@ -17,12 +17,12 @@ from harness.checkpoint import checkpoint_exists, load_checkpoint
 from harness.run_folder import RunFolder
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals between processes")
-STEPS = 4000
+STEPS = 900
 
 
 def straight(folder: Path, text: Path) -> RunFolder:
-    """A run that nothing disturbs; a checkpoint every 20 steps, so that death often meets the writing of one."""
-    flags = ("--steps", STEPS, "--eval-interval", 20, "--dropout", 0.1, "--accumulate", 2)
+    """A run that nothing disturbs; a checkpoint every 3 steps, so that death often meets the writing of one."""
+    flags = ("--steps", STEPS, "--eval-interval", 3, "--d-model", 96, "--dropout", 0.1, "--accumulate", 2)
     result = run("train", "--text", text, "--out", folder, *SMALL, *flags)
     assert result.returncode == 0, result.stderr
     return RunFolder(folder)
@@ -44,7 +44,7 @@ def test_killed_at_random(tmp_path, text, kills, figure):
     """Killed again and again at random moments, a run keeps a complete checkpoint and ends as if undisturbed."""
     wanted, found = straight(tmp_path / "straight", text), RunFolder(tmp_path / "killed")
     draws, survived, in_writing, first = random.Random(7), 0, 0, True
-    flags = ("--steps", STEPS, "--eval-interval", 20, "--dropout", 0.1, "--accumulate", 2)
+    flags = ("--steps", STEPS, "--eval-interval", 3, "--d-model", 96, "--dropout", 0.1, "--accumulate", 2)
     while survived < kills:
         if first:
             arguments = ("train", "--text", text, "--out", found.path, "--overwrite", *SMALL, *flags)
