@@ -1,7 +1,7 @@
 """Starting a training run, going on with one, and opening what it made."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import ceil, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,8 +14,15 @@ from contract.errors import ConfigError, UserError
 from data.batches import windows_per_epoch
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, preprocess_sentences
 from data.tokenizers import identity, is_bytewise, load_ranks, open_tokenizer, save_ranks
-from harness.backend import Backend, available_processors, backend_class, open_backend, physical_memory
-from harness.checkpoint import Checkpoint, load_checkpoint
+from harness.backend import (
+    Backend,
+    available_processors,
+    backend_class,
+    check_threads,
+    open_backend,
+    physical_memory,
+)
+from harness.checkpoint import Checkpoint, checkpoint_exists, load_checkpoint
 from harness.run_folder import RunFolder, find_checkpoint, new_run
 from harness.trainer import Trainer, TrainingSettings
 
@@ -106,7 +113,8 @@ def start_run(
     base = None if start is None else load_checkpoint(find_checkpoint(start))
     if base and tokenizer is not None:
         raise ConfigError(f"--tokenizer does not go with --from: {start} has the tokenizer it was made with")
-    with new_run(out, overwrite=overwrite) as staged:
+    run = RunFolder(out)
+    with new_run(run, overwrite=overwrite) as staged:
         if text.suffix == ".bin":
             if tokenizer is not None:
                 raise ConfigError(
@@ -138,7 +146,6 @@ def start_run(
         opened = open_training_backend(backend, device, config, settings, threads, base and base.weights)
         del corpus  # a mapped file cannot be moved on Windows
     record = {"source": text.name, "tokens": tokens and str(tokens)} | ({"from": start.name} if start else {})
-    run = RunFolder(out)
     return Trainer(opened, settings, run, open_tokens(tokens or run.tokens), encoding, record=record)
 
 
@@ -159,18 +166,28 @@ def resume_run(
     Raises UserError where there is nothing to go on with, ConfigError naming a setting that would change the run.
     """
     run = RunFolder(out)
+    with ExitStack() as undo:
+        if checkpoint_exists(run.resumable):  # else the next line but one says what is missing
+            run.lock()  # before reading: another process may be writing
+            undo.callback(run.unlock)
+        trainer = _resumed(run, training or {}, overrides or {}, backend, device, threads)
+        undo.pop_all()  # the trainer unlocks it when it has trained
+    return trainer
+
+
+def _resumed(run: RunFolder, training: dict, overrides: dict, backend, device, threads) -> Trainer:
     checkpoint = load_checkpoint(run.resumable, with_optimizer=True)
     kept = checkpoint.training | checkpoint.config.to_dict()
-    for name, value in ((training or {}) | (overrides or {})).items():
+    for name, value in (training | overrides).items():
         if name not in CHANGEABLE and value != kept[name]:
             raise ConfigError(
-                f"--{name.replace('_', '-')} {value} would change the run in {out}, which has {kept[name]}; leave "
-                "it out, or start a run of its own with --from"
+                f"--{name.replace('_', '-')} {value} would change the run in {run.path}, which has {kept[name]}; "
+                "leave it out, or start a run of its own with --from"
             )
-    settings = TrainingSettings.from_dict(checkpoint.training | (training or {}))
+    settings = TrainingSettings.from_dict(checkpoint.training | training)
     if checkpoint.step >= settings.steps:
         raise UserError(
-            f"{out} has done all its {settings.steps} steps; name more with --steps to train further"
+            f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
         )
     opened = open_training_backend(backend, device, checkpoint.config, settings, threads, checkpoint.weights)
     record = {
@@ -186,6 +203,7 @@ def open_training_backend(
     backend, device, config, settings: TrainingSettings, threads, weights=None
 ) -> Backend:
     """The backend that `settings` ask for; it takes `weights` over."""
+    check_threads(threads)
     _check_memory(backend, config, settings, threads)
     return open_backend(
         backend,

@@ -17,8 +17,11 @@ from harness.evaluation import Evaluation, evaluate
 from harness.run_folder import MetricsLog, RunFolder, plot_metrics
 from harness.schedule import learning_rate
 
-# Windows looked at by the evaluations during training; the last evaluation sees the whole held-out split.
+# Windows looked at by the evaluations during training.
 QUICK_EVALUATION_WINDOWS = 256
+# The last evaluation sees the whole held-out split, of a large corpus so many tokens, evenly spread: a tenth of a
+# gigabyte would take longer than the training.
+LAST_EVALUATION_TOKENS = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,7 @@ class Outcome(NamedTuple):
     """How training ended.
 
     step: steps done; finished: False where it was interrupted
-    validation: over the whole held-out split; None where training was interrupted
+    validation: over the held-out split, see `LAST_EVALUATION_TOKENS`; None where training was interrupted
     seconds: that this part of the training took, evaluations and checkpoints included
     """
 
@@ -117,22 +120,22 @@ class Outcome(NamedTuple):
 class Spikes:
     """Tells a loss that lies far above those before it, which a short-lived instability leaves behind.
 
-    Far is six times the usual distance from the running mean, and at least 0.1 nats; both are exponential means
-    over some 50 steps, and the first 50 are not judged.
+    Far is six times the usual step from one loss to the next, and at least 0.1 nats, above a running mean of
+    some 10 steps, which follows a falling loss closely. The first 50 losses are not judged.
     """
 
     def __init__(self):
-        self._mean, self._distance, self._seen = 0.0, 0.0, 0
+        self._mean, self._jump, self._last, self._seen = 0.0, 0.0, 0.0, 0
 
     def see(self, loss: float) -> bool:
         """Take the next loss. returns: whether it is a spike, which then does not count for the next ones"""
-        above = loss - self._mean
-        if self._seen >= 50 and above > max(6 * self._distance, 0.1):
+        if self._seen >= 50 and loss > self._mean + max(6 * self._jump, 0.1):
             return True
+        if self._seen:
+            self._jump += max(0.02, 1 / self._seen) * (abs(loss - self._last) - self._jump)
         self._seen += 1
-        share = max(0.02, 1 / self._seen)  # a plain mean at first
-        self._distance += share * (abs(above) - self._distance) if self._seen > 1 else 0.0
-        self._mean += share * above
+        self._mean += max(0.1, 1 / self._seen) * (loss - self._mean)
+        self._last = loss
         return False
 
 
@@ -195,8 +198,15 @@ class Trainer:
 
         Raises UserError where a loss or a gradient stops being finite; the last checkpoint stays.
         """
+        self.run.lock()  # again, where starting or resuming has locked it
+        try:
+            return self._train()
+        finally:
+            self.run.unlock()
+
+    def _train(self) -> Outcome:
         settings, started = self.settings, perf_counter()
-        with self.run.locked(), MetricsLog(self.run.metrics, after_step=self.step) as metrics:
+        with MetricsLog(self.run.metrics, after_step=self.step) as metrics:
             while self.step < settings.steps:
                 step_started = perf_counter()
                 loss, spike = self._train_step(metrics)
@@ -261,6 +271,8 @@ class Trainer:
         """Evaluate, quickly or at the end wholly, and keep the checkpoint if it is the best so far."""
         whole = self.step == self.settings.steps
         windows = None if whole else QUICK_EVALUATION_WINDOWS
+        if whole and len(self.validation) > LAST_EVALUATION_TOKENS:
+            windows = max(1, LAST_EVALUATION_TOKENS // self.windows.context_length)
         evaluation = evaluate(self.backend, self.validation, self.settings.batch_size, max_windows=windows)
         if not isfinite(evaluation.loss):
             raise UserError(
