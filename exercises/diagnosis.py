@@ -1,9 +1,9 @@
 """From the numbers of a wrong output to a teacher's hint.
 
 Explanations are tried from the particular to the general: a mistake that people are known to make in this
-exercise, a simple relation to the right answer, a term of the gradient that is missing or miscounted, a pattern
-of the error; and where nothing fits, the place of the largest error. An explanation counts only where it fits
-all trials to rounding.
+exercise, another output in its place, a simple relation to the right answer, a term of the gradient that is
+missing or miscounted, a pattern of the error; and where nothing fits, the place of the largest error. An
+explanation counts only where it fits all trials to rounding.
 """
 
 from itertools import combinations
@@ -11,7 +11,7 @@ from math import sqrt
 
 import numpy as np
 
-from exercises.exercise import Exercise, Trial
+from exercises.exercise import Exercise, Outputs, Trial, float_tensors
 
 FITS = 1e-9  # an explanation fits where nothing is left but this share of the largest magnitude
 FLOAT32 = 1e-5  # errors of this size are those of float32
@@ -29,32 +29,40 @@ def diagnose(
     trials: list[Trial],
     output: str,
     found: list[np.ndarray],
-    wanted: list[np.ndarray],
+    solutions: list[Outputs],
+    earlier: str = "",
 ) -> str:
     """The hint for one wrong output.
 
-    found, wanted: float64 arrays of that output, one a trial
+    found: float64 arrays of that output, one a trial
+    solutions: all right outputs, one dict a trial
+    earlier: an output that is wrong too and that this one is computed from or after; "" where there is none
     returns: a line without a full stop
     """
-    if hint := _shape_hint(found, wanted, trials) or _not_finite(found):
-        return hint
-    if relative_error(found[0], wanted[0]) <= FITS:
+    wanted = [solution[output] for solution in solutions]
+    if _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
         return "right on your instance, wrong on one of other sizes: a size is written as a number"
+    if hint := _known_mistake(exercise, trials, output, found):
+        return f"right shape; {hint}"
+    if hint := _other_output(solutions, output, found) or _shape_hint(found, wanted) or _not_finite(found):
+        return hint
     for explain in (
-        lambda: _known_mistake(exercise, trials, output, found, wanted),
         lambda: _simple_relation(trials, found, wanted),
+        lambda: _factor(trials, solutions, found, wanted),
         lambda: _terms(exercise, trials, output, found, wanted),
         lambda: _moved(found, wanted),
     ):
         if hint := explain():
             return f"right shape; {hint}"
+    if earlier:
+        return f"right shape; {earlier} comes before it and is wrong too: mend that first"
     return f"right shape; {_pattern(found[0] - wanted[0], wanted[0])}{_worst_place(found[0], wanted[0])}"
 
 
 # Shapes
 
 
-def _shape_hint(found, wanted, trials) -> str:
+def _shape_hint(found, wanted) -> str:
     for array, right in zip(found, wanted, strict=True):
         if array.shape != right.shape:
             shapes = f"shape {array.shape}, wanted {right.shape}"
@@ -106,11 +114,18 @@ def _fits(candidates, found) -> bool:
     )
 
 
-def _known_mistake(exercise, trials, output, found, wanted) -> str:
+def _known_mistake(exercise, trials, output, found) -> str:
     for mistake in exercise.mistakes:
         changed = [mistake.wrong(trial) for trial in trials]
         if output in changed[0] and _fits([each[output] for each in changed], found):
             return mistake.hint
+    return ""
+
+
+def _other_output(solutions, output, found) -> str:
+    for name in solutions[0]:
+        if name != output and _fits([solution[name] for solution in solutions], found):
+            return f"this is {name}, not {output}: see which stands where in what you return"
     return ""
 
 
@@ -127,9 +142,17 @@ def _simple_relation(trials, found, wanted) -> str:
         name = _expression(factors, trials)
         sign = "the sign is wrong and it is" if factors[0] < 0 else "it is"
         note = ": a mean and a sum are mixed up" if name.removeprefix("1/").strip("()") in SUMMED else ""
+        if not name and not np.allclose(factors, factors[0]):
+            name, note = (
+                " and ".join(f"{abs(factor):.4g}" for factor in factors),
+                ": a wrong size, or one as a number",
+            )
         return (
             f"{sign} off by a constant factor of {name or f'{abs(factors[0]):.6g}'}{note}; all else is right"
         )
+    offsets = [float((array - right).flat[0]) for array, right in zip(found, wanted, strict=True)]
+    if np.allclose(offsets, offsets[0]) and _fits(wanted, [array - offsets[0] for array in found]):
+        return f"every number is off by {offsets[0]:.6g}, all else is right: does the sum start from 0?"
     if all(relative_error(array, right) < FLOAT32 for array, right in zip(found, wanted, strict=True)):
         return (
             f"right to {relative_error(found[0], wanted[0]):.0e}, the digits of float32: keep everything in float64 "
@@ -137,6 +160,23 @@ def _simple_relation(trials, found, wanted) -> str:
         )
     if _square(found, wanted) and _fits([right.T for right in wanted], found):
         return "transposed, all else is right"
+    return ""
+
+
+def _factor(trials, solutions, found, wanted) -> str:
+    """Which tensor of the forward pass is a factor too few or too many, element by element."""
+    tensors = []
+    for trial, solution in zip(trials, solutions, strict=True):
+        passed = {"y": solution.get("y"), "dy": trial.dy}
+        tensors.append(float_tensors(trial.inputs | passed))
+    for name, tensor in tensors[0].items():
+        if tensor.ndim == 0 or tensor.shape != wanted[0].shape[wanted[0].ndim - tensor.ndim :]:
+            continue
+        factors = [each[name] for each in tensors]
+        if _fits([right * factor for right, factor in zip(wanted, factors, strict=True)], found):
+            return f"a factor {name} is too much, all else is right"
+        if _fits(wanted, [array * factor for array, factor in zip(found, factors, strict=True)]):
+            return f"a factor {name} is missing, all else is right"
     return ""
 
 
@@ -150,7 +190,7 @@ def _expression(factors: list[float], trials: list[Trial]) -> str:
         if np.allclose(np.abs(factors), values, rtol=1e-7, atol=0):
             return name
         if np.allclose(np.abs(factors), 1 / np.array(values), rtol=1e-7, atol=0):
-            return f"1/({name})" if "·" in name else f"1/{name}"
+            return f"1/({name})" if "·" in name or "/" in name else f"1/{name}"
     return ""
 
 
@@ -168,7 +208,13 @@ def _expressions(trials) -> dict[str, list[float]]:
         values = letters | numbers
         found[f"{first}·{second}"] = [a * b for a, b in zip(values[first], values[second], strict=True)]
     roots = {f"√{letter}": [sqrt(value) for value in values] for letter, values in letters.items()}
-    return found | roots
+    ratios = {
+        f"{first}/{second}": [a / b for a, b in zip(found[first], found[second], strict=True)]
+        for first in ("B·T", *letters)
+        for second in letters
+        if second not in first
+    }
+    return found | roots | ratios
 
 
 def _terms(exercise, trials, output, found, wanted) -> str:
@@ -209,12 +255,16 @@ def _count(counts: list[float], trials: list[Trial]) -> str:
 
 
 def _moved(found, wanted) -> str:
+    for axis in range(wanted[0].ndim):
+        for places in (1, -1):
+            if _fits([np.roll(right, places, axis) for right in wanted], found):
+                return f"the right numbers, but shifted by {places} along axis {axis}"
     same = all(
         np.allclose(np.sort(array, axis=None), np.sort(right, axis=None), rtol=1e-9, atol=1e-12)
         for array, right in zip(found, wanted, strict=True)
     )
     return (
-        "the right numbers in the wrong places: look at the order of axes in transpose and reshape"
+        "the right numbers in the wrong places: look at indices, and at the order of axes in transpose and reshape"
         if same
         else ""
     )

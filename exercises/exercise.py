@@ -74,6 +74,11 @@ class Exercise:
         """The stem of the names of the functions in a student's file."""
         return self.name.replace("-", "_")
 
+    @property
+    def chained(self) -> bool:
+        """Whether each output is computed from, or after, those behind it: a wrong one spoils the ones before it."""
+        return self.name in ("adam", "attention", "block")
+
     def trials(self, seed: int) -> list[Trial]:
         """The two trials of the instance that `seed` draws. Raises ConfigError for an impossible seed."""
         if not 0 <= seed < 2**63:

@@ -23,6 +23,7 @@ from contract.errors import ConfigError, UserError
 from exercises.catalogue import EXERCISES, find_exercise
 from exercises.diagnosis import diagnose, relative_error
 from exercises.exercise import Exercise, Trial, finite_differences
+from exercises.runner import clean
 
 ROOT = Path(__file__).parents[1]
 RUNNER = Path(__file__).with_name("runner.py")
@@ -64,6 +65,23 @@ class Mark(NamedTuple):
     error: float | None
     difference_error: float | None
     hint: str
+
+
+class Reply(NamedTuple):
+    """What the runner sends back.
+
+    problem: why the functions did not return, or ""
+    memory_bounded: whether the limit on memory held
+    trials: for each, output -> why there is no array of it
+    changed: the arguments that were changed in place
+    arrays: "trial's place/output" -> float64 array
+    """
+
+    problem: str
+    memory_bounded: bool
+    trials: list[dict[str, str]]
+    changed: list[str]
+    arrays: dict[str, np.ndarray]
 
 
 DEFAULT_LIMITS = Limits()
@@ -119,17 +137,22 @@ def grade(
     with tempfile.TemporaryDirectory(prefix="exercise-", ignore_cleanup_errors=True) as folder:
         write_request(Path(folder), exercise, trials, limits, trusted)
         result.problem, result.printed = run_file(path.resolve(), Path(folder), limits)
-        reply, arrays = read_reply(Path(folder))
-    if not result.problem and reply is None:
-        result.problem = "ended before its functions had returned: take exit and the like out of it"
+        if not result.problem:
+            try:
+                reply = read_reply(Path(folder))
+            except Exception:  # a missing or spoilt reply: a student's file may have written anything there
+                result.problem = (
+                    "gives no answer: take out exit, and whatever puts something else in the place of Python's or "
+                    "NumPy's own functions"
+                )
     if result.problem:
         return result
-    if not reply["memory_bounded"]:
+    if not reply.memory_bounded:
         result.note = "this system does not bound memory"
-    result.problem = reply["problem"]
+    result.problem = reply.problem
     if not result.problem:
         with np.errstate(all="ignore"):  # an answer may hold any numbers
-            result.marks = judge(exercise, trials, result.seed, reply, arrays)
+            result.marks = judge(exercise, trials, result.seed, reply)
     return result
 
 
@@ -140,11 +163,13 @@ def identify(path: Path) -> tuple[str | None, int | None, str]:
     Raises UserError where the file cannot be read.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("not a file")
         if path.stat().st_size > LARGEST_FILE:
             return None, None, f"larger than {LARGEST_FILE:,} bytes; this is no exercise"
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
-        return None, None, "not UTF-8 text; this is no exercise"
+        return None, None, "not UTF-8 text; save it in that encoding"
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
         raise UserError(
@@ -185,7 +210,7 @@ def write_request(folder: Path, exercise: Exercise, trials: list[Trial], limits:
         "arguments": list(trials[0].inputs),
         "outputs": list(exercise.solve(trials[0])),
         "numbers": numbers,
-        "withheld": [] if trusted else list(exercise.withheld),
+        "withheld": None if trusted else list(exercise.withheld),
         "memory": limits.megabytes << 20,
         "seconds": int(limits.seconds) + 2,
     }
@@ -258,50 +283,51 @@ def end(process: subprocess.Popen):
     process.wait()
 
 
-def read_reply(folder: Path) -> tuple[dict | None, dict[str, np.ndarray]]:
-    """What the runner wrote, or None where it did not live to write it whole."""
-    try:
-        reply = json.loads((folder / "reply.json").read_text(encoding="utf-8"))
-        with np.load(folder / "reply.npz", allow_pickle=False) as file:
-            return reply, dict(file)
-    except Exception:  # a missing or spoilt reply: a student's file may have written anything there
-        return None, {}
+def read_reply(folder: Path) -> Reply:
+    """What the runner wrote. Raises any error where it did not live to write it whole."""
+    reply = json.loads((folder / "reply.json").read_text(encoding="utf-8"))
+    with np.load(folder / "reply.npz", allow_pickle=False) as file:
+        arrays = {name: file[name].astype(np.float64) for name in file}
+    problems = [
+        {name: clean(problem) for name, problem in trial["problems"].items()} for trial in reply["trials"]
+    ]
+    changed = {clean(name) for trial in reply["trials"] for name in trial["changed"]}
+    return Reply(clean(reply["problem"]), reply["memory_bounded"], problems, sorted(changed), arrays)
 
 
 # The judgement
 
 
-def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: dict, arrays: dict) -> list[Mark]:
+def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> list[Mark]:
     """A mark for every output that is the student's work, and for y and the arguments where they were spoilt."""
-    wanted = [exercise.solve(trial) for trial in trials]
+    solutions = [exercise.solve(trial) for trial in trials]
     differences = finite_differences(exercise, trials[0], seed)
-    marks = []
-    for name in wanted[0]:
-        problem = next((each["problems"][name] for each in reply["trials"] if name in each["problems"]), "")
-        found = [arrays.get(f"{trial}/{name}") for trial in range(len(trials))]
-        if not problem and any(array is None for array in found):
-            problem = f"is missing; the dict of gradients has no {name[1:]!r}"
-        if problem:
-            marks.append(Mark(name, False, None, None, problem))
-            continue
-        mark = judge_output(
-            exercise, trials, name, found, [each[name] for each in wanted], differences.get(name)
-        )
+    marks, earlier = [], ""
+    for name in reversed(solutions[0]):  # as the way back meets them
+        mark = judge_output(exercise, trials, solutions, name, reply, differences.get(name), earlier)
         if name == "y":
             mark = mark._replace(hint="the forward pass was given and has changed; put it back")
         if name != "y" or not mark.right:
-            marks.append(mark)
-    changed = sorted({name for trial in reply["trials"] for name in trial["changed"]})
-    if changed:
-        hint = f"{', '.join(changed)} changed in place; who called still needs it: work on a copy"
+            marks.insert(0, mark)
+        if exercise.chained and not mark.right:
+            earlier = earlier or name
+    if reply.changed:
+        hint = f"{', '.join(reply.changed)} changed in place; the caller still needs it: work on a copy"
         marks.append(Mark("arguments", False, None, None, hint))
     return marks
 
 
-def judge_output(exercise, trials, name, found, wanted, differences) -> Mark:
+def judge_output(exercise, trials, solutions, name, reply, differences, earlier) -> Mark:
     """Hold one output against the reference in every trial, and against the differences of the first."""
+    wanted = [solution[name] for solution in solutions]
+    found = [reply.arrays.get(f"{trial}/{name}") for trial in range(len(trials))]
+    problem = next((problems[name] for problems in reply.trials if name in problems), "")
+    if not problem and any(array is None for array in found):
+        problem = f"is missing; the dict of gradients has no {name[1:]!r}"
+    if problem:
+        return Mark(name, False, None, None, problem)
     if any(array.shape != right.shape for array, right in zip(found, wanted, strict=True)):
-        return Mark(name, False, None, None, diagnose(exercise, trials, name, found, wanted))
+        return Mark(name, False, None, None, diagnose(exercise, trials, name, found, solutions, earlier))
     # np.max, because Python's max would let a later nan go unseen.
     error = float(np.max([relative_error(array, right) for array, right in zip(found, wanted, strict=True)]))
     difference_error = None
@@ -311,7 +337,7 @@ def judge_output(exercise, trials, name, found, wanted, differences) -> Mark:
     right = error <= LIMIT and (difference_error is None or difference_error <= DIFFERENCE_LIMIT)
     if right:
         return Mark(name, True, error, difference_error, "")
-    hint = diagnose(exercise, trials, name, found, wanted)
+    hint = diagnose(exercise, trials, name, found, solutions, earlier)
     finite = [
         value if value is not None and np.isfinite(value) else None for value in (error, difference_error)
     ]

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 from exercises.grade import Grade
+from exercises.runner import clean
 
 COMMONEST = 3  # hints of an exercise that a summary tells
 
 
 def lines(grade: Grade) -> Iterator[str]:
     """One file: a line where it could not be judged, else a line for each output."""
-    title = grade.file
+    title = clean(grade.file)
     if grade.exercise is not None:
         title += f": {grade.exercise}, seed {grade.seed}"
     if grade.problem:

@@ -12,7 +12,9 @@ Imports NumPy and the standard library alone, so that it starts quickly and by i
 import contextlib
 import importlib
 import json
+import linecache
 import os
+import re
 import sys
 import traceback
 import types
@@ -21,7 +23,11 @@ from pathlib import Path
 import numpy as np
 
 MOST_ELEMENTS = 1 << 20  # of an output; one that is larger is not sent
-MOST_TEXT = 200  # characters of an error's message
+MOST_TEXT = 240  # characters of an error's message
+OTHER_PROCESSES = {
+    *("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system", "os.startfile"),
+    *("subprocess.Popen", "os.kill", "os.killpg"),
+}
 
 
 class Problem(Exception):
@@ -48,11 +54,12 @@ def set_limits(memory: int, seconds: int) -> bool:
     return True
 
 
-def load(path: Path, root: str, withheld: list[str]) -> types.ModuleType:
-    """Run the file as a module of its own, with the answers in numpy_llm out of reach."""
+def load(path: Path, root: str, withheld: list[str] | None) -> types.ModuleType:
+    """Run the file as a module of its own, with the answers out of reach unless `withheld` is None."""
     sys.path.append(root)
-    if withheld:
+    if withheld is not None:
         withhold(withheld)
+    sys.addaudithook(stay_alone)
     module = types.ModuleType("student")
     module.__file__ = str(path)
     sys.modules["student"] = module
@@ -60,9 +67,17 @@ def load(path: Path, root: str, withheld: list[str]) -> types.ModuleType:
     return module
 
 
+def stay_alone(event: str, _):
+    """Refuse to start or signal another process, which could outlive the grading or end it."""
+    if event in OTHER_PROCESSES:
+        raise Problem(f"calls {event}; an exercise has no use for another process")
+
+
 def withhold(names: list[str]):
-    """Put a refusal in place of each named function wherever a module of numpy_llm holds it."""
-    importlib.import_module("numpy_llm.model")  # loads all the others
+    """Put a refusal in place of each named function wherever a module of numpy_llm holds it; bar `exercises`."""
+    sys.modules["exercises"] = None  # its import fails; it holds the rest of the answers
+    if names:
+        importlib.import_module("numpy_llm.model")  # loads all the others
 
     for name in names:
 
@@ -186,18 +201,38 @@ def message_of(error: BaseException, path: Path) -> str:
         return "needs more memory than it may have"
     if isinstance(error, SystemExit):
         return "ends the program itself; take exit() out"
-    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    place = f"line {places[-1].lineno}: " if places else ""
+    function, place = place_of(error, path)
     if isinstance(error, SyntaxError):
         place = f"line {error.lineno}: " if error.lineno else ""
         return f"{place}not Python: {error.msg}"
-    if isinstance(error, NotImplementedError) and places:
-        return f"{places[-1].name} is still blank"
+    if isinstance(error, NotImplementedError) and function:
+        return f"{function} is still blank"
     if isinstance(error, RecursionError):
         return f"{place}calls itself without end"
     if isinstance(error, EOFError):
         return f"{place}waits for input, and there is none while it is graded"
     return f"{place}{type(error).__name__}: {error}"
+
+
+def place_of(error: BaseException, path: Path) -> tuple[str, str]:
+    """Where in the file an error came from: the innermost of its functions and lines.
+
+    returns: the function's name, and a place such as "line 30: ", with the shapes of the arrays that the line
+        names where these may be the matter; "" twice where no line of the file took part
+    """
+    calls = [
+        call for call in traceback.walk_tb(error.__traceback__) if call[0].f_code.co_filename == str(path)
+    ]
+    if not calls:
+        return "", ""
+    frame, number = calls[-1]
+    note = ""
+    if isinstance(error, ValueError | IndexError):
+        names = dict.fromkeys(re.findall(r"[^\W\d]\w*", linecache.getline(str(path), number)))
+        values = {name: frame.f_locals.get(name) for name in names}
+        shapes = [f"{name} {value.shape}" for name, value in values.items() if isinstance(value, np.ndarray)]
+        note = f" ({', '.join(shapes)})" if shapes else ""
+    return frame.f_code.co_name, f"line {number}{note}: "
 
 
 def judge(path: Path, folder: Path, root: str) -> dict:
@@ -221,7 +256,8 @@ def judge(path: Path, folder: Path, root: str) -> dict:
             reply["trials"].append({"problems": problems, "changed": found["changed"]})
     except BaseException as error:  # whatever it is, it is the student's and becomes a line
         try:
-            reply["problem"] = clean(message_of(error, path))
+            where = "on other sizes than yours: " if reply["trials"] else ""
+            reply["problem"] = clean(where + message_of(error, path))
         except BaseException:  # an exception whose own text fails
             reply["problem"] = f"{type(error).__name__}, whose message cannot be read"
     np.savez(folder / "reply.npz", **kept)

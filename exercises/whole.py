@@ -202,9 +202,9 @@ def _draw_adam(random, sizes):
         "step": int(sizes["T"]),
         "learning_rate": 0.1,
         "beta1": 0.9,
-        "beta2": 0.98,
+        "beta2": 0.97,
         "eps": 0.05,
-        "weight_decay": 0.2,
+        "weight_decay": 0.15,
     }
 
 

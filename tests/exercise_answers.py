@@ -175,7 +175,7 @@ SLIPS = [
     Slip("gelu", "first + second", "first", "dx", "the path through tanh(u) is missing"),
     Slip("gelu", "first + second", "second", "dx", "the path through the factor x/2 is missing"),
     Slip("gelu", "x / 2 *", "x *", "dx", "the path through tanh(u) counts 2 times instead of once"),
-    Slip("gelu", "dy * (first + second)", "first + second", "dx", "the largest error is at"),
+    Slip("gelu", "dy * (first + second)", "first + second", "dx", "a factor dy is missing"),
     Slip("gelu", "return dy * (first + second)",
          "from math import erf\ncdf = np.vectorize(erf)(x / 2**0.5) / 2 + 0.5\n"
          "return dy * (cdf + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi))", "dx", "exact GELU with erf"),

@@ -29,9 +29,10 @@ PUT_TOGETHER = {
 HOSTILE = {
     "blank": ("raise NotImplementedError('write this function')", "relu_backward is still blank"),
     "hangs": ("while True:\n    pass", "took longer than 1.5 s"),
-    "sleeps in a child": (
-        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(30)'])",
-        "took longer than 1.5 s",
+    "starts another program": ("import subprocess\nsubprocess.run(['sleep', '30'])", "calls subprocess.Popen"),
+    "hangs in a thread": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(30,)).start()\nreturn dy * (x > 0)",
+        "",
     ),
     "ignores signals and hangs": (
         "import signal\nfor each in (signal.SIGTERM, signal.SIGINT):\n    signal.signal(each, signal.SIG_IGN)\n"
@@ -47,8 +48,10 @@ HOSTILE = {
         "Silent, whose message cannot be read",
     ),
     "exits": ("import sys\nsys.exit(0)", "ends the program itself"),
-    "exits at once": ("import os\nos._exit(0)", "ended before its functions had returned"),
-    "is killed": ("import os\nos.kill(os.getpid(), 11)", "crashed Python itself (SIGSEGV)"),
+    "exits at once": ("import os\nos._exit(0)", "gives no answer: take out exit"),
+    "crashes": ("import ctypes\nctypes.string_at(0)", "crashed Python itself (SIGSEGV)"),
+    "kills": ("import os\nos.kill(os.getppid(), 9)", "calls os.kill; an exercise has no use for another process"),
+    "forks": ("import os\nwhile True:\n    os.fork()", "calls os.fork; an exercise"),
     "recurses": ("return relu_backward(dy, cache)", "calls itself without end"),
     "asks": ("return float(input('dx? '))", "waits for input"),
     "returns nothing": ("dx = dy * (x > 0)", "returns None where 1 array (dx) are due"),

@@ -12,7 +12,7 @@ from exercises import runner
 from exercises.catalogue import COURSE, EXERCISES
 from exercises.diagnosis import relative_error
 from exercises.exercise import finite_differences
-from exercises.grade import DEFAULT_LIMITS, judge, write_request
+from exercises.grade import DEFAULT_LIMITS, Reply, judge, write_request
 from exercises.start import starter
 
 SEEDS = range(3)
@@ -41,13 +41,15 @@ def mark(tmp_path):
         request = json.loads((tmp_path / "request.json").read_text())
         with np.load(tmp_path / "request.npz") as file:
             sent = dict(file)
-        reply, arrays = {"trials": []}, {}
+        problems, changed, arrays = [], [], {}
         for place in range(len(trials)):
             found = runner.run_trial(module, request, sent, place)
             values = {name: runner.as_array(value) for name, value in found["outputs"].items()}
             arrays |= {f"{place}/{name}": value for name, value in values.items()}
-            reply["trials"].append({"problems": {}, "changed": found["changed"]})
-        return {each.name: each for each in judge(exercise, trials, seed, reply, arrays)}
+            problems.append({})
+            changed += found["changed"]
+        reply = Reply("", True, problems, changed, arrays)
+        return {each.name: each for each in judge(exercise, trials, seed, reply)}
 
     return run
 
