@@ -31,12 +31,14 @@ def diagnose(
     found: list[np.ndarray],
     solutions: list[Outputs],
     earlier: str = "",
+    intact: str = "",
 ) -> str:
     """The hint for one wrong output.
 
     found: float64 arrays of that output, one a trial
     solutions: all right outputs, one dict a trial
     earlier: an output that is wrong too and that this one is computed from or after; "" where there is none
+    intact: the last right output before the first wrong one, likewise
     returns: a line without a full stop
     """
     wanted = [solution[output] for solution in solutions]
@@ -56,7 +58,10 @@ def diagnose(
             return f"right shape; {hint}"
     if earlier:
         return f"right shape; {earlier} comes before it and is wrong too: mend that first"
-    return f"right shape; {_pattern(found[0] - wanted[0], wanted[0])}{_worst_place(found[0], wanted[0])}"
+    clue = f"; {intact} comes before it and is right: the fault lies between them" if intact else ""
+    return (
+        f"right shape; {_pattern(found[0] - wanted[0], wanted[0])}{_worst_place(found[0], wanted[0])}{clue}"
+    )
 
 
 # Shapes

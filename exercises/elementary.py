@@ -81,6 +81,13 @@ def _overwritten(trial: Trial):
     return {"dweight": dweight}
 
 
+def _overwritten_within_a_sequence(trial: Trial):
+    dweight = np.zeros_like(trial.inputs["weight"])
+    for tokens, dy in zip(trial.inputs["tokens"], trial.dy, strict=True):
+        dweight[tokens] += dy
+    return {"dweight": dweight}
+
+
 def _averaged_by_token(trial: Trial):
     tokens, dweight = trial.inputs["tokens"], np.zeros_like(trial.inputs["weight"])
     np.add.at(dweight, tokens, trial.dy)
@@ -104,6 +111,11 @@ EMBEDDING = Exercise(
             _overwritten,
             "right for tokens that occur once; a token that occurs again overwrites what was there: its places "
             "must be summed (np.add.at, or a loop)",
+        ),
+        Mistake(
+            _overwritten_within_a_sequence,
+            "a token that occurs again within its sequence counts once: dweight[tokens] += dy adds to each row only "
+            "once, in a loop over the sequences too; np.add.at counts all",
         ),
         Mistake(
             _averaged_by_token,
@@ -222,6 +234,11 @@ def _softmax_summed_over_all(trial: Trial):
     return {"dx": y * (trial.dy - (trial.dy * y).sum())}
 
 
+def _softmax_summed_over_batch(trial: Trial):
+    y, _ = softmax_forward(trial.inputs["x"])
+    return {"dx": y * (trial.dy - (trial.dy * y).sum(axis=0, keepdims=True))}
+
+
 def _softmax_unweighted(trial: Trial):
     y, _ = softmax_forward(trial.inputs["x"])
     return {"dx": y * (trial.dy - trial.dy.sum(axis=-1, keepdims=True))}
@@ -248,6 +265,10 @@ SOFTMAX = Exercise(
         Mistake(
             _softmax_summed_over_all,
             "Σ dy · y runs over the whole array; each row has its own sum: axis=-1, keepdims=True",
+        ),
+        Mistake(
+            _softmax_summed_over_batch,
+            "Σ dy · y runs along the first axis; softmax runs along the last one, and so does its sum: axis=-1",
         ),
         Mistake(
             _softmax_unweighted,

@@ -302,22 +302,22 @@ def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> l
     """A mark for every output that is the student's work, and for y and the arguments where they were spoilt."""
     solutions = [exercise.solve(trial) for trial in trials]
     differences = finite_differences(exercise, trials[0], seed)
-    marks, earlier = [], ""
+    marks, clues = [], {"earlier": "", "intact": ""}
     for name in reversed(solutions[0]):  # as the way back meets them
-        mark = judge_output(exercise, trials, solutions, name, reply, differences.get(name), earlier)
+        mark = judge_output(exercise, trials, solutions, name, reply, differences.get(name), clues)
         if name == "y":
             mark = mark._replace(hint="the forward pass was given and has changed; put it back")
         if name != "y" or not mark.right:
             marks.insert(0, mark)
-        if exercise.chained and not mark.right:
-            earlier = earlier or name
+        if exercise.chained and not clues["earlier"]:
+            clues["intact" if mark.right else "earlier"] = name
     if reply.changed:
         hint = f"{', '.join(reply.changed)} changed in place; the caller still needs it: work on a copy"
         marks.append(Mark("arguments", False, None, None, hint))
     return marks
 
 
-def judge_output(exercise, trials, solutions, name, reply, differences, earlier) -> Mark:
+def judge_output(exercise, trials, solutions, name, reply, differences, clues) -> Mark:
     """Hold one output against the reference in every trial, and against the differences of the first."""
     wanted = [solution[name] for solution in solutions]
     found = [reply.arrays.get(f"{trial}/{name}") for trial in range(len(trials))]
@@ -327,7 +327,7 @@ def judge_output(exercise, trials, solutions, name, reply, differences, earlier)
     if problem:
         return Mark(name, False, None, None, problem)
     if any(array.shape != right.shape for array, right in zip(found, wanted, strict=True)):
-        return Mark(name, False, None, None, diagnose(exercise, trials, name, found, solutions, earlier))
+        return Mark(name, False, None, None, diagnose(exercise, trials, name, found, solutions, **clues))
     # np.max, because Python's max would let a later nan go unseen.
     error = float(np.max([relative_error(array, right) for array, right in zip(found, wanted, strict=True)]))
     difference_error = None
@@ -337,7 +337,7 @@ def judge_output(exercise, trials, solutions, name, reply, differences, earlier)
     right = error <= LIMIT and (difference_error is None or difference_error <= DIFFERENCE_LIMIT)
     if right:
         return Mark(name, True, error, difference_error, "")
-    hint = diagnose(exercise, trials, name, found, solutions, earlier)
+    hint = diagnose(exercise, trials, name, found, solutions, **clues)
     finite = [
         value if value is not None and np.isfinite(value) else None for value in (error, difference_error)
     ]

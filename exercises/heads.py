@@ -1,5 +1,6 @@
 """Steps towards attention: splitting and merging heads, scores under a mask, the whole layer."""
 
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
@@ -231,8 +232,14 @@ def _draw_attention(random, sizes):
     }
 
 
-def _attention_parts(trial: Trial, *, scale=None, through_softmax=softmax_backward):
-    """dquery, dkey and dvalue, each (B, H, T, D), with the scale and the softmax's gradient that a mistake has."""
+def _transposed(array):
+    return array.swapaxes(-1, -2)
+
+
+def _attention_parts(
+    trial: Trial, *, scale=None, through_softmax=softmax_backward, for_key=_transposed, for_value=_transposed
+):
+    """dquery, dkey and dvalue, each (B, H, T, D), with the scale and the steps that a mistake has."""
     x, weights, n_head = trial.inputs.values()
     B, T, _ = x.shape
     qkv = x @ weights["query_key_value.weight"].T + weights["query_key_value.bias"]
@@ -241,13 +248,13 @@ def _attention_parts(trial: Trial, *, scale=None, through_softmax=softmax_backwa
     dheads = (trial.dy @ weights["output.weight"]).reshape(B, T, n_head, -1).swapaxes(1, 2)
     dscores = through_softmax(dheads @ value.swapaxes(-1, -2), probabilities)
     dscores = dscores * (query.shape[-1] ** -0.5 if scale is None else scale)
-    dvalue = probabilities.swapaxes(-1, -2) @ dheads
-    return dscores @ key, dscores.swapaxes(-1, -2) @ query, dvalue
+    return dscores @ key, for_key(dscores) @ query, for_value(probabilities) @ dheads
 
 
-def _attention_from_parts(trial: Trial, dquery, dkey, dvalue):
+def _attention_from_parts(trial: Trial, *parts, axes=(1, 3, 0, 2, 4)):
+    """The outputs before the softmax, of dquery, dkey and dvalue whose (3, B, H, T, D) is laid out along `axes`."""
     x, weights, _ = trial.inputs.values()
-    dqkv = _split_heads_backward(np.stack([dquery, dkey, dvalue]), (*x.shape[:2], 3 * x.shape[2]))["dqkv"]
+    dqkv = np.stack(parts).transpose(axes).reshape(*x.shape[:2], -1)
     rows = dqkv.reshape(-1, dqkv.shape[-1])
     return {
         "dx": dqkv @ weights["query_key_value.weight"],
@@ -269,6 +276,16 @@ def _attention_terms(trial: Trial):
 
 def _attention_with(**changes):
     return lambda trial: _attention_from_parts(trial, *_attention_parts(trial, **changes))
+
+
+def _attention_in_order(order):
+    """Query, key and value put together in another order."""
+
+    def wrong(trial: Trial):
+        parts = _attention_parts(trial)
+        return _attention_from_parts(trial, *(parts[place] for place in order))
+
+    return wrong
 
 
 ATTENTION = Exercise(
@@ -297,6 +314,26 @@ ATTENTION = Exercise(
         Mistake(
             _attention_with(through_softmax=lambda dy, probabilities: dy),
             "the softmax is skipped on the way back: bring dprobabilities to dscores with softmax_backward",
+        ),
+        Mistake(
+            _attention_with(for_key=lambda dscores: dscores),
+            "dkey needs dscoresᵀ: key s collects from every query t that saw it",
+        ),
+        Mistake(
+            _attention_with(for_value=lambda probabilities: probabilities),
+            "dvalue needs probabilitiesᵀ: value s collects from every token t that looked at it",
+        ),
+        *(
+            Mistake(
+                _attention_in_order(order),
+                "query, key and value stand in another order in dqkv than the forward pass read them",
+            )
+            for order in permutations(range(3))
+            if order != (0, 1, 2)
+        ),
+        Mistake(
+            lambda trial: _attention_from_parts(trial, *_attention_parts(trial), axes=(1, 3, 2, 0, 4)),
+            "the columns of dqkv come as (H, 3, D); the forward pass read them as (3, H, D)",
         ),
     ),
     withheld=("attention_backward",),

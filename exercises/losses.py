@@ -41,6 +41,11 @@ def _targets_in_every_row(trial: Trial):
     return {"dlogits": (probabilities - named_somewhere) * scale}
 
 
+def _target_unscaled(trial: Trial):
+    probabilities, onehot, scale = _cross_entropy_parts(trial)
+    return {"dlogits": probabilities * scale - onehot}
+
+
 CROSS_ENTROPY = Exercise(
     "cross-entropy",
     "cross-entropy: why softmax and logarithm belong together",
@@ -58,6 +63,10 @@ CROSS_ENTROPY = Exercise(
             _targets_in_every_row,
             "1 is subtracted at every token's target in every row; row n loses 1 at its own target alone: "
             "[np.arange(N), targets]",
+        ),
+        Mistake(
+            _target_unscaled,
+            "1 is subtracted after dloss and the mean have been put in; they scale the whole of softmax minus one-hot",
         ),
     ),
     withheld=("cross_entropy_backward",),
@@ -117,10 +126,26 @@ def _weight_by_centred(trial: Trial):
     return {"dweight": (trial.dy * normal / s).sum(axis=(0, 1))}
 
 
-def _means_over_tokens(trial: Trial):
+def _means_over(axis):
+    """Means over another axis than the channels, or over all (None)."""
+
+    def wrong(trial: Trial):
+        normal, s, dnormal = _layer_norm_parts(trial)
+        mean, correlation = (each.mean(axis, keepdims=True) for each in (dnormal, dnormal * normal))
+        return {"dx": s * (dnormal - mean - normal * correlation)}
+
+    return wrong
+
+
+def _deviation_twice(trial: Trial):
+    _, s, _ = _layer_norm_parts(trial)
+    return {"dx": sum(_layer_norm_terms(trial)["dx"].values()) * s}
+
+
+def _without_normal(trial: Trial):
     normal, s, dnormal = _layer_norm_parts(trial)
-    over_all = dnormal.mean(), (dnormal * normal).mean()
-    return {"dx": s * (dnormal - over_all[0] - normal * over_all[1])}
+    itself, mean, _ = _layer_norm_terms(trial)["dx"].values()
+    return {"dx": itself + mean - s * (dnormal * normal).mean(-1, keepdims=True)}
 
 
 LAYER_NORM = Exercise(
@@ -151,8 +176,21 @@ LAYER_NORM = Exercise(
             "you sum over the channels where the mean is meant: mean and variance have a factor 1/C",
         ),
         Mistake(
-            _means_over_tokens,
+            _means_over(None),
             "your means run over the whole array; each token has its own mean and deviation: axis=-1, keepdims=True",
+        ),
+        Mistake(
+            _means_over(0),
+            "your means run over the batch; each token has its own mean and deviation, over its channels: axis=-1",
+        ),
+        Mistake(
+            _deviation_twice,
+            "the factor inverse_deviation counts twice; normal already holds it, so every path has it only once more",
+        ),
+        Mistake(
+            _without_normal,
+            "the path through the deviation lacks a factor: mean(dnormal · normal) is multiplied by normal once more, "
+            "for each channel moves the deviation by its own normal",
         ),
         Mistake(
             _weight_by_centred,

@@ -49,6 +49,12 @@ def _draw_tied_output(random, sizes):
     return {"tokens": tokens, "weight": random.normal(size=(V, C)), "mix": random.normal(size=(C, C))}
 
 
+def _lookup_before_mix(trial: Trial):
+    _, cache = _tied_output_forward(**trial.inputs)
+    dhidden, output, _ = layers.linear_backward(trial.dy, cache[2])
+    return {"dweight": layers.embedding_backward(dhidden, cache[0]) + output}
+
+
 def _tied_overwritten(trial: Trial):
     _, cache = _tied_output_forward(**trial.inputs)
     dhidden, output, _ = layers.linear_backward(trial.dy, cache[2])
@@ -72,6 +78,10 @@ TIED_OUTPUT = Exercise(
         Mistake(
             _tied_overwritten,
             "a token that occurs again overwrites its row in the embedding's part; its places must be summed",
+        ),
+        Mistake(
+            _lookup_before_mix,
+            "the embedding's part gets dhidden; between the lookup and hidden stands mix: dx = dhidden mix",
         ),
     ),
 )
@@ -120,13 +130,20 @@ def _draw_block(random, sizes):
     return {"x": random.normal(size=(B, T, C)), "weights": weights, "n_head": sizes["H"]}
 
 
-def _block_with(*, first_shortcut=1, second_shortcut=1, stream_for_branch=True, dy_for_stream=False):
-    """A block whose shortcuts count as often as said, or where dy stands for the gradient between the branches."""
+def _block_with(
+    *, first_shortcut=1, second_shortcut=1, stream_for_branch=True, dy_for_stream=False, through_gelu=True
+):
+    """A block whose shortcuts count as often as said, where dy stands for the gradient between the branches, or
+    where GELU is passed by.
+    """
 
     def wrong(trial: Trial):
         _, (_, norm_1_cache, attention_cache, _, norm_2_cache, feed_forward_cache, _) = _block_forward(
             **trial.inputs
         )
+        if not through_gelu:
+            name, up_cache, _, gelu_cache, down_cache = feed_forward_cache
+            feed_forward_cache = name, up_cache, lambda dy, cache: dy, gelu_cache, down_cache
         dnormed, feed_forward = feed_forward_backward(trial.dy, feed_forward_cache)
         dbranch, norm_2 = norm_backward(dnormed, norm_2_cache)
         dstream = dbranch + second_shortcut * trial.dy
@@ -175,6 +192,10 @@ BLOCK = Exercise(
             _block_with(first_shortcut=0, second_shortcut=0),
             "both shortcuts are missing: y = x + branch, so dy goes into the branch and straight on",
         ),
+        Mistake(
+            _block_with(through_gelu=False),
+            "GELU is skipped on the way back: up gets dhidden, not dactive",
+        ),
     ),
     withheld=("block_backward",),
 )
@@ -208,19 +229,33 @@ def _draw_adam(random, sizes):
     }
 
 
-def _adam_with(gradient=lambda g, weight, decay: g, correction=lambda t: t, denominator=None, decoupled=1.0):
-    """The update with one of its parts replaced."""
+def _adam_with(
+    gradient=lambda g, weight, decay: g,
+    correction=lambda step, moment: step,
+    denominator=None,
+    decoupled=1.0,
+):
+    """The update with one of its parts replaced. correction: step and "m" or "v" -> beta's power, inf for none"""
 
     def wrong(trial: Trial):
         i = SimpleNamespace(**trial.inputs)
         g = gradient(i.gradient, i.weight, i.weight_decay)
         m, v = i.beta1 * i.m + (1 - i.beta1) * g, i.beta2 * i.v + (1 - i.beta2) * g**2
-        first, second = (1 - beta ** correction(i.step) for beta in (i.beta1, i.beta2))
+        first, second = 1 - i.beta1 ** correction(i.step, "m"), 1 - i.beta2 ** correction(i.step, "v")
         under = denominator(v / second, i.eps) if denominator else np.sqrt(v / second) + i.eps
         decayed = i.weight * (1 - decoupled * i.learning_rate * i.weight_decay)
         return {"weight": decayed - i.learning_rate * (m / first) / under, "m": m, "v": v}
 
     return wrong
+
+
+def _decay_without_rate(trial: Trial):
+    return _adam_with(decoupled=1 / trial.inputs["learning_rate"])(trial)
+
+
+def _decay_of_new_weight(trial: Trial):
+    undecayed = _adam_with(decoupled=0.0)(trial)["weight"]
+    return {"weight": undecayed * (1 - trial.inputs["learning_rate"] * trial.inputs["weight_decay"])}
 
 
 def _adam_terms(trial: Trial):
@@ -253,15 +288,15 @@ ADAM = Exercise(
             "eps stands inside the root; it is added to √(v / (1 - beta2^step))",
         ),
         Mistake(
-            _adam_with(correction=lambda t: np.inf),
+            _adam_with(correction=lambda step, moment: np.inf),
             "the bias correction is missing: divide m by 1 - beta1^step and v by 1 - beta2^step",
         ),
         Mistake(
-            _adam_with(correction=lambda t: t - 1),
+            _adam_with(correction=lambda step, moment: step - 1),
             "the bias correction is one step late: step counts this update, the first is 1",
         ),
         Mistake(
-            _adam_with(correction=lambda t: t + 1),
+            _adam_with(correction=lambda step, moment: step + 1),
             "the bias correction is one step early: step counts this update already",
         ),
         Mistake(
@@ -272,6 +307,22 @@ ADAM = Exercise(
         Mistake(
             _adam_with(decoupled=0.0),
             "the weight decay is missing: weight -= learning_rate · weight_decay · weight",
+        ),
+        Mistake(
+            _adam_with(correction=lambda step, moment: np.inf if moment == "m" else step),
+            "m's bias is not corrected: m / (1 - beta1^step)",
+        ),
+        Mistake(
+            _adam_with(correction=lambda step, moment: np.inf if moment == "v" else step),
+            "v's bias is not corrected: v / (1 - beta2^step)",
+        ),
+        Mistake(
+            _decay_without_rate,
+            "the decay lacks the learning rate: weight -= learning_rate · weight_decay · weight",
+        ),
+        Mistake(
+            _decay_of_new_weight,
+            "the decay takes the weight after Adam's step; it takes the old one, so nothing of the step decays",
         ),
         Mistake(
             _adam_with(denominator=lambda v, eps: v + eps),
