@@ -24,23 +24,22 @@ def start(
     out: Annotated[Path | None, option("File to write, never over another. [default: NAME.py]")] = None,
     seed: Annotated[int, option("Of the instance: shapes and numbers. A student each.")] = 0,
     hint: Annotated[
-        bool,
-        option("Print the hints, the gentlest first; a file that is there already is left alone.", "--hint"),
-    ] = False,
+        int | None, option("Write nothing, and tell this hint: 1 is the gentlest. [default: none]")
+    ] = None,
 ):
-    """Write an exercise's file: equation, shapes, the forward pass given, the backward pass blank."""
+    """Write an exercise's file: equation, shapes, the forward pass given, the backward pass blank. Or give a hint."""
     from commands.console import say, write
     from exercises.catalogue import find_exercise
     from exercises.start import default_path, write_starter
 
     exercise = find_exercise(name)
+    if hint is not None:
+        write(f"{exercise.hint(hint)}\n")
+        return
     path = out or default_path(exercise)
-    if not (hint and path.exists()):
-        write_starter(exercise, seed, path)
-        say(f"{path}: {exercise.title}. When it is written: python cli.py exercise grade {path}")
-    if hint:
-        for number, line in enumerate(exercise.hints, 1):
-            write(f"{number}. {line}\n")
+    write_starter(exercise, seed, path)
+    say(f"{path}: {exercise.title}. When it is written: python cli.py exercise grade {path}")
+    say(f"Stuck? python cli.py exercise start {exercise.name} --hint 1")
 
 
 def grade(

@@ -292,6 +292,8 @@ def _pattern(error: np.ndarray, wanted: np.ndarray) -> str:
 
 def _list(rows) -> str:
     places = [int(i) for i in np.flatnonzero(rows)]
+    if len(places) > 2 and places[-1] - places[0] == len(places) - 1:
+        return f"places {places[0]} to {places[-1]}"
     return f"place{'s' if len(places) > 1 else ''} {', '.join(map(str, places[:6]))}" + (
         ", ..." if len(places) > 6 else ""
     )

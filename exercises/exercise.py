@@ -79,6 +79,13 @@ class Exercise:
         """Whether each output is computed from, or after, those behind it: a wrong one spoils the ones before it."""
         return self.name in ("adam", "attention", "block")
 
+    def hint(self, number: int) -> str:
+        """Hint `number`, the first being 1, and how many there are. Raises ConfigError where there is none such."""
+        count = len(self.hints)
+        if not 1 <= number <= count:
+            raise ConfigError(f"--hint must be from 1 to {count} for {self.name}, got {number}")
+        return f"{number} of {count}: {self.hints[number - 1]}"
+
     def trials(self, seed: int) -> list[Trial]:
         """The two trials of the instance that `seed` draws. Raises ConfigError for an impossible seed."""
         if not 0 <= seed < 2**63:

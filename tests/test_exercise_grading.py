@@ -249,12 +249,16 @@ def test_start_overwrites_nothing(run_cli, tmp_path):
     assert code == 1
     assert err.startswith("error: layer_norm.py: there already")
     assert err.count("\n") == 1
-    code, out, err = run_cli("start", "layer-norm", "--hint")
-    assert (code, err) == (0, "")
-    assert out.startswith("1. Begin at the end")
     assert path.read_text() == "mine"
-    assert run_cli("start", "relu", "--out", "mine.py", "--hint")[0] == 0
+    assert run_cli("start", "relu", "--out", "mine.py")[0] == 0
     assert (tmp_path / "mine.py").exists()
+
+
+def test_hints_are_told_one_by_one(run_cli, tmp_path):
+    """A hint is asked for by its number, and asking writes no file."""
+    for number, hint in enumerate(EXERCISES["layer-norm"].hints, 1):
+        assert run_cli("start", "layer-norm", "--hint", number) == (0, f"{number} of 4: {hint}\n", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -262,6 +266,8 @@ def test_start_overwrites_nothing(run_cli, tmp_path):
     [
         ("start flight", 2, "unknown exercise 'flight'; choose one of relu"),
         ("start relu --seed -1", 2, "--seed must be from 0"),
+        ("start relu --hint 0", 2, "--hint must be from 1 to 2 for relu, got 0"),
+        ("start relu --hint 3", 2, "--hint must be from 1 to 2 for relu, got 3"),
         ("start relu --out no/relu.py", 1, "cannot be written (No such file or directory)"),
         ("grade missing.py", 1, "missing.py: cannot be read (no such file)"),
         ("grade .", 1, "cannot be read"),
