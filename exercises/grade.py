@@ -22,7 +22,7 @@ import numpy as np
 from contract.errors import ConfigError, UserError
 from exercises.catalogue import EXERCISES, find_exercise
 from exercises.diagnosis import diagnose, relative_error
-from exercises.exercise import Exercise, Trial, finite_differences
+from exercises.exercise import TRIALS, Exercise, Trial, finite_differences
 from exercises.runner import clean
 
 ROOT = Path(__file__).parents[1]
@@ -173,7 +173,7 @@ def identify(path: Path) -> tuple[str | None, int | None, str]:
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
         raise UserError(
-            f"{path}: cannot be read ({reason}); give files that 'exercise start' wrote"
+            f"{clean(str(path))}: cannot be read ({reason}); give files that 'exercise start' wrote"
         ) from error
     name = re.search(r"^EXERCISE\s*=\s*[\"']([\w-]{1,40})[\"']", text, re.MULTILINE)
     number = re.search(r"^SEED\s*=\s*(\d{1,19})\s*(#.*)?$", text, re.MULTILINE)
@@ -288,6 +288,8 @@ def read_reply(folder: Path) -> Reply:
     reply = json.loads((folder / "reply.json").read_text(encoding="utf-8"))
     with np.load(folder / "reply.npz", allow_pickle=False) as file:
         arrays = {name: file[name].astype(np.float64) for name in file}
+    if not reply["problem"] and len(reply["trials"]) != TRIALS:
+        raise ValueError("not every trial is in it")
     problems = [
         {name: clean(problem) for name, problem in trial["problems"].items()} for trial in reply["trials"]
     ]

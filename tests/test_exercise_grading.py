@@ -1,6 +1,7 @@
 """Grading in a process of its own, and the command line: full marks, hostile files, JSON, the class's summary."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from exercise_answers import ANSWERS
 from test_exercises import filled_in
 
 import cli
+from contract.errors import UserError
 from exercises.catalogue import COURSE, EXERCISES
 from exercises.grade import Limits, grade
 from exercises.start import starter
@@ -25,10 +27,19 @@ PUT_TOGETHER = {
     "attention": "heads", "tied-output": "whole", "block": "whole",
 }  # fmt: skip
 
+
+def forged(reply):
+    """An answer that writes the runner's reply itself and leaves."""
+    return (
+        f"import os, pathlib\nnp.savez('reply.npz')\npathlib.Path('reply.json').write_text({json.dumps(reply)!r})\n"
+        "os._exit(0)"
+    )
+
+
 # The answer of relu_backward, or what stands above it, and the one line that it must get.
 HOSTILE = {
     "blank": ("raise NotImplementedError('write this function')", "relu_backward is still blank"),
-    "hangs": ("while True:\n    pass", "took longer than 1.5 s"),
+    "hangs": ("while True:\n    pass", "took longer than 1 s"),
     "starts another program": ("import subprocess\nsubprocess.run(['sleep', '30'])", "calls subprocess.Popen"),
     "hangs in a thread": (
         "import threading, time\nthreading.Thread(target=time.sleep, args=(30,)).start()\nreturn dy * (x > 0)",
@@ -37,7 +48,7 @@ HOSTILE = {
     "ignores signals and hangs": (
         "import signal\nfor each in (signal.SIGTERM, signal.SIGINT):\n    signal.signal(each, signal.SIG_IGN)\n"
         "while True:\n    try:\n        import time; time.sleep(9)\n    except BaseException:\n        pass",
-        "took longer than 1.5 s",
+        "took longer than 1 s",
     ),
     "floods": ("while True:\n    print('dx' * 500)", "prints more than 100 kB"),
     "floods and returns": ("print('dx' * 100_000)\nreturn dy", "prints more than 100 kB"),
@@ -50,8 +61,9 @@ HOSTILE = {
     "exits": ("import sys\nsys.exit(0)", "ends the program itself"),
     "exits at once": ("import os\nos._exit(0)", "gives no answer: take out exit"),
     "crashes": ("import ctypes\nctypes.string_at(0)", "crashed Python itself (SIGSEGV)"),
-    "kills": ("import os\nos.kill(os.getppid(), 9)", "calls os.kill; an exercise has no use for another process"),
-    "forks": ("import os\nwhile True:\n    os.fork()", "calls os.fork; an exercise"),
+    "kills": ("import os\nos.kill(os.getpid(), 9)", "calls os.kill; an exercise has no use for another process"),
+    "forks": ("import os\nos.fork()\nreturn dy * (x > 0)", "calls os.fork; an exercise"),
+    "runs a command": ("import os\nos.system('sleep 30')", "calls os.system"),
     "recurses": ("return relu_backward(dy, cache)", "calls itself without end"),
     "asks": ("return float(input('dx? '))", "waits for input"),
     "returns nothing": ("dx = dy * (x > 0)", "returns None where 1 array (dx) are due"),
@@ -75,10 +87,22 @@ HOSTILE = {
         "from numpy_llm.layers import relu_backward as answer\nreturn answer(dy, x)",
         "calls the project's own relu_backward, which is the answer",
     ),
-    "spoils the reply": (
-        "import json, pathlib\njson.dumps = lambda *a: '[nonsense'\nreturn dy * (x > 0)",
-        "",
+    "imports the answer": ("from exercises.elementary import RELU", "ModuleNotFoundError: No module named 'exercises"),
+    "replaces json": ("import json\njson.dumps = lambda *a: '[nonsense'\nreturn dy * (x > 0)", ""),
+    "replaces NumPy": ("np.asarray = np.savez = None\nreturn dy * (x > 0)", "gives no answer: take out exit"),
+    "replaces a maximum": ("np.maximum = np.minimum\nreturn dy * (x > 0)", "the forward pass was given"),
+    "replaces what Python is made of": (
+        "import builtins\nbuiltins.isinstance = builtins.len = builtins.open = None\nreturn dy * (x > 0)",
+        "gives no answer",
     ),
+    "closes what it prints to": ("import sys\nsys.stdout.close()\nsys.stderr = None\nreturn dy * (x > 0)", ""),
+    "forges half a reply": (forged({"problem": "", "trials": []}), "gives no answer"),
+    "forges an empty reply": (forged({"problem": "", "memory_bounded": True, "trials": []}), "gives no answer"),
+    "forges a message": (
+        forged({"problem": "\x1b[2J" + "long " * 999, "memory_bounded": True, "trials": []}),
+        "[2Jlong long",
+    ),
+    "hides its sizes": ("return dy.reshape(2, 5, 12) * (x > 0)", "on other sizes than yours: line 28 (dy (3, 4, 10)"),
 }  # fmt: skip
 
 
@@ -174,7 +198,7 @@ def test_a_hostile_file_gets_one_line(kind, write, capfd):
     """Whatever a file does, grading ends soon, says one printable line and lets nothing through to the terminal."""
     answer, line = HOSTILE[kind]
     began = time.monotonic()
-    result = grade(write(answer), limits=Limits(1.5 if "took longer" in line else 20))
+    result = grade(write(answer), limits=Limits(1 if "took longer" in line else 20))
     assert time.monotonic() - began < 20
     said = [result.problem] if result.problem else [mark.hint for mark in result.marks if not mark.right]
     assert len(said) == (1 if line else 0), said
@@ -334,6 +358,23 @@ def test_a_file_that_is_missing_among_others(run_cli, write):
 def test_what_a_file_prints_cannot_steer_the_terminal(write):
     """Control characters are taken out of what is shown."""
     assert grade(write("print('\\x1b[2Jdone')\nreturn dy * (x > 0)")).printed.startswith("?[2Jdone")
+
+
+def test_a_files_name_cannot_steer_the_terminal(run_cli, write):
+    """Nor can a name with control characters, in the judgement or in an error."""
+    write("return dy * (x > 0)", "\x1b[2Jrelu.py")
+    code, out, err = run_cli("grade", "\x1b[2Jrelu.py")
+    assert (code, err) == (0, "")
+    assert out.startswith("[2Jrelu.py: relu, seed 0: 1 of 1 right\n")
+    assert run_cli("grade", "\x1b[2J")[2].startswith("error: [2J: cannot be read")
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    """What is no file is not waited for."""
+    path = tmp_path / "pipe.py"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"cannot be read \(not a file\)"):
+        grade(path)
 
 
 def test_grading_needs_no_pytorch():
