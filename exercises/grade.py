@@ -23,7 +23,6 @@ from contract.errors import ConfigError, UserError
 from exercises.catalogue import EXERCISES, find_exercise
 from exercises.diagnosis import diagnose, relative_error
 from exercises.exercise import TRIALS, Exercise, Trial, finite_differences
-from exercises.runner import clean
 
 ROOT = Path(__file__).parents[1]
 RUNNER = Path(__file__).with_name("runner.py")
@@ -33,6 +32,7 @@ DIFFERENCE_LIMIT = 1e-6  # beside finite differences, which have an error of the
 FLOOD = 100_000  # bytes that a file may print
 LARGEST_FILE = 1_000_000  # bytes of a student's file
 SHOWN = 300  # characters of what it printed that are kept
+MOST_TEXT = 240  # characters of a message from its process
 
 
 class Limits(NamedTuple):
@@ -186,6 +186,12 @@ def identify(path: Path) -> tuple[str | None, int | None, str]:
     except ConfigError as error:
         return None, None, str(error).replace("--seed", "SEED")
     return exercise.name, int(number[1]), ""
+
+
+def clean(text: str) -> str:
+    """One line of printable characters, of bounded length: nothing that a file says can steer a terminal."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MOST_TEXT]).split())
+    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 4] + " ..."
 
 
 # The process

@@ -4,8 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
-from exercises.grade import Grade
-from exercises.runner import clean
+from exercises.grade import Grade, clean
 
 COMMONEST = 3  # hints of an exercise that a summary tells
 

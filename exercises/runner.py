@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 
 MOST_ELEMENTS = 1 << 20  # of an output; one that is larger is not sent
-MOST_TEXT = 240  # characters of an error's message
 OTHER_PROCESSES = {
     *("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system", "os.startfile"),
     *("subprocess.Popen", "os.kill", "os.killpg"),
@@ -250,24 +249,18 @@ def judge(path: Path, folder: Path, root: str) -> dict:
             for name, value in found["outputs"].items():
                 array = as_array(value)
                 if isinstance(array, str):
-                    problems[name] = clean(array)
+                    problems[name] = array
                 else:
                     kept[f"{trial}/{name}"] = array
             reply["trials"].append({"problems": problems, "changed": found["changed"]})
     except BaseException as error:  # whatever it is, it is the student's and becomes a line
         try:
             where = "on other sizes than yours: " if reply["trials"] else ""
-            reply["problem"] = clean(where + message_of(error, path))
+            reply["problem"] = where + message_of(error, path)
         except BaseException:  # an exception whose own text fails
             reply["problem"] = f"{type(error).__name__}, whose message cannot be read"
     np.savez(folder / "reply.npz", **kept)
     return reply
-
-
-def clean(text: str) -> str:
-    """One line of printable characters, of bounded length."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MOST_TEXT]).split())
-    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 4] + " ..."
 
 
 def main():

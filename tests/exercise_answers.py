@@ -130,6 +130,7 @@ SLIPS = [
     Slip("relu", "dy * (x > 0)", "dy * 0", "dx", "all zeros"),
     Slip("relu", "dy * (x > 0)", "(dy * (x > 0)).astype(np.float32)", "dx", "float32"),
     Slip("relu", "dy * (x > 0)", "(dy * (x > 0)).sum(axis=-1)", "dx", "a gradient has the shape of"),
+    Slip("linear", "dy.reshape(-1, dy.shape[-1])", "np.tanh(dy.reshape(-1, dy.shape[-1]))", "dweight", "largest error"),
     Slip("linear", "drows.T @ rows", "rows.T @ drows", "dweight", "transposed, otherwise right"),
     Slip("linear", "drows.T @ rows", "drows.T @ rows / len(rows)", "dweight", "factor of 1/(B·T)"),
     Slip("linear", "drows.sum(axis=0)", "drows.mean(axis=0)", "dbias", "factor of 1/(B·T)"),

@@ -369,6 +369,7 @@ def test_a_files_name_cannot_steer_the_terminal(run_cli, write):
     assert run_cli("grade", "\x1b[2J")[2].startswith("error: [2J: cannot be read")
 
 
+@pytest.mark.timeout(20)
 def test_a_pipe_is_no_file(tmp_path):
     """What is no file is not waited for."""
     path = tmp_path / "pipe.py"
