@@ -1,4 +1,4 @@
-"""The first steps: layers that treat each token by itself, from a table lookup to the layer norm."""
+"""The first steps: layers that treat each token by itself, from ReLU to the softmax and the residual connection."""
 
 import numpy as np
 

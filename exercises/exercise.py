@@ -57,6 +57,7 @@ class Exercise:
     terms: trial -> output -> {what a term is: its value}: terms that add up to that output
     mistakes: what people get wrong, the likeliest first
     withheld: names in numpy_llm that are the answer itself, not to be called by a student's file
+    chained: whether the outputs are computed one after another, the last first, so that a wrong one spoils others
     """
 
     name: str
@@ -68,16 +69,12 @@ class Exercise:
     terms: Callable[[Trial], Mapping[str, Outputs]] = field(default=lambda trial: {})
     mistakes: tuple[Mistake, ...] = ()
     withheld: tuple[str, ...] = ()
+    chained: bool = False
 
     @property
     def function(self) -> str:
         """The stem of the names of the functions in a student's file."""
         return self.name.replace("-", "_")
-
-    @property
-    def chained(self) -> bool:
-        """Whether each output is computed from, or after, those behind it: a wrong one spoils the ones before it."""
-        return self.name in ("adam", "attention", "block")
 
     def hint(self, number: int) -> str:
         """Hint `number`, the first being 1, and how many there are. Raises ConfigError where there is none such."""

@@ -337,4 +337,5 @@ ATTENTION = Exercise(
         ),
     ),
     withheld=("attention_backward",),
+    chained=True,
 )

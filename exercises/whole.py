@@ -198,6 +198,7 @@ BLOCK = Exercise(
         ),
     ),
     withheld=("block_backward",),
+    chained=True,
 )
 
 
@@ -330,4 +331,5 @@ ADAM = Exercise(
         ),
     ),
     withheld=("Adam", "AdamW"),
+    chained=True,
 )
