@@ -161,12 +161,28 @@ def test_an_answer_written_in_the_blank_gets_full_marks(exercise, mark):
 @pytest.mark.parametrize("slip", SLIPS, ids=[f"{slip.exercise}: {slip.new.strip()[:30]}" for slip in SLIPS])
 def test_a_mistake_gets_its_hint(slip, mark):
     """Each mistake takes its output's mark and gets the hint that fits it, on two seeds."""
+    for seed in (0, 1):
+        check_slip(slip, seed, mark)
+
+
+def check_slip(slip, seed, mark):
+    """The slip's output is marked wrong and gets the slip's hint."""
     exercise, answer = EXERCISES[slip.exercise], ANSWERS[slip.exercise].strip() + "\n"
     assert slip.old in answer
-    for seed in (0, 1):
-        marks = mark(exercise, seed, filled_in(exercise, seed, answer.replace(slip.old, slip.new)))
-        assert not marks[slip.output].right
-        assert slip.hint in marks[slip.output].hint, marks[slip.output].hint
+    marks = mark(exercise, seed, filled_in(exercise, seed, answer.replace(slip.old, slip.new)))
+    assert not marks[slip.output].right
+    assert slip.hint in marks[slip.output].hint, (seed, marks[slip.output].hint)
+
+
+@pytest.mark.slow
+@each_exercise
+def test_every_student_is_judged_alike(exercise, mark):
+    """Neither full marks nor hints depend on the instance: the same on ten other seeds, the largest among them."""
+    for seed in (*range(100, 109), 2**63 - 1):
+        assert all(each.right for each in mark(exercise, seed, filled_in(exercise, seed)).values()), seed
+        for slip in SLIPS:
+            if slip.exercise == exercise.name:
+                check_slip(slip, seed, mark)
 
 
 def test_every_known_mistake_is_made_in_some_answer():
