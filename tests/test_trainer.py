@@ -222,8 +222,9 @@ def test_an_interrupted_run_ends_as_a_straight_one(start, backend, dtype):
         interrupted.interrupted = lambda trainer=interrupted, stop=stop: trainer.step == stop
         outcome = interrupted.train()
         assert (outcome.finished, outcome.step, outcome.validation) == (False, stop, None)
-        interrupted = resume_run(interrupted.run.path, backend=backend, threads=THREADS[backend])
+        interrupted = resume_run(interrupted.run.path)
         assert interrupted.step == stop
+        assert (interrupted.backend.name, interrupted.backend.threads) == (backend, THREADS[backend])
         assert interrupted.settings == straight.settings
     assert interrupted.train().finished
     for place in ("latest", "best"):
@@ -429,6 +430,21 @@ def test_the_tensor_that_is_not_finite_is_named(start, backend):
     dict(trainer.backend.weights())["blocks.0.feed_forward.up.weight"][0, 0] = np.inf
     with pytest.raises(UserError, match=r"no longer finite, first in blocks\.0\.feed_forward\.up; the last"):
         trainer.train()
+
+
+def test_ruined_weights_are_not_saved(start):
+    """Told to stop right after a step that ruined the weights, a run keeps the checkpoint before."""
+    trainer = start()
+
+    def stop_later():
+        if trainer.step == 7:
+            dict(trainer.backend.weights())["final_norm.bias"][0] = np.nan
+        return trainer.step == 7
+
+    trainer.interrupted = stop_later
+    with pytest.raises(UserError, match=r"step 7: final_norm\.bias is no longer finite; the last checkpoint"):
+        trainer.train()
+    assert load_checkpoint(trainer.run.latest).step == 5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
