@@ -144,7 +144,7 @@ def start_run(
         settings = TrainingSettings(**training)
         _check_length(corpus.info, config)
         opened = open_training_backend(backend, device, config, settings, threads, base and base.weights)
-        del corpus  # a mapped file cannot be moved on Windows
+        del corpus  # an open file cannot be moved on Windows
     record = {"source": text.name, "tokens": tokens and str(tokens)} | _computed_by(opened, device)
     record |= {"from": start.name} if start else {}
     return Trainer(opened, settings, run, open_tokens(tokens or run.tokens), encoding, record=record)
@@ -296,7 +296,7 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
         preprocess_sentences(text, checkpoint.tokenizer, path, validation_fraction=0)
         corpus = open_tokens(path)
         yield corpus.train
-        del corpus  # Windows removes no file that is still mapped
+        del corpus  # Windows removes no file that is still open
 
 
 def _check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int | None):

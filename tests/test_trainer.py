@@ -550,7 +550,7 @@ def test_a_prepared_text(start, text, tmp_path):
     _, checkpoint = open_model(path)
     with evaluation_tokens(path, checkpoint, None) as held_out:
         np.testing.assert_array_equal(held_out, other.validation)
-    del trainer, held_out  # Windows removes no file that is still mapped
+    del trainer, held_out  # Windows removes no file that is still open
     (tmp_path / "sentences.bin").unlink()
     with (
         pytest.raises(UserError, match="is missing, so the run's own text is not at hand"),
@@ -568,7 +568,7 @@ def test_a_run_is_replaced_only_when_asked(start, tmp_path):
     with pytest.raises(ConfigError, match="does not divide"):
         start(overwrite=True, overrides={"n_head": 3})
     assert load_checkpoint(trainer.run.latest).step == 20
-    del trainer  # Windows removes no file that is still mapped
+    del trainer  # Windows removes no file that is still open
     again = start(overwrite=True)
     assert not again.run.latest.exists()
     assert list(tmp_path.iterdir()) == [again.run.path]
@@ -581,7 +581,7 @@ def test_a_moved_run_goes_on(start, tmp_path):
     trainer.interrupted = iter([False, False, True]).__next__
     trainer.train()
     path = trainer.run.path
-    del trainer  # Windows moves no file that is still mapped
+    del trainer  # Windows moves no file that is still open
     path.rename(tmp_path / "elsewhere")
     assert resume_run(tmp_path / "elsewhere").train().finished
     assert [folder.name for folder in tmp_path.iterdir()] == ["elsewhere"]
@@ -609,7 +609,7 @@ def test_tokens_of_another_tokenizer_are_refused(start, text, tmp_path):
     trainer.interrupted = iter([False, False, True]).__next__
     trainer.train()
     path = trainer.run.path
-    del trainer  # Windows removes no file that is still mapped
+    del trainer  # Windows removes no file that is still open
     for name in (".bin", ".json", ".tiktoken"):
         (tmp_path / "sentences").with_suffix(name).unlink()
     prepare(text, str(DEFAULT_RANKS), tmp_path / "sentences.bin")
