@@ -11,6 +11,8 @@ import typer
 from commands.bench import bench
 from commands.corpus import prepare, train_tokenizer
 from commands.exchange import export, import_gpt2
+from commands.golden import check, list_packs, make
+from commands.golden import export as export_golden
 from commands.model import evaluate, generate, info
 from commands.parity import parity
 from commands.train import train
@@ -22,12 +24,17 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, bench):
+for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, check, bench):
     app.command()(command)
 
 tokenizer_app = typer.Typer(help="Make tokenizers.", no_args_is_help=True)
 tokenizer_app.command("train")(train_tokenizer)
 app.add_typer(tokenizer_app, name="tokenizer")
+
+golden_app = typer.Typer(help="Trusted tensors, to hold a port of the model against.", no_args_is_help=True)
+for name, command in (("make", make), ("export", export_golden), ("list", list_packs)):
+    golden_app.command(name)(command)
+app.add_typer(golden_app, name="golden")
 
 
 def main() -> int:
