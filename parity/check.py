@@ -27,18 +27,24 @@ from parity.recompute import KINDS, pass_of_step
 MOST_FAULTS = 5  # that are looked into, one after the other
 
 
+# What the model as a whole computes: wrong wherever the model is, so never worth a report beside another fault.
+_WHOLE = ("loss of a step", "gradient norm of a step")
+
+
 class Fault(NamedTuple):
     """An operation that went wrong.
 
     row: the tensor it made; operation: what it was, None for a tensor that a pack starts from
     inputs: name -> "right", "diverges", "not in the dump", "not in the pack" or "given", which the pack provides
     explanations: the mistakes that give the dump's numbers, the best first
+    elsewhere: other tensors that an operation of the same kind made, and made wrong by itself
     """
 
     row: Row
     operation: Operation | None
     inputs: dict[str, str]
     explanations: list[Explanation]
+    elsewhere: list[str]
 
     @property
     def sure(self) -> bool:
@@ -179,30 +185,34 @@ def _row(name: str, golden: np.ndarray, found: np.ndarray, limit: float, scale: 
 def _faults(flow: Dataflow, rows: list[Row], found: Mapping[str, np.ndarray]) -> list[Fault]:
     """The first divergence, and every later one whose operation, from the dump's own inputs, gives other numbers."""
     states = {row.name: "right" if row.holds else "diverges" for row in rows}
-    faults: list[Fault] = []
+    faults: dict[str, Fault] = {}
     for row in rows:
-        if row.holds or len(faults) == MOST_FAULTS:
-            continue
         operation = flow.operations.get(row.name)
-        inputs = _input_states(flow, operation, states)
-        if faults and (operation is None or not _own_fault(flow, row, operation, inputs, found)):
+        kind = operation.kind if operation else "given"
+        if row.holds or (faults and kind in _WHOLE):
             continue
-        arrays, expected = {}, flow.golden[row.name]
-        if operation and KINDS[operation.kind].compute:
-            sources = {name: found[name] for name, state in inputs.items() if state == "diverges"}
+        inputs = _input_states(flow, operation, states)
+        if faults and operation and not _own_fault(flow, row, operation, inputs, found):
+            continue
+        if kind in faults:
+            faults[kind].elsewhere.append(row.name)
+        elif len(faults) < MOST_FAULTS:
+            faults[kind] = Fault(
+                row, operation, inputs, _explanations(flow, row, operation, inputs, found), []
+            )
+    return list(faults.values())
+
+
+def _explanations(flow: Dataflow, row: Row, operation: Operation | None, inputs, found) -> list[Explanation]:
+    """What explains a tensor: from the golden inputs, or from those of the dump that diverge."""
+    arrays, expected = {}, flow.golden[row.name]
+    if operation and KINDS[operation.kind].compute:
+        sources = {name: found[name] for name, state in inputs.items() if state == "diverges"}
+        if all(found[name].shape == flow.golden[name].shape for name in sources):
             arrays = flow.inputs(operation, sources, extras=True)
             expected = _recompute(flow, operation, flow.inputs(operation, sources))
-        close = 4 * row.limit
-        explanations = explain(
-            Setting(flow.pack.config, *flow.golden["tokens"].shape),
-            operation,
-            arrays,
-            expected,
-            found[row.name],
-            close,
-        )
-        faults.append(Fault(row, operation, inputs, explanations))
-    return faults
+    setting = Setting(flow.pack.config, *flow.golden["tokens"].shape)
+    return explain(setting, operation, arrays, expected, found[row.name], 4 * row.limit)
 
 
 def _input_states(flow: Dataflow, operation: Operation | None, states: Mapping[str, str]) -> dict[str, str]:

@@ -21,7 +21,8 @@ def describe(report: Report) -> list[str]:
     for number, fault in enumerate(report.faults):
         heading = "first in dataflow order" if not number else "by itself, from your own inputs"
         lines += ["", f"{heading}: {_place(fault.row)}", *_reasons(fault)]
-    rest = [row.name for row in diverging if row.name not in {fault.row.name for fault in report.faults}]
+    told = {name for fault in report.faults for name in (fault.row.name, *fault.elsewhere)}
+    rest = [row.name for row in diverging if row.name not in told]
     if rest:
         lines += ["", f"and what follows from it: {_few(rest)}"]
     hint = _precision_hint(report)
@@ -51,6 +52,8 @@ def _reasons(fault: Fault) -> list[str]:
             lines.append("  its inputs are right, so the fault is in this operation")
         elif absent:
             lines.append(f"  in this operation or before it: dump {_few(absent)} to know")
+    if fault.elsewhere:
+        lines.append(f"  the same operation is wrong in {_few(fault.elsewhere)}")
     for explanation in fault.explanations:
         lines.append(f"  fits to {explanation.error:.1g}: {explanation.text}")
     if not fault.explanations:
@@ -97,6 +100,7 @@ def as_record(report: Report) -> dict:
                 "equation": KINDS[fault.operation.kind].equation if fault.operation else None,
                 "inputs": fault.inputs,
                 "in_this_operation": fault.sure,
+                "elsewhere": fault.elsewhere,
                 "explanations": [explanation._asdict() for explanation in fault.explanations],
             }
             for fault in report.faults

@@ -83,13 +83,14 @@ def explain(
             continue
         for result in _results(each, setting, operation, inputs, expected, specific):
             error = _error(result, found)
-            # A mistake that changes nothing here explains nothing.
-            if error <= close and _error(expected, result) > 16 * close:
+            # A mistake that changes nothing here, or less than what it leaves unexplained, explains nothing.
+            if error <= close and 8 * error < _error(expected, result):
                 fitting.append((not specific, error, Explanation(each.name, each.text, error)))
                 break
     fitting.sort(key=lambda row: row[:2])
     # Where a mistake of this operation fits, a general one such as a factor of 2 is the same said vaguely.
-    return [explanation for general, _, explanation in fitting if general == fitting[0][0]][:MOST]
+    named = [explanation for general, _, explanation in fitting if general == fitting[0][0]][:MOST]
+    return named or _constant_factor(expected, found, close)
 
 
 def _results(
@@ -119,6 +120,17 @@ def _error(wanted: np.ndarray, found: np.ndarray) -> float:
     with np.errstate(over="ignore"):
         difference = float(np.abs(np.asarray(found, np.float64) - wanted).max(initial=0))
     return difference / scale if scale else 0.0
+
+
+def _constant_factor(expected: np.ndarray, found: np.ndarray, close: float) -> list[Explanation]:
+    """For want of a known mistake: that everything is the same multiple of what it should be."""
+    if expected.shape != found.shape or not np.isfinite(found).all() or not np.any(expected):
+        return []
+    factor = float(np.vdot(expected, found) / np.vdot(expected, expected))
+    error = _error(factor * expected, found)
+    if not (error <= close and 8 * error < abs(factor - 1) and found.size > 1):
+        return []
+    return [Explanation("constant_factor", f"everything is {factor:.7g} times the right value", error)]
 
 
 # Mistakes that any operation can have
@@ -176,8 +188,8 @@ def transposed(setting, value):
 def column_major(setting, value):
     if value.ndim < 2:
         return None
-    return [np.reshape(value.swapaxes(-1, -2), value.shape), np.reshape(value, value.shape, order="F"),
-            value.ravel(order="F").reshape(value.shape)]  # fmt: skip
+    swapped = value.swapaxes(-1, -2)
+    return [np.reshape(swapped, value.shape), value.ravel(order="F").reshape(value.shape)]
 
 
 @mistake("the first two axes are swapped: time comes before batch")
@@ -204,11 +216,3 @@ def shifted(setting, value):
 def flattened(setting, value):
     rows = value.reshape(-1, value.shape[-1]) if value.ndim > 1 else value
     return [value.ravel(), rows, value.reshape(1, *value.shape)]
-
-
-def constant_factor(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:
-    """The one number by which everything was multiplied, and how far that is from the whole truth."""
-    if expected.shape != found.shape or not np.isfinite(found).all() or not np.any(expected):
-        return 1.0, np.inf
-    factor = float(np.vdot(expected, found) / np.vdot(expected, expected))
-    return factor, _error(factor * expected, found)

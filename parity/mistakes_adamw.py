@@ -69,8 +69,15 @@ def decay_coupled(gradient, norm, adamw, weight, decays, **_):
 def betas_swapped(config, gradient, norm, adamw, step, decays, m=None, v=None, **_):
     g, b1, b2 = clipped(gradient, norm, adamw), adamw["beta1"], adamw["beta2"]
     m, v = (0.0 if each is None else each for each in (m, v))
-    return [b2 * m + (1 - b2) * g, b1 * v + (1 - b1) * g**2, b1 * m + g, b2 * v + g**2,
+    return [b2 * m + (1 - b2) * g, b1 * v + (1 - b1) * g**2, b1 * v + (1 - b2) * g**2, b2 * v + (1 - b1) * g**2,
+            b1 * m + g, b2 * v + g**2,
             (1 - b1) * m + b1 * g, (1 - b2) * v + b2 * g**2]  # fmt: skip
+
+
+@mistake("the gradient is not squared", _SQUARE)
+def square_missing(config, gradient, norm, adamw, step, decays, v=0.0, **_):
+    g = clipped(gradient, norm, adamw)
+    return [adamw["beta2"] * v + (1 - adamw["beta2"]) * each for each in (g, np.abs(g))]
 
 
 @mistake("the moment is not kept from the step before: it starts from 0 each time", _MEAN, _SQUARE)
@@ -129,8 +136,12 @@ def decay_after_step(config, weight, m, v, rate, adamw, step, decays, **_):
 
 @mistake("eps stands inside the root: √(v + eps); wanted √v + eps", _WEIGHT)
 def eps_inside(config, weight, m, v, rate, adamw, step, decays, **_):
-    m, v = m / (1 - adamw["beta1"] ** step), v / (1 - adamw["beta2"] ** step)
-    return _stepped(weight, m / np.sqrt(v + adamw["eps"]), rate, adamw, decays)
+    eps, root = adamw["eps"], (1 - adamw["beta2"] ** step) ** 0.5
+    m, roots = m / (1 - adamw["beta1"] ** step), []
+    for inside in (eps, eps**2):
+        alone, before = np.sqrt(v / root**2 + inside), np.sqrt(v + inside) / root
+        roots += [alone, before, alone + eps, before + eps]
+    return [_stepped(weight, m / each, rate, adamw, decays) for each in roots]
 
 
 @mistake("eps is added before √v is corrected: √v / √(1 - beta2^t) + eps is wanted", _WEIGHT)
@@ -160,8 +171,13 @@ def correction_missing(config, weight, m, v, rate, adamw, step, decays, **_):
 
 @mistake("bias correction is a step off: t is 1 in the first update", _WEIGHT)
 def correction_off_by_one(config, weight, m, v, rate, adamw, step, decays, **_):
-    steps = (step + 1, step - 1) if step > 1 else (step + 1,)
-    return [adamw_weight(config, weight, m, v, rate, adamw, other, decays) for other in steps]
+    results = []
+    for other in (step + 1, step - 1) if step > 1 else (step + 1,):
+        for t1, t2 in ((other, other), (other, step), (step, other)):
+            m_corrected, v_corrected = m / (1 - adamw["beta1"] ** t1), v / (1 - adamw["beta2"] ** t2)
+            direction = m_corrected / (np.sqrt(v_corrected) + adamw["eps"])
+            results.append(_stepped(weight, direction, rate, adamw, decays))
+    return results
 
 
 @mistake("the step goes uphill: subtract it", _WEIGHT)
@@ -171,8 +187,8 @@ def step_uphill(config, weight, m, v, rate, adamw, step, decays, **_):
 
 @mistake("v is used without its root", _WEIGHT)
 def square_without_root(config, weight, m, v, rate, adamw, step, decays, **_):
-    m, v = m / (1 - adamw["beta1"] ** step), v / (1 - adamw["beta2"] ** step)
-    return _stepped(weight, m / (v + adamw["eps"]), rate, adamw, decays)
+    m, root, eps = m / (1 - adamw["beta1"] ** step), (1 - adamw["beta2"] ** step) ** 0.5, adamw["eps"]
+    return [_stepped(weight, m / (v / each + eps), rate, adamw, decays) for each in (root**2, root)]
 
 
 @mistake("the step uses the moments from before this gradient: update them first", _WEIGHT)

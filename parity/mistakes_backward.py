@@ -34,11 +34,12 @@ def dloss_half_mean(config, logits, targets):
     return [cross_entropy_back(config, logits, targets) * size for size in targets.shape]
 
 
-@mistake("the 1 of the target is not subtracted: these are the probabilities alone", _LOSS)
+@mistake("the 1 of the target is not subtracted: these are the probabilities alone, or with it added", _LOSS)
 def dloss_without_target(config, logits, targets):
     probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities /= probabilities.sum(axis=-1, keepdims=True)
-    return [probabilities / targets.size, probabilities]
+    target = np.eye(config.vocab_size)[targets]
+    return [probabilities / targets.size, probabilities, (probabilities + target) / targets.size]
 
 
 @mistake("the mean is taken before the 1 of the target is subtracted: divide both by B·T", _LOSS)
@@ -190,6 +191,13 @@ def dactivation_other(config, dy, x):
     return [dy, *(KINDS[name].compute(config, dy, x) for name in others), dy * np.maximum(x, 0), dy * x]
 
 
+@mistake("the slope of tanh is 1 - tanh², squared", "gelu_tanh backward")
+def dgelu_unsquared(config, dy, x):
+    root = (2 / np.pi) ** 0.5
+    tanh = np.tanh(root * (x + 0.044715 * x**3))
+    return dy * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh) * root * (1 + 3 * 0.044715 * x**2))
+
+
 # Attention
 
 
@@ -217,13 +225,13 @@ def dsoftmax_scaled(config, dy, probabilities):
 
 
 @mistake("1/√D is missing", "scores backward to query", "scores backward to key")
-def dscores_without_scale(config, dscores, key=None, query=None):
+def dscores_without_scale(config, dscores, key=None, query=None, **_):
     return dscores @ key if query is None else dscores.swapaxes(-1, -2) @ query
 
 
 @mistake("dscores is transposed where it should not be, or not where it should", "scores backward to query",
          "scores backward to key")  # fmt: skip
-def dscores_transposed(config, dscores, key=None, query=None):
+def dscores_transposed(config, dscores, key=None, query=None, **_):
     result = dscores.swapaxes(-1, -2) @ key if query is None else dscores @ query
     return result * config.head_size**-0.5
 
@@ -273,6 +281,18 @@ def doutput_weight_merge(config, dy, heads):
 @mistake("x and dy are swapped: dweight = dyᵀ x has shape (out, in)", "attention output backward to weight")
 def doutput_weight_transposed(config, dy, heads):
     return linear_weight_back(config, merge(heads), dy)
+
+
+@mistake("not multiplied by the probabilities: dscores = p · (dp - Σ dp · p)", _SOFTMAX)
+def dsoftmax_without_p(config, dy, probabilities):
+    return dy - (dy * probabilities).sum(axis=-1, keepdims=True)
+
+
+@mistake("multiplied by the queries for the keys, or the keys for the queries", "scores backward to query",
+         "scores backward to key")  # fmt: skip
+def dscores_other_factor(config, dscores, key=None, query=None, other=None):
+    back = dscores if query is None else dscores.swapaxes(-1, -2)
+    return back @ other * config.head_size**-0.5
 
 
 # Embedding

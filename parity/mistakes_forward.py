@@ -37,6 +37,14 @@ def sinusoids_swapped(config):
     return table.reshape(len(table), -1, 2)[..., ::-1].reshape(table.shape)
 
 
+@mistake("the wavelengths are wrong: 10000^(2i/C) for the i-th pair", "sinusoidal positions")
+def sinusoids_wavelengths(config):
+    t, pair, C = np.arange(config.context_length)[:, None], np.arange(config.d_model // 2), config.d_model
+    exponents = (2 * pair / C, pair / C, 4 * pair / C, 2 * pair / max(C - 2, 1))
+    angles = [t / 1000 ** exponents[0], *(t / 10000**each for each in exponents[1:])]
+    return [np.stack([np.sin(each), np.cos(each)], axis=-1).reshape(len(t), C) for each in angles]
+
+
 @mistake("positions are counted from 1, not from 0", "position")
 def position_from_one(config, x, table):
     return x + np.concatenate([table, table[:1]])[1 : 1 + x.shape[1]]
@@ -218,8 +226,10 @@ def mask_after_softmax(config, scores):
 
 @mistake("softmax runs over the wrong axis; wanted: over the keys, the last one", "masked softmax")
 def softmax_wrong_axis(config, scores):
-    hidden = causal_mask(scores.shape[-1], scores.shape[-1])
-    return [_softmax(scores, hidden == 0, axis=-2), _softmax(scores, hidden == 0, axis=1)]
+    visible = _band(scores, 0)
+    exponentials = np.where(visible, np.exp(scores - masked_maximum(scores)), 0.0)
+    over_queries = exponentials / exponentials.sum(axis=-2, keepdims=True)
+    return [over_queries, *(_softmax(scores, visible, axis=axis) for axis in (-2, 1))]
 
 
 @mistake("softmax without the sum: the exponentials are not divided by their total", "masked softmax")

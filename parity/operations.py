@@ -208,10 +208,14 @@ def _attention_backward(config: ModelConfig, block: str) -> dict[str, Operation]
             "heads backward to value", {"dheads": dheads, "probabilities": f"{at}.probabilities_dropout"}
         ),
         f"gradient.{at}.key": Operation(
-            "scores backward to key", {"dscores": dscores, "query": f"{at}.query"}
+            "scores backward to key",
+            {"dscores": dscores, "query": f"{at}.query"},
+            extras={"other": f"{at}.key"},
         ),
         f"gradient.{at}.query": Operation(
-            "scores backward to query", {"dscores": dscores, "key": f"{at}.key"}
+            "scores backward to query",
+            {"dscores": dscores, "key": f"{at}.key"},
+            extras={"other": f"{at}.query"},
         ),
     }
     parts = {f"d{part}": f"gradient.{at}.{part}" for part in ("query", "key", "value")}

@@ -7,12 +7,14 @@ check one.
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+import numpy_llm
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.randomness import generator, uniform
@@ -20,7 +22,6 @@ from contract.sampling import sample
 from contract.trace import Trace
 from contract.weights import Weights, parameter_count, weight_table
 from data.tokenizers import replacing
-from numpy_llm import GPT, AdamW, clip_gradients
 from parity.cases import lively_weights
 from parity.manifest import FORMAT, digest, manifest
 
@@ -97,11 +98,8 @@ def make_pack(
     batch = generator(seed, "golden.batch").integers(min(symbols, config.vocab_size), size=(B, T + 1))
     tensors = {"tokens": batch[:, :-1].copy(), "targets": batch[:, 1:].copy()}
     tensors |= {each: np.array(weight) for each, weight in given.items()}
-    tensors |= _pass(config, given, tensors["tokens"], tensors["targets"])
-    tensors |= _continuations(GPT(config, given), tensors["tokens"][0, : max(1, T // 2)])
     adamw = ADAMW | {"steps": steps}
-    if steps:
-        tensors |= _steps(config, given, tensors["tokens"], tensors["targets"], adamw)
+    tensors |= computed(config, given, tensors["tokens"], tensors["targets"], adamw)
     return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors), config, tensors)
 
 
@@ -125,29 +123,39 @@ def _check_size(config: ModelConfig, B: int, T: int, seed: int, steps: int):
         )
 
 
-def _pass(config, weights, tokens, targets) -> dict[str, np.ndarray]:
-    trace, model = Trace(), GPT(config, weights)
+def computed(
+    config: ModelConfig, given: Weights, tokens, targets, adamw: dict, package: ModuleType = numpy_llm
+) -> dict[str, np.ndarray]:
+    """Everything in a pack that a program has to compute from the weights and the batch.
+
+    given: the weights, whose precision is computed in; package: `numpy_llm` or a changed copy of it
+    """
+    trace, model = Trace(), package.GPT(config, given)
     _, _, cache = model.forward(tokens, targets, trace=trace)
     gradients = model.backward(cache, trace=trace)
     record = {"positions": model.positions} if config.position == "sinusoidal" else {}
     record |= trace.activations
     record |= {f"gradient.{name}": gradient for name, gradient in trace.gradients.items()}
-    return record | {f"gradient.{name}": gradient for name, gradient in gradients.items()}
+    record |= {f"gradient.{name}": gradient for name, gradient in gradients.items()}
+    record |= _continuations(model, tokens[0, : max(1, tokens.shape[1] // 2)])
+    return record | (_steps(config, given, tokens, targets, adamw, package) if adamw["steps"] else {})
 
 
-def _steps(config, given, tokens, targets, adamw) -> dict[str, np.ndarray]:
+def _steps(config, given, tokens, targets, adamw, package) -> dict[str, np.ndarray]:
     """Ten steps on the same batch; the rate rises for three and falls again."""
     table, steps = weight_table(config), adamw["steps"]
     weights = Weights(table, given.flat.copy())
-    optimizer = AdamW(weights, **{name: adamw[name] for name in ("beta1", "beta2", "eps", "weight_decay")})
+    optimizer = package.AdamW(
+        weights, **{name: adamw[name] for name in ("beta1", "beta2", "eps", "weight_decay")}
+    )
     rows = {name: [] for name in ("learning_rate", "loss", "gradient_norm")}
     rows |= {f"{kind}.{name}": [] for kind in ("m", "v", "weights") for name in table}
     for step in range(1, steps + 1):
-        model = GPT(config, weights)
+        model = package.GPT(config, weights)
         _, loss, cache = model.forward(tokens, targets)
         gradients = model.backward(cache)
         rate = 0.02 * min(step / 3, 3 / step)
-        norm = clip_gradients(gradients, adamw["max_norm"])
+        norm = package.clip_gradients(gradients, adamw["max_norm"])
         optimizer.update(gradients, rate)
         for name, value in (("learning_rate", rate), ("loss", loss), ("gradient_norm", norm)):
             rows[name].append(value)
@@ -158,7 +166,7 @@ def _steps(config, given, tokens, targets, adamw) -> dict[str, np.ndarray]:
     return {f"adamw.{name}": np.array(values) for name, values in rows.items()}
 
 
-def _continuations(model: GPT, prompt: np.ndarray) -> dict[str, np.ndarray]:
+def _continuations(model, prompt: np.ndarray) -> dict[str, np.ndarray]:
     """What the model writes after `prompt`, past the end of its context, so that the window slides."""
     record = {}
     for title, settings in (("greedy", {"temperature": 0}), ("sampled", SAMPLING)):
