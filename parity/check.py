@@ -8,34 +8,29 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.errors import ConfigError
-from contract.weights import weight_table
 from parity.compare import Row
+from parity.dataflow import Dataflow
 from parity.dumps import read_dump
 from parity.explanations import Explanation, Setting, explain
-from parity.operations import (
-    CONTINUATIONS,
-    Operation,
-    given_names,
-    gradient_of_step,
-    pass_operations,
-    step_operations,
-    weight_before,
-)
+from parity.operations import Operation
 from parity.packs import Pack
-from parity.recompute import KINDS, pass_of_step
+from parity.recompute import KINDS
 
 MOST_FAULTS = 5  # that are looked into, one after the other
 
-
 # What the model as a whole computes: wrong wherever the model is, so never worth a report beside another fault.
-_WHOLE = ("loss of a step", "gradient norm of a step")
+_LOSS, _NORM = "loss of a step", "gradient norm of a step"
+_FOLLOWS = "follows from your weights"
 
 
 class Fault(NamedTuple):
     """An operation that went wrong.
 
     row: the tensor it made; operation: what it was, None for a tensor that a pack starts from
-    inputs: name -> "right", "diverges", "not in the dump", "not in the pack" or "given", which the pack provides
+    inputs: name -> "right", "diverges", "not in the dump", "not in the pack", "follows from your weights", or
+        "given", which the pack provides
+    own: whether the fault is in this operation: True where its inputs are right or should have given other
+        numbers, False where they give these, None where too little is known of them
     explanations: the mistakes that give the dump's numbers, the best first
     elsewhere: other tensors that an operation of the same kind made, and made wrong by itself
     """
@@ -43,12 +38,13 @@ class Fault(NamedTuple):
     row: Row
     operation: Operation | None
     inputs: dict[str, str]
+    own: bool | None
     explanations: list[Explanation]
     elsewhere: list[str]
 
     @property
-    def sure(self) -> bool:
-        """Whether every input is known to be right, so that the fault can only be in this operation."""
+    def inputs_right(self) -> bool:
+        """Whether every input is known to be right."""
         return all(state in ("right", "given") for state in self.inputs.values())
 
 
@@ -56,7 +52,7 @@ class Report(NamedTuple):
     """pack: its name; dtype: whose limits were applied; rows: in dataflow order
 
     missing: names of the pack that the dump lacks; unknown: names of the dump that the pack lacks
-    faults: the first divergence, then those that do not follow from another one
+    faults: the first divergence that does not follow from its inputs, then the others of that kind
     """
 
     pack: str
@@ -89,81 +85,15 @@ def compare_dump(
     """The same for tensors in memory, by name."""
     if dtype is None:
         dtype = "float32" if any(tensor.dtype == np.float32 for tensor in dump.values()) else "float64"
-    flow = Dataflow(pack, dtype)
-    golden, found = flow.golden, split_steps(dump, pack)
-    rows = [
-        _row(name, golden[name], found[name], flow.limits[name], flow.scales[name])
-        for name in flow.order
-        if name in found
-    ]
+    flow = Dataflow(pack, dtype, dump)
+    rows = [_row(flow, name) for name in flow.order if name in flow.found]
     missing = [name for name in pack.tensors if name not in dump]
-    return Report(pack.name, dtype, rows, missing, list(unknown), _faults(flow, rows, found))
+    return Report(pack.name, dtype, rows, missing, list(unknown), _faults(flow, rows))
 
 
-def split_steps(tensors: Mapping[str, np.ndarray], pack: Pack) -> dict[str, np.ndarray]:
-    """The tensors, those with a row for each step of AdamW cut into `NAME[1]`, `NAME[2]`, ...
-
-    A dump may end after fewer steps than the pack.
-    """
-    split = {}
-    for name, tensor in tensors.items():
-        shape = pack.tensors[name].shape
-        stepwise = name.startswith("adamw.") and tensor.ndim and 0 < len(tensor) <= shape[0]
-        if stepwise and tensor.shape[1:] == shape[1:]:
-            split |= {f"{name}[{step}]": row for step, row in enumerate(tensor, 1)}
-        else:
-            # Many libraries have no scalars: a loss of shape [1] is as good.
-            split[name] = tensor.reshape(()) if not shape and tensor.size == 1 else tensor
-    return split
-
-
-class Dataflow:
-    """A pack laid out in the order in which its numbers come about.
-
-    order: names, those of AdamW's steps one by one; operations: what made each, by name
-    golden: tensors; limits, scales: how far another program may be off, and in units of what
-    """
-
-    def __init__(self, pack: Pack, dtype: str):
-        config, adamw = pack.config, pack.manifest["adamw"]
-        split = split_steps(pack.tensors, pack)
-        rates = [name for name in split if name.startswith("adamw.learning_rate[")]
-        self.pack = pack
-        self.given = [*given_names(config), *rates, "greedy.prompt", "sampled.prompt", "sampled.draws"]
-        self.operations = pass_operations(config) | step_operations(config, adamw) | CONTINUATIONS
-        # The uncut ones too: a dump's may have a shape that cannot be cut.
-        self.golden = split | pack.tensors
-        order = dict.fromkeys([*self.given, *self.operations, *self.golden])
-        self.order = [name for name in order if name in self.golden]
-        self.limits, self.scales = {}, {}
-        rows = {row["name"]: row for row in pack.manifest["tensors"]}
-        for name in self.order:
-            row = rows[name.partition("[")[0]]
-            self.limits[name] = float(row[dtype])
-            self.scales[name] = float(np.abs(self.golden[name]).max(initial=0)) or float(row["scale"])
-
-    def inputs(self, operation: Operation, tensors: Mapping[str, np.ndarray], *, extras=False) -> dict:
-        """The operation's inputs by role, from `tensors` or, where they lack them, from the pack."""
-        names = operation.inputs if not extras else {**operation.extras, **operation.inputs}
-        return {
-            role: tensors[name] if name in tensors else self._golden(name) for role, name in names.items()
-        }
-
-    def _golden(self, name: str) -> np.ndarray:
-        if name not in self.golden and name.startswith("adamw.gradient."):
-            self._add_gradients(int(name.rpartition("[")[2].rstrip("]")))
-        return self.golden[name]
-
-    def _add_gradients(self, step: int):
-        """The gradients of a step, which a pack does not hold: they follow from the weights before it."""
-        config, table = self.pack.config, weight_table(self.pack.config)
-        weights = {name: self.golden[weight_before(name, step)] for name in table}
-        gradients = pass_of_step(config, self.golden["tokens"], self.golden["targets"], weights)[1]
-        self.golden |= {gradient_of_step(name, step): gradients[name] for name in table}
-
-
-def _row(name: str, golden: np.ndarray, found: np.ndarray, limit: float, scale: float) -> Row:
+def _row(flow: Dataflow, name: str) -> Row:
     """One tensor against the pack's."""
+    golden, found, limit, scale = flow.golden[name], flow.found[name], flow.limits[name], flow.scales[name]
     problem = ""
     if found.shape != golden.shape:
         problem = f"shape {list(found.shape)}, wanted {list(golden.shape)}"
@@ -182,76 +112,102 @@ def _row(name: str, golden: np.ndarray, found: np.ndarray, limit: float, scale: 
 # Which operations are at fault
 
 
-def _faults(flow: Dataflow, rows: list[Row], found: Mapping[str, np.ndarray]) -> list[Fault]:
-    """The first divergence, and every later one whose operation, from the dump's own inputs, gives other numbers."""
+def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
+    """The operations that, from the dump's own inputs, should have given other numbers, the first of each kind.
+
+    The first divergence is one unless it follows from inputs that are within their limits: small errors can
+    grow. Where no fault is found, it is the first divergence all the same.
+    """
     states = {row.name: "right" if row.holds else "diverges" for row in rows}
+    diverging = [row for row in rows if not row.holds]
     faults: dict[str, Fault] = {}
-    for row in rows:
+    for row in diverging:
         operation = flow.operations.get(row.name)
         kind = operation.kind if operation else "given"
-        if row.holds or (faults and kind in _WHOLE):
+        if faults and kind == _LOSS:
             continue
-        inputs = _input_states(flow, operation, states)
-        if faults and operation and not _own_fault(flow, row, operation, inputs, found):
+        follows = _follows(flow, row, operation, states, slack=16 if faults else 1)
+        if follows and kind == _NORM:
+            states[row.name] = _FOLLOWS
+        if follows or (follows is None and row is not diverging[0]) or (faults and kind == _NORM):
             continue
         if kind in faults:
             faults[kind].elsewhere.append(row.name)
+            _narrow(faults[kind], flow, row)
         elif len(faults) < MOST_FAULTS:
-            faults[kind] = Fault(
-                row, operation, inputs, _explanations(flow, row, operation, inputs, found), []
-            )
-    return list(faults.values())
+            faults[kind] = _fault(flow, row, states, follows)
+    return list(faults.values()) or [_fault(flow, row, states, True) for row in diverging[:1]]
 
 
-def _explanations(flow: Dataflow, row: Row, operation: Operation | None, inputs, found) -> list[Explanation]:
-    """What explains a tensor: from the golden inputs, or from those of the dump that diverge."""
+def _fault(flow: Dataflow, row: Row, states: Mapping[str, str], follows: bool | None) -> Fault:
+    operation = flow.operations.get(row.name)
+    inputs = _input_states(flow, operation, states) if operation else {}
+    fault = Fault(row, operation, inputs, None, _explanations(flow, row, operation), [])
+    if follows is None:
+        return fault._replace(own=fault.inputs_right or None)
+    return fault._replace(own=not follows)
+
+
+def _narrow(fault: Fault, flow: Dataflow, row: Row):
+    """Of several explanations keep those that also fit `row`, which the same kind of operation made."""
+    if len(fault.explanations) > 1:
+        names = {each.name for each in _explanations(flow, row, flow.operations.get(row.name))}
+        fault.explanations[:] = [e for e in fault.explanations if e.name in names] or fault.explanations
+
+
+def _explanations(flow: Dataflow, row: Row, operation: Operation | None) -> list[Explanation]:
+    """What explains a tensor, from the inputs in the dump and, where it lacks them, the golden ones."""
     arrays, expected = {}, flow.golden[row.name]
-    if operation and KINDS[operation.kind].compute:
-        sources = {name: found[name] for name, state in inputs.items() if state == "diverges"}
-        if all(found[name].shape == flow.golden[name].shape for name in sources):
-            arrays = flow.inputs(operation, sources, extras=True)
-            expected = _recompute(flow, operation, flow.inputs(operation, sources))
+    if operation and KINDS[operation.kind].compute and not _misshapen(flow, operation):
+        arrays = flow.inputs(operation, extras=True)
+        expected = _recompute(flow, operation)
     setting = Setting(flow.pack.config, *flow.golden["tokens"].shape)
-    return explain(setting, operation, arrays, expected, found[row.name], 4 * row.limit)
+    return explain(setting, operation, arrays, expected, flow.found[row.name], 4 * row.limit)
 
 
-def _input_states(flow: Dataflow, operation: Operation | None, states: Mapping[str, str]) -> dict[str, str]:
+def _input_states(flow: Dataflow, operation: Operation, states: Mapping[str, str]) -> dict[str, str]:
     found = {}
-    for role, name in operation.inputs.items() if operation else ():
+    for role, name in operation.inputs.items():
         absent = "given" if name in flow.given else "not in the dump"
         if role == "gradient" and name not in flow.pack.tensors:
             # No pack holds the gradients of later steps; where their norm is right, so are they.
             norm = states.get(operation.inputs["norm"])
-            absent = "right" if norm == "right" else "not in the pack"
+            absent = norm if norm in ("right", _FOLLOWS) else "not in the pack"
         found[name] = states.get(name, absent)
     return found
 
 
-def _own_fault(flow: Dataflow, row: Row, operation: Operation, inputs: dict[str, str], found) -> bool:
-    """Whether the operation went wrong by itself: its result does not follow from the inputs in the dump.
+def _follows(
+    flow: Dataflow, row: Row, operation: Operation | None, states: Mapping[str, str], *, slack: float
+) -> bool | None:
+    """Whether the tensor is what the operation makes of the inputs in the dump; None where that cannot be told.
 
-    Undecided where an input is missing or cannot be used: then it is taken for a consequence.
+    slack: limits that it may be off; inputs in the dump are rounded, which may cost digits
     """
-    if KINDS[operation.kind].compute is None or {*inputs.values()} & {"not in the dump", "not in the pack"}:
+    if operation is None:
         return False
-    if any(
-        name in found and (found[name].shape != flow.golden[name].shape or not np.isfinite(found[name]).all())
-        for name in inputs
-    ):
-        return False
+    inputs = _input_states(flow, operation, states)
+    unknown = {*inputs.values()} & {"not in the dump", "not in the pack"}
+    if unknown or KINDS[operation.kind].compute is None or _misshapen(flow, operation):
+        return None
     if row.problem:
-        return True
-    expected = _recompute(flow, operation, flow.inputs(operation, found))
+        return False
+    expected = _recompute(flow, operation)
     scale = max(float(np.abs(expected).max(initial=0)), flow.scales[row.name])
-    difference = np.abs(np.asarray(found[row.name], np.float64) - expected).max(initial=0)
-    # Inputs in the dump are rounded, which may cost more digits than a limit that was set for right numbers.
-    return isfinite(scale) and float(difference) > 16 * row.limit * scale
+    difference = np.abs(np.asarray(flow.found[row.name], np.float64) - expected).max(initial=0)
+    return not (isfinite(scale) and float(difference) > slack * row.limit * scale)
 
 
-def _recompute(flow: Dataflow, operation: Operation, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+def _misshapen(flow: Dataflow, operation: Operation) -> bool:
+    """Whether the operation cannot be repeated: the dump has an input of another shape or one that is not finite."""
+    own = [name for name in operation.inputs.values() if name in flow.found]
+    return any(
+        flow.found[name].shape != flow.golden[name].shape or not np.isfinite(flow.found[name]).all()
+        for name in own
+    )
+
+
+def _recompute(flow: Dataflow, operation: Operation) -> np.ndarray:
     with np.errstate(all="ignore"):
-        arrays = {
-            role: np.asarray(array, np.float64) if array.dtype.kind == "f" else array
-            for role, array in arrays.items()
-        }
-        return np.asarray(KINDS[operation.kind].compute(flow.pack.config, **arrays, **operation.settings))
+        inputs = flow.inputs(operation)
+        return np.asarray(KINDS[operation.kind].compute(flow.pack.config, **inputs, **operation.settings))

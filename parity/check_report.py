@@ -10,16 +10,20 @@ from parity.recompute import KINDS
 
 def describe(report: Report) -> list[str]:
     """What to tell a person: the verdict first, then where, why, and what else, in about a dozen lines."""
-    count, diverging = len(report.rows), report.diverging
-    lines = [f"{report.pack}, {report.dtype}: {count - len(diverging)} of {count} tensors agree"]
-    if diverging:
-        lines[0] = f"{report.pack}, {report.dtype}: {len(diverging)} of {count} tensors DIVERGE"
+    diverging, count = report.diverging, len(_whole(report.rows))
+    verdict = (
+        f"{len(_whole(diverging))} of {count} tensors DIVERGE" if diverging else f"all {count} tensors agree"
+    )
+    lines = [f"{report.pack}, {report.dtype}: {verdict}"]
     if report.missing:
         lines.append(f"not in your dump: {_few(report.missing)}")
     if report.unknown:
         lines.append(f"not in the pack: {_few([_suggest(name, report) for name in report.unknown])}")
     for number, fault in enumerate(report.faults):
-        heading = "first in dataflow order" if not number else "by itself, from your own inputs"
+        heading = "by itself, from your own inputs" if number else "first in dataflow order"
+        if not number and fault.row is not diverging[0]:
+            heading = "first by itself"
+            lines += ["", f"{diverging[0].name} is off because small errors in its inputs grew"]
         lines += ["", f"{heading}: {_place(fault.row)}", *_reasons(fault)]
     told = {name for fault in report.faults for name in (fault.row.name, *fault.elsewhere)}
     rest = [row.name for row in diverging if row.name not in told]
@@ -27,6 +31,11 @@ def describe(report: Report) -> list[str]:
         lines += ["", f"and what follows from it: {_few(rest)}"]
     hint = _precision_hint(report)
     return [*lines, hint] if hint else lines
+
+
+def _whole(rows: list[Row]) -> set[str]:
+    """The names of the tensors, those with a row for each step of AdamW counted once."""
+    return {row.name.partition("[")[0] for row in rows}
 
 
 def _place(row: Row) -> str:
@@ -48,8 +57,11 @@ def _reasons(fault: Fault) -> list[str]:
         states = [f"{name} ({state})" for name, state in fault.inputs.items()]
         lines.append(f"  from {_few(states)}" if states else "  from nothing but the configuration")
         absent = [name for name, state in fault.inputs.items() if state == "not in the dump"]
-        if fault.sure:
-            lines.append("  its inputs are right, so the fault is in this operation")
+        if fault.own:
+            known = "its inputs are right" if fault.inputs_right else "they should have given other numbers"
+            lines.append(f"  {known}, so the fault is in this operation")
+        elif fault.own is False:
+            lines.append("  they give these numbers: small errors in them grew")
         elif absent:
             lines.append(f"  in this operation or before it: dump {_few(absent)} to know")
     if fault.elsewhere:
@@ -89,7 +101,7 @@ def as_record(report: Report) -> dict:
         "golden": report.pack,
         "dtype": report.dtype,
         "holds": not report.diverging,
-        "compared": len(report.rows),
+        "compared": len(_whole(report.rows)),
         "diverging": [_json_row(row) for row in report.diverging],
         "missing": report.missing,
         "unknown": report.unknown,
@@ -99,7 +111,7 @@ def as_record(report: Report) -> dict:
                 "operation": fault.operation.kind if fault.operation else None,
                 "equation": KINDS[fault.operation.kind].equation if fault.operation else None,
                 "inputs": fault.inputs,
-                "in_this_operation": fault.sure,
+                "in_this_operation": fault.own,
                 "elsewhere": fault.elsewhere,
                 "explanations": [explanation._asdict() for explanation in fault.explanations],
             }

@@ -101,11 +101,7 @@ def _results(
         if not specific:
             results = each.compute(setting, expected)
         elif inputs or not operation.inputs:
-            exact = {
-                role: np.asarray(array, np.float64) if array.dtype.kind == "f" else array
-                for role, array in inputs.items()
-            }
-            results = each.compute(setting.config, **exact, **operation.settings)
+            results = each.compute(setting.config, **inputs, **operation.settings)
         else:
             results = []
     results = results if isinstance(results, list) else [results]

@@ -111,7 +111,9 @@ def manifest(name: str, config: ModelConfig, seed: int, adamw: dict, sampling: d
         "seed": seed,
         "adamw": adamw,
         "sampling": sampling,
-        "operations": {row["operation"]: KINDS[row["operation"]].equation for row in rows if row["inputs"]},
+        "operations": {
+            row["operation"]: KINDS[row["operation"]].equation for row in rows if row["operation"] != "given"
+        },
         "tensors": rows,
     }
 

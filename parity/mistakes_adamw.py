@@ -3,7 +3,15 @@
 import numpy as np
 
 from parity.explanations import mistake
-from parity.recompute import adam_direction, adamw_mean, adamw_square, adamw_weight, clipped, pass_of_step
+from parity.recompute import (
+    adam_direction,
+    adamw_mean,
+    adamw_square,
+    adamw_weight,
+    clipped,
+    pass_of_step,
+    step_norm,
+)
 
 _MEAN, _SQUARE, _WEIGHT, _NORM = "AdamW mean", "AdamW mean square", "AdamW weight", "gradient norm of a step"
 
@@ -95,19 +103,19 @@ def moment_corrected(config, gradient, norm, adamw, step, decays, m=None, v=None
 
 
 @mistake("the norm is taken tensor by tensor and added up; wanted: the root of the sum of all squares", _NORM)
-def norm_of_norms(config, tokens, targets, **weights):
+def norm_of_norms(config, tokens, targets, max_norm, **weights):
     gradients = pass_of_step(config, tokens, targets, weights)[1]
     return sum(np.sqrt(np.sum(gradient**2)) for gradient in gradients.values())
 
 
 @mistake("this is the squared norm: take the root", _NORM)
-def norm_without_root_of_sum(config, tokens, targets, **weights):
-    return np.sum(pass_of_step(config, tokens, targets, weights)[1].flat ** 2)
+def norm_squared(config, tokens, targets, max_norm, **weights):
+    return step_norm(config, tokens, targets, max_norm, **weights) ** 2
 
 
 @mistake("this is the norm after clipping: it is wanted before", _NORM)
-def norm_after_clipping(config, tokens, targets, **weights):
-    return np.minimum(np.sqrt(np.sum(pass_of_step(config, tokens, targets, weights)[1].flat ** 2)), 1.0)
+def norm_after_clipping(config, tokens, targets, max_norm, **weights):
+    return np.minimum(step_norm(config, tokens, targets, max_norm, **weights), max_norm)
 
 
 def _stepped(weight, direction, rate, adamw, decays):
@@ -200,6 +208,6 @@ def moments_stale(config, weight, m, v, rate, adamw, step, decays, m_before=0.0,
 @mistake(
     "the learning rate is the step before's or the one after's: rates count from the first step", _WEIGHT
 )
-def rate_shifted(config, weight, m, v, rate, adamw, step, decays, **_):
-    rates = [0.02 * min(other / 3, 3 / other) for other in (step - 1, step + 1) if other]
-    return [adamw_weight(config, weight, m, v, other, adamw, step, decays) for other in rates]
+def rate_shifted(config, weight, m, v, rate, adamw, step, decays, rates, **_):
+    others = [rates[at] for at in (step - 2, step) if 0 <= at < len(rates)]
+    return [adamw_weight(config, weight, m, v, other, adamw, step, decays) for other in others]

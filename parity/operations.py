@@ -244,7 +244,8 @@ def step_operations(config: ModelConfig, adamw: Mapping) -> dict[str, Operation]
         before = {name: weight_before(name, step) for name in table}
         batch = {"tokens": "tokens", "targets": "targets"}
         operations[f"adamw.loss[{step}]"] = Operation("loss of a step", batch | before)
-        operations[f"adamw.gradient_norm[{step}]"] = Operation("gradient norm of a step", batch | before)
+        norm = Operation("gradient norm of a step", batch | before, {"max_norm": adamw["max_norm"]})
+        operations[f"adamw.gradient_norm[{step}]"] = norm
         for kind in ("m", "v", "weights"):
             for name, spec in table.items():
                 settings = {"adamw": adamw, "step": step, "decays": spec.decays}
@@ -270,7 +271,8 @@ def _step_operation(kind: str, name: str, step: int) -> Operation:
     if kind == "weights":
         new = {each: f"adamw.{each}.{name}[{step}]" for each in "mv"}
         before = {f"{each}_before": moment for each, moment in moments.items()}
-        return Operation("AdamW weight", {"weight": weight, **new, "rate": rate}, extras=before | gradient)
+        extras = before | gradient | {"rates": "adamw.learning_rate"}
+        return Operation("AdamW weight", {"weight": weight, **new, "rate": rate}, extras=extras)
     title = {"m": "AdamW mean", "v": "AdamW mean square"}[kind]
     inputs = gradient | ({kind: moments[kind]} if moments else {})
     return Operation(title, inputs, extras={"weight": weight, "rate": rate})

@@ -213,8 +213,8 @@ def find_pack(name: str) -> Path:
     path = Path(name)
     path = path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
     for place in (GOLDEN / name, path):
-        manifest_path = place.with_name(f"{place.name}.json")
-        if place.name and manifest_path.is_file():
+        manifest_path = place.parent / f"{place.name}.json"
+        if manifest_path.is_file():
             return manifest_path
     raise UserError(
         f"there is no golden pack {name!r}; choose {', '.join(pack_names())}, or name a pack's file"

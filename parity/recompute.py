@@ -290,7 +290,7 @@ def step_loss(config, tokens, targets, **weights):
 
 
 @_kind("gradient norm of a step", "√(Σ gradient²) over all weights together, before clipping")
-def step_norm(config, tokens, targets, **weights):
+def step_norm(config, tokens, targets, max_norm, **weights):
     return np.sqrt(np.sum(pass_of_step(config, tokens, targets, weights)[1].flat ** 2))
 
 
