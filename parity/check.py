@@ -158,7 +158,7 @@ def _narrow(fault: Fault, flow: Dataflow, row: Row):
 def _explanations(flow: Dataflow, row: Row, operation: Operation | None) -> list[Explanation]:
     """What explains a tensor, from the inputs in the dump and, where it lacks them, the golden ones."""
     arrays, expected = {}, flow.golden[row.name]
-    if operation and KINDS[operation.kind].compute and not _misshapen(flow, operation):
+    if operation and KINDS[operation.kind].compute and flow.repeatable(operation):
         arrays = flow.inputs(operation, extras=True)
         expected = _recompute(flow, operation)
     setting = Setting(flow.pack.config, *flow.golden["tokens"].shape)
@@ -188,7 +188,7 @@ def _follows(
         return False
     inputs = _input_states(flow, operation, states)
     unknown = {*inputs.values()} & {"not in the dump", "not in the pack"}
-    if unknown or KINDS[operation.kind].compute is None or _misshapen(flow, operation):
+    if unknown or KINDS[operation.kind].compute is None or not flow.repeatable(operation):
         return None
     if row.problem:
         return False
@@ -196,15 +196,6 @@ def _follows(
     scale = max(float(np.abs(expected).max(initial=0)), flow.scales[row.name])
     difference = np.abs(np.asarray(flow.found[row.name], np.float64) - expected).max(initial=0)
     return not (isfinite(scale) and float(difference) > slack * row.limit * scale)
-
-
-def _misshapen(flow: Dataflow, operation: Operation) -> bool:
-    """Whether the operation cannot be repeated: the dump has an input of another shape or one that is not finite."""
-    own = [name for name in operation.inputs.values() if name in flow.found]
-    return any(
-        flow.found[name].shape != flow.golden[name].shape or not np.isfinite(flow.found[name]).all()
-        for name in own
-    )
 
 
 def _recompute(flow: Dataflow, operation: Operation) -> np.ndarray:

@@ -26,16 +26,16 @@ def describe(report: Report) -> list[str]:
             lines += ["", f"{diverging[0].name} is off because small errors in its inputs grew"]
         lines += ["", f"{heading}: {_place(fault.row)}", *_reasons(fault)]
     told = {name for fault in report.faults for name in (fault.row.name, *fault.elsewhere)}
-    rest = [row.name for row in diverging if row.name not in told]
+    rest = list(_whole([row for row in diverging if row.name not in told]))
     if rest:
         lines += ["", f"and what follows from it: {_few(rest)}"]
     hint = _precision_hint(report)
     return [*lines, hint] if hint else lines
 
 
-def _whole(rows: list[Row]) -> set[str]:
-    """The names of the tensors, those with a row for each step of AdamW counted once."""
-    return {row.name.partition("[")[0] for row in rows}
+def _whole(rows: list[Row]) -> dict[str, None]:
+    """The names of the tensors in order, those with a row for each step of AdamW once."""
+    return dict.fromkeys(row.name.partition("[")[0] for row in rows)
 
 
 def _place(row: Row) -> str:

@@ -62,23 +62,38 @@ class Dataflow:
             row = rows[name.partition("[")[0]]
             self.limits[name] = float(row[dtype])
             self.scales[name] = float(np.abs(self.golden[name]).max(initial=0)) or float(row["scale"])
+        self.vocabulary = config.vocab_size
         self._gradients = {}
 
     def inputs(self, operation: Operation, *, extras: bool = False) -> dict[str, np.ndarray]:
-        """What the operation starts from by role, float64: the dump's tensors or, where it lacks one, the pack's.
+        """What the operation starts from, by role, float64 or int64: the dump's tensors where they can be used,
+        the pack's where not.
 
         extras: with the tensors that a mistaken program may use in place of an input
         """
         names = operation.inputs if not extras else {**operation.extras, **operation.inputs}
-        tensors = {role: self._tensor(name) for role, name in names.items()}
-        return {
-            role: np.asarray(tensor, np.float64) if tensor.dtype.kind == "f" else tensor
-            for role, tensor in tensors.items()
-        }
+        return {role: self._tensor(name) for role, name in names.items()}
+
+    def repeatable(self, operation: Operation) -> bool:
+        """Whether all of the operation's inputs that the dump has can be used."""
+        return all(self._usable(name) for name in operation.inputs.values() if name in self.found)
+
+    def _usable(self, name: str) -> bool:
+        """Whether a tensor of the dump has the right shape and finite numbers, token ids that exist."""
+        golden, found = self.golden[name], self.found[name]
+        if golden.shape != found.shape or not np.isfinite(found).all():
+            return False
+        if golden.dtype.kind != "i":
+            return True
+        return bool(0 <= found.min() and found.max() < self.vocabulary and (found % 1 == 0).all())
 
     def _tensor(self, name: str) -> np.ndarray:
-        tensor = self.found.get(name, self.golden.get(name))
-        return self._gradient(name) if tensor is None else tensor
+        if name not in self.golden:
+            return self._gradient(name)
+        golden = self.golden[name]
+        return np.asarray(
+            self.found[name] if name in self.found and self._usable(name) else golden, golden.dtype
+        )
 
     def _gradient(self, name: str) -> np.ndarray:
         """A gradient of a later step, which no pack holds: it follows from the weights before that step."""

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import cli
 from contract.config import ModelConfig
 from contract.errors import UserError
 from contract.trace import Trace
@@ -28,23 +27,6 @@ from parity.tolerances import limit, observe
 
 ROOT = Path(__file__).parents[1]
 PACKS = sorted(COMMITTED)
-
-
-@pytest.fixture
-def run_cli(capsys, monkeypatch):
-    """A function that runs the command line in this process: exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
-        code = cli.main()
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def packs():
-    return {name: load_pack(name) for name in PACKS}
 
 
 # What a pack holds
