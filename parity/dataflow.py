@@ -85,7 +85,7 @@ class Dataflow:
             return False
         if golden.dtype.kind != "i":
             return True
-        return bool(0 <= found.min() and found.max() < self.vocabulary and (found % 1 == 0).all())
+        return bool(found.min() >= 0 and found.max() < self.vocabulary and (found % 1 == 0).all())
 
     def _tensor(self, name: str) -> np.ndarray:
         if name not in self.golden:

@@ -19,6 +19,7 @@ Files
                  varies fastest); {dtype} for real numbers, int64 for token ids
   index.txt      the same as the manifest for programs without a JSON reader; a line is either
                    config KEY VALUE
+                   adamw KEY VALUE
                    tensor NAME DTYPE SHAPE TOLERANCE_FLOAT32 TOLERANCE_FLOAT64 SCALE
                  where SHAPE is sizes joined by x, or "scalar"
   manifest.json  configuration, settings of AdamW and of sampling, and of each tensor its name, shape, dtype,
@@ -44,8 +45,13 @@ Checking
 
       python cli.py check FOLDER --golden {name}
 
+  (or with the path of the pack, where it is one of your own).
+
 Configuration
 {config}
+
+AdamW
+{adamw}
 """
 
 
@@ -101,8 +107,9 @@ def _write_descriptions(pack: Pack, dtype: str, out: Path):
         shape = "x".join(map(str, row["shape"])) or "scalar"
         limits = f"{row['float32']:g} {row['float64']:g} {row['scale']:.17g}"
         lines.append(f"tensor {row['name']} {row['dtype']} {shape} {limits}")
-    config = "\n".join(f"  {name} = {value}" for name, value in pack.manifest["config"].items())
-    page = _PAGE.format(name=pack.name, steps=pack.manifest["adamw"]["steps"], dtype=dtype, config=config)
+    steps = pack.manifest["adamw"]["steps"]
+    settings = {group: _settings(pack.manifest[group]) for group in ("config", "adamw")}
+    page = _PAGE.format(name=pack.name, steps=steps, dtype=dtype, **settings)
     texts = {
         "manifest.json": manifest_text(record),
         INDEX: "\n".join([*lines, ""]).encode(),
@@ -116,6 +123,10 @@ def _write_descriptions(pack: Pack, dtype: str, out: Path):
 def _without_hash(row: dict) -> dict:
     """The row without its hash, which is of the float64 numbers and the pack's own file."""
     return {name: value for name, value in row.items() if name != "sha256"}
+
+
+def _settings(values: dict) -> str:
+    return "\n".join(f"  {name} = {_plain(value)}" for name, value in values.items())
 
 
 def _plain(value) -> str:
