@@ -23,8 +23,9 @@ def make(
     ] = None,
     steps: Annotated[int, option("Steps of AdamW; 0 for none.")] = 10,
     seed: Annotated[int, option("Of the batch and of random weights.")] = 3,
+    overwrite: Annotated[bool, option("Replace an earlier pack NAME.", "--overwrite")] = False,
 ):
-    """Make golden packs: every tensor of a pass, its gradient, and steps of AdamW, in float64.
+    """Make golden packs: every tensor of a pass, its gradient, and steps of AdamW.
 
     With NAME and --config a pack of that model with random weights; with NAME and
     --run one of a trained model. A large model makes a large pack.
@@ -38,8 +39,9 @@ def make(
         packs = [make_pack(each, model, seed=seed) for each, (model, seed) in COMMITTED.items()]
         folder = out or GOLDEN
     else:
-        packs = [_own_pack(name, config, run, B=batch_size, T=tokens, steps=steps, seed=seed)]
         folder = out or Path()
+        _require_free(name, folder, config, overwrite)
+        packs = [_own_pack(name, config, run, B=batch_size, T=tokens, steps=steps, seed=seed)]
     for pack in packs:
         save_pack(pack, folder)
         size = sum(tensor.nbytes for tensor in pack.tensors.values())
@@ -48,14 +50,24 @@ def make(
         )
 
 
+def _require_free(name: str, folder: Path, config: Path | None, overwrite: bool):
+    if Path(name).name != name or not name.strip(". "):
+        raise ConfigError(f"{name!r} cannot name a file; choose a plain name, and the folder with --out")
+    for path in (folder / f"{name}.json", folder / f"{name}.safetensors"):
+        if config is not None and path.resolve() == config.resolve():
+            raise ConfigError(f"the pack's manifest would replace {config}; choose another NAME or --out")
+        if path.exists() and not overwrite:
+            raise UserError(
+                f"{path} is there already; replace it with --overwrite, or choose another NAME or --out"
+            )
+
+
 def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
     from contract.config import ModelConfig
     from harness.checkpoint import load_checkpoint
     from harness.run_folder import find_checkpoint
     from parity.packs import make_pack
 
-    if Path(name).name != name or not name.strip(". "):
-        raise ConfigError(f"{name!r} cannot name a file; choose a plain name, and the folder with --out")
     if (config is None) == (run is None):
         raise ConfigError("give either --config, a JSON file, or --run, a trained model")
     if run is not None:
@@ -110,7 +122,7 @@ def list_packs(as_json: JsonOption = False):
         config = pack.config
         typer.echo(
             f"{pack.name:<16} {len(pack.tensors)} tensors, {parameter_count(config):,} parameters: "
-            f"{config.n_layer} layers, {config.n_head} heads, {config.d_model} channels, {config.activation}, "
+            f"{config.n_layer} layer{'s' * (config.n_layer > 1)}, {config.n_head} heads, {config.d_model} channels, {config.activation}, "
             f"{config.position} positions, {'tied' if config.tie_embeddings else 'untied'}, "
             f"{'bias' if config.bias else 'no bias'}"
         )
@@ -126,10 +138,10 @@ def check(
     ] = None,
     as_json: JsonOption = False,
 ):
-    """Find the first operation that goes wrong in your implementation, and say what is wrong with it.
+    """Find the first operation that goes wrong in your implementation, and say why.
 
-    DUMP has some or all of the pack's tensors under the pack's names. The exit code
-    is 1 where one diverges.
+    DUMP has some or all of the pack's tensors under the pack's names. The exit
+    code is 1 where one diverges.
     """
     from parity.check import check_dump
     from parity.check_report import as_record, describe

@@ -238,12 +238,26 @@ def test_a_pack_of_ones_own(tmp_path, run_cli):
     model = ModelConfig.from_dict({**pack.config.to_dict(), "dropout": 0.1})
     weights = initial_weights(model, 5, "float32")
     save_checkpoint(tmp_path / "run", Checkpoint(model, weights, load_ranks(DEFAULT_RANKS)))
+    code, _, stderr = run_cli(*make, "--run", tmp_path / "run")
+    assert (code, "--overwrite" in stderr) == (1, True)
+    make += ("--overwrite",)
     assert run_cli(*make, "--run", tmp_path / "run")[0] == 0
     pack = load_pack(str(tmp_path / "mine.safetensors"))
     assert np.array_equal(pack.tensors["token_embedding.weight"], weights["token_embedding.weight"])
     assert run_cli(*make, "--run", tmp_path / "run", "--steps", 0)[0] == 0
     code, stdout, _ = run_cli("check", tmp_path / "mine.safetensors", "--golden", tmp_path / "mine")
     assert code == 0, stdout
+
+
+def test_a_configuration_is_never_overwritten(tmp_path, run_cli, tiny_config):
+    """The manifest of a pack called as its configuration's file would stand in that file's place."""
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(tiny_config().to_dict()))
+    before = path.read_bytes()
+    code, _, stderr = run_cli("golden", "make", "mine", "--config", path, "--out", tmp_path, "--overwrite")
+    assert (code, "another NAME" in stderr) == (2, True)
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [path]
 
 
 def test_list(run_cli):
