@@ -119,13 +119,17 @@ def list_packs(as_json: JsonOption = False):
         typer.echo(json.dumps(rows))
         return
     for pack in packs:
-        config = pack.config
-        typer.echo(
-            f"{pack.name:<16} {len(pack.tensors)} tensors, {parameter_count(config):,} parameters: "
-            f"{config.n_layer} layer{'s' * (config.n_layer > 1)}, {config.n_head} heads, {config.d_model} channels, {config.activation}, "
-            f"{config.position} positions, {'tied' if config.tie_embeddings else 'untied'}, "
-            f"{'bias' if config.bias else 'no bias'}"
+        config, count = pack.config, parameter_count(pack.config)
+        words = (
+            f"{config.n_layer} layer{'s' * (config.n_layer > 1)}",
+            f"{config.n_head} heads",
+            f"{config.d_model} channels",
+            config.activation,
+            f"{config.position} positions",
+            "tied" if config.tie_embeddings else "untied",
+            "bias" if config.bias else "no bias",
         )
+        typer.echo(f"{pack.name:<16} {len(pack.tensors)} tensors, {count:,} parameters: {', '.join(words)}")
 
 
 def check(
