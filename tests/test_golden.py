@@ -55,10 +55,13 @@ def test_remaking_agrees(name, packs):
             error = float(np.abs(found - wanted).max()) / row["scale"]
             assert error <= limit("golden", "float64"), row["name"]
             observe("golden", "float64", error)
-    for manifest in (made.manifest, committed.manifest):
-        for row in manifest["tensors"]:
-            del row["sha256"], row["scale"]
-    assert made.manifest == committed.manifest
+    assert _without_digits(made.manifest) == _without_digits(committed.manifest)
+
+
+def _without_digits(manifest: dict) -> dict:
+    """The manifest without what depends on the last digits of the numbers."""
+    rows = [{**row, "sha256": None, "scale": None} for row in manifest["tensors"]]
+    return manifest | {"tensors": rows}
 
 
 def test_the_same_bytes_each_time(tmp_path):
