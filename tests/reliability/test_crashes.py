@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -54,13 +55,15 @@ def test_killed_at_random(tmp_path, text, kills, figure):
             command(*arguments), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         ) as process:
             _let_it_work(process, found, draws.random() * (0.6 if kills > 50 else 1.5))
+            if survived % 2:
+                _let_it_write(process, found, draws.random() * 0.003)
             process.send_signal(signal.SIGKILL)
         if process.returncode == 0:  # it was through before the signal came: begin anew
             assert_same_end(found, wanted)
             first = True
             continue
         first = not checkpoint_exists(found.resumable)
-        in_writing += any(path.name.endswith((".new", ".old")) for path in found.path.glob("*"))
+        in_writing += _writing(found)
         if not first:
             load_checkpoint(found.resumable, with_optimizer=True)
         survived += 1
@@ -68,6 +71,7 @@ def test_killed_at_random(tmp_path, text, kills, figure):
         result = run("train", "--resume", "--out", found.path, "--threads", 1)
         assert result.returncode == 0 or "has done all its" in result.stderr, result.stderr
         assert_same_end(found, wanted)
+    assert in_writing >= kills // 4
     figure(
         f"{survived} kills at random moments, {in_writing} of them in the writing of a checkpoint: nothing lost"
     )
@@ -82,6 +86,18 @@ def _let_it_work(process, run_folder: RunFolder, seconds: float):
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+def _let_it_write(process, run_folder: RunFolder, seconds: float):
+    """Wait until the process has begun to write a checkpoint, and so long again."""
+    deadline = time.monotonic() + 30
+    while process.poll() is None and not _writing(run_folder) and time.monotonic() < deadline:
+        pass
+    time.sleep(seconds)
+
+
+def _writing(run_folder: RunFolder) -> bool:
+    return any(path.suffix in (".new", ".old") for path in run_folder.path.glob("*"))
 
 
 def _progress(run_folder: RunFolder) -> float:
@@ -159,7 +175,7 @@ def test_a_full_disk(tmp_path, text):
         result, "the checkpoint of step 80 cannot be written (File too large); the one before is kept"
     )
     assert load_checkpoint(folder / "latest", with_optimizer=True).step == before
-    assert not [path for path in folder.iterdir() if path.name.endswith((".new", ".old", ".tmp"))]
+    assert not [path for path in folder.iterdir() if path.suffix in (".new", ".old", ".tmp")]
     assert run("train", "--resume", "--out", folder, "--steps", 120).returncode == 0
 
 
@@ -195,16 +211,35 @@ def test_a_small_file_system(tmp_path, text):
         subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to read-only folders"
-)
+@posix
 def test_a_read_only_folder(tmp_path, text):
-    """A place that may not be written to is one line."""
+    """A place that may not be written to is one line, and a run that becomes read-only keeps what it had."""
+    folder = tmp_path / "run"
+    assert run("train", "--text", text, "--out", folder, *SMALL, "--steps", 2).returncode == 0
+    before = load_checkpoint(folder / "latest").step
+    folder.chmod(0o500)
     tmp_path.chmod(0o500)
+    # Root may write everywhere, unless it gives that up.
+    prefix = ()
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip(
+                "root may write to read-only folders, and setpriv (util-linux) is not here to forgo it"
+            )
+        prefix = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner")
     try:
-        assert_one_line(run("train", "--text", text, "--out", tmp_path / "run", *SMALL, "--steps", 2))
+        for arguments in (
+            ("train", "--text", text, "--out", tmp_path / "new", *SMALL, "--steps", 2),
+            ("train", "--resume", "--out", folder, "--steps", 4),
+        ):
+            result = subprocess.run(
+                [*prefix, *command(*arguments)], capture_output=True, text=True, check=False
+            )
+            assert_one_line(result, "Permission denied")
     finally:
         tmp_path.chmod(0o700)
+        folder.chmod(0o700)
+    assert load_checkpoint(folder / "latest").step == before
 
 
 @posix
