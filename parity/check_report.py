@@ -11,9 +11,9 @@ from parity.recompute import KINDS
 def describe(report: Report) -> list[str]:
     """What to tell a person: the verdict first, then where, why, and what else, in about a dozen lines."""
     diverging, count = report.diverging, len(_whole(report.rows))
-    verdict = (
-        f"{len(_whole(diverging))} of {count} tensors DIVERGE" if diverging else f"all {count} tensors agree"
-    )
+    verdict = f"all {count} tensors agree" if count > 1 else "the tensor agrees"
+    if diverging:
+        verdict = f"{len(_whole(diverging))} of {count} tensors DIVERGE"
     lines = [f"{report.pack}, {report.dtype}: {verdict}"]
     if report.missing:
         lines.append(f"not in your dump: {_few(report.missing)}")
@@ -63,7 +63,10 @@ def _reasons(fault: Fault) -> list[str]:
         elif fault.own is False:
             lines.append("  they give these numbers: small errors in them grew")
         elif absent:
-            lines.append(f"  in this operation or before it: dump {_few(absent)} to know")
+            taken = "it" if len(absent) == 1 else "them"
+            lines.append(
+                f"  in this operation, if {_few(absent)} came from the pack; else dump {taken} to know"
+            )
     if fault.elsewhere:
         lines.append(f"  the same operation is wrong in {_few(fault.elsewhere)}")
     for explanation in fault.explanations:
