@@ -16,10 +16,10 @@ from parity.recompute import (
 _MEAN, _SQUARE, _WEIGHT, _NORM = "AdamW mean", "AdamW mean square", "AdamW weight", "gradient norm of a step"
 
 
-def _moment(config, each, square, moment, adamw, **inputs):
-    """The right mean, or mean square, of another gradient than the right one."""
+def _moment(config, gradient, square, moment, adamw):
+    """The right mean, or mean square, of a gradient that is not the right one; nothing is clipped."""
     compute, role = (adamw_square, "v") if square else (adamw_mean, "m")
-    return compute(config, each, 1.0, adamw | {"max_norm": np.inf}, 0, False, **{role: moment})
+    return compute(config, gradient, 1.0, adamw | {"max_norm": np.inf}, 0, False, **{role: moment})
 
 
 def _moment_of(wrong_gradient):

@@ -271,6 +271,8 @@ def test_raw_dumps(listed, tmp_path, run_cli, packs):
     _write_raw(tmp_path / "dump", tensors, listing)
     code, stdout, _ = run_cli("check", tmp_path / "dump", "--golden", "gpt2-tied")
     assert code == 0, stdout
+    if listing:
+        assert run_cli("check", tmp_path / "dump" / "dump.json", "--golden", "gpt2-tied") == (0, stdout, "")
     verdict = "the tensor agrees" if listed == "elsewhere" else "all 3 tensors agree"
     assert stdout.startswith(f"gpt2-tied, float32: {verdict}\n")
 
