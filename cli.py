@@ -12,6 +12,8 @@ from commands.bench import bench
 from commands.corpus import prepare, train_tokenizer
 from commands.exchange import export, import_gpt2
 from commands.exercise import grade, list_exercises, start
+from commands.golden import check, list_packs, make
+from commands.golden import export as export_golden
 from commands.model import evaluate, generate, info
 from commands.parity import parity
 from commands.train import train
@@ -23,17 +25,25 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, bench):
+for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, check, bench):
     app.command()(command)
 
-tokenizer_app = typer.Typer(help="Make tokenizers.", no_args_is_help=True)
-tokenizer_app.command("train")(train_tokenizer)
-app.add_typer(tokenizer_app, name="tokenizer")
-
-exercise_app = typer.Typer(help="Write backward passes yourself, and have them judged.", no_args_is_help=True)
-for name, command in (("list", list_exercises), ("start", start), ("grade", grade)):
-    exercise_app.command(name)(command)
-app.add_typer(exercise_app, name="exercise")
+GROUPS = {
+    "tokenizer": ("Make tokenizers.", {"train": train_tokenizer}),
+    "golden": (
+        "Trusted tensors, to hold a port of the model against.",
+        {"list": list_packs, "export": export_golden, "make": make},
+    ),
+    "exercise": (
+        "Write backward passes yourself, and have them judged.",
+        {"list": list_exercises, "start": start, "grade": grade},
+    ),
+}
+for group, (summary, commands) in GROUPS.items():
+    group_app = typer.Typer(help=summary, no_args_is_help=True)
+    for name, command in commands.items():
+        group_app.command(name)(command)
+    app.add_typer(group_app, name=group)
 
 
 def main() -> int:

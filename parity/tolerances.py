@@ -33,6 +33,10 @@ LIMITS = {
     # A batch in micro-batches against the whole; 200 steps of Adam and AdamW.
     ("accumulation", "float64"): Limit(1e-12, 1.6e-15),
     ("optimizer", "float64"): Limit(1e-12, 1.4e-14),
+    # Golden packs: the same made again on another machine; ten steps of AdamW in float32.
+    ("golden", "float64"): Limit(1e-12, 1.1e-14),
+    ("golden steps", "float64"): Limit(1e-11, 1.1e-14),
+    ("golden steps", "float32"): Limit(3e-5, 3.6e-6),
     # The losses of 300 training steps. Rounding grows from step to step, so float32 drifts.
     ("trajectory", "float64"): Limit(1e-9, 4.1e-16),
     ("trajectory", "float32"): Limit(1e-4, 2.3e-7),

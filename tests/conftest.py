@@ -1,9 +1,13 @@
-"""What several test files need: a model small enough to check every number of it."""
+"""What several test files need: a model small enough to check every number of it, the command line, packs."""
+
+import sys
 
 import numpy as np
 import pytest
 
+import cli
 from contract.config import ModelConfig
+from parity.packs import load_pack, pack_names
 
 TINY = {
     "vocab_size": 7,
@@ -38,3 +42,21 @@ def lively_weights():
         return weights
 
     return draw
+
+
+@pytest.fixture
+def run_cli(capsys, monkeypatch):
+    """A function that runs the command line in this process: exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
+        code = cli.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def packs():
+    """The committed golden packs by name."""
+    return {name: load_pack(name) for name in pack_names()}

@@ -34,18 +34,6 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture
-def run_cli(capsys, monkeypatch):
-    """A function that runs the command line in this process: exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
-        code = cli.main()
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def succeed(run_cli):
     """The same for what must go well: stdout and stderr."""
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import cli
 from contract.config import ModelConfig
 from contract.weights import initial_weights
 from data.tokenizers import encode, encoding_of, load_ranks
@@ -44,18 +43,6 @@ def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(DEFAULT_TEXT.read_text(encoding="utf-8")[:8000], encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def run_cli(capsys, monkeypatch):
-    """A function that runs the command line in this process: exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
-        code = cli.main()
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -1,0 +1,161 @@
+"""Trusted tensors for those who port the model: `golden make`, `golden export`, `golden list` and `check`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import JsonOption, option
+from contract.errors import ConfigError, UserError
+
+
+def make(
+    name: Annotated[
+        str | None, typer.Argument(help=r"Name of the pack. \[default: those of the project, again]")
+    ] = None,
+    config: Annotated[Path | None, option("JSON file with the fields of a model's configuration.")] = None,
+    run: Annotated[Path | None, option("Run or checkpoint whose trained weights to take.")] = None,
+    out: Annotated[Path | None, option("Folder to write to. [default: parity/golden, or . for NAME]")] = None,
+    batch_size: Annotated[int, option("Sequences of the batch.")] = 3,
+    tokens: Annotated[
+        int | None, option("Tokens of a sequence. [default: context length less one, at most 64]")
+    ] = None,
+    steps: Annotated[int, option("Steps of AdamW; 0 for none.")] = 10,
+    seed: Annotated[int, option("Of the batch and of random weights.")] = 3,
+    overwrite: Annotated[bool, option("Replace an earlier pack NAME.", "--overwrite")] = False,
+):
+    """Make golden packs: every tensor of a pass, its gradient, and steps of AdamW.
+
+    With NAME and --config a pack of that model with random weights; with NAME and
+    --run one of a trained model. A large model makes a large pack.
+    """
+    from commands.console import say
+    from parity.packs import COMMITTED, GOLDEN, make_pack, save_pack
+
+    if name is None:
+        if config or run:
+            raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
+        packs = [make_pack(each, model, seed=seed) for each, (model, seed) in COMMITTED.items()]
+        folder = out or GOLDEN
+    else:
+        folder = out or Path()
+        _require_free(name, folder, config, overwrite)
+        packs = [_own_pack(name, config, run, B=batch_size, T=tokens, steps=steps, seed=seed)]
+    for pack in packs:
+        save_pack(pack, folder)
+        size = sum(tensor.nbytes for tensor in pack.tensors.values())
+        say(
+            f"{folder / pack.name}.safetensors: {len(pack.tensors)} tensors, {size / 1e3:,.0f} kB, and its .json"
+        )
+
+
+def _require_free(name: str, folder: Path, config: Path | None, overwrite: bool):
+    if Path(name).name != name or not name.strip(". "):
+        raise ConfigError(f"{name!r} cannot name a file; choose a plain name, and the folder with --out")
+    for path in (folder / f"{name}.json", folder / f"{name}.safetensors"):
+        if config is not None and path.resolve() == config.resolve():
+            raise ConfigError(f"the pack's manifest would replace {config}; choose another NAME or --out")
+        if path.exists() and not overwrite:
+            raise UserError(
+                f"{path} is there already; replace it with --overwrite, or choose another NAME or --out"
+            )
+
+
+def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
+    from contract.config import ModelConfig
+    from harness.checkpoint import load_checkpoint
+    from harness.run_folder import find_checkpoint
+    from parity.packs import make_pack
+
+    if (config is None) == (run is None):
+        raise ConfigError("give either --config, a JSON file, or --run, a trained model")
+    if run is not None:
+        checkpoint = load_checkpoint(find_checkpoint(run))
+        return make_pack(name, checkpoint.config, weights=checkpoint.weights, **settings)
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config} is not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{config} holds no object; write the configuration's fields by name")
+    defaults = {"bias": True, "tie_embeddings": True, "norm_eps": 1e-5, "dropout": 0.0}
+    return make_pack(name, ModelConfig.from_dict(defaults | fields), **settings)
+
+
+def export(
+    name: Annotated[str, typer.Argument(help="A pack of `golden list`, or the path of one.")],
+    out: Annotated[Path | None, option("Folder or file to make. [default: NAME, or NAME.npz]")] = None,
+    format: Annotated[str, option("raw, npz or npy.")] = "raw",
+    dtype: Annotated[str, option("Of the real numbers: float64 or float32.")] = "float64",
+    overwrite: Annotated[bool, option("Replace an earlier export in --out.", "--overwrite")] = False,
+):
+    """Write a pack for languages without safetensors.
+
+    raw: little-endian NAME.bin files, a manifest, an index for programs without a
+    JSON reader, and a page that explains them.
+    """
+    from commands.console import say
+    from parity.pack_export import export_pack
+    from parity.packs import load_pack
+
+    pack = load_pack(name)
+    out = out or Path(f"{pack.name}.npz" if format == "npz" else pack.name)
+    export_pack(pack, format, out, dtype=dtype, overwrite=overwrite)
+    say(f"{out}: {len(pack.tensors)} tensors, real numbers in {dtype}")
+
+
+def list_packs(as_json: JsonOption = False):
+    """Show the packs that come with the project."""
+    from contract.weights import parameter_count
+    from parity.packs import load_pack, pack_names
+
+    packs = [load_pack(name) for name in pack_names()]
+    if as_json:
+        rows = [
+            {"name": pack.name, "tensors": len(pack.tensors), "config": pack.manifest["config"]}
+            for pack in packs
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    for pack in packs:
+        config, count = pack.config, parameter_count(pack.config)
+        words = (
+            f"{config.n_layer} layer{'s' * (config.n_layer > 1)}",
+            f"{config.n_head} heads",
+            f"{config.d_model} channels",
+            config.activation,
+            f"{config.position} positions",
+            "tied" if config.tie_embeddings else "untied",
+            "bias" if config.bias else "no bias",
+        )
+        typer.echo(f"{pack.name:<16} {len(pack.tensors)} tensors, {count:,} parameters: {', '.join(words)}")
+
+
+def check(
+    dump: Annotated[
+        Path, typer.Argument(help="Your tensors: .safetensors, .npz, or a folder of .npy or .bin files.")
+    ],
+    golden: Annotated[str, option("A pack of `golden list`, or the path of one.")],
+    dtype: Annotated[
+        str | None, option("Whose limits to apply: float32 or float64. [default: what the dump holds]")
+    ] = None,
+    as_json: JsonOption = False,
+):
+    """Find the first operation that goes wrong in your implementation, and say why.
+
+    DUMP has some or all of the pack's tensors under the pack's names. The exit
+    code is 1 where one diverges.
+    """
+    from parity.check import check_dump
+    from parity.check_report import as_record, describe
+    from parity.packs import load_pack
+
+    report = check_dump(dump, load_pack(golden), dtype=dtype)
+    if as_json:
+        typer.echo(json.dumps(as_record(report), allow_nan=False))
+    else:
+        for line in describe(report):
+            typer.echo(line)
+    if report.diverging:
+        raise typer.Exit(1)

@@ -1,0 +1,132 @@
+"""Telling what a check found: a few lines for a person, a record for machines."""
+
+from difflib import get_close_matches
+from math import isfinite
+
+from parity.check import Fault, Report
+from parity.compare import Row
+from parity.recompute import KINDS
+
+
+def describe(report: Report) -> list[str]:
+    """What to tell a person: the verdict first, then where, why, and what else, in about a dozen lines."""
+    diverging, count = report.diverging, len(_whole(report.rows))
+    verdict = f"all {count} tensors agree" if count > 1 else "the tensor agrees"
+    if diverging:
+        verdict = f"{len(_whole(diverging))} of {count} tensors DIVERGE"
+    lines = [f"{report.pack}, {report.dtype}: {verdict}"]
+    if report.missing:
+        lines.append(f"not in your dump: {_few(report.missing)}")
+    if report.unknown:
+        lines.append(f"not in the pack: {_few([_suggest(name, report) for name in report.unknown])}")
+    for number, fault in enumerate(report.faults):
+        heading = "by itself, from your own inputs" if number else "first in dataflow order"
+        if not number and fault.row is not diverging[0]:
+            heading = "first by itself"
+            lines += ["", f"{diverging[0].name} is off because small errors in its inputs grew"]
+        lines += ["", f"{heading}: {_place(fault.row)}", *_reasons(fault)]
+    told = {name for fault in report.faults for name in (fault.row.name, *fault.elsewhere)}
+    rest = list(_whole([row for row in diverging if row.name not in told]))
+    if rest:
+        lines += ["", f"and what follows from it: {_few(rest)}"]
+    hint = _precision_hint(report)
+    return [*lines, hint] if hint else lines
+
+
+def _whole(rows: list[Row]) -> dict[str, None]:
+    """The names of the tensors in order, those with a row for each step of AdamW once."""
+    return dict.fromkeys(row.name.partition("[")[0] for row in rows)
+
+
+def _place(row: Row) -> str:
+    if row.problem:
+        return f"{row.name}: {row.problem}"
+    index = list(row.index) if row.index else ""
+    return (
+        f"{row.name}{index}: yours {row.twin:.9g}, golden {row.reference:.9g}, "
+        f"error {row.error:.2g} of the largest magnitude, limit {row.limit:g}"
+    )
+
+
+def _reasons(fault: Fault) -> list[str]:
+    lines = []
+    if fault.operation is None:
+        lines.append("  the pack gives this one: your program loaded it otherwise")
+    else:
+        lines.append(f"  {fault.operation.kind}: {KINDS[fault.operation.kind].equation}")
+        states = [f"{name} ({state})" for name, state in fault.inputs.items()]
+        lines.append(f"  from {_few(states)}" if states else "  from nothing but the configuration")
+        absent = [name for name, state in fault.inputs.items() if state == "not in the dump"]
+        if fault.own:
+            known = "its inputs are right" if fault.inputs_right else "they should have given other numbers"
+            lines.append(f"  {known}, so the fault is in this operation")
+        elif fault.own is False:
+            lines.append("  they give these numbers: small errors in them grew")
+        elif absent:
+            taken = "it" if len(absent) == 1 else "them"
+            lines.append(
+                f"  in this operation, if {_few(absent)} came from the pack; else dump {taken} to know"
+            )
+    if fault.elsewhere:
+        lines.append(f"  the same operation is wrong in {_few(fault.elsewhere)}")
+    for explanation in fault.explanations:
+        lines.append(f"  fits to {explanation.error:.1g}: {explanation.text}")
+    if not fault.explanations:
+        lines.append("  none of the known mistakes gives your numbers")
+    return lines
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _suggest(name: str, report: Report) -> str:
+    """A name from outside, cut and made printable, with the pack's name nearest to it."""
+    known = [row.name for row in report.rows] + report.missing
+    near = get_close_matches(name, known, 1)
+    shown = "".join(each if each.isprintable() else "?" for each in name[:80])
+    return f"{shown} (did you mean {near[0]}?)" if near else shown
+
+
+def _precision_hint(report: Report) -> str:
+    worst = max((row.error for row in report.rows), default=0.0)
+    if report.diverging and report.dtype == "float64" and worst < 1e-4:
+        return (
+            "every error is as small as float32's rounding: if that is what you computed in, --dtype float32"
+        )
+    return ""
+
+
+def as_record(report: Report) -> dict:
+    """The report by field; numbers that JSON lacks become null."""
+    return {
+        "golden": report.pack,
+        "dtype": report.dtype,
+        "holds": not report.diverging,
+        "compared": len(_whole(report.rows)),
+        "diverging": [_json_row(row) for row in report.diverging],
+        "missing": report.missing,
+        "unknown": report.unknown,
+        "faults": [
+            {
+                **_json_row(fault.row),
+                "operation": fault.operation.kind if fault.operation else None,
+                "equation": KINDS[fault.operation.kind].equation if fault.operation else None,
+                "inputs": fault.inputs,
+                "in_this_operation": fault.own,
+                "elsewhere": fault.elsewhere,
+                "explanations": [explanation._asdict() for explanation in fault.explanations],
+            }
+            for fault in report.faults
+        ],
+    }
+
+
+def _json_row(row: Row) -> dict:
+    values = {"name": row.name, "index": row.index, "golden": row.reference, "yours": row.twin}
+    values |= {"error": row.error, "limit": row.limit, "problem": row.problem or None}
+    return {
+        name: None if isinstance(value, float) and not isfinite(value) else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,105 @@
+"""A golden pack and a dump laid out in the order in which their numbers come about."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from contract.weights import weight_table
+from parity.operations import (
+    CONTINUATIONS,
+    Operation,
+    given_names,
+    gradient_of_step,
+    pass_operations,
+    step_operations,
+    weight_before,
+)
+from parity.packs import Pack
+from parity.recompute import pass_of_step
+
+
+def split_steps(tensors: Mapping[str, np.ndarray], pack: Pack) -> dict[str, np.ndarray]:
+    """The tensors, those with a row for each step of AdamW cut into `NAME[1]`, `NAME[2]`, ...
+
+    A dump may end after fewer steps than the pack.
+    """
+    split = {}
+    for name, tensor in tensors.items():
+        shape = pack.tensors[name].shape
+        stepwise = name.startswith("adamw.") and tensor.ndim and 0 < len(tensor) <= shape[0]
+        if stepwise and tensor.shape[1:] == shape[1:]:
+            split |= {f"{name}[{step}]": row for step, row in enumerate(tensor, 1)}
+        else:
+            # Many libraries have no scalars: a loss of shape [1] is as good.
+            split[name] = tensor.reshape(()) if not shape and tensor.size == 1 else tensor
+    return split
+
+
+class Dataflow:
+    """The tensors of a pack and of a dump, and the operations that lead from one to the next.
+
+    dtype: "float32" or "float64", whose limits to apply; dump: by name, some or all of the pack's names
+
+    order: names, those of AdamW's steps one by one; operations: what made each, by name
+    given: names of what a pack starts from; golden, found: tensors of the pack and of the dump
+    limits, scales: how far the dump may be off, and in units of what
+    """
+
+    def __init__(self, pack: Pack, dtype: str, dump: Mapping[str, np.ndarray]):
+        config, adamw = pack.config, pack.manifest["adamw"]
+        golden = split_steps(pack.tensors, pack)
+        rates = [name for name in golden if name.startswith("adamw.learning_rate[")]
+        self.pack = pack
+        self.given = [*given_names(config), *rates, "greedy.prompt", "sampled.prompt", "sampled.draws"]
+        self.operations = pass_operations(config) | step_operations(config, adamw) | CONTINUATIONS
+        # The uncut ones too: a dump's may have a shape that cannot be cut.
+        self.golden, self.found = golden | pack.tensors, split_steps(dump, pack)
+        order = dict.fromkeys([*self.given, *self.operations, *self.golden])
+        self.order = [name for name in order if name in self.golden]
+        self.limits, self.scales = {}, {}
+        rows = {row["name"]: row for row in pack.manifest["tensors"]}
+        for name in self.order:
+            row = rows[name.partition("[")[0]]
+            self.limits[name] = float(row[dtype])
+            self.scales[name] = float(np.abs(self.golden[name]).max(initial=0)) or float(row["scale"])
+        self.vocabulary = config.vocab_size
+        self._gradients = {}
+
+    def inputs(self, operation: Operation, *, extras: bool = False) -> dict[str, np.ndarray]:
+        """What the operation starts from, by role, float64 or int64: the dump's tensors where they can be used,
+        the pack's where not.
+
+        extras: with the tensors that a mistaken program may use in place of an input
+        """
+        names = operation.inputs if not extras else {**operation.extras, **operation.inputs}
+        return {role: self._tensor(name) for role, name in names.items()}
+
+    def repeatable(self, operation: Operation) -> bool:
+        """Whether all of the operation's inputs that the dump has can be used."""
+        return all(self._usable(name) for name in operation.inputs.values() if name in self.found)
+
+    def _usable(self, name: str) -> bool:
+        """Whether a tensor of the dump has the right shape, and token ids that exist."""
+        golden, found = self.golden[name], self.found[name]
+        if golden.shape != found.shape:
+            return False
+        if golden.dtype.kind != "i":
+            return True
+        return bool(found.min() >= 0 and found.max() < self.vocabulary and (found % 1 == 0).all())
+
+    def _tensor(self, name: str) -> np.ndarray:
+        if name not in self.golden:
+            return self._gradient(name)
+        golden = self.golden[name]
+        return np.asarray(
+            self.found[name] if name in self.found and self._usable(name) else golden, golden.dtype
+        )
+
+    def _gradient(self, name: str) -> np.ndarray:
+        """A gradient of a later step, which no pack holds: it follows from the weights before that step."""
+        if name not in self._gradients:
+            config, step = self.pack.config, int(name.rpartition("[")[2].rstrip("]"))
+            weights = {each: self._tensor(weight_before(each, step)) for each in weight_table(config)}
+            _, gradients = pass_of_step(config, self.golden["tokens"], self.golden["targets"], weights)
+            self._gradients |= {gradient_of_step(each, step): gradients[each] for each in weights}
+        return self._gradients[name]

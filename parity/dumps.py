@@ -1,0 +1,136 @@
+"""Reading a dump: somebody's tensors by name, in any of the forms that a program writes easily.
+
+Everything in a dump is taken for damaged or hostile until shown otherwise: no pickle is read, no file outside
+the folder, and nothing larger than what the pack has under the name.
+"""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from contract.errors import UserError
+
+DTYPES = ("float64", "float32", "int64", "int32")
+_UNREADABLE = (
+    SafetensorError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError, OverflowError,
+)  # fmt: skip
+
+
+def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors of a dump that the pack has too, and the names of the others.
+
+    path: a .safetensors or .npz file; a folder of NAME.npy; or a folder of NAME.bin, little-endian in C order,
+        with a JSON that lists name, shape and dtype as the manifest of `golden export` does. Without a JSON
+        the shapes are the pack's, and a file's size says whether it holds 4 or 8 bytes a number.
+    golden: the pack's tensors by name
+
+    Raises UserError, in a line, for whatever cannot be read, and where no name is the pack's.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist; name a .safetensors, an .npz or a folder of .npy or .bin files"
+        )
+    found: dict[str, np.ndarray] = {}
+    unknown: list[str] = []
+    try:
+        for name, read in _entries(path, golden):
+            if name not in golden:
+                unknown.append(name)
+                continue
+            found[name] = _checked(path, name, read())
+    except _UNREADABLE as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} cannot be read as a dump ({reason}); write it again") from None
+    if not found:
+        seen = f"; it has {', '.join(unknown[:3])}" if unknown else ""
+        raise UserError(f"{path} has no tensor under a name of the pack, such as {next(iter(golden))}{seen}")
+    return found, unknown
+
+
+def _entries(path: Path, golden) -> Iterator[tuple]:
+    """Name and reader of each tensor, by what `path` is."""
+    if path.is_dir():
+        listings = sorted(path.glob("*.json"))
+        if len(listings) > 1:
+            raise UserError(f"{path} has {len(listings)} JSON files; leave the one that lists the tensors")
+        if listings:
+            yield from _listed(listings[0])
+        elif any(path.glob("*.npy")):
+            for file in sorted(path.glob("*.npy")):
+                yield file.stem, lambda file=file: np.load(file, mmap_mode="r", allow_pickle=False)
+        else:
+            for file in sorted(path.glob("*.bin")):
+                yield file.name.removesuffix(".bin"), lambda file=file: _sized(file, golden)
+    elif path.suffix == ".json":
+        yield from _listed(path)
+    elif path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is no archive")
+            for name in archive.files:
+                yield name, lambda name=name: _member(archive, name, golden)
+    else:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, lambda name=name: _stored(file, name)
+
+
+def _member(archive, name: str, golden) -> np.ndarray:
+    """A member of an .npz, once its declared size has been found plausible: it may claim terabytes."""
+    info = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
+    if info.file_size > 16 * golden[name].size + 4096:
+        raise ValueError(f"{name} has {info.file_size} bytes, too many for shape {golden[name].shape}")
+    return archive[name]
+
+
+def _stored(file, name: str) -> np.ndarray:
+    dtype = file.get_slice(name).get_dtype()
+    if dtype not in ("F64", "F32", "I64", "I32"):
+        raise ValueError(f"{name} has dtype {dtype}; write {', '.join(DTYPES)}")
+    return file.get_tensor(name)
+
+
+def _listed(path: Path) -> Iterator[tuple]:
+    listing = json.loads(path.read_text(encoding="utf-8"))
+    rows = listing["tensors"]
+    rows = [{"name": name, **row} for name, row in rows.items()] if isinstance(rows, dict) else rows
+    for row in rows:
+        yield str(row["name"]), lambda row=row: _raw(path.parent, row)
+
+
+def _raw(folder: Path, row: dict) -> np.ndarray:
+    file, shape, dtype = row.get("file", f"{row['name']}.bin"), row["shape"], row["dtype"]
+    if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+        raise ValueError(f"{file!r} is not the name of a file beside the JSON")
+    if not all(isinstance(size, int) and size >= 0 for size in shape) or dtype not in DTYPES:
+        raise ValueError(f"{row['name']} has shape {shape} and dtype {dtype}; write {', '.join(DTYPES)}")
+    wanted, size = np.dtype(dtype).itemsize, (folder / file).stat().st_size
+    for axis in shape:
+        wanted *= axis
+    if size != wanted:
+        raise ValueError(f"{file} has {size} bytes where shape {shape} in {dtype} needs {wanted}")
+    return np.fromfile(folder / file, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+
+def _sized(file: Path, golden) -> np.ndarray:
+    wanted, size = golden[file.name.removesuffix(".bin")], file.stat().st_size
+    if wanted.size == 0 or size not in (4 * wanted.size, 8 * wanted.size):
+        raise ValueError(
+            f"{file.name} has {size} bytes where shape {wanted.shape} needs {4 * wanted.size} or {8 * wanted.size}"
+        )
+    kind = "i" if wanted.dtype.kind == "i" else "f"
+    return np.fromfile(file, f"<{kind}{size // wanted.size}").reshape(wanted.shape)
+
+
+def _checked(path: Path, name: str, tensor: np.ndarray) -> np.ndarray:
+    """A copy in the machine's byte order."""
+    native = tensor.dtype.newbyteorder("=")
+    if str(native) not in DTYPES:
+        raise UserError(f"{path}: {name} has dtype {tensor.dtype}; write one of {', '.join(DTYPES)}")
+    return np.array(tensor, native)

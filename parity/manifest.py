@@ -1,0 +1,139 @@
+"""What a golden pack says about its tensors: origin, layout, limits."""
+
+from hashlib import sha256
+
+import numpy as np
+
+from contract.config import ModelConfig
+from contract.weights import weight_table
+from parity.operations import CONTINUATIONS, Operation, given_names, pass_operations
+from parity.recompute import KINDS
+from parity.tolerances import limit
+
+FORMAT = "golden-1"
+
+_LAYOUTS = {
+    "tokens": "batch, time",
+    "targets": "batch, time",
+    "positions": "place, channel",
+    "logits": "batch, time, vocabulary",
+    "loss": "a number, nats per token",
+    "token_embedding.weight": "vocabulary, channel",
+    "position_embedding.weight": "place, channel",
+    "output.weight": "vocabulary, channel",
+}
+_ENDINGS = {
+    "attention.query_key_value.weight": "out (query then key then value; each head after head), in",
+    "attention.query_key_value.bias": "out (query then key then value; each head after head)",
+    "attention.query": "batch, head, time, channel of the head",
+    "attention.key": "batch, head, time, channel of the head",
+    "attention.value": "batch, head, time, channel of the head",
+    "attention.heads": "batch, head, time, channel of the head",
+    "attention.scores": "batch, head, query, key",
+    "attention.probabilities": "batch, head, query, key",
+    "attention.probabilities_dropout": "batch, head, query, key",
+    "feed_forward.up": "batch, time, hidden",
+    "feed_forward.activation": "batch, time, hidden",
+}
+_CONTINUED = {
+    "prompt": "token",
+    "draws": "new token",
+    "logits": "new token, vocabulary",
+    "tokens": "new token",
+}
+
+
+def layout(name: str) -> str:
+    """What the axes of a tensor mean, outermost first; the last varies fastest in memory."""
+    group, _, rest = name.partition(".")
+    if group in ("greedy", "sampled"):
+        return _CONTINUED[rest]
+    if group == "gradient":
+        return layout(rest)
+    if group == "adamw":
+        weight = rest.partition(".")[2]
+        return f"step, {layout(weight)}" if weight else "step"
+    if name in _LAYOUTS:
+        return _LAYOUTS[name]
+    for ending, words in _ENDINGS.items():
+        if name.endswith(ending):
+            return words
+    if name.endswith((".weight", ".bias")):
+        return "channel" if "norm" in name else "out, in" if name.endswith(".weight") else "out"
+    return "batch, time, channel"
+
+
+def quantity(name: str, config: ModelConfig) -> str:
+    """Which of `parity.tolerances.LIMITS` a tensor is held to."""
+    group, _, rest = name.partition(".")
+    if group == "adamw":
+        return "golden steps"
+    if group == "gradient":
+        return "weight gradient" if rest in weight_table(config) else "gradient"
+    return "activation"
+
+
+def origins(config: ModelConfig, names) -> dict[str, Operation | None]:
+    """What made each tensor of a pack, in dataflow order; None for those that it starts from.
+
+    A tensor with a row for each step of AdamW stands once, for all of them.
+    """
+    order = dict.fromkeys(given_names(config)) | pass_operations(config)
+    order["adamw.learning_rate"] = None
+    order["adamw.loss"] = Operation("loss of a step", {"": "adamw.weights.* of the step before"})
+    norm = Operation("gradient norm of a step", {"": "adamw.weights.* of the step before"})
+    order["adamw.gradient_norm"] = norm
+    for kind, title in (("m", "AdamW mean"), ("v", "AdamW mean square"), ("weights", "AdamW weight")):
+        for name in weight_table(config):
+            inputs = {"gradient": f"gradient.{name}", "norm": "adamw.gradient_norm"}
+            if kind == "weights":
+                inputs = {"m": f"adamw.m.{name}", "v": f"adamw.v.{name}", "rate": "adamw.learning_rate"}
+            inputs |= {"before": f"adamw.{kind}.{name} of the step before"}
+            order[f"adamw.{kind}.{name}"] = Operation(title, inputs)
+    order |= dict.fromkeys(("greedy.prompt", "sampled.prompt", "sampled.draws")) | CONTINUATIONS
+    return {name: operation for name, operation in order.items() if name in names}
+
+
+def manifest(name: str, config: ModelConfig, seed: int, adamw: dict, sampling: dict, tensors: dict) -> dict:
+    """The record that describes a pack, ready for JSON, its tensors in dataflow order."""
+    rows, flowing = [], 0.0
+    for each, operation in origins(config, tensors).items():
+        # A tensor of zeros is a difference of terms that cancel: it is held to the size of what flows in.
+        flowing = float(np.abs(tensors[each]).max(initial=0)) or flowing
+        rows.append(_row(each, tensors[each], operation, quantity(each, config), flowing))
+    return {
+        "format": FORMAT,
+        "name": name,
+        "about": "reference values of numpy_llm in float64; weights are float32 numbers; little-endian, C order; "
+        "an error is |yours - golden| / scale, at most the tolerance of your precision; sha256 has 16 digits; "
+        "adamw.* has a row for each step, all on the same batch; no dropout",
+        "config": config.to_dict(),
+        "seed": seed,
+        "adamw": adamw,
+        "sampling": sampling,
+        "operations": {
+            row["operation"]: KINDS[row["operation"]].equation for row in rows if row["operation"] != "given"
+        },
+        "tensors": rows,
+    }
+
+
+def _row(name: str, tensor: np.ndarray, operation: Operation | None, kind: str, scale: float) -> dict:
+    exact = tensor.dtype.kind == "i"
+    return {
+        "name": name,
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype),
+        "layout": layout(name),
+        "operation": operation.kind if operation else "given",
+        "inputs": list(operation.inputs.values()) if operation else [],
+        "float32": 0.0 if exact else limit(kind, "float32"),
+        "float64": 0.0 if exact else limit(kind, "float64"),
+        "scale": scale,
+        "sha256": digest(tensor),
+    }
+
+
+def digest(tensor: np.ndarray) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a tensor's little-endian bytes in C order."""
+    return sha256(tensor.astype(tensor.dtype.newbyteorder("<")).tobytes()).hexdigest()[:16]

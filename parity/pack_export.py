@@ -1,0 +1,134 @@
+"""Golden packs for languages without safetensors: raw numbers, a plain index and a page that explains them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from contract.errors import ConfigError, UserError
+from data.tokenizers import replacing
+from parity.packs import Pack, manifest_text
+
+FORMATS = ("raw", "npz", "npy")
+INDEX, PAGE = "index.txt", "README.txt"
+
+_PAGE = """Golden pack {name}: every tensor of a small GPT, forward, backward and {steps} steps of AdamW.
+
+Files
+  NAME.bin       the numbers of the tensor NAME and nothing else: little-endian, in C order (the last axis
+                 varies fastest); {dtype} for real numbers, int64 for token ids
+  index.txt      the same as the manifest for programs without a JSON reader; a line is either
+                   config KEY VALUE
+                   adamw KEY VALUE
+                   tensor NAME DTYPE SHAPE TOLERANCE_FLOAT32 TOLERANCE_FLOAT64 SCALE
+                 where SHAPE is sizes joined by x, or "scalar"
+  manifest.json  configuration, settings of AdamW and of sampling, and of each tensor its name, shape, dtype,
+                 layout (what its axes mean), operation, inputs, tolerances and scale, in dataflow order
+
+Names
+  tokens, targets             the batch; everything below follows from it and from the weights
+  X.weight, X.bias            weights; a linear layer's is (out, in): y = x weight^T + bias
+  blocks.0.norm_1, logits ... activations, by the place that made them
+  gradient.NAME               gradient of the loss with respect to the activation or weight NAME
+  adamw.m.NAME, adamw.v.NAME, adamw.weights.NAME
+                              moments and weight after each step, a row for each; all steps see the same batch
+  adamw.loss, adamw.gradient_norm, adamw.learning_rate
+                              of each step; the norm is the one before clipping
+  greedy.*, sampled.*         a prompt, the logits of each new token, the tokens chosen from them
+
+Checking
+  The error of a tensor is the largest |yours - golden| divided by its SCALE, which is the largest magnitude of
+  the golden tensor (or, where that is all zeros, of what it was made from). At most the TOLERANCE of your
+  precision is right. Go in the manifest's order: the first tensor that is off has its fault in the operation
+  that made it. Or write your tensors to a folder as NAME.bin, as many of them as you have, in float32 or
+  float64, and let the checker look:
+
+      python cli.py check FOLDER --golden {name}
+
+  (or with the path of the pack, where it is one of your own).
+
+Configuration
+{config}
+
+AdamW
+{adamw}
+"""
+
+
+def export_pack(pack: Pack, format: str, out: Path, *, dtype: str = "float64", overwrite: bool = False):
+    """Write a pack for other programs.
+
+    format: "raw", a folder of .bin; "npz", one file for NumPy; "npy", a folder
+    out: what to make; dtype: "float64" or "float32", of the real numbers
+
+    Raises ConfigError for another format or dtype, UserError where `out` is taken or cannot be written.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"unknown format {format!r}; choose {', '.join(FORMATS)}")
+    if dtype not in ("float64", "float32"):
+        raise ConfigError(f"--dtype must be float64 or float32, got {dtype}")
+    tensors = {
+        name: tensor.astype("<i8" if tensor.dtype.kind == "i" else np.dtype(dtype).newbyteorder("<"))
+        for name, tensor in pack.tensors.items()
+    }
+    _require_free(out, folder=format != "npz", overwrite=overwrite)
+    if format == "npz":
+        with replacing(out) as file:
+            np.savez(file, **tensors)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for name, tensor in tensors.items():
+        ending = "bin" if format == "raw" else "npy"
+        with replacing(out / f"{name}.{ending}") as file:
+            file.write(tensor.tobytes()) if format == "raw" else np.save(file, tensor, allow_pickle=False)
+    if format == "raw":
+        _write_descriptions(pack, dtype, out)
+
+
+def _require_free(out: Path, *, folder: bool, overwrite: bool):
+    if out.exists() and out.is_dir() != folder:
+        raise UserError(f"{out} is a {'file' if folder else 'folder'}; choose another --out")
+    taken = any(out.iterdir()) if out.is_dir() else out.exists()
+    if taken and not overwrite:
+        raise UserError(
+            f"{out} is there already; replace what it holds with --overwrite, or choose another --out"
+        )
+
+
+def _write_descriptions(pack: Pack, dtype: str, out: Path):
+    rows = [
+        {**row, "dtype": dtype if row["dtype"] == "float64" else row["dtype"], "file": f"{row['name']}.bin"}
+        for row in pack.manifest["tensors"]
+    ]
+    record = pack.manifest | {"tensors": [_without_hash(row) for row in rows]}
+    lines = [f"config {name} {_plain(value)}" for name, value in pack.manifest["config"].items()]
+    lines += [f"adamw {name} {_plain(value)}" for name, value in pack.manifest["adamw"].items()]
+    for row in rows:
+        shape = "x".join(map(str, row["shape"])) or "scalar"
+        limits = f"{row['float32']:g} {row['float64']:g} {row['scale']:.17g}"
+        lines.append(f"tensor {row['name']} {row['dtype']} {shape} {limits}")
+    steps = pack.manifest["adamw"]["steps"]
+    settings = {group: _settings(pack.manifest[group]) for group in ("config", "adamw")}
+    page = _PAGE.format(name=pack.name, steps=steps, dtype=dtype, **settings)
+    texts = {
+        "manifest.json": manifest_text(record),
+        INDEX: "\n".join([*lines, ""]).encode(),
+        PAGE: page.encode(),
+    }
+    for name, text in texts.items():
+        with replacing(out / name) as file:
+            file.write(text)
+
+
+def _without_hash(row: dict) -> dict:
+    """The row without its hash, which is of the float64 numbers and the pack's own file."""
+    return {name: value for name, value in row.items() if name != "sha256"}
+
+
+def _settings(values: dict) -> str:
+    return "\n".join(f"  {name} = {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value) -> str:
+    """A value without JSON's quotes: `relu`, `true`, `1e-05`."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,252 @@
+"""Golden packs: a small model's every tensor in float64, to hold a port of the model against.
+
+A pack is two files: NAME.safetensors with the tensors and NAME.json, the manifest, which says of each tensor
+what it is, what made it and how far another program may be from it. PyTorch is not needed to make or to
+check one.
+"""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+import numpy_llm
+from contract.config import ModelConfig
+from contract.errors import ConfigError, UserError
+from contract.randomness import generator, uniform
+from contract.sampling import sample
+from contract.trace import Trace
+from contract.weights import Weights, parameter_count, weight_table
+from data.tokenizers import replacing
+from parity.cases import lively_weights
+from parity.manifest import FORMAT, digest, manifest
+
+GOLDEN = Path(__file__).parent / "golden"
+LARGEST = 1 << 30  # bytes of a pack; a porter's tool should not fill a disk by mistake
+
+# A large eps and strong decay: at the usual 1e-8 and 0.1 a mistake in them hides in float32's rounding.
+ADAMW = {"steps": 10, "beta1": 0.9, "beta2": 0.95, "eps": 1e-4, "weight_decay": 0.5, "max_norm": 1.0}
+SAMPLING = {"temperature": 0.8, "top_k": 5, "seed": 7}
+NEW_TOKENS = 8
+
+
+def _config(**changes) -> ModelConfig:
+    fields = {"vocab_size": 11, "context_length": 6, "n_layer": 2, "n_head": 2, "d_model": 8, "d_ff": 10,
+              "activation": "gelu_tanh", "position": "learned"}  # fmt: skip
+    return ModelConfig(**{**fields, **changes})
+
+
+# Configuration and seed. The seeds are such that no input of ReLU is near its kink, no two logits of a greedy
+# choice are near each other, tokens repeat, texts vary, and some steps are clipped and some are not.
+COMMITTED = {
+    "relu-sinusoidal": (_config(n_layer=1, activation="relu", position="sinusoidal", norm_eps=1e-2), 51),
+    "gpt2-tied": (_config(d_model=6), 77),
+    "untied-no-bias": (
+        _config(vocab_size=9, n_head=3, d_model=6, d_ff=8, bias=False, tie_embeddings=False, norm_eps=1e-3),
+        37,
+    ),
+}
+
+
+class Pack(NamedTuple):
+    """manifest: see `parity.manifest.manifest`; tensors: by name, float64 but for token ids, which are int64"""
+
+    manifest: dict
+    config: ModelConfig
+    tensors: dict[str, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        return self.manifest["name"]
+
+
+# Making
+
+
+def make_pack(
+    name: str,
+    config: ModelConfig,
+    *,
+    weights: Weights | None = None,
+    B: int = 3,
+    T: int | None = None,
+    seed: int = 3,
+    steps: int = ADAMW["steps"],
+) -> Pack:
+    """A pack of any model.
+
+    config: its dropout is left out; weights: any precision, rounded to float32; None draws lively ones
+    B, T: shape of the batch; T one less than the context, at most 64, where it is not given
+    seed: of the weights and the batch; steps: of AdamW, 0 for none
+
+    Raises ConfigError for an impossible batch or a pack of more than 1 GB.
+    """
+    config = ModelConfig.from_dict(config.to_dict() | {"dropout": 0.0})
+    T = min(max(config.context_length - 1, 1), 64) if T is None else T
+    _check_size(config, B, T, seed, steps)
+    given = Weights.zeros(config, "float64")
+    source = lively_weights(config, seed, "float64") if weights is None else weights
+    for each in given:
+        # Rounded, so that a program in float32 starts from the very same numbers.
+        given[each][...] = source[each].astype(np.float32)
+    # Fewer symbols than places, so that tokens repeat.
+    symbols = max(2, min(config.vocab_size, 2 * B * T // 3))
+    batch = generator(seed, "golden.batch").integers(min(symbols, config.vocab_size), size=(B, T + 1))
+    tensors = {"tokens": batch[:, :-1].copy(), "targets": batch[:, 1:].copy()}
+    tensors |= {each: np.array(weight) for each, weight in given.items()}
+    adamw = ADAMW | {"steps": steps}
+    tensors |= computed(config, given, tensors["tokens"], tensors["targets"], adamw)
+    return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors), config, tensors)
+
+
+def _check_size(config: ModelConfig, B: int, T: int, seed: int, steps: int):
+    for flag, value, least in (
+        ("batch-size", B, 1),
+        ("tokens", T, 1),
+        ("steps", steps, 0),
+        ("seed", seed, 0),
+    ):
+        if not least <= value < 2**63:
+            raise ConfigError(f"--{flag} must be at least {least} and below 2^63, got {value}")
+    if config.context_length < T:
+        raise ConfigError(f"--tokens {T} is more than the model's context of {config.context_length}")
+    activations = B * T * (8 * config.d_model + 2 * config.d_ff + 3 * config.n_head * T) * config.n_layer
+    size = 8 * ((2 + 3 * steps) * parameter_count(config) + 2 * activations + 2 * B * T * config.vocab_size)
+    if size > LARGEST:
+        raise ConfigError(
+            f"the pack would take about {size / 1e9:.1f} GB, more than {LARGEST / 1e9:.1f}; ask for fewer --steps, "
+            "a smaller batch or a smaller model"
+        )
+
+
+def computed(
+    config: ModelConfig, given: Weights, tokens, targets, adamw: dict, package: ModuleType = numpy_llm
+) -> dict[str, np.ndarray]:
+    """Everything in a pack that a program has to compute from the weights and the batch.
+
+    given: the weights, whose precision is computed in; package: `numpy_llm` or a changed copy of it
+    """
+    trace, model = Trace(), package.GPT(config, given)
+    _, _, cache = model.forward(tokens, targets, trace=trace)
+    gradients = model.backward(cache, trace=trace)
+    record = {"positions": model.positions} if config.position == "sinusoidal" else {}
+    record |= trace.activations
+    record |= {f"gradient.{name}": gradient for name, gradient in trace.gradients.items()}
+    record |= {f"gradient.{name}": gradient for name, gradient in gradients.items()}
+    record |= _continuations(model, tokens[0, : max(1, tokens.shape[1] // 2)])
+    return record | (_steps(config, given, tokens, targets, adamw, package) if adamw["steps"] else {})
+
+
+def _steps(config, given, tokens, targets, adamw, package) -> dict[str, np.ndarray]:
+    """Ten steps on the same batch; the rate rises for three and falls again."""
+    table, steps = weight_table(config), adamw["steps"]
+    weights = Weights(table, given.flat.copy())
+    optimizer = package.AdamW(
+        weights, **{name: adamw[name] for name in ("beta1", "beta2", "eps", "weight_decay")}
+    )
+    rows = {name: [] for name in ("learning_rate", "loss", "gradient_norm")}
+    rows |= {f"{kind}.{name}": [] for kind in ("m", "v", "weights") for name in table}
+    for step in range(1, steps + 1):
+        model = package.GPT(config, weights)
+        _, loss, cache = model.forward(tokens, targets)
+        gradients = model.backward(cache)
+        rate = 0.02 * min(step / 3, 3 / step)
+        norm = package.clip_gradients(gradients, adamw["max_norm"])
+        optimizer.update(gradients, rate)
+        for name, value in (("learning_rate", rate), ("loss", loss), ("gradient_norm", norm)):
+            rows[name].append(value)
+        left = {"m": Weights(table, optimizer.m), "v": Weights(table, optimizer.v), "weights": weights}
+        for kind, values in left.items():
+            for name in table:
+                rows[f"{kind}.{name}"].append(values[name].copy())
+    return {f"adamw.{name}": np.array(values) for name, values in rows.items()}
+
+
+def _continuations(model, prompt: np.ndarray) -> dict[str, np.ndarray]:
+    """What the model writes after `prompt`, past the end of its context, so that the window slides."""
+    record = {}
+    for title, settings in (("greedy", {"temperature": 0}), ("sampled", SAMPLING)):
+        tokens, logits, draws = prompt.tolist(), [], []
+        for _ in range(NEW_TOKENS):
+            window = np.array([tokens[-model.config.context_length :]])
+            logits.append(model.forward(window)[0][0, -1])
+            draws.append(uniform(SAMPLING["seed"], "sampling", 0, len(tokens)))
+            tokens.append(sample(logits[-1], **settings, position=len(tokens)))
+        record[f"{title}.prompt"] = prompt.copy()
+        if title == "sampled":
+            record["sampled.draws"] = np.array(draws)
+        record[f"{title}.logits"] = np.array(logits)
+        record[f"{title}.tokens"] = np.array(tokens[len(prompt) :])
+    return record
+
+
+# Writing and reading
+
+
+def save_pack(pack: Pack, folder: Path):
+    """Write NAME.safetensors and NAME.json, the same bytes for the same pack."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # `ascontiguousarray` would make an array of one number of a scalar.
+    tensors = {name: np.array(tensor, order="C") for name, tensor in pack.tensors.items()}
+    with replacing(folder / f"{pack.name}.safetensors") as file:
+        file.write(save(tensors))
+    with replacing(folder / f"{pack.name}.json") as file:
+        file.write(manifest_text(pack.manifest))
+
+
+def manifest_text(record: dict) -> bytes:
+    """The manifest as JSON, a line for each tensor."""
+    head = json.dumps({name: value for name, value in record.items() if name != "tensors"}, allow_nan=False)
+    rows = ",\n".join(json.dumps(row, allow_nan=False, separators=(",", ":")) for row in record["tensors"])
+    return f'{head[:-1]},\n"tensors": [\n{rows}\n]}}\n'.encode()
+
+
+def find_pack(name: str) -> Path:
+    """The manifest of a committed pack by name, or of any by the path of either file or without its ending.
+
+    Raises UserError where there is none.
+    """
+    path = Path(name)
+    path = path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
+    for place in (GOLDEN / name, path):
+        manifest_path = place.parent / f"{place.name}.json"
+        if manifest_path.is_file():
+            return manifest_path
+    raise UserError(
+        f"there is no golden pack {name!r}; choose {', '.join(pack_names())}, or name a pack's file"
+    )
+
+
+def pack_names() -> list[str]:
+    """The committed packs."""
+    return sorted(path.stem for path in GOLDEN.glob("*.json"))
+
+
+def load_pack(name: str) -> Pack:
+    """Read and verify a pack. Raises UserError where a file is missing, damaged or of another version."""
+    path = find_pack(name)
+    tensors_path = path.with_suffix(".safetensors")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise UserError(
+                f"{path} is a pack of format {record['format']!r}, wanted {FORMAT!r}; make it again"
+            )
+        stored, wanted = load(tensors_path.read_bytes()), record["tensors"]
+        tensors = {row["name"]: stored[row["name"]] for row in wanted}
+        damaged = [row["name"] for row in wanted if not _is_described(tensors[row["name"]], row)]
+        config = ModelConfig.from_dict(record["config"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a golden pack or is damaged ({error}); make it again") from None
+    if damaged:
+        raise UserError(f"{tensors_path}: {damaged[0]} is not what the manifest says; make the pack again")
+    return Pack(record, config, tensors)
+
+
+def _is_described(tensor: np.ndarray, row: dict) -> bool:
+    described = list(tensor.shape) == row["shape"] and str(tensor.dtype) == row["dtype"]
+    return described and digest(tensor) == row["sha256"]
