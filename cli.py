@@ -13,6 +13,7 @@ from commands.corpus import prepare, train_tokenizer
 from commands.exchange import export, import_gpt2
 from commands.model import evaluate, generate, info
 from commands.parity import parity
+from commands.study import study
 from commands.train import train
 from contract.errors import UserError
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, bench):
+for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, bench, study):
     app.command()(command)
 
 tokenizer_app = typer.Typer(help="Make tokenizers.", no_args_is_help=True)
