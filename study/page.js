@@ -91,6 +91,13 @@ function drawPanel(canvas, tensor, kind, panel, largest, width) {
   canvas.cellAt = (x, y) => [Math.floor((y - head) / height), Math.floor((x - margin) / cell)];
 }
 
+// What the colours mean, said of those that occur.
+function scale(values, largest) {
+  const low = values.some((value) => value < 0), high = values.some((value) => value > 0);
+  if (!low && !high) return "0 everywhere";
+  return [low ? `−${number(largest, 3)} is blue` : "", "0 is blank", high ? `${number(largest, 3)} is red` : ""].filter(Boolean).join(", ");
+}
+
 function worstCell(tensor) {
   const [p, r, c] = [0, 0, 0, ...tensor.worst].slice(-3);
   return [tensor.panels.indexOf(p), tensor.rows.indexOf(r), tensor.columns.indexOf(c)];
@@ -117,7 +124,7 @@ function show(viewer, key) {
     const box = element("div", { class: "kind" });
     box.append(element("h5", {}, kind === "difference"
       ? `${title}: ${largest ? `largest ${number(largest, 3)}, at ${worst}, outlined` : "0 everywhere"}`
-      : `${title}: from −${number(largest, 3)} (blue) over 0 to ${number(largest, 3)} (red)`));
+      : `${title}: ${scale(numbers[kind], largest)}`));
     const panels = element("div", { class: "panels" });
     box.append(panels);
     tensor.panels.forEach((head, panel) => {
@@ -256,7 +263,7 @@ function drawCurve() {
   const add = (tag, attributes, text) => curve.append(element(tag, { svg: true, ...attributes }, text));
   curve.replaceChildren();
   for (const value of [low, loss, high]) add("text", { x: 64, y: y(value) + 4, "text-anchor": "end" }, value.toPrecision(4));
-  [0, middle, sweep.steps.length - 1].forEach((i) => add("text", { x: x(i), y: 258, "text-anchor": "middle" }, `ε = ${sweep.steps[i].toPrecision(2)}`));
+  [0, middle, sweep.steps.length - 1].forEach((i) => add("text", { x: x(i), y: 258, "text-anchor": i === middle ? "middle" : i ? "end" : "start" }, `ε = ${number(sweep.steps[i], 2)}`));
   add("line", { class: "tick", x1: x(middle), x2: x(middle), y1: top, y2: bottom });
   add("path", { d: path(line), fill: "none", stroke: two, "stroke-width": 2, "stroke-dasharray": "6 4" });
   add("path", { d: path(sweep.losses), fill: "none", stroke: one, "stroke-width": 2.5 });

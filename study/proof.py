@@ -5,9 +5,14 @@ from math import log10
 from parity.compare import Row
 
 LEAST, MOST = -17, -3  # powers of ten at the ends; what is exactly equal stands left of the first
-_LEFT, _RIGHT, _LANE = 150, 20, 34
+_LEFT, _RIGHT, _LANE = 165, 20, 34
 WIDTH = 960
-KINDS = ("activation", "gradient", "weight gradient", "optimizer")
+KINDS = {
+    "activation": "activations",
+    "gradient": "gradients",
+    "weight gradient": "weight gradients",
+    "optimizer": "Adam's step",
+}
 
 
 def proof_strip(rows: dict[str, list[Row]]) -> dict:
@@ -35,7 +40,7 @@ def proof_strip(rows: dict[str, list[Row]]) -> dict:
             lanes.append(
                 {
                     "y": y,
-                    "title": f"{kind}s, {dtype}",
+                    "title": f"{KINDS[kind]}, {dtype}",
                     "dtype": dtype,
                     "dots": dots,
                     "limit": own[0].limit,

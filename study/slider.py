@@ -53,7 +53,7 @@ def _sweep(model: GPT, name: str, gradient: np.ndarray, inputs, targets) -> Swee
     index = tuple(int(i) for i in np.unravel_index(np.abs(gradient).argmax(), gradient.shape))
     value = float(weight[index])
     # Far enough to see the loss bend away from its tangent, on the scale of the tensor's own numbers.
-    radius = 2 * max(float(np.sqrt(np.mean(weight**2))), 0.1)
+    radius = 6 * max(float(np.sqrt(np.mean(weight**2))), 0.1)
     steps = np.linspace(-radius, radius, POINTS)
 
     def loss(step):
