@@ -203,9 +203,7 @@ class _Reading:
         function = symbol.from_ or self._function_with(symbol)
         argument = self.operation.symbols[by].code
         call = self.witness.calls[function][self._place(symbol, function)]
-        return np.asarray(
-            rerun(function, call, {argument: value}, "return" if symbol.from_ else symbol.code)
-        )
+        return np.asarray(rerun(function, call, {argument: value}, "return" if symbol.from_ else symbol.code))
 
     def _value(self, symbol: Symbol) -> np.ndarray:
         if symbol.trace:

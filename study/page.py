@@ -86,7 +86,7 @@ def study_page(subject: Subject) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "words": lambda name: name.replace("_", " ")}
+    environment.filters["number"] = number
     return environment.get_template("template.html").render(
         subject=subject,
         config=config,
@@ -293,13 +293,18 @@ def _map(config: ModelConfig, run: Run, titles: dict[str, str]) -> dict:
     activation = "relu" if config.activation == "relu" else "gelu"
     blocks = [
         [
-            _node(run, titles, activation if operation == "activation" else operation, f"blocks.{layer}.{name}")
+            _node(
+                run, titles, activation if operation == "activation" else operation, f"blocks.{layer}.{name}"
+            )
             for operation, name in BLOCK_PLACES
         ]
         for layer in range(config.n_layer)
     ]
     return {
-        "before": [_node(run, titles, "embedding", "token_embedding"), _node(run, titles, "position", "embedding")],
+        "before": [
+            _node(run, titles, "embedding", "token_embedding"),
+            _node(run, titles, "position", "embedding"),
+        ],
         "blocks": blocks,
         "after": [
             _node(run, titles, "final_norm", "final_norm"),

@@ -44,7 +44,9 @@ def sweeps(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.nd
     seconds = (perf_counter() - start) / 3  # a backward pass costs two forward passes
     most = max(4, int(_SECONDS / (seconds * (POINTS + 2))))
     names = list(gradients)
-    chosen = names if len(names) <= most else [names[i] for i in np.linspace(0, len(names) - 1, most, dtype=int)]
+    chosen = (
+        names if len(names) <= most else [names[i] for i in np.linspace(0, len(names) - 1, most, dtype=int)]
+    )
     return [_sweep(model, name, gradients[name], inputs, targets) for name in chosen]
 
 

@@ -136,7 +136,11 @@ class Page:
             parameters, method = event.get("params", {}), event.get("method")
             if method == "Runtime.exceptionThrown":
                 found.append(str(parameters["exceptionDetails"].get("exception", {}).get("description")))
-            elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
+            elif method == "Runtime.consoleAPICalled" and parameters["type"] in (
+                "error",
+                "warning",
+                "assert",
+            ):
                 found.append(str([each.get("value") for each in parameters["args"]]))
             elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
                 found.append(parameters["entry"]["text"])

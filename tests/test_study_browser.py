@@ -15,11 +15,11 @@ pytest.importorskip("jinja2", reason="the extra 'study' is not installed")
 pytest.importorskip("latex2mathml", reason="the extra 'study' is not installed")
 pytest.importorskip("websocket", reason="websocket-client, which drives the browser, is not installed")
 
-import numpy_llm  # noqa: E402
-from contract.trace import Trace  # noqa: E402
-from contract.weights import Weights  # noqa: E402
-from study.write import write_study  # noqa: E402
-from tests.browser import find_browser, open_browser  # noqa: E402
+import numpy_llm
+from contract.trace import Trace
+from contract.weights import Weights
+from study.write import write_study
+from tests.browser import find_browser, open_browser
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(
