@@ -7,7 +7,7 @@ BIN := .venv/bin
 endif
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: train test check format clean
+.PHONY: train test reliability check format clean
 
 train: .venv/core.stamp  ## the default run: NumPy alone, about a minute, samples at its end
 	$(BIN)/python cli.py train
@@ -16,7 +16,10 @@ train: .venv/core.stamp  ## the default run: NumPy alone, about a minute, sample
 test: .venv/dev.stamp  ## everything that must hold, the slow proofs included
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "not endurance"
+
+reliability: .venv/dev.stamp  ## a hundred kills, a thousand flipped bytes, a gigabyte, a long soak
+	$(BIN)/python -m pytest -m "" tests/reliability
 
 check: .venv/dev.stamp  ## the same without the slow proofs, for every change
 	$(BIN)/ruff check .

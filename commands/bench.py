@@ -25,10 +25,10 @@ def bench(
     its median over the turns, with the least and the most.
     """
     from commands.console import say
+    from harness.backend import check_threads
     from harness.bench import RECIPES, run_recipe, write_results
 
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for one a processor")
+    check_threads(threads)
     for name in recipes or ():
         if name not in RECIPES:
             raise ConfigError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")

@@ -62,6 +62,8 @@ def training_progress(trainer: Trainer):
             bar.update(
                 row, completed=progress.step, description=f"loss {progress.loss:.3f}  {rate:,.0f} tokens/s"
             )
+            if progress.spike:
+                say(f"step {progress.step:>6}  training loss {progress.loss:.4f}, a spike")
             if progress.validation_loss is not None:
                 say(
                     f"step {progress.step:>6}  training loss {progress.loss:.4f}  "

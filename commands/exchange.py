@@ -27,11 +27,13 @@ def import_gpt2(
     from contract.weights import parameter_count
     from harness.checkpoint import save_checkpoint
     from harness.huggingface_import import find_source, import_gpt2
-    from harness.run_folder import new_run
+    from harness.run_folder import RunFolder, new_run
 
-    with new_run(out, overwrite=overwrite) as staged:
+    run = RunFolder(out)
+    with new_run(run, overwrite=overwrite) as staged:
         checkpoint = import_gpt2(find_source(source), dropout=dropout, note=say)
         save_checkpoint(staged.latest, checkpoint)
+    run.unlock()
     say(
         f"{out}: {parameter_count(checkpoint.config):,} parameters, {checkpoint.tokenizer.n_vocab:,} tokens; "
         f"try: python cli.py generate {out}"

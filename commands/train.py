@@ -17,6 +17,16 @@ from commands.options import (
 )
 from contract.errors import ConfigError
 
+MODEL_FLAGS = (
+    "n_layer",
+    "n_head",
+    "d_model",
+    "d_ff",
+    "context_length",
+    "activation",
+    "position",
+    "dropout",
+)
 # From trained weights: small steps, which change them gently, on few of their often long windows.
 FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5, "min_learning_rate": 3e-6}
 _FINE_TUNING_FLAGS = [(name.replace("_", "-"), value) for name, value in FINE_TUNING.items()]
@@ -96,23 +106,13 @@ def train(
         settings = {name: context.params[name] for name in TrainingSettings.__dataclass_fields__}
         if from_:
             settings |= {name: value for name, value in FINE_TUNING.items() if name not in given}
-        model = (
-            "n_layer",
-            "n_head",
-            "d_model",
-            "d_ff",
-            "context_length",
-            "activation",
-            "position",
-            "dropout",
-        )
         with reading_progress(text, "tokenising") as progress:
             trainer = start_run(
                 out or unused_folder(Path("runs") / text.stem),
                 text=text,
                 tokenizer=tokenizer,
                 preset_name=preset,
-                overrides={name: given[name] for name in model if name in given},
+                overrides={name: given[name] for name in MODEL_FLAGS if name in given},
                 training=settings | {"steps": 1500 if steps is None else steps},
                 epochs=epochs,
                 start=from_,
@@ -131,16 +131,21 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _resume_arguments(given: dict) -> dict:
     """The arguments of `resume_run` from the options given beside --resume, or a ConfigError naming a wrong one."""
-    accepted = ("out", "steps", "backend", "device", "threads")
+    from harness.trainer import TrainingSettings
+
+    accepted, settings = ("out", "backend", "device", "threads"), TrainingSettings.__dataclass_fields__
     for name in given:
-        if name not in ("resume", *accepted):
+        if name not in ("resume", *accepted, *MODEL_FLAGS, *settings):
             raise ConfigError(
-                f"--{name.strip('_').replace('_', '-')} does not go with --resume: the run keeps the settings "
-                f"that it was started with; only {', '.join('--' + name for name in accepted)} may be given"
+                f"--{name.strip('_').replace('_', '-')} does not go with --resume: the run keeps what it was started "
+                "with; leave it out"
             )
     if "out" not in given:
         raise ConfigError("--resume needs --out, the folder of the run to go on with")
-    return {name: given[name] for name in accepted if name in given}
+    return {name: given[name] for name in accepted if name in given} | {
+        "training": {name: given[name] for name in settings if name in given},
+        "overrides": {name: given[name] for name in MODEL_FLAGS if name in given},
+    }
 
 
 def _train(trainer):

@@ -1,7 +1,7 @@
 """Text files to token files, and token files to memory maps.
 
 A token file `x.bin` holds token ids, uint16 or uint32, little endian, without a header: first the training
-part, then the validation part. `x.json` beside it is a `TokenFileInfo`.
+part, then the validation part. `x.json` beside it is a `TokenFileInfo` with a checksum.
 """
 
 import hashlib
@@ -91,7 +91,8 @@ def preprocess_sentences(
             source=text.name,
             **counts,
         )
-        info_file.write(json.dumps(asdict(info), indent=2).encode() + b"\n")
+        record = asdict(info) | {"checksum": _checksum(asdict(info))}
+        info_file.write(json.dumps(record, indent=2).encode() + b"\n")
         info_file.flush()  # a full disk shows here, before either file takes its name
     return info
 
@@ -199,6 +200,10 @@ def _read_info(path: Path) -> TokenFileInfo:
             f"{beside}: format version {version}, and this program reads {FORMAT_VERSION}; "
             "prepare the text again"
         )
+    if found.pop("checksum", None) != _checksum(found):
+        raise UserError(
+            f"{beside}: does not match its checksum: it was changed or damaged; prepare the text again"
+        )
     try:
         info = TokenFileInfo(**found)
         _check_info(info)
@@ -207,6 +212,10 @@ def _read_info(path: Path) -> TokenFileInfo:
             f"{beside}: does not describe a token file ({error}); prepare the text again"
         ) from error
     return info
+
+
+def _checksum(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _check_info(info: TokenFileInfo) -> None:

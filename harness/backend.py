@@ -7,8 +7,10 @@ import numpy as np
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
+from contract.trace import Trace
 
 BACKENDS = ("numpy", "torch")
+MOST_THREADS = 1024
 
 
 class Backend(Protocol):
@@ -31,6 +33,9 @@ class Backend(Protocol):
         step: counted from 0, the key of the dropout masks
         accumulate: how many micro-batches to cut the batch into; the result is the same for each
         """
+
+    def trace(self, tokens: np.ndarray, targets: np.ndarray, *, step: int) -> Trace:
+        """Every tensor of a pass over a batch and its gradient, with the dropout of that step."""
 
     def clip(self, max_norm: float | None) -> float:
         """Scale the gradients down to `max_norm` (None: leave them). returns: their norm before"""
@@ -85,8 +90,7 @@ def open_backend(
     Raises ConfigError for an unknown name or an impossible number of threads, UserError where PyTorch is
     asked for and not installed.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for one a processor")
+    check_threads(threads)
     settings = {
         "seed": seed,
         "dtype": dtype,
@@ -138,3 +142,11 @@ def available_processors() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(threads: int | None):
+    """Raise ConfigError for an impossible number of threads; None is one for each processor."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(
+            f"threads must be from 1 to {MOST_THREADS}, got {threads}; leave it out for one a processor"
+        )

@@ -13,12 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
 
 import numpy as np
 import tiktoken
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from contract.config import ModelConfig
@@ -29,6 +31,7 @@ from harness.tensor_file import StoredTensor, stored_tensors
 
 FORMAT = "twin-gpt checkpoint"
 FORMAT_VERSION = 1
+READINGS = 20  # of a checkpoint that is replaced while it is read
 CONFIG, MODEL, OPTIMIZER, RANKS = (
     "config.json",
     "model.safetensors",
@@ -62,29 +65,51 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint):
     """Write `checkpoint` to `folder`, in place of the checkpoint that stands there.
 
-    Raises OSError where the disk is full or the place cannot be written; the earlier checkpoint stays.
+    Raises UserError where the disk is full or the place cannot be written; the earlier checkpoint stays.
     """
     fresh, old = _beside(folder, "new"), _beside(folder, "old")
-    _settle(folder)
-    fresh.mkdir(parents=True)
     try:
+        _settle(folder)
+        fresh.mkdir(parents=True)
         _write_files(fresh, checkpoint)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    _flush_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        _flush_folder(folder.parent)
+        _discard(old)
+    except (OSError, SafetensorError) as error:
+        _settle(folder)
+        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].partition(" (os error")[0]
+        kept = "; the one before is kept" if checkpoint_exists(folder) else ""
+        raise UserError(
+            f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({reason}){kept}; see to room and "
+            "write access there, and go on with --resume, or start again where no checkpoint was written yet"
+        ) from error
 
 
 def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint:
     """Read and verify the checkpoint in `folder`; `with_optimizer` reads Adam's moments too.
 
+    A checkpoint that a training process replaces meanwhile is read again, so its files are never mixed.
     Raises UserError naming the file that is missing, damaged or of another format version.
     """
-    folder = _complete(folder)
+    for _ in range(READINGS):
+        place = _complete(folder)
+        before = _written(place)
+        try:
+            checkpoint = _load(place, with_optimizer)
+        except (UserError, FileNotFoundError):
+            if before is not None and _written(place) == before:
+                raise
+        else:
+            if _written(place) == before:
+                return checkpoint
+    raise UserError(
+        f"{folder} is replaced again before it can be read; try again when its training has ended"
+    )
+
+
+def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
     record = _read_config(folder)
     config = ModelConfig.from_dict(record["model"])
     shapes = {name: spec.shape for name, spec in weight_table(config).items()}
@@ -110,15 +135,24 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
     )
 
 
+def _written(folder: Path) -> tuple[int, int] | None:
+    """What tells a checkpoint from one that has taken its place; None where none stands there."""
+    try:
+        status = (folder / CONFIG).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 def checkpoint_exists(folder: Path) -> bool:
     """Whether a checkpoint stands at `folder`, one whose replacement was interrupted included."""
-    return any((place / CONFIG).is_file() for place in (folder, _beside(folder, "old")))
+    return any((place / CONFIG).is_file() for place in _places(folder))
 
 
 def remove_checkpoint(folder: Path):
     """Delete the checkpoint at `folder` and what an interrupted replacement may have left beside it."""
     for place in (folder, _beside(folder, "new"), _beside(folder, "old")):
-        shutil.rmtree(place, ignore_errors=True)
+        _discard(place)
 
 
 # Writing
@@ -162,7 +196,14 @@ def _settle(folder: Path):
     if not folder.exists() and old.exists():
         old.rename(folder)
     for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _discard(leftover)
+
+
+def _discard(folder: Path):
+    # The configuration first: without it nobody takes a folder that is half deleted for a checkpoint.
+    with suppress(OSError):
+        (folder / CONFIG).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _flush_folder(folder: Path):
@@ -177,9 +218,14 @@ def _flush_folder(folder: Path):
 # Reading
 
 
+def _places(folder: Path) -> tuple[Path, ...]:
+    """Where the checkpoint may stand; the folder once more, as a replacement may be done between two looks."""
+    return folder, _beside(folder, "old"), folder
+
+
 def _complete(folder: Path) -> Path:
     """The folder itself or, where it was being replaced when the power went, the copy beside it."""
-    for place in (folder, _beside(folder, "old")):
+    for place in _places(folder):
         if (place / CONFIG).is_file():
             return place
     raise UserError(f"no checkpoint at {folder}: {CONFIG} is missing; name the folder of a training run")

@@ -13,6 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 from contract.config import ModelConfig
 from contract.randomness import DropoutKey
+from contract.trace import Trace
 from contract.weights import Weights, parameter_count, weight_table
 from harness.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
@@ -88,6 +89,14 @@ class NumpyBackend:
 
             loss += sum(self._over_threads(differentiate, parts))
         return loss
+
+    def trace(self, tokens, targets, *, step) -> Trace:
+        trace = Trace()
+        with np.errstate(all="ignore"):
+            dropout = DropoutKey(self.seed, step)
+            _, _, cache = self.model.forward(tokens, targets, dropout=dropout, trace=trace)
+            self.model.backward(cache, trace=trace)
+        return trace
 
     def clip(self, max_norm) -> float:
         if max_norm is None:

@@ -15,9 +15,13 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filelock import FileLock, Timeout
+
 from contract.errors import UserError
 from data.tokenizers import replacing
 from harness.checkpoint import checkpoint_exists, remove_checkpoint
+
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -33,10 +37,42 @@ class RunFolder:
         self.tokens = path / "tokens.bin"
         self.metrics = path / "metrics.jsonl"
         self.plot = path / "loss.png"
+        self._lock = FileLock(path / LOCK)
+
+    @property
+    def resumable(self) -> Path:
+        """The checkpoint to go on from: the latest, or the best where a crash came before the first latest."""
+        return (
+            self.best if checkpoint_exists(self.best) and not checkpoint_exists(self.latest) else self.latest
+        )
+
+    def lock(self):
+        """Keep other processes from writing to this run; the system unlocks it if this process dies.
+
+        Raises UserError where another process has it.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.path} is in use: another process trains there; wait for it, or choose another --out"
+            ) from None
+
+    def unlock(self):
+        """Let others have it, however often it was locked."""
+        self._lock.release(force=True)
 
     def holds_a_run(self) -> bool:
         """Whether a run was started here."""
         return checkpoint_exists(self.latest) or self.metrics.exists() or self.tokens.exists()
+
+    def check_free(self, overwrite: bool):
+        """Raise UserError where a run stands here that `overwrite` does not give away."""
+        if self.holds_a_run() and not overwrite:
+            raise UserError(
+                f"{self.path} already holds a run; continue it with --resume, replace it with --overwrite, "
+                "or choose another --out"
+            )
 
     def clear(self):
         """Delete the run's own files; whatever else lies in the folder stays."""
@@ -47,28 +83,31 @@ class RunFolder:
 
 
 @contextmanager
-def new_run(path: Path, *, overwrite: bool) -> Iterator[RunFolder]:
-    """A staging folder beside `path`, whose files move to `path` once the block has gone well.
+def new_run(run: RunFolder, *, overwrite: bool) -> Iterator[RunFolder]:
+    """A staging folder beside the run's own, whose files move there once the block has gone well.
 
-    So a run that cannot start leaves nothing behind, and the run that it should replace stays.
-    Raises UserError where a run stands at `path` and `overwrite` is not set, or something else does.
+    So a run that cannot start leaves nothing behind, and the run that it should replace stays. `run` is locked
+    afterwards: no other process comes between its start and its training.
+    Raises UserError where a run stands there and `overwrite` is not set, or something else does.
     """
-    run = RunFolder(path)
+    path = run.path
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; choose another --out")
-    if run.holds_a_run() and not overwrite:
-        raise UserError(
-            f"{path} already holds a run; continue it with --resume, replace it with --overwrite, "
-            "or choose another --out"
-        )
+    run.check_free(overwrite)
     # Folders on the way to `path` that are not there yet are made when the run can start.
     there = next(place for place in (*path.parents, path) if place.exists())
     with TemporaryDirectory(prefix=f".{path.name}.", dir=there) as staging:
         yield RunFolder(Path(staging))
-        run.clear()
         path.mkdir(parents=True, exist_ok=True)
-        for file in Path(staging).iterdir():
-            file.replace(path / file.name)
+        run.lock()
+        try:
+            run.check_free(overwrite)  # again: another process may have started a run in the meantime
+            run.clear()
+            for file in Path(staging).iterdir():
+                file.replace(path / file.name)
+        except BaseException:
+            run.unlock()
+            raise
 
 
 def unused_folder(path: Path) -> Path:
@@ -151,5 +190,5 @@ def plot_metrics(metrics: Path, image: Path):
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(image.with_suffix(".new.png"))
-    image.with_suffix(".new.png").replace(image)
+    with replacing(image) as file:
+        figure.savefig(file, format="png")

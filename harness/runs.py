@@ -1,7 +1,7 @@
 """Starting a training run, going on with one, and opening what it made."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import ceil, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,13 +14,23 @@ from contract.errors import ConfigError, UserError
 from data.batches import windows_per_epoch
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, preprocess_sentences
 from data.tokenizers import identity, is_bytewise, load_ranks, open_tokenizer, save_ranks
-from harness.backend import Backend, available_processors, backend_class, open_backend, physical_memory
-from harness.checkpoint import Checkpoint, load_checkpoint
+from harness.backend import (
+    Backend,
+    available_processors,
+    backend_class,
+    check_threads,
+    open_backend,
+    physical_memory,
+)
+from harness.checkpoint import Checkpoint, checkpoint_exists, load_checkpoint
 from harness.run_folder import RunFolder, find_checkpoint, new_run
 from harness.trainer import Trainer, TrainingSettings
 
 DEFAULT_TEXT = Path(__file__).parents[1] / "data" / "tense.txt"
 DEFAULT_RANKS = DEFAULT_TEXT.with_suffix(".tiktoken")
+MOST_PARTS = 1024  # more micro-batches than anybody would wait for
+# What may be set anew when a run goes on: how far it goes, and how often it looks at itself.
+CHANGEABLE = ("steps", "eval_interval")
 
 
 def prepare(
@@ -103,7 +113,8 @@ def start_run(
     base = None if start is None else load_checkpoint(find_checkpoint(start))
     if base and tokenizer is not None:
         raise ConfigError(f"--tokenizer does not go with --from: {start} has the tokenizer it was made with")
-    with new_run(out, overwrite=overwrite) as staged:
+    run = RunFolder(out)
+    with new_run(run, overwrite=overwrite) as staged:
         if text.suffix == ".bin":
             if tokenizer is not None:
                 raise ConfigError(
@@ -135,28 +146,48 @@ def start_run(
         opened = open_training_backend(backend, device, config, settings, threads, base and base.weights)
         del corpus  # a mapped file cannot be moved on Windows
     record = {"source": text.name, "tokens": tokens and str(tokens)} | ({"from": start.name} if start else {})
-    run = RunFolder(out)
     return Trainer(opened, settings, run, open_tokens(tokens or run.tokens), encoding, record=record)
 
 
 def resume_run(
     out: Path,
     *,
-    steps: int | None = None,
+    training: dict | None = None,
+    overrides: dict | None = None,
     backend: str = "numpy",
     device: str = "cpu",
     threads: int | None = None,
 ) -> Trainer:
     """Go on with the run in `out` from its latest checkpoint, with its own settings.
 
-    steps: a new number of steps in all; None keeps the run's
+    training, overrides: settings given again, as for `start_run`. Those in `CHANGEABLE` take effect; another
+        must be what the run has
+
+    Raises UserError where there is nothing to go on with, ConfigError naming a setting that would change the run.
     """
     run = RunFolder(out)
-    checkpoint = load_checkpoint(run.latest, with_optimizer=True)
-    settings = TrainingSettings.from_dict(checkpoint.training | ({} if steps is None else {"steps": steps}))
+    with ExitStack() as undo:
+        if checkpoint_exists(run.resumable):  # else the next line but one says what is missing
+            run.lock()  # before reading: another process may be writing
+            undo.callback(run.unlock)
+        trainer = _resumed(run, training or {}, overrides or {}, backend, device, threads)
+        undo.pop_all()  # the trainer unlocks it when it has trained
+    return trainer
+
+
+def _resumed(run: RunFolder, training: dict, overrides: dict, backend, device, threads) -> Trainer:
+    checkpoint = load_checkpoint(run.resumable, with_optimizer=True)
+    kept = checkpoint.training | checkpoint.config.to_dict()
+    for name, value in (training | overrides).items():
+        if name not in CHANGEABLE and value != kept[name]:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value} would change the run in {run.path}, which has {kept[name]}; "
+                "leave it out, or start a run of its own with --from"
+            )
+    settings = TrainingSettings.from_dict(checkpoint.training | training)
     if checkpoint.step >= settings.steps:
         raise UserError(
-            f"{out} has done all its {settings.steps} steps; name more with --steps to train further"
+            f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
         )
     opened = open_training_backend(backend, device, checkpoint.config, settings, threads, checkpoint.weights)
     record = {
@@ -172,6 +203,7 @@ def open_training_backend(
     backend, device, config, settings: TrainingSettings, threads, weights=None
 ) -> Backend:
     """The backend that `settings` ask for; it takes `weights` over."""
+    check_threads(threads)
     _check_memory(backend, config, settings, threads)
     return open_backend(
         backend,
@@ -262,19 +294,37 @@ def _check_memory(backend: str, config: ModelConfig, settings: TrainingSettings,
     C, F, itemsize, memory = config.d_model, config.d_ff, np.dtype(settings.dtype).itemsize, physical_memory()
     # The blocks' matrices alone, with gradients and moments: a weight table could be too large to estimate.
     needed = 4 * config.n_layer * C * (4 * C + 2 * F) * itemsize
-    if needed <= memory:
-        needed = backend_class(backend).estimate_memory(
+
+    def estimate(accumulate: int) -> int:
+        return backend_class(backend).estimate_memory(
             config,
             batch_size=settings.batch_size,
-            accumulate=settings.accumulate,
+            accumulate=accumulate,
             threads=threads or available_processors(),
             dtype=settings.dtype,
         )
+
     if needed > memory:
         raise UserError(
-            f"training takes about {needed // 10**9:,} GB of memory, and this machine has "
-            f"{memory // 10**9:,} GB; choose a smaller model or --batch-size, or more parts with --accumulate"
+            f"the model alone takes {needed / 1e9:,.0f} GB of memory to train, and this machine has "
+            f"{memory / 1e9:,.1f} GB; choose a smaller one"
         )
+    needed = estimate(settings.accumulate)
+    if needed > memory:
+        raise UserError(
+            f"training takes about {needed / 1e9:,.1f} GB of memory, and this machine has {memory / 1e9:,.1f} GB; "
+            f"{_what_fits(estimate, settings, memory)}"
+        )
+
+
+def _what_fits(estimate: Callable[[int], int], settings: TrainingSettings, memory: int) -> str:
+    """What to change, in words: the fewest micro-batches that bring the estimate below `memory`."""
+    if estimate(settings.batch_size) > memory:
+        return "choose a smaller model, a shorter --context-length or a smaller vocabulary"
+    for parts in range(settings.accumulate + 1, min(settings.batch_size, MOST_PARTS) + 1):
+        if settings.batch_size % parts == 0 and estimate(parts) <= memory:
+            return f"with --accumulate {parts} it takes {estimate(parts) / 1e9:,.1f} GB and gives the same result"
+    return "choose a smaller --batch-size"
 
 
 def _check_length(info: TokenFileInfo, config: ModelConfig):

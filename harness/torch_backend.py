@@ -8,6 +8,7 @@ import torch
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import DropoutKey
+from contract.trace import Trace
 from contract.weights import parameter_count
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate
@@ -73,6 +74,14 @@ class TorchBackend:
             total = total + loss.detach()
             first += len(inputs)
         return float(total)
+
+    def trace(self, tokens, targets, *, step) -> Trace:
+        trace = Trace()
+        self.model.zero_grad()
+        dropout = DropoutKey(self.seed, step)
+        _, loss = self.model(self._tensor(tokens), self._tensor(targets), dropout=dropout, trace=trace)
+        loss.backward()
+        return trace
 
     def clip(self, max_norm) -> float:
         return gradient_norm(self._weights) if max_norm is None else clip_gradients(self._weights, max_norm)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
+from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
@@ -16,8 +17,11 @@ from harness.evaluation import Evaluation, evaluate
 from harness.run_folder import MetricsLog, RunFolder, plot_metrics
 from harness.schedule import learning_rate
 
-# Windows looked at by the evaluations during training; the last evaluation sees the whole held-out split.
+# Windows looked at by the evaluations during training.
 QUICK_EVALUATION_WINDOWS = 256
+# The last evaluation sees the whole held-out split, of a large corpus so many tokens, evenly spread: a tenth of a
+# gigabyte would take longer than the training.
+LAST_EVALUATION_TOKENS = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +93,21 @@ class Progress(NamedTuple):
 
     step: steps done; loss: of this step's batch, nats per token; seconds: that the step took
     validation_loss: where the step was followed by an evaluation, else None
+    spike: whether the loss lies far above those of the steps before
     """
 
     step: int
     loss: float
     seconds: float
     validation_loss: float | None
+    spike: bool
 
 
 class Outcome(NamedTuple):
     """How training ended.
 
     step: steps done; finished: False where it was interrupted
-    validation: over the whole held-out split; None where training was interrupted
+    validation: over the held-out split, see `LAST_EVALUATION_TOKENS`; None where training was interrupted
     seconds: that this part of the training took, evaluations and checkpoints included
     """
 
@@ -109,6 +115,28 @@ class Outcome(NamedTuple):
     finished: bool
     validation: Evaluation | None
     seconds: float
+
+
+class Spikes:
+    """Tells a loss that lies far above those before it, which a short-lived instability leaves behind.
+
+    Far is six times the usual step from one loss to the next, and at least 0.1 nats, above a running mean of
+    some 10 steps, which follows a falling loss closely. The first 50 losses are not judged.
+    """
+
+    def __init__(self):
+        self._mean, self._jump, self._last, self._seen = 0.0, 0.0, 0.0, 0
+
+    def see(self, loss: float) -> bool:
+        """Take the next loss. returns: whether it is a spike, which then does not count for the next ones"""
+        if self._seen >= 50 and loss > self._mean + max(6 * self._jump, 0.1):
+            return True
+        if self._seen:
+            self._jump += max(0.02, 1 / self._seen) * (abs(loss - self._last) - self._jump)
+        self._seen += 1
+        self._mean += max(0.1, 1 / self._seen) * (loss - self._mean)
+        self._last = loss
+        return False
 
 
 class Trainer:
@@ -140,6 +168,7 @@ class Trainer:
         self.step = 0
         self.validation_loss: float | None = None
         self.best_loss: float | None = None
+        self._spikes = Spikes()
 
     @property
     def epochs(self) -> float:
@@ -169,11 +198,18 @@ class Trainer:
 
         Raises UserError where a loss or a gradient stops being finite; the last checkpoint stays.
         """
+        self.run.lock()  # again, where starting or resuming has locked it
+        try:
+            return self._train()
+        finally:
+            self.run.unlock()
+
+    def _train(self) -> Outcome:
         settings, started = self.settings, perf_counter()
         with MetricsLog(self.run.metrics, after_step=self.step) as metrics:
             while self.step < settings.steps:
                 step_started = perf_counter()
-                loss = self._train_step(metrics)
+                loss, spike = self._train_step(metrics)
                 seconds = perf_counter() - step_started
                 stop = self.interrupted()
                 evaluation = None
@@ -181,15 +217,15 @@ class Trainer:
                     evaluation = self._evaluate(metrics)
                 if stop or evaluation:
                     metrics.flush()
-                    save_checkpoint(self.run.latest, self._checkpoint())
-                self.report(Progress(self.step, loss, seconds, evaluation and evaluation.loss))
+                    self._save(self.run.latest)
+                self.report(Progress(self.step, loss, seconds, evaluation and evaluation.loss, spike))
                 if stop:
                     break
         plot_metrics(self.run.metrics, self.run.plot)
         finished = self.step == settings.steps
         return Outcome(self.step, finished, evaluation if finished else None, perf_counter() - started)
 
-    def _train_step(self, metrics: MetricsLog) -> float:
+    def _train_step(self, metrics: MetricsLog) -> tuple[float, bool]:
         settings = self.settings
         rate = learning_rate(
             self.step,
@@ -205,20 +241,38 @@ class Trainer:
         with np.errstate(all="ignore"):  # the next lines say so when the norm is no longer finite
             norm = self.backend.clip(settings.clip)
         if not isfinite(loss) or not isfinite(norm):
+            place = self._first_not_finite(tokens, targets)
             raise UserError(
                 f"step {self.step + 1}: the loss is {loss:.4g} and the gradient norm {norm:.4g}, no longer "
-                "finite; the last checkpoint is kept; try a lower --learning-rate or more --warmup-steps"
+                f"finite{place and f', first in {place}'}; the last checkpoint is kept; try a lower --learning-rate "
+                "or more --warmup-steps"
             )
         with np.errstate(all="ignore"):  # and the next step, or an evaluation, when the weights are not
             self.backend.update(rate)
         self.step += 1
-        metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm)
-        return loss
+        spike = self._spikes.see(loss)
+        marks = {"spike": True} if spike else {}
+        metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm, **marks)
+        return loss, spike
+
+    def _first_not_finite(self, tokens, targets) -> str:
+        """The first tensor in dataflow order, forward and then backward, that is not finite, or ""."""
+        try:
+            trace = self.backend.trace(tokens, targets, step=self.step)
+        except MemoryError:  # a trace keeps every tensor
+            return ""
+        named = [
+            *trace.activations.items(),
+            *((f"the gradient of {n}", g) for n, g in trace.gradients.items()),
+        ]
+        return next((name for name, value in named if not np.isfinite(value).all()), "")
 
     def _evaluate(self, metrics: MetricsLog) -> Evaluation:
         """Evaluate, quickly or at the end wholly, and keep the checkpoint if it is the best so far."""
         whole = self.step == self.settings.steps
         windows = None if whole else QUICK_EVALUATION_WINDOWS
+        if whole and len(self.validation) > LAST_EVALUATION_TOKENS:
+            windows = max(1, LAST_EVALUATION_TOKENS // self.windows.context_length)
         evaluation = evaluate(self.backend, self.validation, self.settings.batch_size, max_windows=windows)
         if not isfinite(evaluation.loss):
             raise UserError(
@@ -229,8 +283,15 @@ class Trainer:
         metrics.write(step=self.step, validation_loss=self.validation_loss)
         if self.best_loss is None or self.validation_loss < self.best_loss:
             self.best_loss = self.validation_loss
-            save_checkpoint(self.run.best, self._checkpoint())
+            self._save(self.run.best)
         return evaluation
+
+    def _save(self, place: Path):
+        if not self.run.path.is_dir():  # a checkpoint alone, without the run's tokens, would be no use
+            raise UserError(
+                f"{self.run.path} has vanished while the run was training; its checkpoints went with it"
+            )
+        save_checkpoint(place, self._checkpoint())
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(

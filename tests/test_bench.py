@@ -137,7 +137,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     [
         (["giant"], 2, "unknown recipe 'giant'; choose from nano, tense, medium, gpt2, decode"),
         (["nano", "--turns", "0"], 2, "turns must be at least 1, got 0"),
-        (["nano", "--threads", "0"], 2, "threads must be at least 1, got 0"),
+        (["nano", "--threads", "0"], 2, "threads must be from 1 to 1024, got 0"),
     ],
 )
 def test_mistakes(monkeypatch, capsys, flags, code, words):

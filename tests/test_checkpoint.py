@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -340,6 +342,55 @@ def test_a_checkpoint_is_on_the_disk_before_it_counts(make, tmp_path, monkeypatc
         assert tmp_path.stat().st_ino in after
 
 
+def test_a_checkpoint_replaced_while_it_is_read(make, tmp_path, monkeypatch):
+    """It is read again, so that no file of one meets a file of the other; not for ever."""
+    place, read, seeds = tmp_path / "latest", module._read_tokenizer, count(1)
+    save_checkpoint(place, make(0))
+
+    def replaced_once(*arguments):
+        if next(seeds) == 1:
+            save_checkpoint(place, make(1))
+        return read(*arguments)
+
+    monkeypatch.setattr(module, "_read_tokenizer", replaced_once)
+    assert_same(load_checkpoint(place), make(1))
+
+    def replaced_always(*arguments):
+        save_checkpoint(place, make(next(seeds)))
+        return read(*arguments)
+
+    monkeypatch.setattr(module, "_read_tokenizer", replaced_always)
+    with pytest.raises(UserError, match="replaced again before it can be read"):
+        load_checkpoint(place)
+
+
+def test_reading_beside_a_writer(make, tmp_path):
+    """Whoever reads while another writes gets one whole checkpoint each time, and no error."""
+    place, stop = tmp_path / "latest", threading.Event()
+    choices = [make(seed) for seed in range(4)]
+    save_checkpoint(place, choices[0])
+
+    def write():
+        for seed in count():
+            if stop.wait(0.01):
+                return
+            save_checkpoint(place, choices[seed % 4])
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            steps = set()
+            for _ in range(60):
+                assert checkpoint_exists(place)
+                found = load_checkpoint(place, with_optimizer=True)
+                assert_same(found, choices[found.step])
+                steps.add(found.step)
+        finally:
+            stop.set()
+        writing.result()
+    assert len(steps) > 1
+
+
 def test_a_failing_save_leaves_no_trace(make, tmp_path, monkeypatch):
     """An error while writing, such as a full disk, leaves the earlier checkpoint and nothing beside it."""
     folder = tmp_path / "latest"
@@ -349,7 +400,9 @@ def test_a_failing_save_leaves_no_trace(make, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        UserError, match=r"step 2 cannot be written \(No space left on device\); the one before is"
+    ):
         save_checkpoint(folder, make(2))
     assert load_checkpoint(folder).step == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["latest"]

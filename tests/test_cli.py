@@ -404,7 +404,16 @@ def test_any_place_for_a_run(succeed, text, tmp_path, monkeypatch, out):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     succeed("train", "--text", text, "--out", out, "--steps", "1", *SMALL.split())
-    wanted = ["best", "latest", "loss.png", "metrics.jsonl", "tokens.bin", "tokens.json", "tokens.tiktoken"]
+    wanted = [
+        ".lock",
+        "best",
+        "latest",
+        "loss.png",
+        "metrics.jsonl",
+        "tokens.bin",
+        "tokens.json",
+        "tokens.tiktoken",
+    ]
     assert sorted(path.name for path in (tmp_path / "here" / out).iterdir()) == wanted
 
 

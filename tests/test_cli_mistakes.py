@@ -94,10 +94,10 @@ MISTAKES = [
     (f"{TRAIN} --d-model nan", 2, "Invalid value for '--d-model'"),
     (f"{TRAIN} --n-head 1000000000000", 2, "d_model 16 does not divide into n_head 1000000000000"),
     # more than any machine has
-    (f"{TRAIN} --n-layer 100000000000", 1, "GB of memory, and this machine has"),
-    (f"{TRAIN} --d-model 1000000000000", 1, "GB of memory, and this machine has"),
-    (f"{TRAIN} --d-ff 1000000000000", 1, "GB of memory, and this machine has"),
-    (f"{TRAIN} --batch-size 1000000000000", 1, "choose a smaller model or --batch-size"),
+    (f"{TRAIN} --n-layer 100000000000", 1, "GB of memory to train, and this machine has"),
+    (f"{TRAIN} --d-model 1000000000000", 1, "GB of memory to train, and this machine has"),
+    (f"{TRAIN} --d-ff 1000000000000", 1, "GB of memory to train, and this machine has"),
+    (f"{TRAIN} --batch-size 1000000000000", 1, "choose a smaller --batch-size"),
     (f"{TRAIN} --context-length 1000000000000", 1, "one context takes 1,000,000,000,001"),
     (f"{TRAIN} --steps 99999999999999999999", 2, "steps must be below 2^63"),
     (f"train --text text.txt --out new --epochs 1e300 {SMALL}", 2, "steps must be below 2^63"),
@@ -141,8 +141,13 @@ MISTAKES = [
     (f"{TRAIN} --clip 0", 2, "clip must be above 0"),
     (f"{TRAIN} --eval-interval 0", 2, "eval-interval must be at least 1"),
     (f"{TRAIN} --seed -1", 2, "seed must be from 0"),
-    (f"{TRAIN} --threads 0", 2, "threads must be at least 1, got 0"),
-    (f"{TRAIN} --threads -2", 2, "threads must be at least 1, got -2"),
+    (f"{TRAIN} --threads 0", 2, "threads must be from 1 to 1024, got 0"),
+    (
+        f"{TRAIN} --threads 77640008819150451376128",
+        2,
+        "threads must be from 1 to 1024, got 77640008819150451376128",
+    ),
+    (f"{TRAIN} --threads -2", 2, "threads must be from 1 to 1024, got -2"),
     # runs
     (
         f"train --text text.txt --out run --steps 2 {SMALL}",
@@ -156,18 +161,22 @@ MISTAKES = [
     ("train --resume --out nowhere", 1, "no checkpoint at nowhere"),
     ("train --resume --out run", 1, "has done all its 6 steps"),
     ("train --resume --out run --steps 0", 2, "steps must be at least 1, got 0"),
-    ("train --resume --out run --steps 9 --threads 0", 2, "threads must be at least 1, got 0"),
+    ("train --resume --out run --steps 9 --threads 0", 2, "threads must be from 1 to 1024, got 0"),
     ("train --resume --out run --steps 9 --backend jax", 2, "unknown backend 'jax'"),
     ("train --resume --out run --overwrite", 2, "--overwrite does not go with --resume"),
     ("train --resume --out run --epochs 2", 2, "--epochs does not go with --resume"),
-    ("train --resume --out run --seed 0", 2, "--seed does not go with --resume"),
+    ("train --resume --out run --seed 1", 2, "--seed 1 would change the run in run, which has 0"),
     ("train --resume --out run --text text.txt", 2, "--text does not go with --resume"),
     ("train --resume --out folder", 1, "no checkpoint at folder"),
     ("train --resume --out truncated --steps 9", 1, "model.safetensors does not match its hash"),
     ("train --resume --out future --steps 9", 1, "version 99"),
     ("train --resume --out tokenless --steps 9", 1, "tokens.bin is missing"),
-    ("train --resume --out run --learning-rate 1", 2, "--learning-rate does not go with --resume"),
-    ("train --resume --out run --n-layer 2", 2, "--n-layer does not go with --resume"),
+    (
+        "train --resume --out run --learning-rate 1",
+        2,
+        "--learning-rate 1.0 would change the run in run, which has 0.003",
+    ),
+    ("train --resume --out run --n-layer 2", 2, "--n-layer 2 would change the run in run, which has 1"),
     ("generate nowhere", 1, "no run at nowhere"),
     ("generate folder", 1, "no run at folder: found an empty folder"),
     ("generate truncated", 1, "model.safetensors does not match its hash"),
@@ -205,8 +214,8 @@ MISTAKES = [
     ("generate run --prompt The --top-p -0.5", 2, "top-p must be"),
     ("generate run --prompt The --seed -1", 2, "--seed must be from 0 to 2^63 - 1, got -1"),
     ("generate run --prompt The --seed 9223372036854775808", 2, "--seed must be from 0 to 2^63 - 1"),
-    ("generate run --prompt The --threads 0", 2, "threads must be at least 1, got 0"),
-    ("generate run --prompt The --threads -1", 2, "threads must be at least 1, got -1"),
+    ("generate run --prompt The --threads 0", 2, "threads must be from 1 to 1024, got 0"),
+    ("generate run --prompt The --threads -1", 2, "threads must be from 1 to 1024, got -1"),
     ("generate run --max-new-tokens 0", 2, "--max-new-tokens must be at least 1, got 0"),
     ("generate run --num-samples 0", 2, "--num-samples must be at least 1, got 0"),
     ("generate run --temperature -1", 2, "temperature must be 0 (greedy) or a positive number, got -1"),
@@ -222,7 +231,7 @@ MISTAKES = [
     ("evaluate run --text binary.dat", 1, "binary.dat: this looks like a binary file"),
     ("evaluate run --text latin.txt", 1, "latin.txt: not UTF-8 text"),
     ("evaluate run --backend jax", 2, "unknown backend 'jax'"),
-    ("evaluate run --threads 0", 2, "threads must be at least 1, got 0"),
+    ("evaluate run --threads 0", 2, "threads must be from 1 to 1024, got 0"),
     ("evaluate run --batch-size -1", 2, "batch-size must be at least 1, got -1"),
     ("evaluate run --batch-size few", 2, "Invalid value for '--batch-size'"),
     ("evaluate run --batch-size 0", 2, "batch-size must be at least 1, got 0"),
@@ -418,7 +427,7 @@ def test_a_smaller_machine_refuses_more(fail, monkeypatch):
     monkeypatch.setattr("harness.runs.physical_memory", lambda: 10**7)
     code, err = fail(*TRAIN.split())
     assert code == 1
-    assert "and this machine has 0 GB" in err
+    assert "and this machine has 0.0 GB" in err
 
 
 def test_ranks_are_replaced_where_nothing_is_lost(place, tmp_path, monkeypatch):

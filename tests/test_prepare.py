@@ -13,7 +13,7 @@ import tiktoken
 
 import data.text
 from contract.errors import ConfigError, UserError
-from data.prepare import FORMAT_VERSION, SPLIT_REACH, info_path, open_tokens, preprocess_sentences
+from data.prepare import FORMAT_VERSION, SPLIT_REACH, _checksum, info_path, open_tokens, preprocess_sentences
 from data.tokenizers import identity, open_tokenizer, save_ranks, train_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -208,12 +208,12 @@ def test_impossible_settings(text, tmp_path, ranks):
 
 
 def damage(change):
-    """A function that changes the fields of a token file's JSON."""
+    """A function that changes the fields of a token file's JSON, and its checksum with them."""
 
     def apply(out):
-        fields = json.loads(info_path(out).read_bytes())
-        fields |= change
-        info_path(out).write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
+        fields = json.loads(info_path(out).read_bytes()) | change
+        fields = {name: value for name, value in fields.items() if value is not None and name != "checksum"}
+        info_path(out).write_text(json.dumps(fields | {"checksum": _checksum(fields)}))
 
     return apply
 
@@ -233,6 +233,10 @@ def damage(change):
         (damage({"train_tokens": -1}), ["out.json", "negative"]),
         (damage({"train_tokens": 0}), ["out.json", "add up"]),
         (damage({"surprise": 1}), ["out.json", "surprise"]),
+        (
+            lambda out: info_path(out).write_text(info_path(out).read_text().replace("1", "2", 1)),
+            ["out.json"],
+        ),
         (lambda out: out.write_bytes(out.read_bytes()[:-2]), ["out.bin", "bytes"]),
         (lambda out: out.write_bytes(b"x" + out.read_bytes()[1:]), ["out.bin", "SHA-256"]),
     ],

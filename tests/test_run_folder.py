@@ -20,7 +20,9 @@ from harness.run_folder import (
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file with its content, but for the lock, which stays."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_holds_a_run(tmp_path, trace):
 def test_a_new_run_appears_whole(tmp_path):
     """Files are written beside the folder and moved there once the block has gone well."""
     path = tmp_path / "runs" / "first"
-    with new_run(path, overwrite=False) as staged:
+    with new_run(RunFolder(path), overwrite=False) as staged:
         staged.tokens.write_text("tokens")
         assert not path.exists()
     assert listing(tmp_path) == {str(Path("runs", "first", "tokens.bin")): b"tokens"}
@@ -66,7 +68,7 @@ def test_a_new_run_appears_whole(tmp_path):
 def test_an_old_run_is_refused(old_run, tmp_path):
     """Without overwrite a folder with a run is refused, and stays as it is."""
     before = listing(tmp_path)
-    with pytest.raises(UserError, match="already holds a run"), new_run(old_run.path, overwrite=False):
+    with pytest.raises(UserError, match="already holds a run"), new_run(old_run, overwrite=False):
         pytest.fail("the block was entered")
     assert listing(tmp_path) == before
 
@@ -76,7 +78,7 @@ def test_a_run_that_cannot_start_replaces_nothing(old_run, tmp_path):
     before = listing(tmp_path)
 
     def start():
-        with new_run(old_run.path, overwrite=True) as staged:
+        with new_run(old_run, overwrite=True) as staged:
             staged.tokens.write_text("new tokens")
             raise UserError("too short")
 
@@ -88,7 +90,7 @@ def test_a_run_that_cannot_start_replaces_nothing(old_run, tmp_path):
 
 def test_overwriting_replaces_the_run_alone(old_run):
     """The old run's files go, the user's own stay."""
-    with new_run(old_run.path, overwrite=True) as staged:
+    with new_run(old_run, overwrite=True) as staged:
         staged.tokens.write_text("new tokens")
     assert listing(old_run.path) == {
         "tokens.bin": b"new tokens",
@@ -101,15 +103,47 @@ def test_a_folder_without_a_run_is_used(tmp_path):
     """A folder that is there already, the user's own files in it, takes a run without being asked twice."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with new_run(tmp_path / "run", overwrite=False) as staged:
+    with new_run(RunFolder(tmp_path / "run"), overwrite=False) as staged:
         staged.tokens.write_text("tokens")
     assert listing(tmp_path / "run") == {"tokens.bin": b"tokens", "notes.txt": b"mine"}
+
+
+@pytest.mark.parametrize(("training", "words"), [(True, "is in use"), (False, "already holds a run")])
+def test_a_run_started_in_the_meantime(tmp_path, training, words):
+    """Of two processes that start a run in one folder the later finds the earlier's, and leaves it."""
+    late, early = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+
+    def start():
+        with new_run(late, overwrite=False) as staged:
+            staged.tokens.write_text("late")
+            with new_run(early, overwrite=False) as staged:
+                staged.tokens.write_text("early")
+            if not training:
+                early.unlock()
+
+    with pytest.raises(UserError, match=words):
+        start()
+    assert early.tokens.read_text() == "early"
+    early.unlock()
+
+
+def test_a_run_is_locked_from_its_start(tmp_path):
+    """A new run is locked when it stands, and unlocked for all at once."""
+    run, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with new_run(run, overwrite=False) as staged:
+        staged.tokens.write_text("tokens")
+    run.lock()
+    with pytest.raises(UserError, match="is in use"):
+        other.lock()
+    run.unlock()
+    other.lock()
+    other.unlock()
 
 
 def test_a_file_in_the_way(tmp_path):
     """A file where the folder should be is refused, and stays."""
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UserError, match="is a file"), new_run(tmp_path / "run", overwrite=True):
+    with pytest.raises(UserError, match="is a file"), new_run(RunFolder(tmp_path / "run"), overwrite=True):
         pytest.fail("the block was entered")
     assert (tmp_path / "run").read_text() == "mine"
 
@@ -221,11 +255,11 @@ def test_a_plot_cut_short_replaces_nothing(tmp_path, monkeypatch):
         log.write(step=1, loss=2.0)
     (tmp_path / "loss.png").write_bytes(b"earlier")
 
-    def full(figure, path):
-        Path(path).write_bytes(b"half")
+    def full(figure, file, **options):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes() == b"earlier"

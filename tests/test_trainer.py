@@ -24,7 +24,7 @@ from harness.runs import (
     start_run,
 )
 from harness.schedule import learning_rate
-from harness.trainer import Progress, TrainingSettings
+from harness.trainer import Progress, Spikes, TrainingSettings
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 BACKENDS = ["numpy", pytest.param("torch", marks=needs_torch)]
@@ -181,7 +181,9 @@ def test_each_step_is_reported(start):
     log = rows(trainer.run)
     validation = {row["step"]: row["validation_loss"] for row in log if "validation_loss" in row}
     assert [report._replace(seconds=0) for report in reports] == [
-        Progress(row["step"], row["loss"], 0, validation.get(row["step"])) for row in log if "loss" in row
+        Progress(row["step"], row["loss"], 0, validation.get(row["step"]), False)
+        for row in log
+        if "loss" in row
     ]
     assert all(report.seconds > 0 for report in reports)
 
@@ -333,10 +335,10 @@ def test_more_steps_on_resume(start):
     with pytest.raises(UserError, match="has done all its 20 steps; name more with --steps"):
         resume_run(trainer.run.path)
     with pytest.raises(UserError, match="has done all its 19 steps"):
-        resume_run(trainer.run.path, steps=19)
+        resume_run(trainer.run.path, training={"steps": 19})
     with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
-        resume_run(trainer.run.path, steps=0)
-    more = resume_run(trainer.run.path, steps=23)
+        resume_run(trainer.run.path, training={"steps": 0})
+    more = resume_run(trainer.run.path, training={"steps": 23})
     assert more.settings.steps == 23
     outcome = more.train()
     assert (outcome.step, outcome.finished) == (23, True)
@@ -401,6 +403,64 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(start, monkeypatch, 
         checkpoint = load_checkpoint(place)
         assert checkpoint.step < bad
         assert np.isfinite(checkpoint.validation_loss)
+
+
+def test_the_last_evaluation_of_a_large_corpus(start, monkeypatch):
+    """Beyond a limit the last evaluation looks at so many tokens, spread over the split."""
+    monkeypatch.setattr(trainer_module, "LAST_EVALUATION_TOKENS", 400)
+    outcome = start(steps=1).train()
+    assert outcome.validation.tokens == 400
+
+
+def test_spikes():
+    """A loss far above the running mean is a spike, one within the usual noise is not, and it teaches nothing."""
+    spikes, random = Spikes(), np.random.default_rng(0)
+    assert not any(spikes.see(3 - step / 200 + 0.05 * random.standard_normal()) for step in range(200))
+    assert spikes.see(3.5)
+    assert spikes.see(3.5)
+    assert not spikes.see(2.05)
+    assert not Spikes().see(50.0)  # the first steps have nothing to be held against
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_tensor_that_is_not_finite_is_named(start, backend):
+    """Where a weight has become infinite the message names the first tensor that shows it, in dataflow order."""
+    trainer = start(backend=backend)
+    dict(trainer.backend.weights())["blocks.0.feed_forward.up.weight"][0, 0] = np.inf
+    with pytest.raises(UserError, match=r"no longer finite, first in blocks\.0\.feed_forward\.up; the last"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_that_is_not_finite_is_named(start, backend, monkeypatch):
+    """Where the loss is finite and a gradient is not, the gradient is named."""
+    trainer = start(backend=backend)
+    real = trainer.backend.trace
+
+    def trace(*arguments, **options):
+        found = real(*arguments, **options)
+        found.gradients["blocks.0.residual_1"][0, 0, 0] = np.nan
+        return found
+
+    monkeypatch.setattr(trainer.backend, "trace", trace)
+    monkeypatch.setattr(trainer.backend, "clip", lambda max_norm: float("nan"))
+    with pytest.raises(UserError, match=r"first in the gradient of blocks\.0\.residual_1"):
+        trainer.train()
+
+
+def test_settings_given_again_on_resume(start):
+    """The same value is accepted and how often to look may change; what changes the mathematics is refused."""
+    trainer = start(steps=10)
+    trainer.interrupted = lambda: trainer.step == 4
+    trainer.train()
+    again = resume_run(
+        trainer.run.path, training={"beta1": 0.9, "eval_interval": 2}, overrides={"n_layer": 1}
+    )
+    assert again.settings.eval_interval == 2
+    again.run.unlock()
+    for change in ({"training": {"learning_rate": 0.5}}, {"overrides": {"dropout": 0.5}}):
+        with pytest.raises(ConfigError, match=r"would change the run in .* which has 0\.0"):
+            resume_run(trainer.run.path, **change)
 
 
 @pytest.mark.parametrize(
