@@ -15,7 +15,7 @@ import numpy as np
 from contract.config import ModelConfig
 from study.formulas import Formula, central_difference, symbol_latex
 from study.source import Excerpt, excerpt, variables
-from study.witness import SIZES, Witness, find_function, rerun
+from study.witness import CONTEXT_LENGTH, SIZES, Witness, find_function, rerun
 
 FOLDER = Path(__file__).parent / "operations"
 # In the order of dataflow; "relu" and "gelu" are two forms of one place.
@@ -38,6 +38,7 @@ class Symbol:
     key: the name to look up in a mapping; call: which call to look at, None for the operation's
     before: the value before the step, which the function changed in place
     formula: given by a formula, not by a variable that still holds it when the function returns
+    shape: of such a one, in dimension letters
     """
 
     code: str
@@ -51,6 +52,7 @@ class Symbol:
     call: int | None = None
     before: bool = False
     formula: bool = False
+    shape: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,14 @@ def operations_of(config: ModelConfig) -> list[Operation]:
     return [each for each in operations() if fits(each.needs, config)]
 
 
+def _entry(name: str) -> dict:
+    return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+
+
 def _read(name: str) -> Operation:
-    entry = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    entry = _entry(name)
+    if "like" in entry:  # the same function at another place
+        entry = _entry(entry["like"]) | entry
     symbols = {}
     for letter, row in entry["symbols"].items():
         row = {{"in": "in_", "from": "from_"}.get(key, key): value for key, value in row.items()}
@@ -172,6 +180,23 @@ def check(operation: Operation, witness: Witness) -> list[float]:
     ]
 
 
+def shapes(operation: Operation, witness: Witness) -> dict[str, str]:
+    """The shape of each symbol's variable in dimension letters, such as "B, T, C"; "" of a single number."""
+    reading = _Reading(operation, witness)
+    letters = {size: letter for letter, size in reading.sizes.items()}
+    letters |= {
+        SIZES["B"] * SIZES["T"]: "B T",
+        3 * SIZES["C"]: "3 C",
+        CONTEXT_LENGTH: "context_length",
+        1: "1",
+    }
+    letters |= {size: letter for letter, size in SIZES.items()}
+    return {
+        name: symbol.shape or ", ".join(letters[size] for size in np.shape(reading.values.get(name, 0)))
+        for name, symbol in operation.symbols.items()
+    }
+
+
 class _Reading:
     """The values of an operation's symbols in one witness."""
 
@@ -183,26 +208,26 @@ class _Reading:
         self.sizes = dict(SIZES)
         for name, size in operation.dimensions.items():
             self.sizes[name] = eval(size, {"len": len, "__builtins__": {}}, self.sizes | self.values)
-        self.definitions: dict[str, Formula] = {}
+        self.formulas: dict[str, Formula] = {}  # of the steps so far, by the symbol on the left
 
     def error(self, formula: Formula) -> float:
-        defined = formula.defines(self.values)
-        if defined is not None:
-            if not self.operation.symbols[defined].formula:
-                raise ValueError(f"{formula.text}: {defined} has no value")
-            self.definitions[defined] = formula
-            self.values[defined] = formula.evaluate(1, self.values, self.sizes)
+        left = formula.left
+        self.formulas.setdefault(left, formula)
+        if left is not None and left not in self.values:
+            if not self.operation.symbols[left].formula:
+                raise ValueError(f"{formula.text}: {left} has no value")
+            self.values[left] = formula.evaluate(1, self.values, self.sizes)
             return 0.0
         return formula.error(self.values, self.sizes, central_difference(self._rerun, self.values))
 
     def _rerun(self, by: str, value: np.ndarray, of: str) -> np.ndarray:
-        """The symbol `of` with the symbol `by` changed, by the function that computes it or by its formula."""
-        if of in self.definitions:
-            return self.definitions[of].evaluate(1, self.values | {by: value}, self.sizes)
+        """The symbol `of` with the symbol `by` changed: by the function that takes it, else by its formula."""
         symbol = self.operation.symbols[of]
-        function = symbol.from_ or self._function_with(symbol)
         argument = self.operation.symbols[by].code
-        call = self.witness.calls[function][self._place(symbol, function)]
+        function = "" if symbol.formula or symbol.trace else symbol.from_ or self._function_with(symbol)
+        call = self.witness.calls[function][self._place(symbol, function)] if function else None
+        if call is None or argument not in call.arguments:
+            return self.formulas[of].evaluate(1, self.values | {by: value}, self.sizes)
         return np.asarray(rerun(function, call, {argument: value}, "return" if symbol.from_ else symbol.code))
 
     def _value(self, symbol: Symbol) -> np.ndarray:

@@ -50,14 +50,15 @@ class Formula:
         known = self.indices.keys() | set(self.indices.values()) | FUNCTIONS.keys() | CONSTANTS.keys()
         return names - known - {"sum", "partial", "B", "T", "C", "H", "D", "F", "V"}
 
-    def latex(self, looks: Mapping[str, str]) -> str:
-        """The formula in LaTeX; looks: LaTeX of the symbols that are not written as they are called."""
-        return " = ".join(_Latex(looks).visit(side) for side in self.sides)
+    def latex(self, looks: Mapping[str, str]) -> list[str]:
+        """The formula in LaTeX, a line for each ==; looks: LaTeX of the symbols not written as they are called."""
+        left, right, *more = (_Latex(looks).visit(side) for side in self.sides)
+        return [f"{left} = {right}", *(f"= {each}" for each in more)]
 
-    def defines(self, values: Mapping[str, np.ndarray]) -> str | None:
-        """The symbol on the left that has no value yet, which the formula then gives it."""
-        name = getattr(getattr(self.sides[0], "value", self.sides[0]), "id", None)
-        return name if name is not None and name not in values else None
+    @property
+    def left(self) -> str | None:
+        """The symbol that stands alone on the left, or None."""
+        return getattr(getattr(self.sides[0], "value", self.sides[0]), "id", None)
 
     def evaluate(self, side: int, values, sizes, partial=None) -> np.ndarray:
         """The numbers of one side, an axis for each index on the left, in the order of their appearance.
@@ -239,7 +240,7 @@ class _Latex(ast.NodeVisitor):
         below = [self.visit(each.target) for each in node.generators]
         conditions = [self.visit(each) for generator in node.generators for each in generator.ifs]
         under = ", ".join(below) + (r" :\, " + ", ".join(conditions) if conditions else "")
-        return rf"\sum_{{{under}}} {self._inside(node.elt, _PRODUCT)}"
+        return rf"\sum\limits_{{{under}}} {self._inside(node.elt, _PRODUCT)}"
 
     def _inside(self, node, tightness):
         """The expression, in brackets where it holds together less tightly than its surroundings ask."""
@@ -262,9 +263,5 @@ def _ends_in_sum(node) -> bool:
 
 
 def symbol_latex(name: str) -> str:
-    """How a symbol is written: a letter as it is, a gradient with an upright d, a word upright."""
-    if len(name) == 1:
-        return name
-    if name.startswith("d") and len(name) == 2:
-        return rf"\mathrm{{d}}{name[1]}"
-    return rf"\mathrm{{{name}}}"
+    """How a symbol is written: a letter as it is, a word, such as a gradient's name, upright."""
+    return name if len(name) == 1 else rf"\text{{{name}}}"

@@ -13,7 +13,8 @@ function element(tag, attributes = {}, text = "") {
 
 // Nine digits tell float32 values apart, seventeen float64 values.
 function number(value, digits = 9) {
-  return value === 0 ? "0" : String(Number(value.toPrecision(digits)));
+  const rounded = Number(value.toPrecision(digits));
+  return Math.abs(rounded) < 1e-4 && rounded !== 0 ? rounded.toExponential() : String(rounded);
 }
 
 // --- tensors ---
@@ -53,8 +54,9 @@ const isDark = () => {
 
 function drawPanel(canvas, tensor, kind, panel, largest, width) {
   const [rows, columns] = [tensor.rows.length, tensor.columns.length];
-  const [rowAxis, columnAxis] = tensor.axes, margin = rowAxis ? 76 : 4;
-  const square = columns <= 40, head = columnAxis === "T" ? 62 : 4;
+  const [rowAxis, columnAxis] = tensor.axes, square = columns <= 40;
+  const room = (axis, places) => 12 + 7 * Math.min(10, Math.max(...places.map((place) => label(axis, place).length)));
+  const margin = rowAxis ? room(rowAxis, tensor.rows) : 4, head = columnAxis === "T" ? room("T", tensor.columns) : 4;
   const cell = Math.max(2, Math.min(square ? 22 : 9, Math.floor((width - margin - 6) / columns)));
   const height = rows > 24 ? Math.max(5, Math.min(cell, 12)) : 16;
   const [fullWidth, fullHeight] = [margin + cell * columns + 2, head + height * rows + 2];
@@ -73,7 +75,7 @@ function drawPanel(canvas, tensor, kind, panel, largest, width) {
     context.save();
     context.translate(margin + cell * c + cell / 2 + 4, head - 4);
     context.rotate(-Math.PI / 2);
-    context.fillText(label("T", place).slice(0, 9), 0, 0);
+    context.fillText(label("T", place).slice(0, 10), 0, 0);
     context.restore();
   });
   for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) {
@@ -86,7 +88,7 @@ function drawPanel(canvas, tensor, kind, panel, largest, width) {
     context.strokeRect(margin + cell * c - 1, head + height * r - 1, cell + 2, height + 2);
   };
   const [p, r, c] = worstCell(tensor);
-  if (kind === "difference" && p === panel) mark(r, c, getComputedStyle(document.documentElement).getPropertyValue("--mark"));
+  if (kind === "difference" && p === panel && largest) mark(r, c, getComputedStyle(document.documentElement).getPropertyValue("--mark"));
   if (canvas.cursor) mark(...canvas.cursor, ink);
   canvas.cellAt = (x, y) => [Math.floor((y - head) / height), Math.floor((x - margin) / cell)];
 }
@@ -111,7 +113,7 @@ function show(viewer, key) {
   readout.textContent = "Point at a number, or tab to a picture and use the arrow keys.";
   const total = tensor.shape.reduce((a, b) => a * b, 1), shown = numbers.manual.length;
   pictures.append(element("p", { class: "about" }, `Shape ${tensor.shape.join(" × ") || "of one number"}, ${tensor.dtype}. ` +
-    (shown < total ? `A sample: ${shown.toLocaleString("en")} of ${total.toLocaleString("en")} numbers (${tensor.rows.length} rows, ${tensor.columns.length} columns), evenly spaced, with the worst error among them.` : `All ${total.toLocaleString("en")} numbers.`)));
+    (shown < total ? `A sample: ${shown.toLocaleString("en")} of ${total.toLocaleString("en")} numbers (${tensor.rows.length} rows, ${tensor.columns.length} columns), evenly spaced, with the worst error among them.` : total > 1 ? `All ${total.toLocaleString("en")} numbers.` : "")));
   const canvases = [];
   const say = (panel, r, c) => {
     const at = (panel * rows + r) * columns + c, digits = tensor.dtype === "float64" ? 17 : 9;
@@ -207,7 +209,10 @@ function follow() {
 document.querySelectorAll("details.chapter").forEach((chapter) => {
   chapter.addEventListener("toggle", () => { if (chapter.open) openChapter(chapter); });
   const select = chapter.querySelector(".viewer select");
-  if (select) select.addEventListener("change", () => show(chapter.querySelector(".viewer"), select.value));
+  if (select) select.addEventListener("change", () => {
+    show(chapter.querySelector(".viewer"), select.value);
+    history.replaceState(null, "", `#${chapter.id}:${select.value.replace(" ", "~")}`); // a link to just this
+  });
 });
 
 // A step and its lines light up together.
@@ -254,22 +259,23 @@ const weight = byId("weight"), epsilon = byId("epsilon"), curve = byId("curve");
 function drawCurve() {
   const sweep = data.sweeps[weight.value], at = Number(epsilon.value), middle = (sweep.steps.length - 1) / 2;
   const loss = sweep.losses[middle], line = sweep.steps.map((step) => loss + sweep.gradient * step);
-  const low = Math.min(...sweep.losses), high = Math.max(...sweep.losses), room = (high - low || 1) * 0.25;
-  const [left, right, top, bottom] = [70, 620, 16, 240];
+  const low = Math.min(...sweep.losses), high = Math.max(...sweep.losses), room = (high - low || 1) * 0.2;
+  const width = Math.max(320, Math.min(760, curve.clientWidth)), [left, right, top, bottom] = [52, width - 16, 12, 236];
   const x = (i) => left + (right - left) * i / (sweep.steps.length - 1);
-  const y = (value) => bottom - (bottom - top) * Math.max(0, Math.min(1, (value - low + room) / (high - low + 2 * room || 1)));
-  const style = getComputedStyle(document.documentElement), one = style.getPropertyValue("--one"), two = style.getPropertyValue("--two");
+  const y = (value) => bottom - (bottom - top) * (value - low + room) / (high - low + 2 * room);
   const path = (values) => values.map((value, i) => `${i ? "L" : "M"}${x(i).toFixed(1)},${y(value).toFixed(1)}`).join("");
-  const add = (tag, attributes, text) => curve.append(element(tag, { svg: true, ...attributes }, text));
+  const add = (to, tag, attributes, text) => to.appendChild(element(tag, { svg: true, ...attributes }, text));
   curve.replaceChildren();
-  for (const value of [low, loss, high]) add("text", { x: 64, y: y(value) + 4, "text-anchor": "end" }, value.toPrecision(4));
-  [0, middle, sweep.steps.length - 1].forEach((i) => add("text", { x: x(i), y: 258, "text-anchor": i === middle ? "middle" : i ? "end" : "start" }, `ε = ${number(sweep.steps[i], 2)}`));
-  add("line", { class: "tick", x1: x(middle), x2: x(middle), y1: top, y2: bottom });
-  add("path", { d: path(line), fill: "none", stroke: two, "stroke-width": 2, "stroke-dasharray": "6 4" });
-  add("path", { d: path(sweep.losses), fill: "none", stroke: one, "stroke-width": 2.5 });
-  add("circle", { cx: x(at), cy: y(line[at]), r: 5, fill: two });
-  add("circle", { cx: x(at), cy: y(sweep.losses[at]), r: 6, fill: one });
-  add("text", { x: left, y: 275 }, "solid: the loss, computed anew    dashed: what the gradient predicts");
+  curve.setAttribute("viewBox", `0 0 ${width} 264`);
+  for (const value of [low, loss, high]) if (value === loss || Math.abs(y(value) - y(loss)) > 14) add(curve, "text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toPrecision(4));
+  [0, middle, sweep.steps.length - 1].forEach((i) => add(curve, "text", { x: x(i), y: 256, "text-anchor": i === middle ? "middle" : i ? "end" : "start" }, `ε = ${number(sweep.steps[i], 2)}`));
+  // An inner picture cuts off the line where it leaves the losses' range.
+  const [w, h] = [right - left, bottom - top], plot = add(curve, "svg", { x: left, y: top, width: w, height: h, viewBox: `${left} ${top} ${w} ${h}` });
+  add(plot, "line", { class: "tick", x1: x(middle), x2: x(middle), y1: top, y2: bottom });
+  add(plot, "path", { class: "two", d: path(line) });
+  add(plot, "path", { class: "one", d: path(sweep.losses) });
+  add(plot, "circle", { class: "two", cx: x(at), cy: y(line[at]), r: 5 });
+  add(plot, "circle", { class: "one", cx: x(at), cy: y(sweep.losses[at]), r: 6 });
   const text = `ε ${number(sweep.steps[at], 4)}: weight ${number(sweep.value + sweep.steps[at], 6)}, loss ${number(sweep.losses[at], 9)}, predicted ${number(line[at], 9)}, apart by ${number(sweep.losses[at] - line[at], 3)}. Gradient by hand ${number(sweep.gradient, 12)}, central difference ${number(sweep.difference, 12)}.`;
   byId("moved").textContent = text;
   epsilon.setAttribute("aria-valuetext", text);

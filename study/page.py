@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -14,12 +15,13 @@ from markupsafe import Markup, escape
 
 from contract.config import ModelConfig
 from contract.weights import Weights, parameter_count
-from study.derivations import SIDES, Operation, check, every_function, fits, operations_of
+from numpy_llm.adam import CHUNK
+from study.derivations import SIDES, Operation, check, every_function, fits, operations_of, shapes
 from study.proof import proof_strip
 from study.slider import sweeps
 from study.source import highlight_css, highlighted
 from study.tensors import LEARNING_RATE, Run, View, run_twins
-from study.witness import run_witness
+from study.witness import Witness, run_witness
 
 _HERE = Path(__file__).parent
 SIDE_TITLES = {"forward": "NumPy, forward", "backward": "NumPy, backward", "torch": "PyTorch, autograd"}
@@ -76,7 +78,9 @@ def study_page(subject: Subject) -> str:
     for name, weight in weights.items():
         weight[...] = subject.weights[name]
     moved = sweeps(config, weights, subject.tokens)
-    chapters = [_chapter(operation, config, run) for operation in operations_of(config)]
+    witness = run_witness(every_function(), activation=config.activation, position=config.position)
+    sizes = _sizes(config, len(subject.tokens) - 1) | {"N": min(CHUNK, weights.decaying)}
+    chapters = [_chapter(operation, config, run, witness, sizes) for operation in operations_of(config)]
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     light, dark = highlight_css()
     environment = jinja2.Environment(
@@ -170,9 +174,20 @@ def shape_letters(name: str) -> str:
 # An operation's chapter
 
 
-def _chapter(operation: Operation, config: ModelConfig, run: Run) -> dict:
+def _sizes(config: ModelConfig, T: int) -> dict[str, int]:
+    """This run's number for each dimension letter, as they occur in shapes."""
+    return {
+        "B": 1, "T": T, "B T": T, "C": config.d_model, "3 C": 3 * config.d_model, "H": config.n_head,
+        "D": config.head_size, "F": config.d_ff, "V": config.vocab_size, "1": 1,
+        "context_length": config.context_length,
+    }  # fmt: skip
+
+
+def _chapter(
+    operation: Operation, config: ModelConfig, run: Run, witness: Witness, sizes: dict[str, int]
+) -> dict:
     keys = _keys(operation, config, run)
-    witness = run_witness(every_function(), activation=config.activation, position=config.position)
+    letters = shapes(operation, witness)
     errors = check(operation, witness)
     steps = [
         _step(operation, step, place, error)
@@ -189,8 +204,10 @@ def _chapter(operation: Operation, config: ModelConfig, run: Run) -> dict:
                 "math": math(symbol.latex),
                 "code": symbol.code,
                 "means": symbol.means,
+                "letters": letters[name],
+                "numbers": " × ".join(str(sizes.get(each, each)) for each in letters[name].split(", ")),
             }
-            for symbol in operation.symbols.values()
+            for name, symbol in operation.symbols.items()
         ],
         "steps": steps,
         "columns": [column for column in columns if column["excerpts"]],
@@ -226,18 +243,22 @@ def _keys(operation: Operation, config: ModelConfig, run: Run) -> list[str]:
 
 
 def _step(operation: Operation, step, place: int, error: float) -> dict:
-    latex = step.formula.latex(operation.looks)
     return {
         "id": f"{operation.name}-step-{place}",
         "number": place,
         "side": step.side,
-        "says": step.says,
-        "math": math(latex, display=True),
+        "says": _prose(step.says),
+        "maths": [math(line, display=True) for line in step.formula.latex(operation.looks)],
         "error": error,
         "derivative": "partial(" in step.formula.text,
         "lines": step.lines,
         "targets": [],  # filled when the code is laid out
     }
+
+
+def _prose(text: str) -> Markup:
+    """Text in which x[j] is set as an index."""
+    return Markup(re.sub(r"\b(\w+)\[(\w+)\]", r"<var>\1<sub>\2</sub></var>", str(escape(text))))
 
 
 def math(latex: str, *, display: bool = False) -> Markup:
@@ -257,11 +278,16 @@ def _column(operation: Operation, side: str, config: ModelConfig, steps: list[di
                 if step["side"] == side
                 and any(fragment in dict(shown.lines)[number_] for fragment in step["lines"])
             ]  # fmt: skip
+            line = {"id": line_id, "number": number_, "html": Markup(html), "indent": _indent(html)}
             for step in own:
-                step["targets"].append({"id": line_id, "number": number_})
-            lines.append({"id": line_id, "number": number_, "html": Markup(html), "steps": own})
+                step["targets"].append(line | {"html": Markup(html.lstrip())})
+            lines.append(line | {"steps": own})
         excerpts.append({"path": shown.path, "function": shown.function, "lines": lines})
     return {"side": side, "title": SIDE_TITLES[side], "excerpts": excerpts}
+
+
+def _indent(html: str) -> int:
+    return len(html) - len(html.lstrip())
 
 
 def _tensor_row(view: View) -> dict:

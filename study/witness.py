@@ -17,7 +17,9 @@ from contract.weights import Weights
 from numpy_llm import GPT, Adam
 from parity.cases import Case
 
-SIZES = {"B": 2, "T": 3, "C": 6, "H": 2, "D": 3, "F": 5, "V": 7}
+# All different, so that a shape tells which dimensions it has.
+SIZES = {"B": 6, "T": 3, "C": 8, "H": 2, "D": 4, "F": 5, "V": 7}
+CONTEXT_LENGTH = 9
 # Of Adam's steps, large enough for every term to count.
 _LEARNING_RATE = 0.1
 
@@ -53,7 +55,7 @@ def run_witness(functions: Iterable[str], *, activation: str, position: str) -> 
     """Run a pass forward and back and two steps of Adam, watching `functions`."""
     config = ModelConfig(
         vocab_size=SIZES["V"],
-        context_length=4,
+        context_length=CONTEXT_LENGTH,
         n_layer=1,
         n_head=SIZES["H"],
         d_model=SIZES["C"],

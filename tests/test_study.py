@@ -35,6 +35,7 @@ from study.derivations import (
     fits,
     operations,
     operations_of,
+    shapes,
 )
 from study.formulas import Formula, central_difference
 from study.page import Subject, axis_names, number, shape_letters, study_page
@@ -109,6 +110,20 @@ def test_every_formula_holds(activation, position):
             assert error < limit or not fits(step.needs, witness.config), (operation.name, step.formula.text)
 
 
+def test_symbols_have_shapes():
+    """Dimension letters are read off the code's own variables; a formula's symbol says its shape itself."""
+    witness = run_witness(every_function(), activation="gelu_tanh", position="learned")
+    for operation in operations_of(witness.config):
+        for letters in shapes(operation, witness).values():
+            assert set(re.findall(r"[A-Z]", letters)) <= set("BTCHDFVN"), operation.name
+    by_name = {operation.name: shapes(operation, witness) for operation in operations_of(witness.config)}
+    assert by_name["layer_norm"]["x"] == "B, T, C"
+    assert by_name["layer_norm"]["s"] == "B, T, 1"
+    assert by_name["layer_norm"]["eps"] == ""
+    assert by_name["query_key_value"]["W"] == "3 C, C"
+    assert by_name["softmax"]["dz"] == "B, H, T, T"
+
+
 def test_a_wrong_formula_is_found():
     """A term left out of layer norm's backward, a lost sign and a lost factor each show as an error."""
     witness = run_witness(every_function(), activation="relu", position="sinusoidal")
@@ -116,6 +131,8 @@ def test_a_wrong_formula_is_found():
     for name, right, wrong in (
         ("layer_norm", "dn[j] - 1 / C", "dn[j] + 1 / C"),
         ("layer_norm", " - n[i] * n[j] / C", ""),
+        ("layer_norm", "-(s ** 3 / 2", "-(s ** 3"),
+        ("softmax", "for k in T) ** 2", "for k in T)"),
         ("scores", "scale * sum(da", "sum(da"),
         ("cross_entropy", "/ (B * T)", "/ T"),
         ("embedding", " if k[b, t] == v", ""),
@@ -140,7 +157,8 @@ def test_a_formula_is_set_and_evaluated():
     """A product with a sum, a fraction, a power and brackets where the mathematics needs them."""
     formula = Formula("y[i] == (a + sum(x[k] ** 2 for k in C) * a) / C", {"i": "C", "k": "C"})
     assert formula.symbols == {"y", "a", "x"}
-    assert formula.latex({}) == r"y_{i} = \frac{a + \left(\sum_{k} {x_{k}}^{2}\right) \, a}{C}"
+    assert formula.latex({}) == [r"y_{i} = \frac{a + \left(\sum\limits_{k} {x_{k}}^{2}\right) \, a}{C}"]
+    assert Formula("a == 1 == bias", {}).latex({"a": r"\alpha"}) == [r"\alpha = 1", r"= \text{bias}"]
     values = {"y": np.full(2, 7.5), "a": np.array(3.0), "x": np.array([1.0, math.sqrt(3)])}
     assert formula.error(values, {"C": 2}) < 1e-15
     assert formula.error(values | {"y": np.array([7.5, 7.6])}, {"C": 2}) == pytest.approx(0.1 / 7.5)
@@ -372,6 +390,26 @@ def test_nothing_is_fetched(page):
     assert addresses <= {
         f"http://www.w3.org/{each}" for each in ("1998/Math/MathML", "2000/svg", "1999/xhtml")
     }
+
+
+def test_steps_show_their_lines(page):
+    """Each step carries the lines of code that do it, linked to their place, and its text's indices are set."""
+    (step,) = re.findall(r'<li id="layer_norm-step-9".*?</li>', page, re.DOTALL)
+    number_, text = next(
+        each
+        for each in excerpt("numpy_llm.layers.layer_norm_backward").lines
+        if "through_deviation = " in each[1]
+    )
+    assert f'href="#layer_norm-numpy_llm-layers-L{number_}"' in step
+    assert text.strip() in _text(step)
+    assert "<var>x<sub>j</sub></var>" in page
+
+
+def test_shapes_have_this_runs_numbers(page, subject):
+    """Symbols' shapes stand in letters and in this run's sizes."""
+    (chapter,) = re.findall(r'<details class="chapter" id="scores">.*?</table>', page, re.DOTALL)
+    assert "<td>B, H, T, D</td><td>1 × 2 × 4 × 6</td>" in chapter
+    assert "<td>B, H, T, T</td><td>1 × 2 × 4 × 4</td>" in chapter
 
 
 def test_the_text_stays_text(page, subject):

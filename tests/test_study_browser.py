@@ -29,6 +29,26 @@ pytestmark = pytest.mark.skipif(
 # Looks like markup in every way that has fooled a page.
 TEXT = "The baby </script><img src=x onerror=alert(1)> is &amp; sleeping."
 
+# Text whose contrast with what it stands on is under 4.5, the least that WCAG 2 (AA) asks for.
+FAINT_TEXT = """(() => {
+    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = (colour) => colour.slice(0, 3).map((each) => each / 255)
+        .map((each) => each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, each, i) => sum + each * [0.2126, 0.7152, 0.0722][i], 0);
+    const behind = (node) => {
+        const colour = numbers(getComputedStyle(node).backgroundColor);
+        return colour.length === 4 && colour[3] === 0 ? behind(node.parentElement) : colour;
+    };
+    return [...document.querySelectorAll('body :not(script, style, noscript)')]
+        .filter((each) => [...each.childNodes].some((text) => text.nodeType === 3 && text.data.trim()))
+        .filter((each) => {
+            const colour = getComputedStyle(each)[each.closest('svg') ? 'fill' : 'color'];
+            const [low, high] = [light(numbers(colour)), light(behind(each))].sort((a, b) => a - b);
+            return (high + 0.05) / (low + 0.05) < 4.5;
+        })
+        .map((each) => `${each.tagName} ${each.className}: ${each.textContent}`);
+})()"""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -153,6 +173,30 @@ def test_links_lead_somewhere(page):
     assert chosen == "activation blocks.1.attention.heads"
 
 
+def test_the_choice_of_a_tensor_is_a_link(page):
+    """The address names the tensor that is chosen, so that it can be passed on."""
+    page.evaluate("byId('close-all').click()")
+    page.evaluate("location.hash = '#softmax'")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    page.evaluate(
+        """(() => { const select = document.querySelector('#softmax select');
+        select.value = 'gradient blocks.1.attention.probabilities';
+        select.dispatchEvent(new Event('change')); })()"""
+    )
+    assert page.evaluate("location.hash") == "#softmax:gradient~blocks.1.attention.probabilities"
+
+
+def test_everything_has_a_name(page):
+    """Whatever the keyboard reaches says what it is, and the first stop skips the chapter list."""
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('a, button, select, input, canvas, summary, [tabindex]')]
+        .filter((each) => !each.getAttribute('aria-label') && !each.textContent.trim() && !each.labels?.length)
+        .map((each) => each.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.evaluate("document.querySelector('a').className") == "skip"
+
+
 def test_search_narrows(page):
     """A word of the code leaves the operations that have it; none typed leaves all."""
     count = "[...document.querySelectorAll('details.chapter')].filter((each) => !each.hidden).length"
@@ -175,15 +219,23 @@ def test_the_slider_moves(page):
     assert f"loss {float(f'{loss:.9g}')}" in text
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        (1280, False),
+        (390, True),
+        pytest.param(1280, True, marks=pytest.mark.slow),
+        pytest.param(390, False, marks=pytest.mark.slow),
+    ],
+)
 def test_it_fits(page, screenshots, width, dark):
-    """At both widths nothing makes the page scroll sideways; pictures of what it looks like are kept."""
+    """At both widths nothing scrolls sideways, text stands out; pictures of what it looks like are kept."""
     page.resize(width, 900, dark=dark)
     try:
         page.evaluate("byId('open-all').click()")
         page.evaluate("new Promise((done) => setTimeout(done, 300))")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate(FAINT_TEXT) == []
         page.evaluate("byId('close-all').click()")
         for name in ("map", "layer_norm", "softmax", "slider"):
             page.evaluate(f"location.hash = '#{name}'")
