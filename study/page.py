@@ -188,6 +188,7 @@ def _chapter(
 ) -> dict:
     keys = _keys(operation, config, run)
     letters = shapes(operation, witness)
+    used = {name for step in operation.steps if fits(step.needs, config) for name in step.formula.symbols}
     errors = check(operation, witness)
     steps = [
         _step(operation, step, place, error)
@@ -208,6 +209,7 @@ def _chapter(
                 "numbers": " × ".join(str(sizes.get(each, each)) for each in letters[name].split(", ")),
             }
             for name, symbol in operation.symbols.items()
+            if name in used
         ],
         "steps": steps,
         "columns": [column for column in columns if column["excerpts"]],

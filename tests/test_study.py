@@ -468,6 +468,7 @@ def test_learned_positions_gelu_and_an_untied_output():
     assert 'id="relu"' not in page
     assert "gradient of weight position_embedding.weight" in page
     assert "gradient of weight output.weight" in page
+    assert "its gradient in all, where the two are tied" not in page
 
 
 # --- the command ---
