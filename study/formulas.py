@@ -206,7 +206,9 @@ class _Latex(ast.NodeVisitor):
         if isinstance(op, ast.Mult):
             # What follows a sum's terms would seem to belong to them.
             first = self._inside(left, _ATOM if _ends_in_sum(left) else _PRODUCT)
-            return rf"{first} \, {self._inside(right, _PRODUCT)}"
+            second = self._inside(right, _PRODUCT)
+            between = r"\cdot" if second[0].isdigit() else r"\,"
+            return f"{first} {between} {second}"
         if isinstance(op, ast.Div):
             return rf"\frac{{{self.visit(left)}}}{{{self.visit(right)}}}"
         if isinstance(op, ast.Pow):

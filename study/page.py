@@ -20,7 +20,7 @@ from study.derivations import SIDES, Operation, check, every_function, fits, ope
 from study.proof import proof_strip
 from study.slider import sweeps
 from study.source import highlight_css, highlighted
-from study.tensors import LEARNING_RATE, Run, View, run_twins
+from study.tensors import LEARNING_RATE, MOST_COLUMNS, MOST_ROWS, Run, View, run_twins
 from study.witness import Witness, run_witness
 
 _HERE = Path(__file__).parent
@@ -106,6 +106,8 @@ def study_page(subject: Subject) -> str:
         holds=all(row.holds for rows in run.rows.values() for row in rows),
         moved=moved,
         learning_rate=LEARNING_RATE,
+        most_rows=MOST_ROWS,
+        most_columns=MOST_COLUMNS,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         light=Markup(light),
         dark=Markup(dark),
@@ -188,13 +190,10 @@ def _chapter(
 ) -> dict:
     keys = _keys(operation, config, run)
     letters = shapes(operation, witness)
-    used = {name for step in operation.steps if fits(step.needs, config) for name in step.formula.symbols}
     errors = check(operation, witness)
-    steps = [
-        _step(operation, step, place, error)
-        for place, (step, error) in enumerate(zip(operation.steps, errors, strict=True), 1)
-        if fits(step.needs, config)
-    ]
+    shown = [pair for pair in zip(operation.steps, errors, strict=True) if fits(pair[0].needs, config)]
+    steps = [_step(operation, step, place, error) for place, (step, error) in enumerate(shown, 1)]
+    used = {name for step, _ in shown for name in step.formula.symbols}
     columns = [_column(operation, side, config, steps) for side in SIDES]
     return {
         "name": operation.name,

@@ -15,7 +15,7 @@ from parity.cases import Inputs
 from parity.compare import Row, compare
 from parity.passes import Record, reference_pass, twin_pass
 
-MOST_ROWS, MOST_COLUMNS, MOST_PANELS = 48, 128, 16
+MOST_ROWS, MOST_COLUMNS, MOST_PANELS = 32, 128, 16
 LEARNING_RATE = 1e-3
 _ADAM_WEIGHTS = ("blocks.0.norm_1.weight", "blocks.0.attention.output.weight", "final_norm.weight")
 
