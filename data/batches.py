@@ -7,6 +7,8 @@ import numpy as np
 from contract.errors import ConfigError, UserError
 from contract.randomness import generator
 
+LARGEST_SHUFFLE = 1 << 20  # windows, whose order takes 8 MB
+
 
 def windows_per_epoch(tokens: int, context_length: int) -> int:
     """How many windows one epoch over `tokens` tokens has."""
@@ -21,7 +23,10 @@ class Windows:
     from epoch to epoch, so that a token is not always met at the same place. Batches take the windows in
     order, epoch after epoch: a batch is a pure function of (corpus, seed, step).
 
-    tokens: int (N,), may be a memory map; context_length: T; seed: int
+    The order of a large corpus would take more memory than all else, so its epoch has several parts, which
+    are shuffled one after the other: of P parts the first has windows 0, P, 2P, ..., the second 1, P + 1, ...
+
+    tokens: int (N,), an array or `data.prepare.StoredTokens`; context_length: T; seed: int
     Raises UserError for a corpus shorter than one window and its targets, T + 1 tokens.
     """
 
@@ -33,26 +38,41 @@ class Windows:
             )
         self.tokens, self.context_length, self.seed = tokens, context_length, seed
         self.per_epoch = windows_per_epoch(len(tokens), context_length)
-        self._epoch, self._starts = None, None
+        self.parts = -(-self.per_epoch // LARGEST_SHUFFLE)
+        self._part, self._starts = None, None
 
-    def epoch_starts(self, epoch: int) -> np.ndarray:
-        """The first token of every window of an epoch, in the order of training. returns: int64 (windows,)"""
-        if epoch != self._epoch:
+    def starts(self, epoch: int, part: int) -> np.ndarray:
+        """The first token of every window of a part of an epoch, in the order of training.
+
+        returns: int64, shape (windows,)
+        """
+        if (epoch, part) != self._part:
             T = self.context_length
             room = min(T - 1, len(self.tokens) - 1 - self.per_epoch * T)
-            draws = generator(self.seed, "windows", epoch)
-            shift = draws.integers(room + 1)
-            self._starts = shift + T * draws.permutation(self.per_epoch)
-            self._epoch = epoch
+            shift = generator(self.seed, "windows", epoch).integers(room + 1)
+            draws = generator(self.seed, "windows", epoch, part)
+            draws.integers(room + 1)  # the number that is the shift in the first part
+            size = len(range(part, self.per_epoch, self.parts))
+            self._starts = shift + T * (part + self.parts * draws.permutation(size))
+            self._part = epoch, part
         return self._starts
+
+    def _start(self, index: int) -> int:
+        """The first token of a window, counted from the beginning of training."""
+        epoch, place = divmod(index, self.per_epoch)
+        size, longer = divmod(self.per_epoch, self.parts)  # the first parts have a window more
+        if place < longer * (size + 1):
+            part, place = divmod(place, size + 1)
+        else:
+            part, place = divmod(place - longer, size)
+        return self.starts(epoch, part)[place]
 
     def batch(self, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """The batch of optimiser step `step`, counted from 0.
 
         returns: tokens int64 (B, T) and targets int64 (B, T), the token after each
         """
-        indices = range(step * batch_size, (step + 1) * batch_size)
-        starts = [self.epoch_starts(index // self.per_epoch)[index % self.per_epoch] for index in indices]
+        starts = [self._start(index) for index in range(step * batch_size, (step + 1) * batch_size)]
         return _cut(self.tokens, np.array(starts), self.context_length)
 
 
@@ -80,14 +100,14 @@ def evaluation_batches(
         raise UserError(f"there is nothing to predict in a text of {len(tokens)} tokens; give at least 2")
     beyond = len(tokens) - 1 - context_length  # tokens to predict behind the first window's
     whole = 1 + beyond // stride if beyond >= 0 else 0
-    starts = np.arange(whole) * stride
+    windows = range(whole)
     if max_windows is not None and whole > max_windows:
-        starts = starts[np.linspace(0, whole - 1, max_windows).astype(int)]
+        windows = np.linspace(0, whole - 1, max_windows).astype(int)
     # Before the first window nothing is predicted yet, so it predicts all its tokens, in a batch of its own.
     alone = 1 if stride < context_length else 0
-    for inputs, targets in _batches(tokens, starts[:alone], context_length, batch_size):
+    for inputs, targets in _batches(tokens, windows[:alone], stride, context_length, batch_size):
         yield inputs, targets
-    for inputs, targets in _batches(tokens, starts[alone:], context_length, batch_size):
+    for inputs, targets in _batches(tokens, windows[alone:], stride, context_length, batch_size):
         yield inputs, targets[:, -stride:]
     rest = beyond % stride if whole else len(tokens) - 1
     if rest and (max_windows is None or whole == 0):
@@ -95,11 +115,11 @@ def evaluation_batches(
         yield inputs, targets[:, -rest:]
 
 
-def _batches(tokens, starts, length, batch_size):
-    for first in range(0, len(starts), batch_size):
-        yield _cut(tokens, starts[first : first + batch_size], length)
+def _batches(tokens, windows, stride, length, batch_size):
+    for first in range(0, len(windows), batch_size):
+        yield _cut(tokens, np.array(windows[first : first + batch_size]) * stride, length)
 
 
 def _cut(tokens, starts, length):
-    windows = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)  # (B, length + 1)
+    windows = np.stack([tokens[start : start + length + 1] for start in starts.tolist()], dtype=np.int64)
     return windows[:, :-1], windows[:, 1:]

@@ -1,4 +1,4 @@
-"""Text files to token files, and token files to memory maps.
+"""Text files to token files, and token files to tokens.
 
 A token file `x.bin` holds token ids, uint16 or uint32, little endian, without a header: first the training
 part, then the validation part. `x.json` beside it is a `TokenFileInfo` with a checksum.
@@ -6,6 +6,7 @@ part, then the validation part. `x.json` beside it is a `TokenFileInfo` with a c
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
@@ -42,12 +43,45 @@ class TokenFileInfo:
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """An open token file: `train` and `validation` are read-only memory maps, (T,)."""
+    """An open token file, with the tokens to train on and those held out."""
 
     path: Path
     info: TokenFileInfo
-    train: np.ndarray
-    validation: np.ndarray
+    train: "StoredTokens"
+    validation: "StoredTokens"
+
+
+class StoredTokens:
+    """A part of a token file, read where it is asked for: `tokens[a:b]` and `np.array(tokens)` are arrays.
+
+    A memory map would do as well, but what was once read of it counts as the process's memory: in the end the
+    whole file, and on some kernels 2 MB for each window of a batch. Not for several threads at once.
+    """
+
+    _file: int | None = None
+
+    def __init__(self, path: Path, dtype: np.dtype, start: int, stop: int):
+        self._dtype, self._start, self._len = dtype, start, stop - start
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        start, stop, _ = places.indices(self._len)
+        os.lseek(self._file, (self._start + start) * self._dtype.itemsize, os.SEEK_SET)
+        size, pieces = max(0, stop - start) * self._dtype.itemsize, []
+        while size > 0 and (piece := os.read(self._file, size)):  # no more than 2 GB come at once
+            pieces.append(piece)
+            size -= len(piece)
+        return np.frombuffer(b"".join(pieces), self._dtype)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[:].astype(dtype or self._dtype, copy=False)
+
+    def __del__(self):
+        if self._file is not None:
+            os.close(self._file)
 
 
 def info_path(path: str | PathLike) -> Path:
@@ -175,12 +209,13 @@ def open_tokens(path: str | PathLike) -> TokenFile:
                 f"{path}: its contents are not those that {info_path(path).name} describes "
                 f"(SHA-256 {found[:12]}…, expected {info.tokens_sha256[:12]}…); prepare the text again"
             )
-        tokens = np.memmap(path, dtype, mode="r")
+        train = StoredTokens(path, dtype, 0, info.train_tokens)
+        validation = StoredTokens(path, dtype, info.train_tokens, info.tokens)
     except OSError as error:
         raise UserError(
             f"{path}: the token file cannot be read ({error.strerror or error}); prepare the text again"
         ) from error
-    return TokenFile(path, info, tokens[: info.train_tokens], tokens[info.train_tokens :])
+    return TokenFile(path, info, train, validation)
 
 
 def _read_info(path: Path) -> TokenFileInfo:

@@ -54,6 +54,6 @@ def bits_per_byte(evaluation: Evaluation, tokens: np.ndarray, lengths: np.ndarra
     tokens: int (N,), as given to `evaluate`; lengths: int (V,), the bytes of each token
     """
     counts = np.zeros(len(lengths), np.int64)
-    for start in range(1, len(tokens), 1 << 20):  # in pieces: the tokens may be a large memory map
+    for start in range(1, len(tokens), 1 << 20):  # in pieces: the file may be large
         counts += np.bincount(tokens[start : start + (1 << 20)], minlength=len(lengths))
     return evaluation.loss * evaluation.tokens / log(2) / int(counts @ lengths)

@@ -144,8 +144,9 @@ def start_run(
         settings = TrainingSettings(**training)
         _check_length(corpus.info, config)
         opened = open_training_backend(backend, device, config, settings, threads, base and base.weights)
-        del corpus  # a mapped file cannot be moved on Windows
-    record = {"source": text.name, "tokens": tokens and str(tokens)} | ({"from": start.name} if start else {})
+        del corpus  # an open file cannot be moved on Windows
+    record = {"source": text.name, "tokens": tokens and str(tokens)} | _computed_by(opened, device)
+    record |= {"from": start.name} if start else {}
     return Trainer(opened, settings, run, open_tokens(tokens or run.tokens), encoding, record=record)
 
 
@@ -154,14 +155,15 @@ def resume_run(
     *,
     training: dict | None = None,
     overrides: dict | None = None,
-    backend: str = "numpy",
-    device: str = "cpu",
+    backend: str | None = None,
+    device: str | None = None,
     threads: int | None = None,
 ) -> Trainer:
     """Go on with the run in `out` from its latest checkpoint, with its own settings.
 
     training, overrides: settings given again, as for `start_run`. Those in `CHANGEABLE` take effect; another
         must be what the run has
+    backend, device, threads: None takes the run's; another adds up in another order, so the last bits may differ
 
     Raises UserError where there is nothing to go on with, ConfigError naming a setting that would change the run.
     """
@@ -189,14 +191,21 @@ def _resumed(run: RunFolder, training: dict, overrides: dict, backend, device, t
         raise UserError(
             f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
         )
+    backend = backend or kept["backend"]
+    device = device or (kept["device"] if backend == kept["backend"] else "cpu")
+    threads = kept["threads"] if threads is None else threads
     opened = open_training_backend(backend, device, checkpoint.config, settings, threads, checkpoint.weights)
-    record = {
-        name: value for name, value in checkpoint.training.items() if name in ("source", "tokens", "from")
-    }
+    record = {name: value for name, value in kept.items() if name in ("source", "tokens", "from")}
+    record |= _computed_by(opened, device)
     corpus = run_corpus(run, checkpoint)
     trainer = Trainer(opened, settings, run, corpus, checkpoint.tokenizer, record=record)
     trainer.resume(checkpoint)
     return trainer
+
+
+def _computed_by(backend: Backend, device: str) -> dict:
+    """What a run must go on with to give the same bits."""
+    return {"backend": backend.name, "device": device, "threads": backend.threads}
 
 
 def open_training_backend(
@@ -287,7 +296,7 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
         preprocess_sentences(text, checkpoint.tokenizer, path, validation_fraction=0)
         corpus = open_tokens(path)
         yield corpus.train
-        del corpus  # Windows removes no file that is still mapped
+        del corpus  # Windows removes no file that is still open
 
 
 def _check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int | None):

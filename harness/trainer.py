@@ -22,6 +22,8 @@ QUICK_EVALUATION_WINDOWS = 256
 # The last evaluation sees the whole held-out split, of a large corpus so many tokens, evenly spread: a tenth of a
 # gigabyte would take longer than the training.
 LAST_EVALUATION_TOKENS = 1 << 21
+# What the message of a run whose numbers went bad ends with.
+KEPT = "the last checkpoint is kept; try a lower --learning-rate or more --warmup-steps"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +246,7 @@ class Trainer:
             place = self._first_not_finite(tokens, targets)
             raise UserError(
                 f"step {self.step + 1}: the loss is {loss:.4g} and the gradient norm {norm:.4g}, no longer "
-                f"finite{place and f', first in {place}'}; the last checkpoint is kept; try a lower --learning-rate "
-                "or more --warmup-steps"
+                f"finite{place and f', first in {place}'}; {KEPT}"
             )
         with np.errstate(all="ignore"):  # and the next step, or an evaluation, when the weights are not
             self.backend.update(rate)
@@ -276,8 +277,7 @@ class Trainer:
         evaluation = evaluate(self.backend, self.validation, self.settings.batch_size, max_windows=windows)
         if not isfinite(evaluation.loss):
             raise UserError(
-                f"step {self.step}: the validation loss is {evaluation.loss:.4g}, no longer finite; the last "
-                "checkpoint is kept; try a lower --learning-rate or more --warmup-steps"
+                f"step {self.step}: the validation loss is {evaluation.loss:.4g}, no longer finite; {KEPT}"
             )
         self.validation_loss = evaluation.loss
         metrics.write(step=self.step, validation_loss=self.validation_loss)
@@ -291,6 +291,9 @@ class Trainer:
             raise UserError(
                 f"{self.run.path} has vanished while the run was training; its checkpoints went with it"
             )
+        for name, value in self.backend.weights().items():
+            if not np.isfinite(value).all():  # a step more would have shown it, but it was told to stop
+                raise UserError(f"step {self.step}: {name} is no longer finite; {KEPT}")
         save_checkpoint(place, self._checkpoint())
 
     def _checkpoint(self) -> Checkpoint:

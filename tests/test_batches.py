@@ -29,13 +29,38 @@ def corpus(count, dtype=np.uint16):
     return np.arange(count, dtype=dtype) + 100
 
 
+def epoch_starts(windows: Windows, epoch: int) -> np.ndarray:
+    """The first token of every window of an epoch, in the order of training."""
+    return np.concatenate([windows.starts(epoch, part) for part in range(windows.parts)])
+
+
+@pytest.fixture(params=[1 << 20, 4], ids=["at once", "in parts"])
+def shuffled(request, monkeypatch):
+    """An epoch shuffled at once, and in parts of at most four windows as if the corpus were large."""
+    monkeypatch.setattr("data.batches.LARGEST_SHUFFLE", request.param)
+
+
+def test_parts_of_a_large_corpus(monkeypatch):
+    """Each part is spread over the whole corpus, of nearly the same size, and has an order of its own."""
+    monkeypatch.setattr("data.batches.LARGEST_SHUFFLE", 100)
+    windows = Windows(corpus(8 * 312 + 3), 8, seed=0)
+    assert windows.parts == 4
+    orders = []
+    for part in range(4):
+        numbers = windows.starts(2, part) // 8
+        np.testing.assert_array_equal(np.sort(numbers), np.arange(part, windows.per_epoch, 4))
+        orders.append(tuple((numbers - part) // 4)[:70])
+    assert len(set(orders)) == 4
+
+
 @corpora
+@pytest.mark.usefixtures("shuffled")
 def test_every_window_once_an_epoch(count, T):
     """An epoch is windows that lie end to end, each once, leaving out less than two windows at the ends."""
     windows = Windows(corpus(count), T, seed=3)
     assert windows.per_epoch == windows_per_epoch(count, T) == max(1, count // T - 1)
     for epoch in range(20):
-        starts = np.sort(windows.epoch_starts(epoch))
+        starts = np.sort(epoch_starts(windows, epoch))
         assert len(starts) == windows.per_epoch
         assert (np.diff(starts) == T).all()
         assert starts[0] >= 0
@@ -45,18 +70,20 @@ def test_every_window_once_an_epoch(count, T):
 
 
 @corpora
+@pytest.mark.usefixtures("shuffled")
 def test_windows_start_everywhere(count, T):
     """Over the epochs the first window starts at each place that leaves room for all windows, up to T - 1."""
     windows = Windows(corpus(count), T, seed=0)
-    firsts = {int(windows.epoch_starts(epoch).min()) for epoch in range(300)}
+    firsts = {int(epoch_starts(windows, epoch).min()) for epoch in range(300)}
     assert firsts == set(range(min(T - 1, count - 1 - windows.per_epoch * T) + 1))
 
 
+@pytest.mark.usefixtures("shuffled")
 def test_order_is_a_function_of_seed_and_epoch():
     """The order changes with the seed and with the epoch, and with nothing else."""
 
     def order(seed, epoch):
-        return tuple(Windows(corpus(203), 8, seed).epoch_starts(epoch).tolist())
+        return tuple(epoch_starts(Windows(corpus(203), 8, seed), epoch).tolist())
 
     orders = {(seed, epoch): order(seed, epoch) for seed in (0, 1) for epoch in range(3)}
     assert len(set(orders.values())) == 6
@@ -75,25 +102,28 @@ def test_targets_are_the_next_tokens(dtype):
     np.testing.assert_array_equal(tokens, tokens[:, :1] + np.arange(8))
 
 
+@pytest.mark.usefixtures("shuffled")
 def test_batches_go_through_the_epochs_in_order():
     """Batches cut the endless row of epochs into pieces, also across the border of two epochs."""
     windows = Windows(corpus(61), 8, seed=2)  # 6 windows an epoch
     assert windows.per_epoch == 6
-    row = np.concatenate([windows.epoch_starts(epoch) + 100 for epoch in range(5)])
+    row = np.concatenate([epoch_starts(windows, epoch) + 100 for epoch in range(5)])
     for batch_size in (1, 4, 6, 13):
         firsts = [windows.batch(step, batch_size)[0][:, 0] for step in range(30 // batch_size)]
         taken = np.concatenate(firsts)
         np.testing.assert_array_equal(taken, row[: len(taken)])
 
 
+@pytest.mark.usefixtures("shuffled")
 def test_an_epoch_of_batches_has_every_window_once():
     """Batches that divide the epoch meet each of its windows exactly once."""
     windows = Windows(corpus(61), 8, seed=2)
     for epoch in range(3):
         firsts = [first for step in (0, 1, 2) for first in windows.batch(3 * epoch + step, 2)[0][:, 0]]
-        assert Counter(firsts) == Counter(windows.epoch_starts(epoch) + 100)
+        assert Counter(firsts) == Counter(epoch_starts(windows, epoch) + 100)
 
 
+@pytest.mark.usefixtures("shuffled")
 def test_batch_is_a_pure_function_of_the_step():
     """Steps asked for in any order, twice, or of a new object give the same batch."""
     steps = [7, 0, 3, 3, 11, 1, 7, 10, 2]
@@ -104,14 +134,12 @@ def test_batch_is_a_pure_function_of_the_step():
             np.testing.assert_array_equal(actual, kept)
 
 
-def test_batch_leaves_the_corpus_alone(tmp_path):
-    """A batch is a copy: a memory map opened for reading serves, and nothing points into it."""
-    corpus(61).tofile(tmp_path / "tokens.bin")
-    mapped = np.memmap(tmp_path / "tokens.bin", np.uint16, mode="r")
-    tokens, targets = Windows(mapped, 8, seed=5).batch(0, 3)
-    np.testing.assert_array_equal(tokens, Windows(corpus(61), 8, seed=5).batch(0, 3)[0])
-    tokens[:] = targets[:] = 0
-    np.testing.assert_array_equal(mapped, corpus(61))
+def test_batch_leaves_the_corpus_alone():
+    """A batch is a copy: nothing points into the corpus."""
+    tokens = corpus(61)
+    for part in Windows(tokens, 8, seed=5).batch(0, 3):
+        part[:] = 0
+    np.testing.assert_array_equal(tokens, corpus(61))
 
 
 @pytest.mark.parametrize(("count", "T"), [(2, 1), (9, 8), (33, 32)])

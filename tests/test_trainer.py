@@ -222,8 +222,9 @@ def test_an_interrupted_run_ends_as_a_straight_one(start, backend, dtype):
         interrupted.interrupted = lambda trainer=interrupted, stop=stop: trainer.step == stop
         outcome = interrupted.train()
         assert (outcome.finished, outcome.step, outcome.validation) == (False, stop, None)
-        interrupted = resume_run(interrupted.run.path, backend=backend, threads=THREADS[backend])
+        interrupted = resume_run(interrupted.run.path)
         assert interrupted.step == stop
+        assert (interrupted.backend.name, interrupted.backend.threads) == (backend, THREADS[backend])
         assert interrupted.settings == straight.settings
     assert interrupted.train().finished
     for place in ("latest", "best"):
@@ -431,6 +432,21 @@ def test_the_tensor_that_is_not_finite_is_named(start, backend):
         trainer.train()
 
 
+def test_ruined_weights_are_not_saved(start):
+    """Told to stop right after a step that ruined the weights, a run keeps the checkpoint before."""
+    trainer = start()
+
+    def stop_later():
+        if trainer.step == 7:
+            dict(trainer.backend.weights())["final_norm.bias"][0] = np.nan
+        return trainer.step == 7
+
+    trainer.interrupted = stop_later
+    with pytest.raises(UserError, match=r"step 7: final_norm\.bias is no longer finite; the last checkpoint"):
+        trainer.train()
+    assert load_checkpoint(trainer.run.latest).step == 5
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_gradient_that_is_not_finite_is_named(start, backend, monkeypatch):
     """Where the loss is finite and a gradient is not, the gradient is named."""
@@ -534,7 +550,7 @@ def test_a_prepared_text(start, text, tmp_path):
     _, checkpoint = open_model(path)
     with evaluation_tokens(path, checkpoint, None) as held_out:
         np.testing.assert_array_equal(held_out, other.validation)
-    del trainer, held_out  # Windows removes no file that is still mapped
+    del trainer, held_out  # Windows removes no file that is still open
     (tmp_path / "sentences.bin").unlink()
     with (
         pytest.raises(UserError, match="is missing, so the run's own text is not at hand"),
@@ -552,7 +568,7 @@ def test_a_run_is_replaced_only_when_asked(start, tmp_path):
     with pytest.raises(ConfigError, match="does not divide"):
         start(overwrite=True, overrides={"n_head": 3})
     assert load_checkpoint(trainer.run.latest).step == 20
-    del trainer  # Windows removes no file that is still mapped
+    del trainer  # Windows removes no file that is still open
     again = start(overwrite=True)
     assert not again.run.latest.exists()
     assert list(tmp_path.iterdir()) == [again.run.path]
@@ -565,7 +581,7 @@ def test_a_moved_run_goes_on(start, tmp_path):
     trainer.interrupted = iter([False, False, True]).__next__
     trainer.train()
     path = trainer.run.path
-    del trainer  # Windows moves no file that is still mapped
+    del trainer  # Windows moves no file that is still open
     path.rename(tmp_path / "elsewhere")
     assert resume_run(tmp_path / "elsewhere").train().finished
     assert [folder.name for folder in tmp_path.iterdir()] == ["elsewhere"]
@@ -593,7 +609,7 @@ def test_tokens_of_another_tokenizer_are_refused(start, text, tmp_path):
     trainer.interrupted = iter([False, False, True]).__next__
     trainer.train()
     path = trainer.run.path
-    del trainer  # Windows removes no file that is still mapped
+    del trainer  # Windows removes no file that is still open
     for name in (".bin", ".json", ".tiktoken"):
         (tmp_path / "sentences").with_suffix(name).unlink()
     prepare(text, str(DEFAULT_RANKS), tmp_path / "sentences.bin")

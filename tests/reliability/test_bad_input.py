@@ -147,7 +147,7 @@ def test_strange_texts(tmp_path, kind, tokenizer):
     assert result.returncode == 0, result.stderr
     corpus = open_tokens(tmp_path / "tokens.bin")
     pieces = token_bytes(load_ranks(tmp_path / "tokens.tiktoken"))
-    tokens = [*corpus.train.tolist(), *corpus.validation.tolist()]
+    tokens = [*corpus.train[:].tolist(), *corpus.validation[:].tolist()]
     assert b"".join(pieces[token] for token in tokens).decode() == STRANGE[kind].removeprefix("\ufeff")
 
     out = tmp_path / "run"

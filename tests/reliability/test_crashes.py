@@ -56,7 +56,7 @@ def test_killed_at_random(tmp_path, text, kills, figure):
         ) as process:
             _let_it_work(process, found, draws.random() * (0.6 if kills > 50 else 1.5))
             if survived % 2:
-                _let_it_write(process, found, draws.random() * 0.01)
+                _let_it_write(process, found, draws.random() * 0.003)
             process.send_signal(signal.SIGKILL)
         if process.returncode == 0:  # it was through before the signal came: begin anew
             assert_same_end(found, wanted)

@@ -41,14 +41,26 @@ def write_text(path, megabytes: float):
 
 
 @linux
-@pytest.mark.parametrize("megabytes", [16, pytest.param(1000, marks=pytest.mark.endurance)])
-def test_a_large_text_in_little_memory(tmp_path, megabytes, figure):
+@pytest.mark.parametrize(
+    ("megabytes", "tokenizer"),
+    [
+        (16, "bytes"),
+        pytest.param(1000, "bytes", marks=pytest.mark.endurance),
+        pytest.param(1000, ROOT / "data" / "tense.tiktoken", marks=pytest.mark.endurance),
+    ],
+    ids=str,
+)
+def test_a_large_text_in_little_memory(tmp_path, megabytes, tokenizer, figure):
     """A text is prepared and trained on for 50 steps within 500 MB above what the model takes."""
     write_text(tmp_path / "text.txt", megabytes)
-    memory, seconds, _ = taken_by("prepare", tmp_path / "text.txt", "--out", tmp_path / "tokens.bin")
+    memory, seconds, _ = taken_by(
+        "prepare", tmp_path / "text.txt", "--tokenizer", tokenizer, "--out", tmp_path / "tokens.bin"
+    )
     assert memory < 500e6
+    name = getattr(tokenizer, "name", tokenizer)
     figure(
-        f"{megabytes} MB prepared: {seconds:.1f} s, {1e3 * seconds / megabytes:.0f} ms a MB, {memory / 1e6:.0f} MB"
+        f"{megabytes} MB prepared, {name}: {seconds:.1f} s, {1e3 * seconds / megabytes:.0f} ms a MB, "
+        f"{memory / 1e6:.0f} MB"
     )
     (tmp_path / "text.txt").unlink()
     flags = (*SMALL, "--steps", 50, "--eval-interval", 25)
@@ -58,7 +70,7 @@ def test_a_large_text_in_little_memory(tmp_path, megabytes, figure):
     model = 1e6 * float(re.search(r"about ([\d,]+) MB", said)[1].replace(",", ""))
     assert memory < model + 500e6
     figure(
-        f"{megabytes} MB trained on for 50 steps: {memory / 1e6:.0f} MB, {model / 1e6:.0f} of them the model's"
+        f"{megabytes} MB trained on for 50 steps, {name}: {memory / 1e6:.0f} MB, {model / 1e6:.0f} of them the model's"
     )
 
 
