@@ -1,7 +1,6 @@
 """One weight moved by ε, and the loss that follows: computed beforehand, so that the page needs no Python."""
 
 from collections.abc import Mapping
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy_llm import GPT
 
 POINTS = 31  # places of the slider, an odd number so that ε = 0 is one of them
 _STEP = 1e-5  # of the central difference
-_SECONDS = 2.0  # to spend on all weights together; a large model shows fewer of them
+_WORK = 7e9  # multiplications for all weights together, about 2 s; long texts and large models show fewer
 
 
 class Sweep(NamedTuple):
@@ -32,17 +31,15 @@ class Sweep(NamedTuple):
 
 
 def sweeps(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.ndarray) -> list[Sweep]:
-    """A sweep of the number with the largest gradient in each weight, or in as many as time allows.
+    """A sweep of the number with the largest gradient in each weight, or in as many as `_WORK` allows.
 
     weights: float64 by name, a `Weights`; tokens: int (T + 1,)
     """
     model = GPT(config, weights)
     inputs, targets = tokens[None, :-1], tokens[None, 1:]
-    start = perf_counter()
     _, _, cache = model.forward(inputs, targets)
     gradients = model.backward(cache)
-    seconds = (perf_counter() - start) / 3  # a backward pass costs two forward passes
-    most = max(4, int(_SECONDS / (seconds * (POINTS + 2))))
+    most = max(4, int(_WORK / (model.weights.flat.size * len(tokens) * (POINTS + 2))))
     names = list(gradients)
     chosen = (
         names if len(names) <= most else [names[i] for i in np.linspace(0, len(names) - 1, most, dtype=int)]

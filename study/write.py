@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import tiktoken
+from threadpoolctl import threadpool_limits
 
 from contract.config import preset
 from contract.errors import ConfigError
@@ -22,7 +23,9 @@ def write_study(out: Path, run: Path | None, text: str) -> Subject:
     tokenizer lacks, or the file cannot be written.
     """
     subject = open_subject(run, text)
-    page = study_page(subject)
+    # One sentence is too little work to share: on a busy machine threads that wait took 4 to 14 s for these 3.
+    with threadpool_limits(1):
+        page = study_page(subject)
     with replacing(out) as file:
         file.write(page.encode("utf-8"))
     return subject

@@ -476,10 +476,13 @@ def test_learned_positions_gelu_and_an_untied_output():
 
 def test_the_command_writes_the_default_page(tmp_path, capsys):
     """Without a run, with a text that fills the context: under 5 MB, under 10 s, and nothing on stdout."""
-    out, start = tmp_path / "page.html", time.perf_counter()
+    out, start = (
+        tmp_path / "page.html",
+        time.process_time(),
+    )  # of this process: others may keep the machine busy
     sys.argv = ["cli.py", "study", "--text", "The baby is sleeping. " * 6, "--out", str(out)]
     assert main() == 0
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert out.stat().st_size < 5e6
     said = capsys.readouterr()
     assert said.out == ""
