@@ -263,7 +263,7 @@ def test_an_interrupted_save_loses_nothing(make, tmp_path, monkeypatch):
                 (module, ("save_file", "save_ranks", "_flush_folder")),
                 (module.os, ("fsync",)),
                 (module.shutil, ("rmtree",)),
-                (type(folder), ("mkdir", "rename", "write_text")),
+                (type(folder), ("mkdir", "rename", "write_text", "unlink")),
             ):
                 for name in names:
                     patch.setattr(owner, name, dying(getattr(owner, name), calls, stage))
