@@ -12,6 +12,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --ed
 train: .venv/core.stamp  ## the default run: NumPy alone, about a minute, samples at its end
 	$(BIN)/python cli.py train
 
+# The study page's browser tests need Chromium and are skipped without: on Debian, apt-get install chromium.
 test: .venv/dev.stamp  ## everything that must hold, the slow proofs included
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

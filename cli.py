@@ -16,6 +16,7 @@ from commands.golden import check, list_packs, make
 from commands.golden import export as export_golden
 from commands.model import evaluate, generate, info
 from commands.parity import parity
+from commands.study import study
 from commands.train import train
 from contract.errors import UserError
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, check, bench):
+for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, check, study, bench):
     app.command()(command)
 
 GROUPS = {
@@ -67,7 +68,8 @@ def main() -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):  # what every error of the option parser has
             raise
-        problem, code = f"{error.format_message()}; see --help", error.exit_code
+        message = error.format_message() or "a command is missing"  # that of a group without one is empty
+        problem, code = f"{message}; see --help", error.exit_code
     print(f"error: {' '.join(problem.split())}", file=sys.stderr)
     return code
 

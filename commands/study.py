@@ -1,0 +1,44 @@
+"""The study page: `study`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import option
+from contract.errors import UserError
+
+_NEEDED = {"torch", "jinja2", "pygments", "latex2mathml", "markupsafe"}
+
+
+def study(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help=r"Run or checkpoint. \[default: random weights in the default model's shape]"),
+    ] = None,
+    text: Annotated[
+        str, option("What goes through the model; each token but the first is predicted.")
+    ] = "The baby is sleeping.",
+    out: Annotated[Path, option("HTML file to write, in place of one that is there.")] = Path("study.html"),
+):
+    """Write a page that shows backpropagation by hand beside autograd.
+
+    Every operation with its formulas, the lines of both twins, and the tensors
+    of a real pass over your text, in one file that any browser opens offline.
+    """
+    from commands.console import say
+
+    try:
+        from study.write import write_study
+    except ModuleNotFoundError as error:
+        if error.name not in _NEEDED:
+            raise
+        raise UserError(
+            f"study needs {error.name}, which is not installed; run: "
+            'pip install -c constraints.txt -e ".[study]"'
+        ) from None
+
+    subject = write_study(out, run, text)
+    if subject.note:
+        say(subject.note)
+    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {subject.title}; open it in a browser")

@@ -1,0 +1,1 @@
+"""The study page: manual backpropagation beside autograd, from one pass of both twins."""

@@ -1,0 +1,67 @@
+"""The proof strip: the worst error of every tensor on a log scale, both precisions at a glance."""
+
+from math import log10
+
+from parity.compare import Row
+
+LEAST, MOST = -17, -3  # powers of ten at the ends; what is exactly equal stands left of the first
+_LEFT, _RIGHT, _LANE = 165, 20, 34
+WIDTH = 960
+KINDS = {
+    "activation": "activations",
+    "gradient": "gradients",
+    "weight gradient": "weight gradients",
+    "optimizer": "Adam's step",
+}
+
+
+def proof_strip(rows: dict[str, list[Row]]) -> dict:
+    """Where everything of the picture stands, for the template to draw.
+
+    rows: by precision
+    returns: width, height, ticks, and a lane for each precision and kind, with its dots and its limit
+    """
+    lanes = []
+    for dtype, compared in rows.items():
+        for kind in KINDS:
+            own = [row for row in compared if row.quantity == kind]
+            if not own:
+                continue
+            y = 20 + _LANE * len(lanes)
+            dots = [
+                {
+                    "x": _x(row.error),
+                    # Spread over the lane, so that equal errors do not hide each other.
+                    "y": round(y + 5 + (place * 7) % 20, 1),
+                    "row": row,
+                }
+                for place, row in enumerate(own)
+            ]
+            lanes.append(
+                {
+                    "y": y,
+                    "title": f"{KINDS[kind]}, {dtype}",
+                    "dtype": dtype,
+                    "dots": dots,
+                    "limit": own[0].limit,
+                    "limit_x": _x(own[0].limit),
+                    "count": len(own),
+                    "equal": sum(row.error == 0 for row in own),
+                    "worst": max(own, key=lambda row: row.error),
+                }
+            )
+    height = 20 + _LANE * len(lanes) + 26
+    ticks = [{"x": _x(10.0**power), "label": f"1e{power}"} for power in range(LEAST + 1, MOST + 1, 2)]
+    return {
+        "width": WIDTH, "height": height, "lane": _LANE, "left": _LEFT, "lanes": lanes, "ticks": ticks,
+        "zero": _x(0.0),
+    }  # fmt: skip
+
+
+def _x(error: float) -> float:
+    """The place of an error from left to right, in the picture's units."""
+    start = _LEFT + 40
+    if error <= 0:
+        return _LEFT + 16
+    power = min(max(log10(error) if error != float("inf") else MOST, LEAST), MOST)
+    return round(start + (power - LEAST) / (MOST - LEAST) * (WIDTH - _RIGHT - start), 1)

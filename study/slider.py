@@ -1,0 +1,67 @@
+"""One weight moved by ε, and the loss that follows: computed beforehand, so that the page needs no Python."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.config import ModelConfig
+from numpy_llm import GPT
+
+POINTS = 31  # places of the slider, an odd number so that ε = 0 is one of them
+_STEP = 1e-5  # of the central difference
+_WORK = 7e9  # multiplications for all weights together, about 2 s; long texts and large models show fewer
+
+
+class Sweep(NamedTuple):
+    """The loss along one weight.
+
+    name, index, value: which number is moved, and what it is
+    gradient: of the loss, by hand; difference: the central difference that it should equal
+    steps: float (POINTS,), ε; losses: float (POINTS,), nats per token with the weight at value + ε
+    """
+
+    name: str
+    index: tuple[int, ...]
+    value: float
+    gradient: float
+    difference: float
+    steps: list[float]
+    losses: list[float]
+
+
+def sweeps(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.ndarray) -> list[Sweep]:
+    """A sweep of the number with the largest gradient in each weight, or in as many as `_WORK` allows.
+
+    weights: float64 by name, a `Weights`; tokens: int (T + 1,)
+    """
+    model = GPT(config, weights)
+    inputs, targets = tokens[None, :-1], tokens[None, 1:]
+    _, _, cache = model.forward(inputs, targets)
+    gradients = model.backward(cache)
+    most = max(4, int(_WORK / (model.weights.flat.size * len(tokens) * (POINTS + 2))))
+    names = list(gradients)
+    chosen = (
+        names if len(names) <= most else [names[i] for i in np.linspace(0, len(names) - 1, most, dtype=int)]
+    )
+    return [_sweep(model, name, gradients[name], inputs, targets) for name in chosen]
+
+
+def _sweep(model: GPT, name: str, gradient: np.ndarray, inputs, targets) -> Sweep:
+    weight = model.weights[name]
+    index = tuple(int(i) for i in np.unravel_index(np.abs(gradient).argmax(), gradient.shape))
+    value = float(weight[index])
+    # Far enough to see the loss bend away from its tangent, on the scale of the tensor's own numbers.
+    radius = 6 * max(float(np.sqrt(np.mean(weight**2))), 0.1)
+    steps = np.linspace(-radius, radius, POINTS)
+
+    def loss(step):
+        weight[index] = value + step
+        try:
+            return float(model.forward(inputs, targets)[1])
+        finally:
+            weight[index] = value
+
+    difference = (loss(_STEP) - loss(-_STEP)) / (2 * _STEP)
+    losses = [loss(step) for step in steps]
+    return Sweep(name, index, value, float(gradient[index]), difference, steps.tolist(), losses)

@@ -1,0 +1,249 @@
+"""The study page in a real browser: it loads in silence, every operation opens, its numbers are the trace's.
+
+The screenshots stay in `STUDY_SCREENSHOTS` of the environment, or in pytest's temporary folder.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+pytest.importorskip("torch", reason="PyTorch is not installed, and the page shows both twins")
+pytest.importorskip("jinja2", reason="the extra 'study' is not installed")
+pytest.importorskip("latex2mathml", reason="the extra 'study' is not installed")
+pytest.importorskip("websocket", reason="websocket-client, which drives the browser, is not installed")
+
+import numpy_llm
+from contract.trace import Trace
+from contract.weights import Weights
+from study.write import write_study
+from tests.browser import find_browser, open_browser
+
+BROWSER = find_browser()
+pytestmark = pytest.mark.skipif(
+    BROWSER is None,
+    reason="no Chromium is installed: `apt-get install chromium`, or name its program in CHROMIUM",
+)
+# Looks like markup in every way that has fooled a page.
+TEXT = "The baby </script><img src=x onerror=alert(1)> is &amp; sleeping."
+
+# Text whose contrast with what it stands on is under 4.5, the least that WCAG 2 (AA) asks for.
+FAINT_TEXT = """(() => {
+    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = (colour) => colour.slice(0, 3).map((each) => each / 255)
+        .map((each) => each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, each, i) => sum + each * [0.2126, 0.7152, 0.0722][i], 0);
+    const behind = (node) => {
+        const colour = numbers(getComputedStyle(node).backgroundColor);
+        return colour.length === 4 && colour[3] === 0 ? behind(node.parentElement) : colour;
+    };
+    return [...document.querySelectorAll('body :not(script, style, noscript)')]
+        .filter((each) => [...each.childNodes].some((text) => text.nodeType === 3 && text.data.trim()))
+        .filter((each) => {
+            const colour = getComputedStyle(each)[each.closest('svg') ? 'fill' : 'color'];
+            const [low, high] = [light(numbers(colour)), light(behind(each))].sort((a, b) => a - b);
+            return (high + 0.05) / (low + 0.05) < 4.5;
+        })
+        .map((each) => `${each.tagName} ${each.className}: ${each.textContent}`);
+})()"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def subject(place):
+    return write_study(place / "study.html", None, TEXT)
+
+
+@pytest.fixture(scope="module")
+def trace(subject):
+    """The same pass, made here, with as many threads: they decide in which order a product is summed."""
+    weights = Weights.zeros(subject.config, "float32")
+    weights.flat[...] = subject.weights.flat
+    found, model = Trace(), numpy_llm.GPT(subject.config, weights)
+    with threadpool_limits(1):
+        _, _, cache = model.forward(subject.tokens[None, :-1], subject.tokens[None, 1:], trace=found)
+        model.backward(cache, trace=found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(place, subject):
+    with open_browser(BROWSER, place / "profile") as page:
+        page.resize(1280, 900)
+        page.open((place / "study.html").as_uri())
+        yield page
+
+
+@pytest.fixture(scope="module")
+def screenshots(place):
+    return Path(os.environ.get("STUDY_SCREENSHOTS") or place / "screenshots")
+
+
+def test_it_loads_in_silence(page, place):
+    """No error and no warning in the console, nothing fetched beside the file, and no markup of the text's own."""
+    assert page.evaluate("document.title") == "Backpropagation by hand, beside autograd"
+    assert page.complaints == []
+    assert set(page.requests) == {(place / "study.html").as_uri()}
+    assert page.evaluate("document.images.length") == 0
+    assert page.evaluate("document.querySelector('q').textContent") == TEXT
+
+
+def test_every_operation_opens(page):
+    """A click on a summary opens it and draws its pictures; the mathematics has a size; nothing complains."""
+    names = page.evaluate("[...document.querySelectorAll('details.chapter')].map((each) => each.id)")
+    assert len(names) == 16
+    for name in names:
+        page.evaluate(f"document.querySelector('#{name} > summary').click()")
+        page.evaluate("new Promise((done) => setTimeout(done, 30))")
+        opened = page.evaluate(
+            f"""(() => {{
+            const chapter = document.getElementById('{name}'), math = [...chapter.querySelectorAll('.formula math')];
+            return [chapter.open, chapter.querySelectorAll('canvas').length, math.length,
+                    math.every((each) => each.getBoundingClientRect().width > 10)]; }})()"""
+        )
+        assert opened[0], name
+        assert opened[1] >= 3, name
+        assert opened[2] >= 2, name
+        assert opened[3], name
+    page.evaluate("byId('close-all').click()")
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind", "name"),
+    [
+        ("layer_norm", "activation", "blocks.0.norm_1"),
+        ("layer_norm", "gradient", "blocks.1.norm_2"),
+        ("softmax", "activation", "blocks.2.attention.probabilities"),
+        ("cross_entropy", "activation", "loss"),
+    ],
+)
+def test_numbers_are_the_traces(page, trace, operation, kind, name):
+    """What the table of numbers shows, read back from the page, is the trace's float32, bit for bit."""
+    page.evaluate(f"location.hash = '#{operation}:{kind}~{name}'")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    page.evaluate(f"document.querySelector('#{operation} .numbers > summary').click()")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    shown = page.evaluate(
+        f"""[...document.querySelectorAll('#{operation} .numbers table')]
+        .filter((each) => each.caption.textContent.startsWith('By hand'))
+        .flatMap((each) => [...each.querySelectorAll('td')].map((cell) => cell.textContent))"""
+    )
+    whole = {"activation": trace.activations, "gradient": trace.gradients}[kind][name]
+    np.testing.assert_array_equal(np.array(shown, np.float64).astype(np.float32), whole.reshape(-1))
+
+
+def test_the_keyboard_reads_numbers(page, trace):
+    """With a picture in focus the arrow keys go from number to number, and each is said with its place."""
+    page.evaluate("location.hash = '#layer_norm:activation~blocks.0.norm_1'")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    page.evaluate("document.querySelector('#layer_norm canvas').focus()")
+    readout = "document.querySelector('#layer_norm .readout').textContent"
+    page.press("ArrowRight")
+    first = _place(page.evaluate(readout))
+    page.press("ArrowRight" if first[1] < 95 else "ArrowLeft")
+    token, channel, value = _place(page.evaluate(readout))
+    assert (token, abs(channel - first[1])) == (first[0], 1)
+    assert np.float32(value) == trace.activations["blocks.0.norm_1"][0, token, channel]
+
+
+def _place(readout: str) -> tuple[int, int, float]:
+    found = re.match(r"token (\d+) .*channel (\d+): by hand (\S+),", readout)
+    assert found, readout
+    return int(found[1]), int(found[2]), float(found[3])
+
+
+def test_links_lead_somewhere(page):
+    """Every link's target is there, and a link from the map opens its operation with its tensor."""
+    broken = page.evaluate(
+        """[...document.querySelectorAll('a')].map((each) => each.hash)
+        .filter((hash) => !byId(hash.slice(1).split(':')[0]))"""
+    )
+    assert broken == []
+    page.evaluate("byId('close-all').click()")
+    page.evaluate("""document.querySelector('.map a[data-tensor="blocks.1.attention.heads"]').click()""")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    assert page.evaluate("document.querySelector('#weighted_sum').open")
+    chosen = page.evaluate("document.querySelector('#weighted_sum select').value")
+    assert chosen == "activation blocks.1.attention.heads"
+
+
+def test_the_choice_of_a_tensor_is_a_link(page):
+    """The address names the tensor that is chosen, so that it can be passed on."""
+    page.evaluate("byId('close-all').click()")
+    page.evaluate("location.hash = '#softmax'")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    page.evaluate(
+        """(() => { const select = document.querySelector('#softmax select');
+        select.value = 'gradient blocks.1.attention.probabilities';
+        select.dispatchEvent(new Event('change')); })()"""
+    )
+    assert page.evaluate("location.hash") == "#softmax:gradient~blocks.1.attention.probabilities"
+
+
+def test_everything_has_a_name(page):
+    """Whatever the keyboard reaches says what it is, and the first stop skips the chapter list."""
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('a, button, select, input, canvas, summary, [tabindex]')]
+        .filter((each) => !each.getAttribute('aria-label') && !each.textContent.trim() && !each.labels?.length)
+        .map((each) => each.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.evaluate("document.querySelector('a').className") == "skip"
+
+
+def test_search_narrows(page):
+    """A word of the code leaves the operations that have it; none typed leaves all."""
+    count = "[...document.querySelectorAll('details.chapter')].filter((each) => !each.hidden).length"
+    set_to = "(word) => { byId('search').value = word; byId('search').dispatchEvent(new Event('input')); }"
+    page.evaluate(f"({set_to})('through_deviation')")
+    assert page.evaluate(count) == 2  # the layer norm and the final norm
+    page.evaluate(f"({set_to})('')")
+    assert page.evaluate(count) == 16
+
+
+def test_the_slider_moves(page):
+    """ε changes by the keyboard; the loss said is the sweep's."""
+    page.evaluate("epsilon.focus()")
+    before = page.evaluate("[epsilon.value, byId('moved').textContent]")
+    page.press("ArrowRight")
+    value, text = page.evaluate("[epsilon.value, byId('moved').textContent]")
+    assert int(value) == int(before[0]) + 1
+    assert text != before[1]
+    loss = page.evaluate(f"data.sweeps[0].losses[{value}]")
+    assert f"loss {float(f'{loss:.9g}')}" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        (1280, False),
+        (390, True),
+        pytest.param(1280, True, marks=pytest.mark.slow),
+        pytest.param(390, False, marks=pytest.mark.slow),
+    ],
+)
+def test_it_fits(page, screenshots, width, dark):
+    """At both widths nothing scrolls sideways, text stands out; pictures of what it looks like are kept."""
+    page.resize(width, 900, dark=dark)
+    try:
+        page.evaluate("byId('open-all').click()")
+        page.evaluate("new Promise((done) => setTimeout(done, 300))")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate(FAINT_TEXT) == []
+        page.evaluate("byId('close-all').click()")
+        for name in ("map", "layer_norm", "softmax", "slider"):
+            page.evaluate(f"location.hash = '#{name}'")
+            page.evaluate("new Promise((done) => setTimeout(done, 150))")
+            path = screenshots / f"{name}-{width}-{'dark' if dark else 'light'}.png"
+            page.screenshot(path)
+            assert path.stat().st_size > 10_000
+    finally:
+        page.resize(1280, 900)
