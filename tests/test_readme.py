@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -51,3 +53,26 @@ def test_the_rooms_shown_exist():
     (tree,) = re.findall(r"```\n(cli\.py .*?)```", README, re.DOTALL)
     for line in tree.splitlines():
         assert (ROOT / line.split()[0]).exists(), line
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is installed")
+def test_the_first_verified_layer(tmp_path):
+    """The porter's way: the program shown has the mistake that is shown, and is right once that is put right."""
+    (program,) = re.findall(r"```c\n(.*?)```", README, re.DOTALL)
+    (shown,) = re.findall(r"```\n(gpt2-tied, float64.*?)```", README, re.DOTALL)
+
+    def run(*words):
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    def check(source):
+        (tmp_path / "first.c").write_text(source)
+        assert run("cc", "-o", "first", "first.c", "-lm").returncode == 0
+        assert run("./first").returncode == 0
+        return run(*cli, "check", "dump", "--golden", "gpt2-tied").stdout
+
+    cli = (sys.executable, ROOT / "cli.py")
+    (tmp_path / "dump").mkdir()
+    run(*cli, "golden", "export", "gpt2-tied", "--format", "raw", "--out", "pack")
+    assert check(program).splitlines()[0] == shown.splitlines()[0]
+    assert "the variance is divided by C - 1" in check(program)
+    assert "the tensor agrees" in check(program.replace("/ 5;", "/ 6;"))
