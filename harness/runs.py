@@ -115,39 +115,45 @@ def start_run(
         raise ConfigError(f"--tokenizer does not go with --from: {start} has the tokenizer it was made with")
     run = RunFolder(out)
     with new_run(run, overwrite=overwrite) as staged:
-        if text.suffix == ".bin":
-            if tokenizer is not None:
-                raise ConfigError(
-                    f"{text} is a token file with a tokenizer of its own; leave --tokenizer out"
-                )
-            corpus, encoding = (open_tokens(text), base.tokenizer) if base else open_prepared(text)
-            _check_tokenizer(corpus, encoding)
-            tokens = text.resolve()
-        else:
-            encoding = prepare(
-                text,
-                base.tokenizer if base else tokenizer or default_tokenizer(text),
-                staged.tokens,
-                progress=progress,
-            )
-            corpus, tokens = open_tokens(staged.tokens), None
+        corpus, encoding = _training_corpus(text, tokenizer, base, staged.tokens, progress)
         if base:
             config = _overridden(base.config, overrides or {}, start)
         else:
             config = preset(preset_name, vocab_size=encoding.n_vocab, **(overrides or {}))
         if epochs is not None:
-            if not 0 < epochs < inf:
-                raise ConfigError(f"epochs must be a positive number, got {epochs}")
-            per_epoch = windows_per_epoch(corpus.info.train_tokens, config.context_length)
-            batch_size = TrainingSettings(**training | {"steps": 1}).batch_size  # a possible one
-            training = training | {"steps": max(1, ceil(epochs * per_epoch / batch_size))}
+            training = training | {"steps": _steps(epochs, corpus.info, config, training)}
         settings = TrainingSettings(**training)
         _check_length(corpus.info, config)
         opened = open_training_backend(backend, device, config, settings, threads, base and base.weights)
         del corpus  # an open file cannot be moved on Windows
+    tokens = text.resolve() if text.suffix == ".bin" else None
     record = {"source": text.name, "tokens": tokens and str(tokens)} | _computed_by(opened, device)
     record |= {"from": start.name} if start else {}
     return Trainer(opened, settings, run, open_tokens(tokens or run.tokens), encoding, record=record)
+
+
+def _training_corpus(
+    text: Path, tokenizer: str | None, base: Checkpoint | None, out: Path, progress
+) -> tuple[TokenFile, tiktoken.Encoding]:
+    """The tokens to train on, prepared in `out` unless `text` is a token file, and what made them."""
+    if text.suffix != ".bin":
+        chosen = base.tokenizer if base else tokenizer or default_tokenizer(text)
+        encoding = prepare(text, chosen, out, progress=progress)
+        return open_tokens(out), encoding
+    if tokenizer is not None:
+        raise ConfigError(f"{text} is a token file with a tokenizer of its own; leave --tokenizer out")
+    corpus, encoding = (open_tokens(text), base.tokenizer) if base else open_prepared(text)
+    _check_tokenizer(corpus, encoding)
+    return corpus, encoding
+
+
+def _steps(epochs: float, info: TokenFileInfo, config: ModelConfig, training: dict) -> int:
+    """The steps that so many passes over the text take."""
+    if not 0 < epochs < inf:
+        raise ConfigError(f"epochs must be a positive number, got {epochs}")
+    per_epoch = windows_per_epoch(info.train_tokens, config.context_length)
+    batch_size = TrainingSettings(**training | {"steps": 1}).batch_size  # a possible one
+    return max(1, ceil(epochs * per_epoch / batch_size))
 
 
 def resume_run(
