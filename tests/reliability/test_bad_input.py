@@ -134,7 +134,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "data/tense.tiktoken"])
 @pytest.mark.parametrize("kind", STRANGE)
-def test_strange_texts(tmp_path, kind, tokenizer):
+def test_strange_texts(run_cli, tmp_path, kind, tokenizer):
     """They are prepared to the byte, trained on, evaluated and continued."""
     from data.prepare import open_tokens
     from data.tokenizers import load_ranks, token_bytes
@@ -143,19 +143,21 @@ def test_strange_texts(tmp_path, kind, tokenizer):
     source = tmp_path / "text.txt"
     source.write_text(STRANGE[kind], encoding="utf-8", newline="")
     name = tokenizer if tokenizer == "bytes" else root / tokenizer
-    result = run("prepare", source, "--tokenizer", name, "--out", tmp_path / "tokens.bin")
-    assert result.returncode == 0, result.stderr
+    code, out, err = run_cli("prepare", source, "--tokenizer", name, "--out", tmp_path / "tokens.bin")
+    assert code == 0, err
     corpus = open_tokens(tmp_path / "tokens.bin")
     pieces = token_bytes(load_ranks(tmp_path / "tokens.tiktoken"))
     tokens = [*corpus.train[:].tolist(), *corpus.validation[:].tolist()]
     assert b"".join(pieces[token] for token in tokens).decode() == STRANGE[kind].removeprefix("\ufeff")
 
-    out = tmp_path / "run"
-    result = run("train", "--text", tmp_path / "tokens.bin", "--out", out, *SMALL, "--steps", 3)
-    assert result.returncode == 0, result.stderr
-    result = run("evaluate", out, "--text", source, "--json")
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["tokens"] == len(tokens) - 1
+    folder = tmp_path / "run"
+    code, out, err = run_cli(
+        "train", "--text", tmp_path / "tokens.bin", "--out", folder, *SMALL, "--steps", 3
+    )
+    assert code == 0, err
+    code, out, err = run_cli("evaluate", folder, "--text", source, "--json")
+    assert code == 0, err
+    assert json.loads(out)["tokens"] == len(tokens) - 1
 
 
 @pytest.mark.parametrize("kind", REFUSED)

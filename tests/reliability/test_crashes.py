@@ -40,7 +40,9 @@ def assert_same_end(found: RunFolder, wanted: RunFolder):
 
 
 @posix
-@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.endurance)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(6, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.endurance)]
+)
 def test_killed_at_random(tmp_path, text, kills, figure):
     """Killed again and again at random moments, a run keeps a complete checkpoint and ends as if undisturbed."""
     wanted, found = straight(tmp_path / "straight", text), RunFolder(tmp_path / "killed")

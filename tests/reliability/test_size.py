@@ -45,7 +45,7 @@ def write_text(path, megabytes: float):
 @pytest.mark.parametrize(
     ("megabytes", "tokenizer"),
     [
-        (16, "bytes"),
+        pytest.param(16, "bytes", marks=pytest.mark.slow),
         pytest.param(1000, "bytes", marks=pytest.mark.endurance),
         pytest.param(1000, ROOT / "data" / "tense.tiktoken", marks=pytest.mark.endurance),
     ],
@@ -137,7 +137,9 @@ print(median(seconds[tenth : 2 * tenth]), median(seconds[-tenth:]))
 
 
 @linux
-@pytest.mark.parametrize("steps", [2000, pytest.param(20_000, marks=pytest.mark.endurance)])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(2000, marks=pytest.mark.slow), pytest.param(20_000, marks=pytest.mark.endurance)]
+)
 def test_soak(tmp_path, text, steps, figure):
     """Many steps later a run takes the same memory, files, threads and time a step, checkpoints on the way."""
     result = subprocess.run(
