@@ -33,6 +33,7 @@ class Row(NamedTuple):
     error: the largest difference over the largest magnitude of the reference; inf where none can be told
     index: where that is, with both values there
     problem: why the numbers cannot be compared, or ""
+    rounding: where the limit was widened, the error of the twin's float32 beside its own float64; else 0
     """
 
     quantity: str
@@ -44,6 +45,7 @@ class Row(NamedTuple):
     reference: float = nan
     twin: float = nan
     problem: str = ""
+    rounding: float = 0.0
 
     @property
     def holds(self) -> bool:

@@ -15,7 +15,8 @@ from contract.weights import weight_table
 from data.tokenizers import encoding_of
 from harness.checkpoint import Checkpoint, save_checkpoint
 from parity.cases import lively_weights
-from parity.report import MOST_TOKENS, PRESETS, SEQUENCES, versions
+from parity.compare import Comparison, Row
+from parity.report import MOST_TOKENS, PRESETS, SEQUENCES, summary, table, versions
 from torch_llm import GPT
 
 CONFIG = ModelConfig(
@@ -85,6 +86,19 @@ def test_a_checkpoint(run_cli, checkpoint, dtype):
     assert max(map(len, table)) <= 100
 
 
+def test_rounding_is_said(checkpoint):
+    """Where float32 does not determine a tensor to its limit, table and summary say so."""
+    rows = [
+        Row("gradient", "a", (2,), 3e-6, 1e-5),
+        Row("gradient", "b", (2,), 2e-5, 4e-5, rounding=1e-5),
+    ]
+    comparison = Comparison("a model", "float32", 0, rows)
+    assert [line.split()[-1] for line in table(comparison)][-2:] == ["ok", "rounding"]
+    assert "all 2 tensors agree, 1 of them only as far as float32 determines them (up to 2.0e-05" in summary(
+        comparison
+    )
+
+
 def test_without_a_run(run_cli):
     """The usual presets are compared with weights that are not the initial ones, in lines that fit a terminal."""
     code, out, _ = run_cli()
@@ -141,7 +155,19 @@ def test_json(run_cli, checkpoint, tmp_path):
     (comparison,) = record["comparisons"]
     assert (comparison["dtype"], comparison["seed"]) == ("float32", 0)
     assert sorted(row["name"] for row in comparison["tensors"]) == tensor_names(CONFIG)
-    fields = {"quantity", "name", "shape", "error", "limit", "index", "reference", "twin", "problem", "holds"}
+    fields = {
+        "quantity",
+        "name",
+        "shape",
+        "error",
+        "limit",
+        "index",
+        "reference",
+        "twin",
+        "problem",
+        "rounding",
+        "holds",
+    }
     assert comparison["tensors"][0].keys() == fields
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "parity.json"]
 

@@ -13,13 +13,16 @@ from parity.compare import compare
 from parity.passes import (
     Record,
     Twins,
+    allow_rounding,
     cancellation,
     compare_case,
+    compare_passes,
     kink_distance,
     reference_pass,
     twin_pass,
     twin_passes,
 )
+from parity.tolerances import ROUNDING
 
 DTYPES = ("float64", "float32")
 QUANTITIES = ("activation", "gradient", "weight gradient")
@@ -128,3 +131,25 @@ def _sensitivity(case: Case, exact: Record) -> float:
         for quantity, ours, theirs in zip(QUANTITIES, exact, record, strict=True):
             worst = max(worst, *(row.error for row in compare(quantity, ours, theirs, "float64")))
     return worst
+
+
+def test_rounding_widens_a_limit_and_nothing_else():
+    """What float32 leaves open is allowed, measured in the twin alone; a mistake of a thousandth stays one."""
+    case = CASES[0]
+    inputs = case.inputs("float32")
+    found = reference_pass(numpy_llm, case.config, inputs)
+    traced, untraced = twin_passes(torch_llm, case, "float32")
+    rows = compare_passes(found, "float32", traced=traced, untraced=untraced)
+    assert allow_rounding(rows, case.config, inputs) == rows
+
+    place, row = max(enumerate(rows), key=lambda pair: pair[1].error)
+    rows[place] = row._replace(limit=row.error / 2)  # as if its limit were beyond float32
+    allowed = allow_rounding(rows, case.config, inputs)
+    assert allowed[place].holds
+    assert allowed[place].limit == ROUNDING * allowed[place].rounding > row.error
+    assert all(now == then for now, then in zip(allowed, rows, strict=True) if now.name != row.name)
+
+    found.gradients[row.name][...] *= np.float32(1.001)
+    rows = compare_passes(found, "float32", traced=traced, untraced=untraced)
+    (wrong,) = (row for row in allow_rounding(rows, case.config, inputs) if not row.holds)
+    assert (wrong.quantity, wrong.name, wrong.rounding) == ("gradient", row.name, 0.0)
