@@ -4,6 +4,7 @@ Text and results go to stdout, talk goes to stderr. A user's mistake is one line
 usage) or 1 (failure). Everything heavy is imported by the command that needs it.
 """
 
+import signal
 import sys
 
 import typer
@@ -75,4 +76,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun is cleared away
     sys.exit(main())

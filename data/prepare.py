@@ -227,7 +227,7 @@ def _read_info(path: Path) -> TokenFileInfo:
             f"{beside}: the token file's JSON cannot be read ({error.strerror or error}); "
             "keep it beside the token file, or prepare the text again"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{beside}: not valid JSON ({error}); prepare the text again") from error
     version = found.get("format_version") if isinstance(found, dict) else None
     if version != FORMAT_VERSION:

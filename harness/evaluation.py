@@ -1,5 +1,6 @@
 """How well a model predicts a text."""
 
+from collections.abc import Callable
 from math import exp, log
 from typing import NamedTuple
 
@@ -29,10 +30,12 @@ def evaluate(
     *,
     max_windows: int | None = None,
     stride: int | None = None,
-) -> Evaluation:
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """The mean loss over a text's tokens, each predicted from those before it in its window.
 
     tokens: int (N,); max_windows, stride: see `data.batches.evaluation_batches`
+    interrupted: asked after every batch whether to leave. returns: None then
     """
     total, count = 0.0, 0
     for inputs, targets in evaluation_batches(
@@ -40,6 +43,8 @@ def evaluate(
     ):
         total += backend.evaluate(inputs, targets) * targets.size
         count += targets.size
+        if interrupted():
+            return None
     return Evaluation(total / count, count)
 
 

@@ -38,6 +38,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.plot = path / "loss.png"
         self._lock = FileLock(path / LOCK)
+        self._folder: tuple[int, int] | None = None  # that was locked
 
     @property
     def resumable(self) -> Path:
@@ -57,6 +58,7 @@ class RunFolder:
             raise UserError(
                 f"{self.path} is in use: another process trains there; wait for it, or choose another --out"
             ) from None
+        self._folder = _identity(self.path)
 
     def unlock(self):
         """Let others have it, however often it was locked."""
@@ -66,12 +68,18 @@ class RunFolder:
         """Whether a run was started here."""
         return checkpoint_exists(self.latest) or self.metrics.exists() or self.tokens.exists()
 
+    def is_there(self) -> bool:
+        """Whether the folder that was locked still stands at its place, and not another."""
+        return self._folder == _identity(self.path)
+
     def check_free(self, overwrite: bool):
         """Raise UserError where a run stands here that `overwrite` does not give away."""
         if self.holds_a_run() and not overwrite:
+            has, way = "", "continue it with --resume, "
+            if not checkpoint_exists(self.resumable):
+                has, way = " that has no checkpoint yet", ""
             raise UserError(
-                f"{self.path} already holds a run; continue it with --resume, replace it with --overwrite, "
-                "or choose another --out"
+                f"{self.path} already holds a run{has}; {way}replace it with --overwrite, or choose another --out"
             )
 
     def clear(self):
@@ -130,17 +138,26 @@ def find_checkpoint(path: Path) -> Path:
     raise UserError(f"no run at {path}: found {found}; name the --out folder of a training run")
 
 
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 class MetricsLog:
     """`metrics.jsonl`: a JSON object per line, of a step ("loss") or an evaluation ("validation_loss").
 
     after_step: keep what an earlier part of the run has written up to this step, drop what came later
+    kept: the rows kept
     """
 
     def __init__(self, path: Path, *, after_step: int = 0):
-        kept = [row for row in read_metrics(path) if row["step"] <= after_step] if after_step else []
+        self.kept = [row for row in read_metrics(path) if row["step"] <= after_step] if after_step else []
         # Rewritten beside the log and renamed: a crash right after a resume loses no earlier row.
         with replacing(path) as file:
-            file.writelines(_line(row).encode() for row in kept)
+            file.writelines(_line(row).encode() for row in self.kept)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, **row):
@@ -164,13 +181,15 @@ def _line(row: dict) -> str:
 
 
 def read_metrics(path: Path) -> Iterator[dict]:
-    """The rows of a metrics file, a last line that was cut short left out; none where there is no file."""
+    """The rows of a metrics file, lines that were cut short or damaged left out; none where there is no file."""
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                yield row
 
 
 def plot_metrics(metrics: Path, image: Path):

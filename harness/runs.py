@@ -24,7 +24,7 @@ from harness.backend import (
 )
 from harness.checkpoint import Checkpoint, checkpoint_exists, load_checkpoint
 from harness.run_folder import RunFolder, find_checkpoint, new_run
-from harness.trainer import Trainer, TrainingSettings
+from harness.trainer import Trainer, TrainingSettings, evaluation_due
 
 DEFAULT_TEXT = Path(__file__).parents[1] / "data" / "tense.txt"
 DEFAULT_RANKS = DEFAULT_TEXT.with_suffix(".tiktoken")
@@ -129,7 +129,9 @@ def start_run(
     tokens = text.resolve() if text.suffix == ".bin" else None
     record = {"source": text.name, "tokens": tokens and str(tokens)} | _computed_by(opened, device)
     record |= {"from": start.name} if start else {}
-    return Trainer(opened, settings, run, open_tokens(tokens or run.tokens), encoding, record=record)
+    corpus = open_tokens(tokens or run.tokens)
+    record["tokens_sha256"] = corpus.info.tokens_sha256
+    return Trainer(opened, settings, run, corpus, encoding, record=record)
 
 
 def _training_corpus(
@@ -175,16 +177,33 @@ def resume_run(
     """
     run = RunFolder(out)
     with ExitStack() as undo:
-        if checkpoint_exists(run.resumable):  # else the next line but one says what is missing
+        if checkpoint_exists(run.resumable):
             run.lock()  # before reading: another process may be writing
             undo.callback(run.unlock)
+        elif run.holds_a_run():
+            raise UserError(
+                f"{out} has no checkpoint yet to go on from; start the run again with --overwrite"
+            )
         trainer = _resumed(run, training or {}, overrides or {}, backend, device, threads)
         undo.pop_all()  # the trainer unlocks it when it has trained
     return trainer
 
 
+def _latest_checkpoint(run: RunFolder) -> Checkpoint:
+    try:
+        return load_checkpoint(run.resumable, with_optimizer=True)
+    except UserError as error:
+        try:
+            step = load_checkpoint(run.best, with_optimizer=True).step
+        except UserError:
+            raise error from None
+        raise UserError(
+            f"{error}. The best one, of step {step}, is whole: remove {run.latest} to go on from there"
+        ) from None
+
+
 def _resumed(run: RunFolder, training: dict, overrides: dict, backend, device, threads) -> Trainer:
-    checkpoint = load_checkpoint(run.resumable, with_optimizer=True)
+    checkpoint = _latest_checkpoint(run)
     kept = checkpoint.training | checkpoint.config.to_dict()
     for name, value in (training | overrides).items():
         if name not in CHANGEABLE and value != kept[name]:
@@ -193,7 +212,8 @@ def _resumed(run: RunFolder, training: dict, overrides: dict, backend, device, t
                 "leave it out, or start a run of its own with --from"
             )
     settings = TrainingSettings.from_dict(checkpoint.training | training)
-    if checkpoint.step >= settings.steps:
+    due = evaluation_due(checkpoint.step, settings) and kept["evaluated"] != checkpoint.step
+    if checkpoint.step > settings.steps or (checkpoint.step == settings.steps and not due):
         raise UserError(
             f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
         )
@@ -201,7 +221,7 @@ def _resumed(run: RunFolder, training: dict, overrides: dict, backend, device, t
     device = device or (kept["device"] if backend == kept["backend"] else "cpu")
     threads = kept["threads"] if threads is None else threads
     opened = open_training_backend(backend, device, checkpoint.config, settings, threads, checkpoint.weights)
-    record = {name: value for name, value in kept.items() if name in ("source", "tokens", "from")}
+    record = {name: kept[name] for name in ("source", "tokens", "tokens_sha256", "from") if name in kept}
     record |= _computed_by(opened, device)
     corpus = run_corpus(run, checkpoint)
     trainer = Trainer(opened, settings, run, corpus, checkpoint.tokenizer, record=record)
@@ -266,6 +286,11 @@ def run_corpus(run: RunFolder, checkpoint: Checkpoint) -> TokenFile:
         raise UserError(f"{path} is missing, so the run's own text is not at hand; name a text with --text")
     corpus = open_tokens(path)
     _check_tokenizer(corpus, checkpoint.tokenizer)
+    if corpus.info.tokens_sha256 != checkpoint.training["tokens_sha256"]:
+        raise UserError(
+            f"{path} holds another text than the one that {run.path} was trained on; bring the old one back, or "
+            "start a run of its own with --from"
+        )
     return corpus
 
 

@@ -119,6 +119,11 @@ class Outcome(NamedTuple):
     seconds: float
 
 
+def evaluation_due(step: int, settings: TrainingSettings) -> bool:
+    """Whether the model is evaluated after so many steps."""
+    return step > 0 and (step == settings.steps or step % settings.eval_interval == 0)
+
+
 class Spikes:
     """Tells a loss that lies far above those before it, which a short-lived instability leaves behind.
 
@@ -167,7 +172,7 @@ class Trainer:
         self.windows = Windows(corpus.train, backend.config.context_length, settings.seed)
         self.validation = corpus.validation
         self.record, self.report, self.interrupted = record or {}, report, interrupted
-        self.step = 0
+        self.step = self.evaluated = 0  # the steps done, and how many they were at the last evaluation
         self.validation_loss: float | None = None
         self.best_loss: float | None = None
         self._spikes = Spikes()
@@ -194,6 +199,7 @@ class Trainer:
         self.step = checkpoint.step
         self.validation_loss = checkpoint.validation_loss
         self.best_loss = checkpoint.training["best_loss"]
+        self.evaluated = checkpoint.training["evaluated"]
 
     def train(self) -> Outcome:
         """Train up to `settings.steps`, or until interrupted; a checkpoint is written in both cases.
@@ -209,23 +215,38 @@ class Trainer:
     def _train(self) -> Outcome:
         settings, started = self.settings, perf_counter()
         with MetricsLog(self.run.metrics, after_step=self.step) as metrics:
-            while self.step < settings.steps:
+            for row in metrics.kept:
+                if "loss" in row:
+                    self._spikes.see(row["loss"])
+            evaluation, stop = None, False
+            if self._evaluation_due():  # the run was told to stop before or in it
+                evaluation, stop = self._look(metrics)
+            while self.step < settings.steps and not stop:
                 step_started = perf_counter()
                 loss, spike = self._train_step(metrics)
                 seconds = perf_counter() - step_started
-                stop = self.interrupted()
-                evaluation = None
-                if self.step == settings.steps or self.step % settings.eval_interval == 0:
-                    evaluation = self._evaluate(metrics)
-                if stop or evaluation:
-                    metrics.flush()
-                    self._save(self.run.latest)
+                evaluation, stop = self._look(metrics)
                 self.report(Progress(self.step, loss, seconds, evaluation and evaluation.loss, spike))
-                if stop:
-                    break
         plot_metrics(self.run.metrics, self.run.plot)
-        finished = self.step == settings.steps
+        finished = self.step == settings.steps and evaluation is not None
         return Outcome(self.step, finished, evaluation if finished else None, perf_counter() - started)
+
+    def _evaluation_due(self) -> bool:
+        return self.evaluated != self.step and evaluation_due(self.step, self.settings)
+
+    def _look(self, metrics: MetricsLog) -> tuple[Evaluation | None, bool]:
+        """Evaluate where that is due, and write a checkpoint then or when told to stop.
+
+        returns: the evaluation, and whether to stop
+        """
+        evaluation, stop = None, self.interrupted()
+        if not stop and self._evaluation_due():
+            evaluation = self._evaluate(metrics)
+            stop = evaluation is None
+        if stop or evaluation:
+            metrics.flush()
+            self._save(self.run.latest)
+        return evaluation, stop
 
     def _train_step(self, metrics: MetricsLog) -> tuple[float, bool]:
         settings = self.settings
@@ -268,26 +289,38 @@ class Trainer:
         ]
         return next((name for name, value in named if not np.isfinite(value).all()), "")
 
-    def _evaluate(self, metrics: MetricsLog) -> Evaluation:
-        """Evaluate, quickly or at the end wholly, and keep the checkpoint if it is the best so far."""
+    def _evaluate(self, metrics: MetricsLog) -> Evaluation | None:
+        """Evaluate, quickly or at the end wholly, and keep the checkpoint if it is the best so far.
+
+        returns: None where it was told to stop in the middle; the evaluation is then still due
+        """
         whole = self.step == self.settings.steps
         windows = None if whole else QUICK_EVALUATION_WINDOWS
         if whole and len(self.validation) > LAST_EVALUATION_TOKENS:
             windows = max(1, LAST_EVALUATION_TOKENS // self.windows.context_length)
-        evaluation = evaluate(self.backend, self.validation, self.settings.batch_size, max_windows=windows)
+        evaluation = evaluate(
+            self.backend,
+            self.validation,
+            self.settings.batch_size,
+            max_windows=windows,
+            interrupted=self.interrupted,
+        )
+        if evaluation is None:
+            return None
         if not isfinite(evaluation.loss):
             raise UserError(
                 f"step {self.step}: the validation loss is {evaluation.loss:.4g}, no longer finite; {KEPT}"
             )
-        self.validation_loss = evaluation.loss
+        self.validation_loss, self.evaluated = evaluation.loss, self.step
         metrics.write(step=self.step, validation_loss=self.validation_loss)
         if self.best_loss is None or self.validation_loss < self.best_loss:
             self.best_loss = self.validation_loss
+            metrics.flush()  # a checkpoint never knows of a step that the log does not
             self._save(self.run.best)
         return evaluation
 
     def _save(self, place: Path):
-        if not self.run.path.is_dir():  # a checkpoint alone, without the run's tokens, would be no use
+        if not self.run.is_there():  # a checkpoint alone, without the run's tokens, would be no use
             raise UserError(
                 f"{self.run.path} has vanished while the run was training; its checkpoints went with it"
             )
@@ -302,7 +335,9 @@ class Trainer:
             weights=self.backend.weights(),
             tokenizer=self.tokenizer,
             step=self.step,
-            training=self.settings.to_dict() | self.record | {"best_loss": self.best_loss},
+            training=self.settings.to_dict()
+            | self.record
+            | {"best_loss": self.best_loss, "evaluated": self.evaluated},
             optimizer=self.backend.optimizer_state(),
             validation_loss=self.validation_loss,
         )

@@ -214,6 +214,21 @@ def test_a_crash_after_a_resume_loses_no_row(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_damaged_line_costs_no_other(tmp_path):
+    """Lines that are no rows are left out, each by itself."""
+    path = tmp_path / "metrics.jsonl"
+    good = [{"step": step, "loss": 1.0} for step in range(1, 7)]
+    bad = [b"{}x", b"5", b'{"step": "a"}', b"\xff", b"[" * 200_000, b'{"step": 9, "lo']
+    lines = [
+        line for pair in zip((json.dumps(row).encode() for row in good), bad, strict=True) for line in pair
+    ]
+    path.write_bytes(b"\n".join(lines))
+    assert list(read_metrics(path)) == good
+    with MetricsLog(path, after_step=4) as log:
+        assert log.kept == good[:4]
+    assert list(read_metrics(path)) == good[:4]
+
+
 def test_flushing_brings_the_rows_to_the_disk(tmp_path, monkeypatch):
     """After `flush` every row written can be read, and the system was told to store the file."""
     stored = []

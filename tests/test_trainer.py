@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from contract.errors import ConfigError, UserError
 from data.grammar import corpus
 from data.tokenizers import encode
 from harness import trainer as trainer_module
-from harness.checkpoint import load_checkpoint
+from harness.checkpoint import load_checkpoint, remove_checkpoint
 from harness.run_folder import RunFolder, plot_metrics
 from harness.runs import (
     DEFAULT_RANKS,
@@ -189,26 +190,106 @@ def test_each_step_is_reported(start):
 
 
 def test_the_log_is_on_the_disk_before_the_checkpoint(start, monkeypatch):
-    """Whatever step a latest checkpoint is of, the rows up to it can be read when it takes its place."""
+    """Whatever step a checkpoint is of, the rows up to it can be read when it takes its place."""
     real, saved = trainer_module.save_checkpoint, []
 
     def note(folder, checkpoint):
-        if folder.name == "latest":
-            steps = [row["step"] for row in rows(trainer.run) if "loss" in row]
-            saved.append((checkpoint.step, steps == list(range(1, checkpoint.step + 1))))
+        steps = [row["step"] for row in rows(trainer.run) if "loss" in row]
+        saved.append((folder.name, checkpoint.step, steps == list(range(1, checkpoint.step + 1))))
         real(folder, checkpoint)
 
     monkeypatch.setattr(trainer_module, "save_checkpoint", note)
     trainer = start()
     trainer.interrupted = lambda: trainer.step == 12
     trainer.train()
-    assert saved == [(5, True), (10, True), (12, True)]
+    assert [step for name, step, _ in saved if name == "latest"] == [5, 10, 12]
+    assert {name for name, _, _ in saved} == {"latest", "best"}
+    assert all(complete for _, _, complete in saved)
+
+
+def test_spikes_are_told_from_the_whole_run(start, monkeypatch):
+    """After a resume a loss is held against those of the earlier part too."""
+    seen = []
+    monkeypatch.setattr(Spikes, "see", lambda self, loss: bool(seen.append(loss)))
+    trainer = start()
+    trainer.interrupted = lambda: trainer.step == 7
+    trainer.train()
+    before = seen[:]
+    seen.clear()
+    resume_run(trainer.run.path).train()
+    assert seen[:7] == before
+    assert len(seen) == 20
+
+
+def test_an_evaluation_can_be_stopped(start, monkeypatch):
+    """Told to stop in the middle of an evaluation, the run looks at no further batch and saves."""
+    looked = []
+    trainer = start(eval_interval=20)
+    real = trainer.backend.evaluate
+    monkeypatch.setattr(trainer.backend, "evaluate", lambda *batch: looked.append(1) or real(*batch))
+    trainer.interrupted = lambda: len(looked) == 2
+    outcome = trainer.train()
+    assert (outcome.finished, outcome.step, len(looked)) == (False, 20, 2)
+    checkpoint = load_checkpoint(trainer.run.latest)
+    assert (checkpoint.step, checkpoint.validation_loss) == (20, None)
+
+
+def test_another_text_is_not_taken_for_the_runs_own(start, text, tmp_path):
+    """A token file prepared anew from an edited text is refused on resume, though the tokenizer is the same."""
+    prepared, edited = tmp_path / "text.bin", tmp_path / "edited.txt"
+    tokenizer = prepare(text, "bytes", prepared)
+    trainer = start(text=prepared)
+    trainer.interrupted = lambda: trainer.step == 3
+    trainer.train()
+    edited.write_text(text.read_text()[1000:], newline="")
+    prepare(edited, tokenizer, prepared)
+    with pytest.raises(UserError, match="holds another text than the one that"):
+        resume_run(trainer.run.path)
+
+
+def test_a_folder_in_the_runs_place(start, tmp_path):
+    """Where the run's folder was moved away and another stands in its place, nothing is written there."""
+    trainer = start()
+
+    def move_away():
+        if trainer.step == 7:
+            trainer.run.path.rename(tmp_path / "away")
+            trainer.run.path.mkdir()
+        return False
+
+    trainer.interrupted = move_away
+    with pytest.raises(UserError, match="has vanished while the run was training"):
+        trainer.train()
+    assert list(trainer.run.path.iterdir()) == []
+    assert load_checkpoint(tmp_path / "away" / "latest").step == 5
+
+
+def test_ways_out(start):
+    """Without a checkpoint, or with a damaged one, the message says how to go on."""
+    trainer = start()
+    trainer.run.unlock()
+    with pytest.raises(
+        UserError, match="has no checkpoint yet to go on from; start the run again with --over"
+    ):
+        resume_run(trainer.run.path)
+    with pytest.raises(UserError, match="has no checkpoint yet; replace it with --overwrite"):
+        start()
+    trainer = start(overwrite=True)
+    trainer.train()
+    (trainer.run.latest / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"The best one, of step \d+, is whole: remove .*latest to go on"):
+        resume_run(trainer.run.path, training={"steps": 30})
+    remove_checkpoint(trainer.run.latest)
+    assert resume_run(trainer.run.path, training={"steps": 30}).train().finished
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_an_interrupted_run_ends_as_a_straight_one(start, backend, dtype):
-    """Stopped twice and resumed, a run has the very weights, moments and metrics; dropout and parts are on."""
+    """Stopped and resumed, a run has the very weights, moments and metrics; dropout and parts are on.
+
+    At 7 and 13 it is stopped between two evaluations, at 10 before one and at 20, after the last step, in one.
+    """
     settings = {
         "overrides": {"dropout": 0.2},
         "accumulate": 2,
@@ -218,8 +299,11 @@ def test_an_interrupted_run_ends_as_a_straight_one(start, backend, dtype):
     straight = start("straight", **settings)
     straight.train()
     interrupted = start("interrupted", **settings)
-    for stop in (7, 13):
-        interrupted.interrupted = lambda trainer=interrupted, stop=stop: trainer.step == stop
+    for stop in (7, 10, 13, 20):
+        asked = count(1)
+        interrupted.interrupted = lambda trainer=interrupted, stop=stop, asked=asked: (
+            trainer.step == stop and next(asked) > (stop == 20)
+        )
         outcome = interrupted.train()
         assert (outcome.finished, outcome.step, outcome.validation) == (False, stop, None)
         interrupted = resume_run(interrupted.run.path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import SMALL, assert_one_line, command, run
+from processes import ROOT, SMALL, assert_one_line, command, run
 
 from contract.errors import UserError
 from harness.checkpoint import checkpoint_exists, load_checkpoint
@@ -128,6 +128,25 @@ def test_a_signal_saves_within_five_seconds(tmp_path, text, name, figure):
     assert seconds < 5
     assert load_checkpoint(tmp_path / "run" / "latest", with_optimizer=True).step >= 1
     figure(f"{name}: saved and gone in {seconds:.1f} s")
+
+
+@posix
+def test_a_signal_while_tokenising(tmp_path, text):
+    """Told to stop before training has begun, a process leaves nothing behind."""
+    (tmp_path / "text.txt").write_bytes(text.read_bytes() * 3000)
+    arguments = ("prepare", tmp_path / "text.txt", "--tokenizer", ROOT / "data" / "tense.tiktoken")
+    for name in ("SIGTERM", "SIGINT"):
+        with subprocess.Popen(
+            command(*arguments, "--out", tmp_path / "out.bin"), stderr=subprocess.PIPE, text=True
+        ) as process:
+            deadline = time.monotonic() + 30
+            while not list(tmp_path.glob(".out*")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(getattr(signal, name))
+            _, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert err == ""
+        assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
 def test_two_processes_on_one_run(tmp_path, text):
