@@ -1,5 +1,6 @@
 """Speed and memory: `bench`."""
 
+import importlib.util
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 
 from commands.options import ThreadsOption, option
-from contract.errors import ConfigError
+from contract.errors import ConfigError, UserError
 
 
 def bench(
@@ -29,6 +30,10 @@ def bench(
     from harness.bench import RECIPES, run_recipe, write_results
 
     check_threads(threads)
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            'bench needs PyTorch, which is not installed; run: pip install -c constraints.txt -e ".[torch]"'
+        )
     for name in recipes or ():
         if name not in RECIPES:
             raise ConfigError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")

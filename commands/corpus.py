@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from commands.options import TOKENIZER_HELP, TextArgument, option
-from contract.errors import ConfigError
+from contract.errors import ConfigError, UserError
 
 
 def prepare(
@@ -31,15 +31,18 @@ def prepare(
 def train_tokenizer(
     text: TextArgument,
     vocab_size: Annotated[int, option("Tokens to end with, at least 256.")],
-    out: Annotated[Path | None, option("Ranks file to write. [default: TEXT with .tiktoken]")] = None,
+    out: Annotated[Path | None, option("Ranks file to write. [default: TEXT-VOCAB_SIZE.tiktoken]")] = None,
+    overwrite: Annotated[bool, option("Replace the file in --out.", "--overwrite")] = False,
 ):
     """Learn byte-pair ranks from a text, for `--tokenizer`."""
     from commands.console import reading_progress, say
     from data.tokenizers import save_ranks, train_tokenizer
 
-    out = out or text.with_suffix(".tiktoken")
+    out = out or text.with_name(f"{text.stem}-{vocab_size}.tiktoken")
     if out.resolve() == text.resolve():
         raise ConfigError(f"{out}: this is the text, which would be lost; name another ranks file with --out")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} is there already; replace it with --overwrite, or choose another --out")
     with reading_progress(text, "counting") as progress:
         encoding = train_tokenizer(text, vocab_size, progress)
     save_ranks(encoding, out)

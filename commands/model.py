@@ -127,4 +127,11 @@ def _print_record(record: dict, as_json: bool):
         )
     width = max(map(len, rows))
     for name, value in rows.items():
-        typer.echo(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+        if value is not None:
+            typer.echo(f"{name:<{width}}  {_shown(value)}")
+
+
+def _shown(value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

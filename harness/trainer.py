@@ -128,15 +128,18 @@ class Spikes:
     """Tells a loss that lies far above those before it, which a short-lived instability leaves behind.
 
     Far is six times the usual step from one loss to the next, and at least 0.1 nats, above a running mean of
-    some 10 steps, which follows a falling loss closely. The first 50 losses are not judged.
+    some 10 steps, which follows a falling loss closely. The first losses, which fall fast, are not judged.
+
+    first: how many
     """
 
-    def __init__(self):
+    def __init__(self, first: int = 50):
+        self._first = first
         self._mean, self._jump, self._last, self._seen = 0.0, 0.0, 0.0, 0
 
     def see(self, loss: float) -> bool:
         """Take the next loss. returns: whether it is a spike, which then does not count for the next ones"""
-        if self._seen >= 50 and loss > self._mean + max(6 * self._jump, 0.1):
+        if self._seen >= self._first and loss > self._mean + max(6 * self._jump, 0.1):
             return True
         if self._seen:
             self._jump += max(0.02, 1 / self._seen) * (abs(loss - self._last) - self._jump)
@@ -175,7 +178,7 @@ class Trainer:
         self.step = self.evaluated = 0  # the steps done, and how many they were at the last evaluation
         self.validation_loss: float | None = None
         self.best_loss: float | None = None
-        self._spikes = Spikes()
+        self._spikes = Spikes(max(50, settings.warmup_steps))
 
     @property
     def epochs(self) -> float:

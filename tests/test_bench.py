@@ -203,3 +203,11 @@ def test_memory_is_as_estimated(tmp_path, flags):
     (line,) = [line for line in lines if "MB of memory at the peak" in line]
     estimate = 1e6 * float(line.split("about ")[1].split(" MB")[0].replace(",", ""))
     assert 0.8 < estimate / (1024 * int(taken)) < 1.2
+
+
+def test_without_pytorch(run_cli, monkeypatch):
+    """There is nobody to compare with, and the line says how to get it."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, _, err = run_cli("bench", "nano")
+    assert code == 1
+    assert "bench needs PyTorch, which is not installed; run: pip install" in err

@@ -105,7 +105,7 @@ def test_help_lists_the_commands(run_cli):
     ("command", "defaults"),
     [
         ("prepare", ["TEXT with .bin"]),
-        ("tokenizer train", ["TEXT with .tiktoken"]),
+        ("tokenizer train", ["TEXT-VOCAB_SIZE.tiktoken"]),
         ("train", ["data/tense.txt", "a new one in runs/", "1500", "one a processor"]),
         ("generate", ["begin a new line", "all", "one a processor"]),
         ("evaluate", ["the run's held-out split"]),

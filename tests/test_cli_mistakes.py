@@ -46,7 +46,16 @@ MISTAKES = [
     ("prepare words.tiktoken", 1, "words.tiktoken: the tokenizer's ranks belong here"),
     ("prepare text.txt more.txt", 2, "unexpected extra argument"),
     ("prepare", 2, "Missing argument"),
-    ("tokenizer train words.tiktoken --vocab-size 300", 2, "words.tiktoken: this is the text"),
+    (
+        "tokenizer train words.tiktoken --vocab-size 300 --out words.tiktoken",
+        2,
+        "words.tiktoken: this is the text",
+    ),
+    (
+        "tokenizer train text.txt --vocab-size 300 --out words.tiktoken",
+        1,
+        "words.tiktoken is there already; replace",
+    ),
     ("tokenizer train text.txt --vocab-size 300 --out text.txt", 2, "text.txt: this is the text"),
     ("tokenizer train text.txt --vocab-size 300 --out no/x.tiktoken", 1, "x.tiktoken: cannot be written"),
     ("tokenizer train text.txt --vocab-size -1", 2, "a vocabulary of -1 tokens cannot be trained"),
