@@ -296,7 +296,7 @@ def step_norm(config, tokens, targets, max_norm, **weights):
 
 def clipped(gradient, norm, adamw):
     """The gradient scaled by max_norm / norm where the norm exceeds max_norm."""
-    return gradient * min(1.0, adamw["max_norm"] / float(norm))
+    return gradient * (adamw["max_norm"] / float(norm)) if norm > adamw["max_norm"] else gradient
 
 
 @_kind("AdamW mean", "m = beta1 · m + (1 - beta1) · g, g = gradient clipped by the joint norm")
