@@ -75,8 +75,8 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
         return make_pack(name, checkpoint.config, weights=checkpoint.weights, **settings)
     try:
         fields = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config} is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{config} is not JSON ({error}); write the configuration's fields by name") from None
     if not isinstance(fields, dict):
         raise UserError(f"{config} holds no object; write the configuration's fields by name")
     defaults = {"bias": True, "tie_embeddings": True, "norm_eps": 1e-5, "dropout": 0.0}
