@@ -51,8 +51,14 @@ def make(
 
 
 def _require_free(name: str, folder: Path, config: Path | None, overwrite: bool):
+    from parity.packs import COMMITTED
+
     if Path(name).name != name or not name.strip(". "):
         raise ConfigError(f"{name!r} cannot name a file; choose a plain name, and the folder with --out")
+    if name in COMMITTED:
+        raise ConfigError(
+            f"{name} is a pack of the project, which `check` would take for yours; choose another NAME"
+        )
     for path in (folder / f"{name}.json", folder / f"{name}.safetensors"):
         if config is not None and path.resolve() == config.resolve():
             raise ConfigError(f"the pack's manifest would replace {config}; choose another NAME or --out")
