@@ -19,7 +19,7 @@ from parity.recompute import KINDS
 MOST_FAULTS = 5  # that are looked into, one after the other
 
 # What the model as a whole computes: wrong wherever the model is, so never worth a report beside another fault.
-_LOSS, _NORM = "loss of a step", "gradient norm of a step"
+_LOSS, _NORM, _LOGITS = "loss of a step", "gradient norm of a step", "logits of a new token"
 _FOLLOWS = "follows from your weights"
 
 
@@ -118,13 +118,14 @@ def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
     The first divergence is one unless it follows from inputs that are within their limits: small errors can
     grow. Where no fault is found, it is the first divergence all the same.
     """
-    states = {row.name: "right" if row.holds else "diverges" for row in rows}
     diverging = [row for row in rows if not row.holds]
+    states = {name: "right" for row in rows for name in (row.name, row.name.partition("[")[0])}
+    states |= {name: "diverges" for row in diverging for name in (row.name, row.name.partition("[")[0])}
     faults: dict[str, Fault] = {}
     for row in diverging:
         operation = flow.operations.get(row.name)
         kind = operation.kind if operation else "given"
-        if faults and kind == _LOSS:
+        if faults and kind in (_LOSS, _LOGITS):
             continue
         follows = _follows(flow, row, operation, states, slack=16 if faults else 1)
         if follows and kind == _NORM:
@@ -157,6 +158,8 @@ def _narrow(fault: Fault, flow: Dataflow, row: Row):
 
 def _explanations(flow: Dataflow, row: Row, operation: Operation | None) -> list[Explanation]:
     """What explains a tensor, from the inputs in the dump and, where it lacks them, the golden ones."""
+    if operation and operation.kind in ("greedy token", "sampled token"):
+        return []  # twice or half a token's id would be a coincidence
     arrays, expected = {}, flow.golden[row.name]
     if operation and KINDS[operation.kind].compute and flow.repeatable(operation):
         arrays = flow.inputs(operation, extras=True)
