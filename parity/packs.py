@@ -279,7 +279,7 @@ def _verified(record) -> dict:
         raise ValueError(f"it is of format {record['format']!r}, wanted {FORMAT!r}")
     if record.pop("checksum", None) != _checksum(record):
         raise ValueError("its manifest was changed: it does not match its checksum")
-    if Path(record["name"]).name != record["name"]:
+    if Path(record["name"]).name != record["name"] or not record["name"].strip(". "):
         raise ValueError(f"its name {record['name']!r} is no plain name")
     for part, usual in (("adamw", ADAMW), ("sampling", SAMPLING)):
         _require_fields(part, record[part], {name: type(value) for name, value in usual.items()})

@@ -381,6 +381,7 @@ def _rows(change):
         lambda record: {"sampling": None},
         lambda record: {"seed": "x"},
         lambda record: {"name": "../pack"},
+        lambda record: {"name": ".."},
         lambda record: {"tensors": []},
         lambda record: {"tensors": 5},
         lambda record: {"tensors": [1]},
