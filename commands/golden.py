@@ -51,8 +51,14 @@ def make(
 
 
 def _require_free(name: str, folder: Path, config: Path | None, overwrite: bool):
+    from parity.packs import COMMITTED
+
     if Path(name).name != name or not name.strip(". "):
         raise ConfigError(f"{name!r} cannot name a file; choose a plain name, and the folder with --out")
+    if name in COMMITTED:
+        raise ConfigError(
+            f"{name} is a pack of the project, which `check` would take for yours; choose another NAME"
+        )
     for path in (folder / f"{name}.json", folder / f"{name}.safetensors"):
         if config is not None and path.resolve() == config.resolve():
             raise ConfigError(f"the pack's manifest would replace {config}; choose another NAME or --out")
@@ -75,8 +81,8 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
         return make_pack(name, checkpoint.config, weights=checkpoint.weights, **settings)
     try:
         fields = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config} is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{config} is not JSON ({error}); write the configuration's fields by name") from None
     if not isinstance(fields, dict):
         raise UserError(f"{config} holds no object; write the configuration's fields by name")
     defaults = {"bias": True, "tie_embeddings": True, "norm_eps": 1e-5, "dropout": 0.0}

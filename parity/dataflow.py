@@ -8,6 +8,7 @@ from contract.weights import weight_table
 from parity.operations import (
     CONTINUATIONS,
     Operation,
+    continuation_operations,
     given_names,
     gradient_of_step,
     pass_operations,
@@ -17,16 +18,18 @@ from parity.operations import (
 from parity.packs import Pack
 from parity.recompute import pass_of_step
 
+_CUT = ("adamw.", "sampled.draws", *CONTINUATIONS)
+
 
 def split_steps(tensors: Mapping[str, np.ndarray], pack: Pack) -> dict[str, np.ndarray]:
-    """The tensors, those with a row for each step of AdamW cut into `NAME[1]`, `NAME[2]`, ...
+    """The tensors, those with a row for each step of AdamW or new token cut into `NAME[1]`, `NAME[2]`, ...
 
-    A dump may end after fewer steps than the pack.
+    A dump may end after fewer steps or tokens than the pack.
     """
     split = {}
     for name, tensor in tensors.items():
         shape = pack.tensors[name].shape
-        stepwise = name.startswith("adamw.") and tensor.ndim and 0 < len(tensor) <= shape[0]
+        stepwise = name.startswith(_CUT) and tensor.ndim and 0 < len(tensor) <= shape[0]
         if stepwise and tensor.shape[1:] == shape[1:]:
             split |= {f"{name}[{step}]": row for step, row in enumerate(tensor, 1)}
         else:
@@ -40,7 +43,7 @@ class Dataflow:
 
     dtype: "float32" or "float64", whose limits to apply; dump: by name, some or all of the pack's names
 
-    order: names, those of AdamW's steps one by one; operations: what made each, by name
+    order: names, those of AdamW's steps and of new tokens one by one; operations: what made each, by name
     given: names of what a pack starts from; golden, found: tensors of the pack and of the dump
     limits, scales: how far the dump may be off, and in units of what
     """
@@ -48,10 +51,12 @@ class Dataflow:
     def __init__(self, pack: Pack, dtype: str, dump: Mapping[str, np.ndarray]):
         config, adamw = pack.config, pack.manifest["adamw"]
         golden = split_steps(pack.tensors, pack)
-        rates = [name for name in golden if name.startswith("adamw.learning_rate[")]
+        rows_given = [name for name in golden if name.startswith(("adamw.learning_rate[", "sampled.draws["))]
         self.pack = pack
-        self.given = [*given_names(config), *rates, "greedy.prompt", "sampled.prompt", "sampled.draws"]
-        self.operations = pass_operations(config) | step_operations(config, adamw) | CONTINUATIONS
+        self.given = [*given_names(config), *rows_given, "greedy.prompt", "sampled.prompt"]
+        count, sampling = len(pack.tensors["greedy.tokens"]), pack.manifest["sampling"]
+        self.operations = pass_operations(config) | step_operations(config, adamw)
+        self.operations |= continuation_operations(config, count, sampling) | CONTINUATIONS
         # The uncut ones too: a dump's may have a shape that cannot be cut.
         self.golden, self.found = golden | pack.tensors, split_steps(dump, pack)
         order = dict.fromkeys([*self.given, *self.operations, *self.golden])

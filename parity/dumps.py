@@ -8,7 +8,9 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from lzma import LZMAError
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,8 +19,9 @@ from contract.errors import UserError
 
 DTYPES = ("float64", "float32", "int64", "int32")
 _UNREADABLE = (
-    SafetensorError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
-    NotImplementedError, OverflowError,
+    SafetensorError, ValueError, KeyError, TypeError, EOFError, OverflowError, MemoryError, TokenError,
+    OSError, zipfile.BadZipFile, zlib.error, LZMAError,
+    RuntimeError,  # an encrypted member, an unknown compression, JSON too deep
 )  # fmt: skip
 
 
@@ -38,15 +41,17 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> tuple[dict[str, n
         )
     found: dict[str, np.ndarray] = {}
     unknown: list[str] = []
+    part = str(path)
     try:
         for name, read in _entries(path, golden):
+            part = f"{name} in {path}"
             if name not in golden:
                 unknown.append(name)
                 continue
             found[name] = _checked(path, name, read())
     except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path} cannot be read as a dump ({reason}); write it again") from None
+        raise UserError(f"{part} cannot be read ({reason}); write it again") from None
     if not found:
         seen = f"; it has {', '.join(unknown[:3])}" if unknown else ""
         raise UserError(f"{path} has no tensor under a name of the pack, such as {next(iter(golden))}{seen}")
@@ -63,14 +68,16 @@ def _entries(path: Path, golden) -> Iterator[tuple]:
             yield from _listed(listings[0])
         elif any(path.glob("*.npy")):
             for file in sorted(path.glob("*.npy")):
-                yield file.stem, lambda file=file: np.load(file, mmap_mode="r", allow_pickle=False)
+                yield file.stem, lambda file=file: _array(file)
         else:
             for file in sorted(path.glob("*.bin")):
                 yield file.name.removesuffix(".bin"), lambda file=file: _sized(file, golden)
     elif path.suffix == ".json":
         yield from _listed(path)
     elif path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: NumPy leaves a file open that turns out to be no archive.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is no archive")
             for name in archive.files:
@@ -79,6 +86,14 @@ def _entries(path: Path, golden) -> Iterator[tuple]:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118
                 yield name, lambda name=name: _stored(file, name)
+
+
+def _array(file: Path) -> np.ndarray:
+    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError("it is an .npz archive under another name")
+    return array
 
 
 def _member(archive, name: str, golden) -> np.ndarray:

@@ -278,9 +278,36 @@ def _step_operation(kind: str, name: str, step: int) -> Operation:
     return Operation(title, inputs, extras={"weight": weight, "rate": rate})
 
 
+# As a whole; below, token by token, since the logits of each follow from the tokens chosen before it.
 CONTINUATIONS = {
-    "greedy.logits": Operation("logits of a continuation", {"tokens": "greedy.prompt"}),
+    "greedy.logits": Operation(
+        "logits of a continuation", {"prompt": "greedy.prompt", "so far": "greedy.tokens"}
+    ),
     "greedy.tokens": Operation("greedy choice", {"logits": "greedy.logits"}),
-    "sampled.logits": Operation("logits of a continuation", {"tokens": "sampled.prompt"}),
+    "sampled.logits": Operation(
+        "logits of a continuation", {"prompt": "sampled.prompt", "so far": "sampled.tokens"}
+    ),
     "sampled.tokens": Operation("sampling", {"logits": "sampled.logits", "draws": "sampled.draws"}),
 }
+
+
+def continuation_operations(config: ModelConfig, count: int, sampling: Mapping) -> dict[str, Operation]:
+    """The logits and the choice of each of `count` new tokens, greedy and sampled, in order.
+
+    sampling: the pack's settings: temperature, top_k
+    """
+    weights = {name: name for name in weight_table(config)}
+    settings = {name: sampling[name] for name in ("temperature", "top_k")}
+    operations = {}
+    for title in ("greedy", "sampled"):
+        before = {"prompt": f"{title}.prompt"}
+        for place in range(1, count + 1):
+            logits, token = f"{title}.logits[{place}]", f"{title}.tokens[{place}]"
+            operations[logits] = Operation("logits of a new token", before | weights)
+            if title == "greedy":
+                operations[token] = Operation("greedy token", {"logits": logits})
+            else:
+                draw = f"sampled.draws[{place}]"
+                operations[token] = Operation("sampled token", {"logits": logits, "draw": draw}, settings)
+            before = before | {f"new {place}": token}
+    return operations

@@ -6,6 +6,8 @@ check one.
 """
 
 import json
+from hashlib import sha256
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -24,6 +26,7 @@ from contract.weights import Weights, parameter_count, weight_table
 from data.tokenizers import replacing
 from parity.cases import lively_weights
 from parity.manifest import FORMAT, digest, manifest
+from parity.operations import CONTINUATIONS, given_names, pass_operations, step_operations
 
 GOLDEN = Path(__file__).parent / "golden"
 LARGEST = 1 << 30  # bytes of a pack; a porter's tool should not fill a disk by mistake
@@ -195,7 +198,7 @@ def save_pack(pack: Pack, folder: Path):
     with replacing(folder / f"{pack.name}.safetensors") as file:
         file.write(save(tensors))
     with replacing(folder / f"{pack.name}.json") as file:
-        file.write(manifest_text(pack.manifest))
+        file.write(manifest_text(pack.manifest | {"checksum": _checksum(pack.manifest)}))
 
 
 def manifest_text(record: dict) -> bytes:
@@ -231,20 +234,84 @@ def load_pack(name: str) -> Pack:
     path = find_pack(name)
     tensors_path = path.with_suffix(".safetensors")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise UserError(
-                f"{path} is a pack of format {record['format']!r}, wanted {FORMAT!r}; make it again"
-            )
-        stored, wanted = load(tensors_path.read_bytes()), record["tensors"]
-        tensors = {row["name"]: stored[row["name"]] for row in wanted}
-        damaged = [row["name"] for row in wanted if not _is_described(tensors[row["name"]], row)]
+        record = _verified(json.loads(path.read_text(encoding="utf-8")))
         config = ModelConfig.from_dict(record["config"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        stored = load(tensors_path.read_bytes())
+        tensors = {row["name"]: stored[row["name"]] for row in record["tensors"]}
+        damaged = [row["name"] for row in record["tensors"] if not _is_described(tensors[row["name"]], row)]
+        if not damaged:
+            _require_complete(config, record["adamw"], tensors)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a golden pack or is damaged ({error}); make it again") from None
     if damaged:
         raise UserError(f"{tensors_path}: {damaged[0]} is not what the manifest says; make the pack again")
     return Pack(record, config, tensors)
+
+
+def _checksum(record: dict) -> str:
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+_FIELDS = {
+    "format": str,
+    "name": str,
+    "config": dict,
+    "seed": int,
+    "adamw": dict,
+    "sampling": dict,
+    "tensors": list,
+}
+_ROW = {
+    "name": str,
+    "shape": list,
+    "dtype": str,
+    "float32": float,
+    "float64": float,
+    "scale": float,
+    "sha256": str,
+}
+
+
+def _verified(record) -> dict:
+    """The manifest without its checksum. Raises ValueError unless it is whole and has every field that is read."""
+    _require_fields("it", record, _FIELDS)
+    if record["format"] != FORMAT:
+        raise ValueError(f"it is of format {record['format']!r}, wanted {FORMAT!r}")
+    if record.pop("checksum", None) != _checksum(record):
+        raise ValueError("its manifest was changed: it does not match its checksum")
+    if Path(record["name"]).name != record["name"] or not record["name"].strip(". "):
+        raise ValueError(f"its name {record['name']!r} is no plain name")
+    for part, usual in (("adamw", ADAMW), ("sampling", SAMPLING)):
+        _require_fields(part, record[part], {name: type(value) for name, value in usual.items()})
+    for row in record["tensors"]:
+        _require_fields("a tensor", row, _ROW)
+    return record
+
+
+def _require_fields(what: str, values, wanted: dict[str, type]):
+    """Raise ValueError unless `values` is an object that has the wanted fields; numbers are finite and at least 0."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} is no object")
+    for name, kind in wanted.items():
+        value = values.get(name)
+        if type(value) is not kind or (kind in (int, float) and not 0 <= value < inf):
+            raise ValueError(f"{what} has {name} {str(value)[:40]!r}")
+
+
+def _require_complete(config: ModelConfig, adamw: dict, tensors: dict[str, np.ndarray]):
+    """Raise ValueError unless the tensors are those of a pack with this configuration and so many steps."""
+    table, steps = weight_table(config), adamw["steps"]
+    wanted = {*given_names(config), *pass_operations(config), *CONTINUATIONS}
+    wanted |= {"greedy.prompt", "sampled.prompt", "sampled.draws"}
+    if steps:
+        one = step_operations(config, adamw | {"steps": 1})
+        wanted |= {name.partition("[")[0] for name in one} | {"adamw.learning_rate"}
+    if odd := sorted(wanted ^ tensors.keys()):
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in wanted else 'none of its tensors'}")
+    for name, tensor in tensors.items():
+        shape = table[name].shape if name in table else tensor.shape
+        if tensor.shape != shape or (name.startswith("adamw.") and tensor.shape[:1] != (steps,)):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}")
 
 
 def _is_described(tensor: np.ndarray, row: dict) -> bool:

@@ -271,15 +271,43 @@ def tied_embedding_back(config, dy, tokens, dlogits, x):
     return embedding_back(config, dy, tokens) + linear_weight_back(config, dlogits, x)
 
 
+# The whole model
+
+
+def _model(config, weights):
+    """A model with a copy of `weights`, which are given by name."""
+    model = GPT(config, Weights.zeros(config, "float64"))
+    for name in weight_table(config):
+        model.weights[name][...] = weights[name]
+    return model
+
+
+@_kind("logits of a new token", KINDS["logits of a continuation"].equation)
+def next_logits(config, prompt, **inputs):
+    """inputs: the weights by name and, in their order, the new tokens so far"""
+    weights = {name: inputs.pop(name) for name in weight_table(config)}
+    window = np.array([*prompt, *inputs.values()])[-config.context_length :]
+    return _model(config, weights).forward(window[None])[0][0, -1]
+
+
+@_kind("greedy token", KINDS["greedy choice"].equation)
+def greedy_token(config, logits):
+    return logits.argmax()
+
+
+@_kind("sampled token", KINDS["sampling"].equation)
+def sampled_token(config, logits, draw, temperature, top_k):
+    order = np.argsort(-logits, kind="stable")[:top_k]
+    sums = np.cumsum(np.exp((logits[order] - logits[order[0]]) / temperature))
+    return order[np.searchsorted(sums[:-1], draw * sums[-1], side="right")]
+
+
 # AdamW
 
 
 def pass_of_step(config, tokens, targets, weights):
     """returns: loss, and the gradients of `weights`, which are given by name"""
-    table = weight_table(config)
-    model = GPT(config, Weights.zeros(config, "float64"))
-    for name in table:
-        model.weights[name][...] = weights[name]
+    model = _model(config, weights)
     _, loss, cache = model.forward(tokens, targets)
     return loss, model.backward(cache)
 
@@ -296,7 +324,7 @@ def step_norm(config, tokens, targets, max_norm, **weights):
 
 def clipped(gradient, norm, adamw):
     """The gradient scaled by max_norm / norm where the norm exceeds max_norm."""
-    return gradient * min(1.0, adamw["max_norm"] / float(norm))
+    return gradient * (adamw["max_norm"] / float(norm)) if norm > adamw["max_norm"] else gradient
 
 
 @_kind("AdamW mean", "m = beta1 · m + (1 - beta1) · g, g = gradient clipped by the joint norm")

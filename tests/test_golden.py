@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -343,3 +344,95 @@ def test_a_damaged_pack_is_refused(tmp_path):
         manifest_path.write_text(manifest)
     with pytest.raises(UserError, match="no golden pack"):
         load_pack("")
+
+
+# A manifest is not to be trusted
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A pack on disk, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("made")
+    config, seed = COMMITTED["relu-sinusoidal"]
+    save_pack(make_pack("pack", config, seed=seed, steps=2), folder)
+    return folder
+
+
+def _without(row, name):
+    return {each: value for each, value in row.items() if each != name}
+
+
+def _rows(change):
+    """A change to a manifest that changes the first row of its tensors."""
+    return lambda record: {"tensors": [change(record["tensors"][0]), *record["tensors"][1:]]}
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["edited", "edited with its checksum"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: {"config": 5},
+        lambda record: {"config": record["config"] | {"n_layer": 2}},
+        lambda record: {"config": record["config"] | {"d_ff": 9}},
+        lambda record: {"adamw": {}},
+        lambda record: {"adamw": record["adamw"] | {"steps": 3}},
+        lambda record: {"adamw": record["adamw"] | {"steps": 0}},
+        lambda record: {"adamw": record["adamw"] | {"max_norm": -1.0}},
+        lambda record: {"sampling": None},
+        lambda record: {"seed": "x"},
+        lambda record: {"name": "../pack"},
+        lambda record: {"name": ".."},
+        lambda record: {"tensors": []},
+        lambda record: {"tensors": 5},
+        lambda record: {"tensors": [1]},
+        lambda record: {"tensors": record["tensors"][1:]},
+        _rows(lambda row: _without(row, "name")),
+        _rows(lambda row: _without(row, "float32")),
+        _rows(lambda row: _without(row, "scale")),
+        _rows(lambda row: row | {"float64": float("nan")}),
+        _rows(lambda row: row | {"scale": 10**400}),
+        _rows(lambda row: row | {"name": ["logits"]}),
+        _rows(lambda row: row | {"name": "other"}),
+        _rows(lambda row: row | {"shape": 5}),
+    ],
+)
+def test_an_edited_manifest_is_refused(change, sealed, made, tmp_path, run_cli):
+    """In one line, whatever the edit, even where its author has computed the checksum anew."""
+    record = json.loads((made / "pack.json").read_text())
+    record |= change(record)
+    if sealed:
+        record.pop("checksum", None)
+        record["checksum"] = sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "pack.json").write_text(json.dumps(record))
+    (tmp_path / "pack.safetensors").write_bytes((made / "pack.safetensors").read_bytes())
+    code, stdout, stderr = run_cli("check", made / "pack.safetensors", "--golden", tmp_path / "pack")
+    assert (code, stdout, stderr.count("\n")) == (1, "", 1)
+    assert stderr.startswith(f"error: {tmp_path / 'pack.json'} is not a golden pack or is damaged (")
+    assert stderr.endswith("; make it again\n")
+
+
+def test_a_manifest_has_a_checksum(made, tmp_path):
+    """A limit that was widened by hand would let a wrong port pass."""
+    text = (made / "pack.json").read_text()
+    (tmp_path / "pack.safetensors").write_bytes((made / "pack.safetensors").read_bytes())
+    (tmp_path / "pack.json").write_text(text)
+    load_pack(str(tmp_path / "pack"))
+    for old, new in (('"float32":1e-05', '"float32":1e+05'), ('"layout":"out, in"', '"layout":"in, out"')):
+        assert old in text
+        (tmp_path / "pack.json").write_text(text.replace(old, new, 1))
+        with pytest.raises(UserError, match="checksum"):
+            load_pack(str(tmp_path / "pack"))
+    (tmp_path / "pack.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="damaged"):
+        load_pack(str(tmp_path / "pack"))
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_the_projects_names_are_taken(name, tmp_path, run_cli, tiny_config):
+    """`check --golden gpt2-tied` takes the committed pack: a pack of one's own needs another name."""
+    (tmp_path / "model.json").write_text(json.dumps(tiny_config().to_dict()))
+    arguments = ("golden", "make", name, "--config", tmp_path / "model.json", "--out", tmp_path / "out")
+    code, stdout, stderr = run_cli(*arguments, "--overwrite")
+    assert (code, stdout) == (2, "")
+    assert "choose another NAME" in stderr
+    assert not (tmp_path / "out").exists()
