@@ -57,13 +57,21 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a derivation: what it says, its formula, and fragments of the lines that do it."""
+    """A step of a derivation: what it says, its formula, and fragments of the lines that do it, if any do.
+
+    twins: fragments of the PyTorch lines that do the same
+    """
 
     side: str
     says: str
     formula: Formula
     lines: tuple[str, ...]
     needs: Mapping = field(default_factory=dict)
+    twins: tuple[str, ...] = ()
+
+    def fragments(self, side: str) -> tuple[str, ...]:
+        """What to look for in the code of one side."""
+        return self.twins if side == "torch" else self.lines if side == self.side else ()
 
 
 @dataclass(frozen=True)
@@ -145,8 +153,9 @@ def _read(name: str) -> Operation:
             each["side"],
             each["says"],
             Formula(each["formula"], entry["indices"]),
-            tuple(each["lines"]),
+            tuple(each.get("lines", ())),
             each.get("needs", {}),
+            tuple(each.get("torch", ())),
         )
         for each in entry["steps"]
     )

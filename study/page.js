@@ -38,8 +38,9 @@ function label(axis, place) {
   return String(place);
 }
 const axisWords = { T: "token", V: "vocabulary", C: "channel", "3 C": "output", D: "channel of the head", F: "wide channel", context_length: "place" };
+// A token may be written from right to left: the two marks keep it from turning the words around it about.
 const words = (axis, place) =>
-  axis === "T" || axis === "V" ? `${axisWords[axis]} ${place} “${label(axis, place)}”` : `${axisWords[axis] || "index"} ${place}`;
+  axis === "T" || axis === "V" ? `${axisWords[axis]} ${place} “\u2068${label(axis, place)}\u2069”` : `${axisWords[axis] || "index"} ${place}`;
 
 // Blue below 0, red above, the page's background at 0: against the largest magnitude of the picture.
 function colour(value, largest, dark) {
@@ -57,7 +58,9 @@ function drawPanel(canvas, tensor, kind, panel, largest, width) {
   const [rowAxis, columnAxis] = tensor.axes, square = columns <= 40;
   const room = (axis, places) => 12 + 7 * Math.min(10, Math.max(...places.map((place) => label(axis, place).length)));
   const margin = rowAxis ? room(rowAxis, tensor.rows) : 4, head = columnAxis === "T" ? room("T", tensor.columns) : 4;
-  const cell = Math.max(2, Math.min(square ? 22 : 9, Math.floor((width - margin - 6) / columns)));
+  // A square one is made small enough for three beside each other, as long as its cells can be told apart.
+  const fit = (room) => Math.floor((room - margin - 6) / columns), beside = fit((width - 24) / 3);
+  const cell = Math.max(2, Math.min(square ? 22 : 9, square && beside >= 6 ? beside : fit(width)));
   const height = rows > 24 ? Math.max(5, Math.min(cell, 12)) : 16;
   const [fullWidth, fullHeight] = [margin + cell * columns + 2, head + height * rows + 2];
   const ratio = window.devicePixelRatio || 1, context = canvas.getContext("2d");
@@ -72,6 +75,7 @@ function drawPanel(canvas, tensor, kind, panel, largest, width) {
     if (rowAxis && r % every === 0) context.fillText(label(rowAxis, place).slice(0, 10), 2, head + height * r + Math.min(12, height), margin - 6);
   });
   if (columnAxis === "T") tensor.columns.forEach((place, c) => {
+    if (c % Math.ceil(12 / cell)) return;
     context.save();
     context.translate(margin + cell * c + cell / 2 + 4, head - 4);
     context.rotate(-Math.PI / 2);
@@ -100,6 +104,15 @@ function scale(values, largest) {
   return [low ? `−${number(largest, 3)} is blue` : "", "0 is blank", high ? `${number(largest, 3)} is red` : ""].filter(Boolean).join(", ");
 }
 
+// Which places a sample has, axis by axis.
+function sampled(tensor) {
+  const sizes = [1, 1, 1, ...tensor.shape].slice(-3), [rowAxis, columnAxis] = tensor.axes;
+  return [["heads", tensor.panels, ""], ["rows", tensor.rows, rowAxis], ["columns", tensor.columns, columnAxis]]
+    .map(([name, places, axis], i) => places.length === sizes[i] ? "" :
+      `${places.length} of ${sizes[i].toLocaleString("en")} ${name} (${data.most[i]} evenly spaced, plus ${axis === "V" ? "the text's tokens and " : ""}the worst place)`)
+    .filter(Boolean).join(", ");
+}
+
 function worstCell(tensor) {
   const [p, r, c] = [0, 0, 0, ...tensor.worst].slice(-3);
   return [tensor.panels.indexOf(p), tensor.rows.indexOf(r), tensor.columns.indexOf(c)];
@@ -113,31 +126,33 @@ function show(viewer, key) {
   readout.textContent = "Point at a number, or tab to a picture and use the arrow keys.";
   const total = tensor.shape.reduce((a, b) => a * b, 1), shown = numbers.manual.length;
   pictures.append(element("p", { class: "about" }, `Shape ${tensor.shape.join(" × ") || "of one number"}, ${tensor.dtype}. ` +
-    (shown < total ? `A sample: ${shown.toLocaleString("en")} of ${total.toLocaleString("en")} numbers (${tensor.rows.length} rows, ${tensor.columns.length} columns), evenly spaced, with the worst error among them.` : total > 1 ? `All ${total.toLocaleString("en")} numbers.` : "")));
+    (shown < total ? `A sample, ${shown.toLocaleString("en")} of ${total.toLocaleString("en")} numbers: ${sampled(tensor)}.` : total > 1 ? `All ${total.toLocaleString("en")} numbers.` : "")));
   const canvases = [];
   const say = (panel, r, c) => {
     const at = (panel * rows + r) * columns + c, digits = tensor.dtype === "float64" ? 17 : 9;
     const where = [tensor.panels.length > 1 ? `head ${tensor.panels[panel]}` : "", tensor.axes[0] ? words(tensor.axes[0], tensor.rows[r]) : "", tensor.shape.length ? words(tensor.axes[1], tensor.columns[c]) : ""];
     readout.textContent = `${where.filter(Boolean).join(", ")}: by hand ${number(numbers.manual[at], digits)}, autograd ${number(numbers.autograd[at], digits)}, difference ${number(numbers.difference[at], 3)}`;
   };
+  // Head by head, so that what is to be compared stands side by side where there is room.
+  const heads = tensor.panels.map((head) => {
+    const box = element("div", { class: "panels" });
+    if (tensor.panels.length > 1) box.append(element("h5", {}, `head ${head}`));
+    return box;
+  });
   for (const [kind, title] of [["manual", "By hand (NumPy)"], ["autograd", "Autograd (PyTorch)"], ["difference", "Difference"]]) {
     const largest = numbers[kind].reduce((most, value) => Math.max(most, Math.abs(value)), 0);
     const [p, r, c] = worstCell(tensor), worst = tensor.shape.length ? `[${tensor.worst.join(", ")}]` : "the only number";
-    const box = element("div", { class: "kind" });
-    box.append(element("h5", {}, kind === "difference"
+    pictures.append(element("p", { class: "scale" }, kind === "difference"
       ? `${title}: ${largest ? `largest ${number(largest, 3)}, at ${worst}, outlined` : "0 everywhere"}`
       : `${title}: ${scale(numbers[kind], largest)}`));
-    const panels = element("div", { class: "panels" });
-    box.append(panels);
     tensor.panels.forEach((head, panel) => {
       const figure = element("figure"), canvas = element("canvas", { tabindex: "0", role: "img",
         "aria-label": `${title}, ${key}${tensor.panels.length > 1 ? `, head ${head}` : ""}: ${rows} rows, ${columns} columns; arrow keys read the numbers` });
-      if (tensor.panels.length > 1) figure.append(element("figcaption", {}, `head ${head}`));
-      figure.append(canvas);
-      panels.append(figure);
+      figure.append(element("figcaption", {}, title), canvas);
+      heads[panel].append(figure);
       const redraw = () => drawPanel(canvas, tensor, kind, panel, largest, Math.min(viewer.clientWidth - 24, 1150));
       canvases.push(redraw);
-      canvas.addEventListener("pointermove", (event) => {
+      for (const kind of ["pointermove", "pointerdown"]) canvas.addEventListener(kind, (event) => { // a finger does not hover
         const [row, column] = canvas.cellAt(event.offsetX, event.offsetY);
         if (row >= 0 && column >= 0 && row < rows && column < columns) say(panel, row, column);
       });
@@ -152,8 +167,10 @@ function show(viewer, key) {
       });
       canvas.addEventListener("blur", () => { canvas.cursor = null; redraw(); });
     });
-    pictures.append(box);
   }
+  const groups = element("div", { class: "heads" });
+  groups.append(...heads);
+  pictures.append(groups);
   viewer.redraw = () => canvases.forEach((each) => each());
   viewer.redraw();
   const details = viewer.querySelector(".numbers");
@@ -188,30 +205,42 @@ function openChapter(chapter) {
   if (viewer && !viewer.redraw) show(viewer, viewer.querySelector("select").value);
 }
 
+function readable(hash) {
+  try { return decodeURIComponent(hash); } catch { return hash; } // an address may be cut off anywhere
+}
+
 function follow() {
   // "#softmax" is a chapter, "#softmax:activation~blocks.0.attention.probabilities" one of its tensors too.
-  const [id, key] = decodeURIComponent(location.hash.slice(1)).split(":");
+  const [id, key] = readable(location.hash.slice(1)).split(":");
   const target = id && byId(id), chapter = target && target.closest("details.chapter");
   document.querySelectorAll(".map a[aria-current]").forEach((each) => each.removeAttribute("aria-current"));
   if (!target) return;
   if (chapter) {
-    chapter.hidden = false;
+    if (chapter.hidden) {
+      byId("search").value = "";
+      search();
+    }
     openChapter(chapter);
-  }
-  const name = key && key.replace("~", " ");
-  if (name && data.tensors[name]) {
-    show(chapter.querySelector(".viewer"), name);
+  } else if (target.closest("details")) target.closest("details").open = true;
+  const name = key && key.replaceAll("~", " "), viewer = chapter && chapter.querySelector(".viewer");
+  if (viewer && Object.hasOwn(data.tensors, name)) {
+    show(viewer, name);
     document.querySelectorAll(".map a").forEach((each) => { if (each.hash === location.hash) each.setAttribute("aria-current", "true"); });
   }
-  target.scrollIntoView();
+  (viewer && Object.hasOwn(data.tensors, name) ? viewer : target).scrollIntoView();
 }
+// The address does not change, and says nothing, where it is chosen again.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[href]");
+  if (link && link.getAttribute("href") === location.hash) follow();
+});
 
 document.querySelectorAll("details.chapter").forEach((chapter) => {
   chapter.addEventListener("toggle", () => { if (chapter.open) openChapter(chapter); });
   const select = chapter.querySelector(".viewer select");
   if (select) select.addEventListener("change", () => {
     show(chapter.querySelector(".viewer"), select.value);
-    history.replaceState(null, "", `#${chapter.id}:${select.value.replace(" ", "~")}`); // a link to just this
+    history.replaceState(null, "", `#${chapter.id}:${select.value.replaceAll(" ", "~")}`); // a link to just this
   });
 });
 
@@ -227,24 +256,68 @@ document.querySelectorAll(".step").forEach((step) => {
   }
 });
 
-byId("search").addEventListener("input", (event) => {
-  const wanted = event.target.value.trim().toLowerCase(), chapters = document.querySelectorAll("details.chapter");
+// "cross entropy" finds "Cross-entropy"; the tables' headings, the same in every chapter, are not looked at.
+const plain = (text) => text.toLowerCase().replace(/[\s‐-―-]+/g, " ").trim();
+function wordsOf(chapter) {
+  if (!chapter.words) {
+    const copy = chapter.cloneNode(true);
+    copy.querySelectorAll("thead, .viewer").forEach((each) => each.remove());
+    chapter.words = plain(copy.textContent);
+  }
+  return chapter.words;
+}
+function search() {
+  const wanted = plain(byId("search").value), chapters = document.querySelectorAll("details.chapter");
   let count = 0;
   chapters.forEach((chapter) => {
-    const found = !wanted || chapter.textContent.toLowerCase().includes(wanted);
+    const found = !wanted || wordsOf(chapter).includes(wanted);
     chapter.hidden = !found;
     document.querySelector(`nav li[data-chapter="${chapter.id}"]`).hidden = !found;
     count += found;
   });
   byId("found").textContent = wanted ? `${count} of ${chapters.length} operations` : "";
-});
+}
+byId("search").addEventListener("input", search);
 byId("open-all").addEventListener("click", () => document.querySelectorAll("details.chapter").forEach(openChapter));
 byId("close-all").addEventListener("click", () => document.querySelectorAll("details.chapter").forEach((each) => { each.open = false; }));
 byId("theme").addEventListener("click", () => {
   document.documentElement.dataset.theme = isDark() ? "light" : "dark";
   redrawAll();
 });
+// --- the map ---
+
+// The edges that do not lead from one node to the next: a straight line to the row below, a bracket at the side else.
+function drawMap() {
+  const map = document.querySelector(".map");
+  byId("map-hint").hidden = map.scrollWidth <= map.clientWidth;
+  map.querySelectorAll(".block").forEach((lane) => {
+    const origin = lane.getBoundingClientRect(), edges = element("svg", { svg: true, class: "edges", "aria-hidden": "true" });
+    const box = (node) => {
+      const { left, right, top, bottom } = node.getBoundingClientRect();
+      return { left: left - origin.left, right: right - origin.left, top: top - origin.top, bottom: bottom - origin.top };
+    };
+    const add = (d) => edges.append(element("path", { svg: true, d }));
+    lane.querySelectorAll("[data-reads]").forEach((node) => node.dataset.reads.split(" ").forEach((name) => {
+      const to = box(node), middle = (to.top + to.bottom) / 2;
+      const source = name === "lane" ? lane.querySelector("h3") : lane.querySelector(`[data-tensor="${name}"]`), from = box(source);
+      if (/residual/.test(node.dataset.tensor)) {
+        const y = name === "lane" ? from.bottom + 2 : from.bottom - 8, x = to.left - 12;
+        add(`M${name === "lane" ? x : from.left},${y}H${x}V${middle}H${to.left}m-5,-4l5,4l-5,4`);
+      } else if (/heads$/.test(node.dataset.tensor)) {
+        const x = to.right + 10;
+        add(`M${from.right},${(from.top + from.bottom) / 2}H${x}V${middle}H${to.right}m5,-4l-5,4l5,4`);
+      } else {
+        const x = (from.left + from.right) / 2;
+        add(`M${x},${from.bottom}V${to.top}m-4,-5l4,5l4,-5`);
+      }
+    }));
+    lane.querySelector(".edges")?.remove();
+    lane.append(edges);
+  });
+}
+
 function redrawAll() {
+  drawMap();
   document.querySelectorAll(".viewer").forEach((each) => each.redraw && each.redraw());
   drawCurve();
 }
@@ -292,6 +365,7 @@ function drawCurve() {
 weight.addEventListener("change", () => { epsilon.value = (data.sweeps[weight.value].steps.length - 1) / 2; drawCurve(); });
 epsilon.addEventListener("input", drawCurve);
 
+drawMap();
 drawCurve();
 window.addEventListener("hashchange", follow);
 follow();

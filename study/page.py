@@ -20,15 +20,25 @@ from study.derivations import SIDES, Operation, check, every_function, fits, ope
 from study.proof import proof_strip
 from study.slider import sweeps
 from study.source import highlight_css, highlighted
-from study.tensors import LEARNING_RATE, MOST_COLUMNS, MOST_ROWS, Run, View, run_twins
+from study.tensors import (
+    ADAM_WEIGHTS,
+    LEARNING_RATE,
+    MOST_COLUMNS,
+    MOST_PANELS,
+    MOST_ROWS,
+    Run,
+    View,
+    run_twins,
+)
 from study.witness import Witness, run_witness
 
 _HERE = Path(__file__).parent
+_LONG = 100  # characters of LaTeX
 SIDE_TITLES = {"forward": "NumPy, forward", "backward": "NumPy, backward", "torch": "PyTorch, autograd"}
-# The places of a block in the order of dataflow: operation, and the tensor that it makes.
+# The places of a block in the order of dataflow: operation, and the tensor that it makes; some side by side.
 BLOCK_PLACES = (
     ("layer_norm", "norm_1"),
-    ("query_key_value", "attention.query"),
+    ("query_key_value", ("attention.query", "attention.key", "attention.value")),
     ("scores", "attention.scores"),
     ("mask", "attention.scores"),
     ("softmax", "attention.probabilities"),
@@ -41,6 +51,13 @@ BLOCK_PLACES = (
     ("feed_forward", "feed_forward.down"),
     ("residual", "residual_2"),
 )
+# Where a place reads a tensor that does not stand just above it: "" is the stream as it enters the block.
+EDGES = {
+    ("scores", "attention.scores"): ("attention.query", "attention.key"),
+    ("weighted_sum", "attention.heads"): ("attention.value",),
+    ("residual", "residual_1"): ("",),
+    ("residual", "residual_2"): ("residual_1",),
+}
 _SHAPES = {
     "query": "B, H, T, D", "key": "B, H, T, D", "value": "B, H, T, D", "heads": "B, H, T, D",
     "scores": "B, H, T, T", "probabilities": "B, H, T, T", "probabilities_dropout": "B, H, T, T",
@@ -91,6 +108,8 @@ def study_page(subject: Subject) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["visible"] = visible
+    failing = _failing(run, chapters)
     return environment.get_template("template.html").render(
         subject=subject,
         config=config,
@@ -103,11 +122,15 @@ def study_page(subject: Subject) -> str:
         strip=proof_strip(run.rows),
         worst={dtype: max(rows, key=lambda row: row.error / row.limit) for dtype, rows in run.rows.items()},
         rows=run.rows,
-        holds=all(row.holds for rows in run.rows.values() for row in rows),
+        failing=failing,
+        links={(each["dtype"], each["row"].quantity, each["row"].name): each["link"] for each in failing},
+        fail_ids={(each["dtype"], each["row"].quantity, each["row"].name): each["id"] for each in failing},
+        adam_weights=len(ADAM_WEIGHTS),
         moved=moved,
         learning_rate=LEARNING_RATE,
         most_rows=MOST_ROWS,
         most_columns=MOST_COLUMNS,
+        most_panels=MOST_PANELS,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         light=Markup(light),
         dark=Markup(dark),
@@ -120,6 +143,28 @@ def study_page(subject: Subject) -> str:
 def number(value: float) -> str:
     """A number with the digits that tell float32 values apart, as the page's script writes it too."""
     return "0" if value == 0 else f"{value:.9g}"
+
+
+def visible(text: str) -> str:
+    """Text whose control characters, which could turn the words around it about, are written as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _failing(run: Run, chapters: list[dict]) -> list[dict]:
+    """What differs by more than its limit, the worst first, with a link to where the page shows it."""
+    home = {key: chapter["name"] for chapter in reversed(chapters) for key in chapter["keys"]}
+    found = [(dtype, row) for dtype, rows in run.rows.items() for row in rows if not row.holds]
+    found.sort(key=lambda each: each[1].error / each[1].limit, reverse=True)
+    failing = []
+    for place, (dtype, row) in enumerate(found, 1):
+        key = f"{row.quantity} {row.name}"
+        link = _link(home[key], key) if key in home else f"#fails-{place}"  # a row of the proof's table
+        failing.append({"dtype": dtype, "row": row, "link": link, "id": f"fails-{place}"})
+    return failing
+
+
+def _link(chapter: str, key: str) -> str:
+    return f"#{chapter}:{key.replace(' ', '~')}"
 
 
 def _token(subject: Subject, token: int) -> dict:
@@ -151,6 +196,7 @@ def _data(subject: Subject, run: Run, moved, chapters) -> dict:
             f"{view.kind} {view.name}": view.as_json() | {"axes": axis_names(view)} for view in needed
         },
         "sweeps": [each._asdict() for each in moved],
+        "most": [MOST_PANELS, MOST_ROWS, MOST_COLUMNS],
     }
 
 
@@ -195,6 +241,7 @@ def _chapter(
     steps = [_step(operation, step, place, error) for place, (step, error) in enumerate(shown, 1)]
     used = {name for step, _ in shown for name in step.formula.symbols}
     columns = [_column(operation, side, config, steps) for side in SIDES]
+    tensors = [_tensor_row(run, _split(key)) for key in keys]
     return {
         "name": operation.name,
         "title": operation.title,
@@ -213,7 +260,9 @@ def _chapter(
         "steps": steps,
         "columns": [column for column in columns if column["excerpts"]],
         "keys": keys,
-        "tensors": [_tensor_row(run.views[_split(key)]) for key in keys],
+        "tensors": tensors,
+        "failing": sum(bool(each["fails"]) for each in tensors),
+        "tied": config.tie_embeddings,
         "worst": max((run.views[_split(key)].row.error for key in keys), default=0.0),
     }
 
@@ -228,13 +277,15 @@ def _split(key: str) -> tuple[str, str]:
 def _keys(operation: Operation, config: ModelConfig, run: Run) -> list[str]:
     """The tensors of an operation, block by block: what it makes, its gradient, its weights' gradients."""
     blocks = [f"blocks.{layer}" for layer in range(config.n_layer)] if operation.in_blocks else [""]
+    same = {"output.weight": "token_embedding.weight"} if config.tie_embeddings else {}
+    weights = [same.get(name, name) for name in operation.weights]
     wanted = [
         (kind, name.replace("{block}", block))
         for block in blocks
         for kind, names in (
             ("activation", operation.activations),
             ("gradient", operation.activations),
-            ("weight gradient", operation.weights),
+            ("weight gradient", weights),
         )
         for name in names
     ]
@@ -249,17 +300,25 @@ def _step(operation: Operation, step, place: int, error: float) -> dict:
         "number": place,
         "side": step.side,
         "says": _prose(step.says),
-        "maths": [math(line, display=True) for line in step.formula.latex(operation.looks)],
+        "maths": [_line(latex) for latex in step.formula.latex(operation.looks)],
         "error": error,
         "derivative": "partial(" in step.formula.text,
-        "lines": step.lines,
+        "fragments": {side: step.fragments(side) for side in SIDES},
         "targets": [],  # filled when the code is laid out
+        "twins": [],  # PyTorch's lines, the same way
     }
 
 
 def _prose(text: str) -> Markup:
     """Text in which x[j] is set as an index."""
     return Markup(re.sub(r"\b(\w+)\[(\w+)\]", r"<var>\1<sub>\2</sub></var>", str(escape(text))))
+
+
+def _line(latex: str) -> list[Markup]:
+    """A line of a formula: in two parts where it is long, so that a narrow window can break it before the =."""
+    left, equals, right = latex.partition(" = ")
+    parts = [left, f"= {right}"] if equals and len(latex) > _LONG else [latex]
+    return [math(part, display=True) for part in parts]
 
 
 def math(latex: str, *, display: bool = False) -> Markup:
@@ -276,22 +335,28 @@ def _column(operation: Operation, side: str, config: ModelConfig, steps: list[di
             line_id = f"{operation.name}-{shown.path.replace('/', '-').removesuffix('.py')}-L{number_}"
             own = [
                 step for step in steps
-                if step["side"] == side
-                and any(fragment in dict(shown.lines)[number_] for fragment in step["lines"])
+                if any(fragment in dict(shown.lines)[number_] for fragment in step["fragments"][side])
             ]  # fmt: skip
             line = {"id": line_id, "number": number_, "html": Markup(html), "indent": _indent(html)}
             for step in own:
-                step["targets"].append(line | {"html": Markup(html.lstrip())})
+                step["twins" if side == "torch" else "targets"].append(line | {"html": Markup(html.lstrip())})
             lines.append(line | {"steps": own})
         excerpts.append({"path": shown.path, "function": shown.function, "lines": lines})
-    return {"side": side, "title": SIDE_TITLES[side], "excerpts": excerpts}
+    title = "PyTorch, torch.optim" if side == "torch" and operation.name == "adam" else SIDE_TITLES[side]
+    return {"side": side, "title": title, "excerpts": excerpts}
 
 
 def _indent(html: str) -> int:
     return len(html) - len(html.lstrip())
 
 
-def _tensor_row(view: View) -> dict:
+def _tensor_row(run: Run, key: tuple[str, str]) -> dict:
+    view = run.views[key]
+    fails = [
+        dtype
+        for dtype, rows in run.rows.items()
+        if any((row.quantity, row.name) == key and not row.holds for row in rows)
+    ]
     places = [view.panels, view.rows, view.columns]
     axes = (1, 1, 1, *view.shape)[-3:]
     names = ("heads", "rows", "columns")
@@ -309,6 +374,7 @@ def _tensor_row(view: View) -> dict:
         "shape": " × ".join(map(str, view.shape)) or "1 number",
         "left_out": ", ".join(left_out),
         "row": view.row,
+        "fails": " and ".join(fails),
         "statistics": view.statistics,
     }
 
@@ -317,39 +383,44 @@ def _tensor_row(view: View) -> dict:
 
 
 def _map(config: ModelConfig, run: Run, titles: dict[str, str]) -> dict:
+    """Lanes of rows of nodes: what stands before the blocks, each block, and what comes after them."""
     activation = "relu" if config.activation == "relu" else "gelu"
-    blocks = [
-        [
-            _node(
-                run, titles, activation if operation == "activation" else operation, f"blocks.{layer}.{name}"
-            )
-            for operation, name in BLOCK_PLACES
-        ]
-        for layer in range(config.n_layer)
-    ]
+
+    def block(layer):
+        for operation, names in BLOCK_PLACES:
+            operation = activation if operation == "activation" else operation
+            names = (names,) if isinstance(names, str) else names
+            yield [_node(run, titles, operation, name, f"blocks.{layer}.") for name in names]
+
     return {
         "before": [
-            _node(run, titles, "embedding", "token_embedding"),
-            _node(run, titles, "position", "embedding"),
+            [_node(run, titles, "embedding", "token_embedding")],
+            [_node(run, titles, "position", "embedding")],
         ],
-        "blocks": blocks,
+        "blocks": [list(block(layer)) for layer in range(config.n_layer)],
         "after": [
-            _node(run, titles, "final_norm", "final_norm"),
-            _node(run, titles, "logits", "logits"),
-            _node(run, titles, "cross_entropy", "loss"),
+            [_node(run, titles, "final_norm", "final_norm")],
+            [_node(run, titles, "logits", "logits")],
+            [_node(run, titles, "cross_entropy", "loss")],
         ],
     }
 
 
-def _node(run: Run, titles: dict[str, str], operation: str, name: str) -> dict:
+def _node(run: Run, titles: dict[str, str], operation: str, place: str, block: str = "") -> dict:
+    name = block + place
     forward, gradient = run.views["activation", name], run.views.get(("gradient", name))
     title = titles[operation]
     if operation == "feed_forward":
         title += ", wide" if name.endswith("up") else ", narrow"
+    if operation == "query_key_value":
+        title = place.rpartition(".")[2].capitalize()
     return {
-        "link": f"#{operation}:activation~{name}",
+        "link": _link(operation, f"activation {name}"),
         "title": title,
         "name": name,
+        "reads": " ".join(
+            block + source if source else "lane" for source in EDGES.get((operation, place), ())
+        ),
         "forward": forward.statistics[3],
         "gradient": gradient.statistics[3] if gradient else None,
     }

@@ -5,8 +5,8 @@ from math import log10
 from parity.compare import Row
 
 LEAST, MOST = -17, -3  # powers of ten at the ends; what is exactly equal stands left of the first
-_LEFT, _RIGHT, _LANE = 165, 20, 34
-WIDTH = 960
+# From left to right in percent, so that the picture fits any width; from top to bottom in pixels.
+_EQUAL, _START, _END, _TITLE, _LANE = 3, 8, 97, 18, 48
 KINDS = {
     "activation": "activations",
     "gradient": "gradients",
@@ -19,7 +19,7 @@ def proof_strip(rows: dict[str, list[Row]]) -> dict:
     """Where everything of the picture stands, for the template to draw.
 
     rows: by precision
-    returns: width, height, ticks, and a lane for each precision and kind, with its dots and its limit
+    returns: height, ticks, and a lane for each precision and kind, with its dots and its limit
     """
     lanes = []
     for dtype, compared in rows.items():
@@ -27,12 +27,12 @@ def proof_strip(rows: dict[str, list[Row]]) -> dict:
             own = [row for row in compared if row.quantity == kind]
             if not own:
                 continue
-            y = 20 + _LANE * len(lanes)
+            y = 4 + _LANE * len(lanes)
             dots = [
                 {
                     "x": _x(row.error),
                     # Spread over the lane, so that equal errors do not hide each other.
-                    "y": round(y + 5 + (place * 7) % 20, 1),
+                    "y": round(y + _TITLE + 5 + (place * 7) % 20, 1),
                     "row": row,
                 }
                 for place, row in enumerate(own)
@@ -50,18 +50,16 @@ def proof_strip(rows: dict[str, list[Row]]) -> dict:
                     "worst": max(own, key=lambda row: row.error),
                 }
             )
-    height = 20 + _LANE * len(lanes) + 26
+    height = 4 + _LANE * len(lanes) + 24
     ticks = [{"x": _x(10.0**power), "label": f"1e{power}"} for power in range(LEAST + 1, MOST + 1, 2)]
     return {
-        "width": WIDTH, "height": height, "lane": _LANE, "left": _LEFT, "lanes": lanes, "ticks": ticks,
-        "zero": _x(0.0),
+        "height": height, "lane": _LANE, "title": _TITLE, "lanes": lanes, "ticks": ticks,
     }  # fmt: skip
 
 
 def _x(error: float) -> float:
-    """The place of an error from left to right, in the picture's units."""
-    start = _LEFT + 40
+    """The place of an error from left to right, in percent."""
     if error <= 0:
-        return _LEFT + 16
+        return _EQUAL
     power = min(max(log10(error) if error != float("inf") else MOST, LEAST), MOST)
-    return round(start + (power - LEAST) / (MOST - LEAST) * (WIDTH - _RIGHT - start), 1)
+    return round(_START + (power - LEAST) / (MOST - LEAST) * (_END - _START), 2)

@@ -17,7 +17,7 @@ from parity.passes import Record, allow_rounding, reference_pass, twin_pass
 
 MOST_ROWS, MOST_COLUMNS, MOST_PANELS = 32, 128, 16
 LEARNING_RATE = 1e-3
-_ADAM_WEIGHTS = ("blocks.0.norm_1.weight", "blocks.0.attention.output.weight", "final_norm.weight")
+ADAM_WEIGHTS = ("blocks.0.norm_1.weight", "blocks.0.attention.output.weight", "final_norm.weight")
 
 
 class View(NamedTuple):
@@ -117,12 +117,17 @@ def _cast(config: ModelConfig, weights: Mapping[str, np.ndarray], dtype: str) ->
 def adam_step(
     config: ModelConfig, weights: Weights, gradients: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What Adam's first step leaves behind in either twin, for a few weights, by "mean NAME" and so on."""
+    """What two steps of Adam leave behind in either twin, for a few weights, by "mean NAME" and so on.
+
+    The second step finds running means that are not 0, and gradients half as large, so that every term counts.
+    """
     changed = _cast(config, weights, "float64")
     total = Weights(weight_table(config), np.empty_like(changed.flat))
     for name, gradient in gradients.items():
         total[name][...] = gradient
     by_hand = numpy_llm.Adam(changed)
+    by_hand.update(total, LEARNING_RATE)
+    total.flat[...] /= 2
     by_hand.update(total, LEARNING_RATE)
     table = weight_table(config)
     kinds = {
@@ -131,14 +136,17 @@ def adam_step(
 
     parameters = {name: torch.nn.Parameter(torch.tensor(weight)) for name, weight in weights.items()}
     for name, parameter in parameters.items():
-        parameter.grad = torch.tensor(total[name])
+        parameter.grad = 2 * torch.tensor(total[name])
     twin = torch_llm.Adam(parameters)
+    twin.update(LEARNING_RATE)
+    for parameter in parameters.values():
+        parameter.grad /= 2
     twin.update(LEARNING_RATE)
     twin_kinds = {"mean": twin.m, "mean square": twin.v, "weight": parameters}
     return tuple(
         {
             f"{kind} {name}": np.array(_array(tensors[name]))
-            for name in _ADAM_WEIGHTS
+            for name in ADAM_WEIGHTS
             for kind, tensors in each.items()
         }
         for each in (kinds, twin_kinds)

@@ -53,6 +53,7 @@ def open_subject(run: Path | None, text: str) -> Subject:
     if len(tokens) > most:
         note = f"the text has {len(tokens)} tokens; the page shows the first {most}, which fill the model's context"
         tokens = tokens[:most]
+        text = encoding.decode(tokens.tolist()).rstrip("\ufffd") + "…"  # the cut may go through a character
     return Subject(title, config, weights, tokens, labels(encoding), text, note)
 
 

@@ -38,7 +38,7 @@ from study.derivations import (
     shapes,
 )
 from study.formulas import Formula, central_difference
-from study.page import Subject, axis_names, number, shape_letters, study_page
+from study.page import Subject, axis_names, number, shape_letters, study_page, visible
 from study.page import math as mathml
 from study.proof import proof_strip
 from study.slider import POINTS, sweeps
@@ -77,7 +77,10 @@ def test_an_entry_is_whole(operation):
     sides = {each["side"] for each in operation.code}
     assert sides == set(SIDES) - ({"backward"} if operation.name == "adam" else set())
     assert {step.side for step in operation.steps} == sides - {"torch"}
-    assert all(step.lines for step in operation.steps)
+    # A derivative is a thought on the way, which no line has to write down; so is what puts two chapters together.
+    for step in operation.steps:
+        assert step.lines or "partial(" in step.formula.text or "dU" in step.formula.text
+        assert step.twins or step.side == "backward" or operation.name in ("adam", "gelu"), step.formula.text
 
 
 @pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.name)
@@ -95,9 +98,25 @@ def test_every_step_points_at_lines(activation, position):
     config = preset("tense", vocab_size=9, activation=activation, position=position)
     for operation in operations_of(config):
         for step in operation.steps:
-            for fragment in step.lines if fits(step.needs, config) else ():
-                found = [n for shown in operation.excerpts(step.side, config) for n in shown.find(fragment)]
-                assert len(found) == 1, f"{operation.name}: {fragment!r} is in lines {found}"
+            for side in SIDES if fits(step.needs, config) else ():
+                for fragment in step.fragments(side):
+                    found = [n for shown in operation.excerpts(side, config) for n in shown.find(fragment)]
+                    assert len(found) == 1, f"{operation.name}: {fragment!r} is in lines {found}"
+
+
+def test_a_step_points_at_no_line_that_does_something_else():
+    """The derivatives of softmax, of a looked-up row and of a product are read off, and no line computes them."""
+    by_name = {operation.name: operation for operation in operations()}
+    for name, text in (
+        ("softmax", "partial(p[t, i], z[t, j]) =="),
+        ("softmax", "dz[t, j] == sum(dp[t, i] * partial("),
+        ("embedding", "partial(y[b, t, c], W[v, c])"),
+        ("output_projection", "partial(y[o], x[i])"),
+        ("output_projection", "partial(y[o], W[r, i])"),
+        ("layer_norm", "dx[j] == sum(dn[i] * partial("),
+    ):
+        (step,) = [step for step in by_name[name].steps if step.formula.text.startswith(text)]
+        assert step.lines == ()
 
 
 @pytest.mark.parametrize(("activation", "position"), FORMS)
@@ -311,13 +330,17 @@ def test_a_sample_is_honest(run, page):
 
 
 def test_adam_of_both(subject, run):
-    """The weights after Adam's first step differ from those before by about the learning rate."""
+    """Two steps, the second on halved gradients: the running means count, and decay as the formulas say."""
     weights = Weights.zeros(subject.config, "float64")
     weights.flat[...] = subject.weights.flat
     gradients = {name: np.ones_like(weight) for name, weight in weights.items()}
     by_hand, twin = adam_step(subject.config, weights, gradients)
     moved = by_hand["weight final_norm.weight"] - weights["final_norm.weight"]
-    np.testing.assert_allclose(moved, -1e-3, rtol=1e-5)
+    mean = (0.9 * 0.1 + 0.1 * 0.5) / (1 - 0.9**2)
+    square = (0.999 * 0.001 + 0.001 * 0.25) / (1 - 0.999**2)
+    np.testing.assert_allclose(moved, -1e-3 * (1 + mean / np.sqrt(square)), rtol=1e-6)
+    np.testing.assert_allclose(by_hand["mean final_norm.weight"], 0.14, rtol=1e-12)
+    np.testing.assert_array_equal(gradients["final_norm.weight"], 1)
     assert by_hand.keys() == twin.keys()
     assert any(row.quantity == "optimizer" for row in run.rows["float64"])
 
@@ -345,7 +368,7 @@ def test_the_strip_has_every_tensor(run):
     strip = proof_strip(run.rows)
     assert sum(lane["count"] for lane in strip["lanes"]) == sum(map(len, run.rows.values()))
     for lane in strip["lanes"]:
-        assert all(dot["x"] < lane["limit_x"] < strip["width"] for dot in lane["dots"])
+        assert all(dot["x"] < lane["limit_x"] < 100 for dot in lane["dots"])
 
 
 # --- the page ---
@@ -422,6 +445,75 @@ def test_the_text_stays_text(page, subject):
     assert page.count("</script>") == 2
 
 
+def test_control_characters_are_written_out():
+    """A character that would turn the words around it about is shown as its escape."""
+    assert visible("a\u202eb\x1b") == "a\\u202eb\\x1b"
+    assert visible("ä\n") == "ä\n"
+
+
+def test_what_differs_is_found(subject, run, monkeypatch):
+    """A tensor past its limit is named and linked in the proof, and marked at its dot, its rows and its badge."""
+    tight = run_with_limit(run, "float32", ("gradient", "blocks.1.norm_2"))
+    tight = run_with_limit(tight, "float64", ("activation", "blocks.0.attention.probabilities_dropout"))
+    monkeypatch.setattr("study.page.run_twins", lambda *_: tight)
+    page = study_page(subject)
+    link = "#layer_norm:gradient~blocks.1.norm_2"
+    assert '✗ 2 comparisons differ by more than the limit: <a href="#proof">' in page
+    (failing,) = re.findall(r'<ul class="failing">.*?</ul>', page, re.DOTALL)
+    assert f'href="{link}"' in failing
+    assert "blocks.1.norm_2</code></a> in float32: " in failing
+    (unshown,) = re.findall(r'href="(#fails-\d)"', failing)  # no chapter shows it: its row of the table
+    assert f'<tr class="fails" id="{unshown[1:]}">' in page
+    assert "Closest to its limit" not in page
+    (strip,) = re.findall(r'<svg class="strip".*?</svg>', page, re.DOTALL)
+    assert re.findall(r'<a href="([^"]*)"><circle class="float32 differs"', strip) == [link]
+    (table,) = re.findall(r'<details id="errors">.*?</details>', page, re.DOTALL)
+    assert table.count('class="fails"') == 2
+    assert f'✗ <a href="{link}"><code>blocks.1.norm_2</code></a>' in table
+    (chapter,) = re.findall(r'<details class="chapter" id="layer_norm">.*?<h4>Symbols', page, re.DOTALL)
+    assert re.search(r'<span class="badge bad">✗ 1 of \d+ tensors differs', chapter)
+    assert 'data-key="gradient blocks.1.norm_2" class="fails">' in page
+    assert "past its limit in float32" in page
+    assert page.count('class="badge bad"') == 1
+    found = _Page(page)
+    assert {link[1:].partition(":")[0] for link in found.links} <= set(found.ids)
+
+
+def run_with_limit(run, dtype, key):
+    """The run with one comparison held to a limit that nothing can keep."""
+    rows = [row._replace(limit=1e-30) if row[:2] == key else row for row in run.rows[dtype]]
+    return run._replace(
+        rows=run.rows | {dtype: [row._replace(error=1e-9) if row.limit == 1e-30 else row for row in rows]}
+    )
+
+
+def test_what_agrees_is_said_exactly(page):
+    """Adam is compared in float64 alone, for a few weights: the head of the page says so."""
+    assert "in float64 and in float32; so do two steps of Adam on 3 of the weights, in float64." in page
+    assert "Every tensor of both twins" not in page
+    (adam,) = re.findall(r'<details class="chapter" id="adam">.*?</div>\n</div>', page, re.DOTALL)
+    assert "<h5>PyTorch, torch.optim</h5>" in adam
+    assert "autograd</h5>" not in adam
+
+
+def test_a_tied_table_is_shown_at_both_ends(page, data):
+    """The gradient of a tied table is the sum of both uses: both chapters show it and say so."""
+    for name, other in (("embedding", "logits"), ("logits", "embedding")):
+        (chapter,) = re.findall(
+            rf'<details class="chapter" id="{name}">.*?</details>\n</details>', page, re.DOTALL
+        )
+        assert 'data-key="weight gradient token_embedding.weight"' in chapter
+        assert f'href="#{other}' in chapter.partition("The tensors of this run")[2]
+    assert "that use gives every row a gradient" in page
+
+
+def test_forward_steps_mark_both_twins(page):
+    """A forward step lights up the line of PyTorch that does the same, too."""
+    number_ = next(n for n, text in excerpt("torch_llm.attention.softmax").lines if "F.softmax" in text)
+    (step,) = re.findall(r'<li id="softmax-step-1".*?>', page)
+    assert f" softmax-torch_llm-attention-L{number_} " in step
+
+
 def test_numbers_of_the_tables_are_the_comparisons(page, run):
     """Worst error, both values there and the loss stand in the page as the comparison has them."""
     assert f'<output class="loss">{number(run.loss)}</output>' in page
@@ -469,6 +561,8 @@ def test_learned_positions_gelu_and_an_untied_output():
     assert "gradient of weight position_embedding.weight" in page
     assert "gradient of weight output.weight" in page
     assert "its gradient in all, where the two are tied" not in page
+    assert "table is tied" not in page
+    assert "weight gradient token_embedding.weight" in page
 
 
 # --- the command ---
@@ -500,6 +594,19 @@ def test_a_run_and_its_tokenizer(tmp_path, subject):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "the checkpoint best of run, step 12" in page
     assert "the text has 7 tokens; the page shows the first 5" in page
+    assert "<q><bdi>abcde…</bdi></q>" in page
+
+
+def test_a_text_too_long_is_shown_as_far_as_it_is_used():
+    """The rest does not stand in the page, and a character that the cut goes through is left out."""
+    made = open_subject(None, "The baby is sleeping. " * 1000)
+    assert made.text.startswith("The baby is sleeping. The baby")
+    assert len(made.text) < 300
+    assert made.text.endswith("…")
+    assert "".join(made.labels[token] for token in made.tokens).replace("␣", " ") + "…" == made.text
+    whole = open_subject(None, "The baby is sleeping.")
+    assert whole.text == "The baby is sleeping."
+    assert "\ufffd" not in open_subject(None, "€" * 1000).text
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,10 @@ def test_it_loads_in_silence(page, place):
     assert page.complaints == []
     assert set(page.requests) == {(place / "study.html").as_uri()}
     assert page.evaluate("document.images.length") == 0
-    assert page.evaluate("document.querySelector('q').textContent") == TEXT
+    shown = page.evaluate("document.querySelector('q').textContent")
+    assert shown.endswith("…")  # of the text as much as fits the context
+    assert TEXT.startswith(shown[:-1])
+    assert "</script><img src=x" in shown
 
 
 def test_every_operation_opens(page):
@@ -188,6 +191,97 @@ def test_the_choice_of_a_tensor_is_a_link(page):
     assert page.evaluate("location.hash") == "#softmax:gradient~blocks.1.attention.probabilities"
 
 
+def test_a_node_shows_its_tensor(page):
+    """Choosing a node of the map brings its tensor's pictures into the window, again after all was closed, too."""
+    for _ in range(2):
+        page.evaluate("byId('close-all').click()")
+        page.evaluate("""document.querySelector('.map a[data-tensor="blocks.1.attention.query"]').click()""")
+        page.evaluate("new Promise((done) => setTimeout(done, 100))")
+        top, height = page.evaluate(
+            "[document.querySelector('#query_key_value .viewer').getBoundingClientRect().top, innerHeight]"
+        )
+        assert 0 <= top < height / 2
+        chosen = page.evaluate("document.querySelector('#query_key_value select').value")
+        assert chosen == "activation blocks.1.attention.query"
+
+
+def test_the_map_has_its_edges(page):
+    """Queries and keys lead to the scores, values to their sum, and the stream passes each branch by."""
+    nodes = page.evaluate(
+        "[...document.querySelectorAll('.block:nth-child(2) [data-tensor]')].map((each) => each.dataset.tensor)"
+    )
+    assert {f"blocks.0.attention.{name}" for name in ("query", "key", "value")} <= set(nodes)
+    edges = page.evaluate(
+        """[...document.querySelectorAll('.block:nth-child(2) [data-reads]')]
+        .map((each) => [each.dataset.tensor, each.dataset.reads])"""
+    )
+    assert edges == [
+        ["blocks.0.attention.scores", "blocks.0.attention.query blocks.0.attention.key"],
+        ["blocks.0.attention.heads", "blocks.0.attention.value"],
+        ["blocks.0.residual_1", "lane"],
+        ["blocks.0.residual_2", "blocks.0.residual_1"],
+    ]
+    drawn = page.evaluate(
+        """[...document.querySelectorAll('.block:nth-child(2) .edges path')]
+        .filter((each) => each.getBoundingClientRect().height > 5).length"""
+    )
+    assert drawn == 5
+
+
+def test_values_stay_in_sight(page):
+    """Pointing at the first head of a tall picture shows its value in the window; a finger's touch does too."""
+    page.evaluate("location.hash = '#softmax:activation~blocks.1.attention.probabilities'")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    for kind in ("pointermove", "pointerdown"):
+        readout = page.evaluate(
+            f"""(() => {{
+            const viewer = document.querySelector('#softmax .viewer'), canvas = viewer.querySelector('canvas');
+            const out = viewer.querySelector('.readout'), box = canvas.getBoundingClientRect();
+            out.textContent = '';
+            const at = {{ clientX: box.right - 8, clientY: box.bottom - 8, bubbles: true }};
+            canvas.dispatchEvent(new PointerEvent('{kind}', at));
+            const where = out.getBoundingClientRect();
+            return [out.textContent, where.top >= 0 && where.bottom <= innerHeight + 1]; }})()"""
+        )
+        assert readout[0].startswith("head 0, token "), kind
+        assert readout[1], "the value is outside the window"
+
+
+def test_what_is_compared_stands_side_by_side(page):
+    """Head by head: by hand, autograd and their difference in one row, in a wide window."""
+    page.evaluate("location.hash = '#softmax:activation~blocks.1.attention.probabilities'")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    tops = page.evaluate(
+        """[...document.querySelectorAll('#softmax .viewer .panels')]
+        .map((each) => [...each.querySelectorAll('canvas')].map((one) => one.getBoundingClientRect().top))"""
+    )
+    assert len(tops) == 4
+    assert all(len(each) == 3 and len(set(each)) == 1 for each in tops)
+
+
+def test_a_sample_says_what_it_has(page):
+    """Rows and columns that are shown, of how many, and which; dropped heads too."""
+    page.evaluate("location.hash = '#embedding:weight~gradient~token_embedding.weight'")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    about = page.evaluate("document.querySelector('#embedding .about').textContent")
+    assert re.search(
+        r"numbers: \d+ of 768 rows \(32 evenly spaced, plus the text's tokens and the worst place\)\.$", about
+    )
+    many_heads = (
+        "{ shape: [1, 20, 2, 2], panels: [0, 9, 19], rows: [0, 1], columns: [0, 1], axes: ['T', 'T'] }"
+    )
+    said = page.evaluate(f"sampled({many_heads})")
+    assert said == "3 of 20 heads (16 evenly spaced, plus the worst place)"
+
+
+@pytest.mark.parametrize("address", ["%E0%A4%A", "softmax:nothing", "softmax:toString", "nowhere"])
+def test_a_broken_address_is_harmless(page, address):
+    """An address that cannot be read, or names nothing, complains about nothing."""
+    page.evaluate(f"location.hash = '#{address}'")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    assert page.complaints == []
+
+
 def test_everything_has_a_name(page):
     """Whatever the keyboard reaches says what it is, and the first stop skips the chapter list."""
     nameless = page.evaluate(
@@ -205,7 +299,15 @@ def test_search_narrows(page):
     set_to = "(word) => { byId('search').value = word; byId('search').dispatchEvent(new Event('input')); }"
     page.evaluate(f"({set_to})('through_deviation')")
     assert page.evaluate(count) == 2  # the layer norm and the final norm
-    page.evaluate(f"({set_to})('')")
+    for word in ("cross entropy", "Cross-Entropy", "cross  entropy"):
+        page.evaluate(f"({set_to})('{word}')")
+        assert not page.evaluate("byId('cross_entropy').hidden"), word
+    page.evaluate(f"({set_to})('autograd there')")  # only above a column of every chapter
+    assert page.evaluate(count) == 0
+    page.evaluate(f"({set_to})('through_deviation')")
+    page.evaluate("location.hash = '#softmax'")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    assert page.evaluate("byId('search').value") == ""
     assert page.evaluate(count) == 16
 
 
@@ -238,6 +340,15 @@ def test_it_fits(page, screenshots, width, dark):
         page.evaluate("new Promise((done) => setTimeout(done, 300))")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.evaluate(FAINT_TEXT) == []
+        cut_off = """[...document.querySelectorAll('.formula')].filter((each) => each.scrollWidth > each.clientWidth)
+            .map((each) => each.closest('.step').id)"""
+        assert page.evaluate(cut_off) == []
+        outside = """[...document.querySelectorAll('.strip circle, .strip text')]
+            .map((each) => each.getBoundingClientRect())
+            .filter((each) => each.left < 0 || each.right > innerWidth).length"""
+        assert page.evaluate(outside) == 0
+        scrolls = "document.querySelector('.map').scrollWidth > document.querySelector('.map').clientWidth"
+        assert page.evaluate("!byId('map-hint').hidden") == page.evaluate(scrolls) == (width == 390)
         page.evaluate("byId('close-all').click()")
         for name in ("map", "layer_norm", "softmax", "slider"):
             page.evaluate(f"location.hash = '#{name}'")
