@@ -14,6 +14,7 @@ import numpy as np
 from exercises.exercise import Exercise, Outputs, Trial, float_tensors
 
 FITS = 1e-9  # an explanation fits where nothing is left but this share of the largest magnitude
+ROUNDING = 1e-13  # what is below this share of the largest magnitude reads 0
 FLOAT32 = 1e-5  # errors of this size are those of float32
 SUMMED = ("B", "T", "B·T", "C", "V")  # counts of what is summed over
 
@@ -59,9 +60,9 @@ def diagnose(
     if earlier:
         return f"right shape; {earlier} comes before it and is wrong too: mend that first"
     clue = f"; {intact} comes before it and is right: the fault lies between them" if intact else ""
-    return (
-        f"right shape; {_pattern(found[0] - wanted[0], wanted[0])}{_worst_place(found[0], wanted[0])}{clue}"
-    )
+    error = found[0] - wanted[0]
+    pattern = _constant(error, wanted[0]) or _places(error, wanted[0])
+    return f"right shape; {pattern}{_worst_place(found[0], wanted[0])}{clue}"
 
 
 # Shapes
@@ -224,24 +225,33 @@ def _expressions(trials) -> dict[str, list[float]]:
 
 def _terms(exercise, trials, output, found, wanted) -> str:
     """Which term of the gradient does not count once, where all that came is a sum of its terms."""
-    terms = [dict(exercise.terms(trial).get(output, {})) for trial in trials]
-    if not terms[0]:
+    terms = [exercise.terms(trial).get(output, {}) for trial in trials]
+    # What is 0 but for rounding, as the way through key to the bias is, can be counted at will.
+    names = [
+        name
+        for name in terms[0]
+        if all(
+            np.abs(parts[name]).max() > FITS * np.abs(right).max()
+            for parts, right in zip(terms, wanted, strict=True)
+        )
+    ]
+    if not names:
         return ""
     counts = []
     for parts, array in zip(terms, found, strict=True):
-        matrix = np.stack([part.reshape(-1) for part in parts.values()], axis=1)
+        matrix = np.stack([parts[name].reshape(-1) for name in names], axis=1)
         count, _, rank, _ = np.linalg.lstsq(matrix, array.reshape(-1), rcond=None)
         if rank < matrix.shape[1] or not relative_error(matrix @ count, array.reshape(-1)) <= FITS:
             return ""
         counts.append(count)
     faults = []
-    for name, count in zip(terms[0], zip(*counts, strict=True), strict=True):
+    for name, count in zip(names, zip(*counts, strict=True), strict=True):
         if not np.allclose(count, 1, rtol=0, atol=1e-7):
             fault = _count([float(each) for each in count], trials)
             if not fault:
                 return ""
             faults.append(f"{name} {fault}")
-    return _pattern(found[0] - wanted[0], wanted[0]) + " and ".join(faults)
+    return _constant(found[0] - wanted[0], wanted[0]) + " and ".join(faults)
 
 
 def _count(counts: list[float], trials: list[Trial]) -> str:
@@ -275,35 +285,48 @@ def _moved(found, wanted) -> str:
     )
 
 
-def _pattern(error: np.ndarray, wanted: np.ndarray) -> str:
-    """What is regular about the error, ending in a colon, or ""."""
-    scale = FITS * np.abs(wanted).max()
+def _constant(error: np.ndarray, wanted: np.ndarray) -> str:
+    """Along which axis the error is the same everywhere, ending in a colon, or ""."""
     for axis, name in ((-1, "last"), (0, "first")):
-        if error.ndim and error.shape[axis] > 2 and np.ptp(error, axis=axis).max() <= scale:
+        if error.ndim and error.shape[axis] > 2 and np.ptp(error, axis=axis).max() <= _least(wanted):
             return f"your error is constant along the {name} axis: "
-    wrong = np.abs(error) > scale
-    if wrong.mean() <= 0.75:
-        rows = wrong.reshape(len(wrong), -1).any(axis=1)
-        if rows.mean() <= 0.75:
-            return f"only {_list(rows)} along the first axis {'is' if rows.sum() == 1 else 'are'} wrong: "
-        return f"{int(wrong.sum())} of {wrong.size} numbers are wrong: "
     return ""
 
 
-def _list(rows) -> str:
-    places = [int(i) for i in np.flatnonzero(rows)]
+def _places(error: np.ndarray, wanted: np.ndarray) -> str:
+    """Which part of the array is wrong, ending in a colon, or "" where most of it is."""
+    wrong = np.abs(error) > _least(wanted)
+    if wrong.mean() > 0.75:
+        return ""
+    rows = wrong.reshape(len(wrong), -1).any(axis=1)
+    if rows.mean() <= 0.75:
+        for only, these in (("only", rows), ("all but", ~rows)):
+            if told := _list(np.flatnonzero(these)):
+                return f"{only} {told} along the first axis {'is' if rows.sum() == 1 else 'are'} wrong: "
+    return f"{int(wrong.sum())} of {wrong.size} numbers are wrong: "
+
+
+def _least(wanted: np.ndarray) -> float:
+    """The least difference that counts."""
+    return FITS * float(np.abs(wanted).max())
+
+
+def _list(places) -> str:
+    """Places by their number, a run of them by its ends; "" where neither is short."""
     if len(places) > 2 and places[-1] - places[0] == len(places) - 1:
         return f"places {places[0]} to {places[-1]}"
-    return f"place{'s' if len(places) > 1 else ''} {', '.join(map(str, places[:6]))}" + (
-        ", ..." if len(places) > 6 else ""
-    )
+    if len(places) > 6:
+        return ""
+    return f"place{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
 
 
 def _worst_place(found: np.ndarray, wanted: np.ndarray) -> str:
     difference = np.abs(found - wanted)
     index = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
     share = relative_error(found, wanted)
+    least = ROUNDING * np.abs(wanted).max()
+    yours, right = (array[index] if abs(array[index]) > least else 0.0 for array in (found, wanted))
     return (
-        f"the largest error is at {list(index)}: yours {found[index]:.6g}, right {wanted[index]:.6g} "
+        f"the largest error is at {list(index)}: yours {yours:.6g}, right {right:.6g} "
         f"({share:.2g} of the largest magnitude); work that element out by hand from the equation"
     )

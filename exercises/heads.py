@@ -258,15 +258,16 @@ def _cut(array, n_head):
 def _attention_parts(
     trial: Trial,
     *,
-    scale=None,
+    scalings=1,
     split=_split,
     through_softmax=softmax_backward,
     for_key=_transposed,
     for_value=_transposed,
     uncrossed=(),
 ):
-    """dquery, dkey and dvalue, each (B, H, T, D), with the scale and the steps that a mistake has.
+    """dquery, dkey and dvalue, each (B, H, T, D), with the steps that a mistake has.
 
+    scalings: how often 1/√D is a factor
     uncrossed: which of "query" and "key" get their gradient from themselves instead of from one another
     """
     x, weights, n_head = trial.inputs.values()
@@ -275,7 +276,7 @@ def _attention_parts(
     probabilities, _ = _scores_forward(query, key)
     dheads = split(trial.dy @ weights["output.weight"], n_head)
     dscores = through_softmax(dheads @ value.swapaxes(-1, -2), probabilities)
-    dscores = dscores * (query.shape[-1] ** -0.5 if scale is None else scale)
+    dscores = dscores * query.shape[-1] ** (-0.5 * scalings)
     dquery = dscores @ (query if "query" in uncrossed else key)
     dkey = for_key(dscores) @ (key if "key" in uncrossed else query)
     return dquery, dkey, for_value(probabilities) @ dheads
@@ -341,8 +342,12 @@ ATTENTION = Exercise(
     terms=_attention_terms,
     mistakes=(
         Mistake(
-            _attention_with(scale=1.0),
+            _attention_with(scalings=0),
             "the factor 1/√D is left out on the way back from the scores to query and key",
+        ),
+        Mistake(
+            _attention_with(scalings=2),
+            "the factor 1/√D counts twice: scale dscores, or query and key's gradients, but not both",
         ),
         Mistake(
             _attention_with(through_softmax=lambda dy, probabilities: dy * (probabilities > 0)),
