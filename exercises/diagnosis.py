@@ -8,6 +8,7 @@ explanation counts only where it fits all trials to rounding.
 
 from itertools import combinations
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,17 @@ FITS = 1e-9  # an explanation fits where nothing is left but this share of the l
 ROUNDING = 1e-13  # what is below this share of the largest magnitude reads 0
 FLOAT32 = 1e-5  # errors of this size are those of float32
 SUMMED = ("B", "T", "B·T", "C", "V")  # counts of what is summed over
+
+
+class Hint(NamedTuple):
+    """A teacher's hint.
+
+    text: what the student is told, without a full stop
+    cause: the same without the numbers of one student's instance, for a class; "" where another output is the cause
+    """
+
+    text: str
+    cause: str
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -33,22 +45,43 @@ def diagnose(
     solutions: list[Outputs],
     earlier: str = "",
     intact: str = "",
-) -> str:
+) -> Hint:
     """The hint for one wrong output.
 
     found: float64 arrays of that output, one a trial
     solutions: all right outputs, one dict a trial
     earlier: an output that is wrong too and that this one is computed from or after; "" where there is none
     intact: the last right output before the first wrong one, likewise
-    returns: a line without a full stop
     """
+    wanted = [solution[output] for solution in solutions]
+    if hint := _explanation(exercise, trials, output, found, solutions):
+        return Hint(hint, hint)
+    if hint := _shape_hint(found, wanted):
+        return Hint(hint, f"wrong shape: {hint.partition(': ')[2]}")
+    if hint := _not_finite(found):
+        return Hint(hint, f"numbers that are not finite: {hint.partition(': ')[2]}")
+    if earlier:
+        return Hint(f"right shape; {earlier} comes before it and is wrong too: mend that first", "")
+    clue = f"; {intact} comes before it and is right: the fault lies between them" if intact else ""
+    error = found[0] - wanted[0]
+    pattern = _constant(error, wanted[0]) or _places(error, wanted[0])
+    return Hint(
+        f"right shape; {pattern}{_worst_place(found[0], wanted[0])}{clue}",
+        f"wrong in a way that no known mistake explains{clue}",
+    )
+
+
+def _explanation(exercise, trials, output, found, solutions) -> str:
+    """What is wrong, where it can be told from the numbers, else ""."""
     wanted = [solution[output] for solution in solutions]
     if _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
         return "right on your instance, wrong on one of other sizes: a size is written as a number"
     if hint := _known_mistake(exercise, trials, output, found):
         return f"right shape; {hint}"
-    if hint := _other_output(solutions, output, found) or _shape_hint(found, wanted) or _not_finite(found):
+    if hint := _other_output(solutions, output, found):
         return hint
+    if _shape_hint(found, wanted) or _not_finite(found):
+        return ""
     for explain in (
         lambda: _simple_relation(trials, found, wanted),
         lambda: _factor(trials, solutions, found, wanted),
@@ -57,12 +90,7 @@ def diagnose(
     ):
         if hint := explain():
             return f"right shape; {hint}"
-    if earlier:
-        return f"right shape; {earlier} comes before it and is wrong too: mend that first"
-    clue = f"; {intact} comes before it and is right: the fault lies between them" if intact else ""
-    error = found[0] - wanted[0]
-    pattern = _constant(error, wanted[0]) or _places(error, wanted[0])
-    return f"right shape; {pattern}{_worst_place(found[0], wanted[0])}{clue}"
+    return ""
 
 
 # Shapes
@@ -149,10 +177,7 @@ def _simple_relation(trials, found, wanted) -> str:
         sign = "the sign is wrong and it is" if factors[0] < 0 else "it is"
         note = ": a mean and a sum are mixed up" if name.removeprefix("1/").strip("()") in SUMMED else ""
         if not name and not np.allclose(factors, factors[0]):
-            name, note = (
-                " and ".join(f"{abs(factor):.4g}" for factor in factors),
-                ": a wrong size, or one as a number",
-            )
+            name = "a wrong size, or one written as a number"
         return (
             f"{sign} off by a constant factor of {name or f'{abs(factors[0]):.6g}'}{note}; all else is right"
         )
@@ -160,10 +185,7 @@ def _simple_relation(trials, found, wanted) -> str:
     if np.allclose(offsets, offsets[0]) and _fits(wanted, [array - offsets[0] for array in found]):
         return f"every number is off by {offsets[0]:.6g}, all else is right: does the sum start from 0?"
     if all(relative_error(array, right) < FLOAT32 for array, right in zip(found, wanted, strict=True)):
-        return (
-            f"right to {relative_error(found[0], wanted[0]):.0e}, the digits of float32: keep everything in float64 "
-            "and constants in full"
-        )
+        return "right to the digits of float32: keep everything in float64 and constants in full"
     if _square(found, wanted) and _fits([right.T for right in wanted], found):
         return "transposed, all else is right"
     return ""

@@ -180,7 +180,7 @@ SLIPS = [
     Slip("cross-entropy", "return (dlogits * dloss / N)", "onehot = probabilities.reshape(N, V) - dlogits\n"
          "return (probabilities.reshape(N, V) * dloss / N - onehot)", "dlogits", "they scale the whole"),
     Slip("cross-entropy", "* dloss / N", "* dloss / V", "dlogits", "factor of B·T/V"),
-    Slip("cross-entropy", "dloss / N", "dloss / 7", "dlogits", "a wrong size, or one as a number"),
+    Slip("cross-entropy", "dloss / N", "dloss / 7", "dlogits", "a wrong size, or one written as a number"),
     Slip("gelu", "3 * 0.044715", "0.044715", "dx", "the 3 of the cube"),
     Slip("gelu", " * du", "", "dx", "du/dx is missing"),
     Slip("gelu", " * (1 + 3 * 0.044715 * x**2)", "", "dx", "lacks the cubic term"),

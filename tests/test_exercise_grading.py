@@ -16,6 +16,7 @@ import cli
 from contract.errors import UserError
 from exercises.catalogue import COURSE, EXERCISES
 from exercises.grade import Limits, grade
+from exercises.report import summary
 from exercises.start import starter
 
 ROOT = Path(__file__).parents[1]
@@ -339,6 +340,57 @@ def test_a_class(run_cli, write):
     assert found["files"][0]["outputs"][0]["error"] == 0
     assert found["summary"]["relu"]["files"] == 4
     assert found["summary"]["relu"]["hints"][0]["files"] == 2
+
+
+def test_a_class_is_told_causes(run_cli, write):
+    """A cause counts once a file, without what follows from it and without the numbers of one student's instance."""
+    attention, answer = EXERCISES["attention"], ANSWERS["attention"]
+    dheads, softmax = "dheads = dmerged", "softmax_backward(dprobabilities, probabilities)"
+    for seed, (old, new) in enumerate(
+        [(dheads, "dmerged = np.tanh(dmerged)\ndheads = dmerged")] * 3 + [(softmax, "dprobabilities")] * 2
+    ):
+        write(answer.replace(old, new), f"{seed}.py", attention, seed)
+    write("return undefined", "5.py", attention)
+    write("\nreturn undefined", "6.py", attention)
+    write("print('x' * 200_000)", "7.py", attention)
+    write("return dy", "8.py", attention)
+    names = [f"{number}.py" for number in range(9)]
+    out = run_cli("grade", *names)[1]
+    assert out.partition("0 of 9 files have everything right\n")[2].splitlines() == [
+        "  attention: 0 of 9",
+        "    3 x dquery_key_value.bias: wrong in a way that no known mistake explains; doutput.weight comes before it "
+        "and is right: the fault lies between them",
+        "    2 x dx: right shape; the softmax is skipped on the way back: bring dprobabilities to dscores with "
+        "softmax_backward",
+        "    2 x NameError: name 'undefined' is not defined",
+        "    and 2 other causes",
+    ]
+    found = json.loads(run_cli("grade", *names, "--json")[1])
+    assert found["summary"]["attention"]["others"] == 2
+    causes = {each["name"]: each["cause"] for each in found["files"][0]["outputs"]}
+    assert causes["dx"] == causes["doutput.bias"] == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "cause"),
+    [
+        ("dy.sum(axis=(0, 1))", "dy", "dbias: wrong shape: not summed over the leading 2 axes; summed, it would be"),
+        ("dy.sum(axis=(0, 1))", "dy.sum(axis=(0, 1)) / 7 * len(dy)", "dbias: right shape; it is off by a constant "
+         "factor of a wrong size, or one written as a number; all else is right"),
+        ("dx = ", "dx = np.nan * ", "dx: numbers that are not finite: a division by 0, a root or logarithm of a "
+         "negative number, or inf - inf"),
+        ("(dnormal - mean", "(np.tanh(dnormal) - mean", "dx: wrong in a way that no known mistake explains"),
+        ("dx = ", "dx = np.ones((2, 3)) @ ", "ValueError: matmul: "),
+    ],
+)  # fmt: skip
+def test_equal_causes_group(write, old, new, cause):
+    """Students whose instances have other sizes and numbers, but who made the same mistake, are counted together."""
+    exercise = EXERCISES["layer-norm"]
+    answer = ANSWERS["layer-norm"].replace(old, new)
+    grades = [grade(write(answer, f"{seed}.py", exercise, seed)) for seed in range(3)]
+    (told,) = summary(grades)["layer-norm"]["hints"]
+    assert told["files"] == 3
+    assert told["hint"].startswith(cause)
 
 
 def test_one_right_file(run_cli, write):

@@ -203,7 +203,7 @@ def place_told(size, wrong, right=None):
         solution["dbias"], array = values, values.copy()
         array[wrong] = 1000 + np.arange(len(wrong)) ** 2
         found.append(array)
-    return diagnose(exercise, trials, "dbias", found, solutions)
+    return diagnose(exercise, trials, "dbias", found, solutions).text
 
 
 @pytest.mark.slow
