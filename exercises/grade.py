@@ -158,6 +158,35 @@ def grade(
     return result
 
 
+def files_of(path: Path) -> list[Path]:
+    """The file itself; of a folder its Python files that name an exercise, be it a wrong one, sorted.
+
+    Raises UserError where a folder holds none, or cannot be read.
+    """
+    if not path.is_dir():
+        return [path]
+    try:
+        files = [file for file in sorted(path.iterdir()) if file.suffix == ".py" and names_exercise(file)]
+    except OSError as error:
+        raise UserError(
+            f"{clean(str(error.filename or path))}: cannot be read ({error.strerror or error})"
+        ) from error
+    if not files:
+        raise UserError(
+            f"{clean(str(path))}: no .py file in this folder names an exercise; give the folder of files that "
+            "'exercise start' wrote, or the files"
+        )
+    return files
+
+
+def names_exercise(path: Path) -> bool:
+    """Whether a file has the line EXERCISE = ..."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return re.search(rb"^EXERCISE\s*=", file.read(LARGEST_FILE), re.MULTILINE) is not None
+
+
 def identify(path: Path) -> tuple[str | None, int | None, str]:
     """Read which exercise and instance a file is, without running it.
 

@@ -293,12 +293,15 @@ def test_hints_are_told_one_by_one(run_cli, tmp_path):
     ("arguments", "code", "line"),
     [
         ("start flight", 2, "unknown exercise 'flight'; choose one of relu"),
+        ("start layernorm", 2, "unknown exercise 'layernorm'; did you mean layer-norm?"),
+        ("start crossentropy", 2, "did you mean cross-entropy?"),
+        ("start heads", 2, "did you mean split-heads or merge-heads?"),
         ("start relu --seed -1", 2, "--seed must be from 0"),
         ("start relu --hint 0", 2, "--hint must be from 1 to 2 for relu, got 0"),
         ("start relu --hint 3", 2, "--hint must be from 1 to 2 for relu, got 3"),
         ("start relu --out no/relu.py", 1, "cannot be written (No such file or directory)"),
         ("grade missing.py", 1, "missing.py: cannot be read (no such file)"),
-        ("grade .", 1, "cannot be read"),
+        ("grade .", 1, ".: no .py file in this folder names an exercise; give the folder of files that"),
         ("grade missing.py --time-limit 0", 2, "--time-limit must be above 0"),
         ("grade missing.py --time-limit nan", 2, "--time-limit must be above 0"),
         ("grade missing.py --memory-limit 1", 2, "--memory-limit must be from 256"),
@@ -408,6 +411,23 @@ def test_a_file_that_is_missing_among_others(run_cli, write):
     code, out, err = run_cli("grade", "relu.py", "nobody.py")
     assert (code, out) == (1, "")
     assert err.startswith("error: nobody.py: cannot be read (no such file)")
+
+
+def test_a_folder(run_cli, write, tmp_path):
+    """A folder stands for its files that name an exercise, in order: also one that names it wrongly."""
+    (tmp_path / "class" / "old.py").mkdir(parents=True)
+    write("return dy * (x > 0)", "class/ben.py")
+    write("return dy", "class/anna.py")
+    (tmp_path / "class" / "cleo.py").write_text('EXERCISE = "rely"\nSEED = 0\n')
+    (tmp_path / "class" / "helpers.py").write_text("import numpy\n")
+    (tmp_path / "class" / "notes.txt").write_text('EXERCISE = "relu"\nSEED = 0\n')
+    write("return dy * (x > 0)", "dan.py")
+    code, out, err = run_cli("grade", "class", "dan.py")
+    assert (code, err) == (1, "")
+    files = [line.partition(": ")[0] for line in out.splitlines() if ".py: " in line]
+    assert files == [*(os.path.join("class", f"{name}.py") for name in ("anna", "ben", "cleo")), "dan.py"]
+    assert "unknown exercise 'rely'; did you mean relu?" in out
+    assert "2 of 4 files have everything right" in out
 
 
 def test_what_a_file_prints_cannot_steer_the_terminal(write):
