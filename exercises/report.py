@@ -52,7 +52,11 @@ def causes_of(grade: Grade) -> list[str]:
     for mark in grade.marks:
         if mark.cause:
             outputs.setdefault(mark.cause, mark.name)
-    return [f"{name}: {cause}" for cause, name in outputs.items()]
+    return [
+        f"{name}: {cause}"
+        for cause, name in outputs.items()
+        if not any(cause in other and cause != other for other in outputs)  # a part of it reached this output
+    ]
 
 
 def summary_lines(grades: list[Grade]) -> Iterator[str]:

@@ -374,6 +374,14 @@ def test_a_class_is_told_causes(run_cli, write):
     assert causes["dx"] == causes["doutput.bias"] == ""
 
 
+def test_a_part_of_a_cause_is_not_another(write):
+    """The bias, which one of two miscounted ways reaches, is no cause beside that of both."""
+    attention, answer = EXERCISES["attention"], ANSWERS["attention"]
+    file = write(answer.replace("/ np.sqrt(D)", "/ np.sqrt(D) * 2"), exercise=attention)
+    (told,) = summary([grade(file)])["attention"]["hints"]
+    assert "the path through query counts 2 times instead of once and the path through key" in told["hint"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "cause"),
     [
