@@ -43,7 +43,9 @@ def start(
 
 
 def grade(
-    files: Annotated[list[Path], typer.Argument(help="Files that `exercise start` wrote, filled in.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Files that `exercise start` wrote, filled in, or folders of them.")
+    ],
     seed: Annotated[int | None, option("Instance to grade on. [default: the file's own]")] = None,
     time_limit: Annotated[float, option("Seconds that a file may take.")] = 10.0,
     memory_limit: Annotated[int, option("MB that a file may use, where the system bounds it.")] = 1024,
@@ -55,13 +57,14 @@ def grade(
     Several files end with a summary. The exit code is 1 unless everything is right.
     """
     from commands.console import say, write
-    from exercises.grade import Limits, identify
+    from exercises.grade import Limits, files_of, identify
     from exercises.grade import grade as grade_file
     from exercises.report import as_json, lines, summary_lines
 
     if seed is not None and not 0 <= seed < 2**63:
         raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {seed}")
     limits = Limits(time_limit, memory_limit).check()
+    files = [file for path in files for file in files_of(path)]
     for path in files:  # a name that is no file is told before a class is graded for minutes
         identify(path)
     grades = []

@@ -1,5 +1,7 @@
 """The course: every exercise in the order of its difficulty."""
 
+from difflib import get_close_matches
+
 from contract.errors import ConfigError
 from exercises.elementary import EMBEDDING, LINEAR, POSITION, RELU, RESIDUAL, SOFTMAX
 from exercises.exercise import Exercise
@@ -29,8 +31,10 @@ EXERCISES = {exercise.name: exercise for exercise in COURSE}
 
 
 def find_exercise(name: str) -> Exercise:
-    """The exercise called `name`; raises ConfigError with the names that there are."""
+    """The exercise called `name`; raises ConfigError with the names like it, or else with all."""
     name = name.replace("_", "-")
     if name not in EXERCISES:
-        raise ConfigError(f"unknown exercise {name!r}; choose one of {', '.join(EXERCISES)}")
+        near = " or ".join(get_close_matches(name, EXERCISES))
+        advice = f"did you mean {near}?" if near else f"choose one of {', '.join(EXERCISES)}"
+        raise ConfigError(f"unknown exercise {name!r}; {advice}")
     return EXERCISES[name]

@@ -8,14 +8,27 @@ explanation counts only where it fits all trials to rounding.
 
 from itertools import combinations
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 
 from exercises.exercise import Exercise, Outputs, Trial, float_tensors
 
 FITS = 1e-9  # an explanation fits where nothing is left but this share of the largest magnitude
+ROUNDING = 1e-13  # what is below this share of the largest magnitude reads 0
 FLOAT32 = 1e-5  # errors of this size are those of float32
 SUMMED = ("B", "T", "B·T", "C", "V")  # counts of what is summed over
+
+
+class Hint(NamedTuple):
+    """A teacher's hint.
+
+    text: what the student is told, without a full stop
+    cause: the same without the numbers of one student's instance, for a class; "" where another output is the cause
+    """
+
+    text: str
+    cause: str
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -32,22 +45,43 @@ def diagnose(
     solutions: list[Outputs],
     earlier: str = "",
     intact: str = "",
-) -> str:
+) -> Hint:
     """The hint for one wrong output.
 
     found: float64 arrays of that output, one a trial
     solutions: all right outputs, one dict a trial
     earlier: an output that is wrong too and that this one is computed from or after; "" where there is none
     intact: the last right output before the first wrong one, likewise
-    returns: a line without a full stop
     """
+    wanted = [solution[output] for solution in solutions]
+    if hint := _explanation(exercise, trials, output, found, solutions):
+        return Hint(hint, hint)
+    if hint := _shape_hint(found, wanted):
+        return Hint(hint, f"wrong shape: {hint.partition(': ')[2]}")
+    if hint := _not_finite(found):
+        return Hint(hint, f"numbers that are not finite: {hint.partition(': ')[2]}")
+    if earlier:
+        return Hint(f"right shape; {earlier} comes before it and is wrong too: mend that first", "")
+    clue = f"; {intact} comes before it and is right: the fault lies between them" if intact else ""
+    error = found[0] - wanted[0]
+    pattern = _constant(error, wanted[0]) or _places(error, wanted[0])
+    return Hint(
+        f"right shape; {pattern}{_worst_place(found[0], wanted[0])}{clue}",
+        f"wrong in a way that no known mistake explains{clue}",
+    )
+
+
+def _explanation(exercise, trials, output, found, solutions) -> str:
+    """What is wrong, where it can be told from the numbers, else ""."""
     wanted = [solution[output] for solution in solutions]
     if _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
         return "right on your instance, wrong on one of other sizes: a size is written as a number"
     if hint := _known_mistake(exercise, trials, output, found):
         return f"right shape; {hint}"
-    if hint := _other_output(solutions, output, found) or _shape_hint(found, wanted) or _not_finite(found):
+    if hint := _other_output(solutions, output, found):
         return hint
+    if _shape_hint(found, wanted) or _not_finite(found):
+        return ""
     for explain in (
         lambda: _simple_relation(trials, found, wanted),
         lambda: _factor(trials, solutions, found, wanted),
@@ -56,12 +90,7 @@ def diagnose(
     ):
         if hint := explain():
             return f"right shape; {hint}"
-    if earlier:
-        return f"right shape; {earlier} comes before it and is wrong too: mend that first"
-    clue = f"; {intact} comes before it and is right: the fault lies between them" if intact else ""
-    return (
-        f"right shape; {_pattern(found[0] - wanted[0], wanted[0])}{_worst_place(found[0], wanted[0])}{clue}"
-    )
+    return ""
 
 
 # Shapes
@@ -148,10 +177,7 @@ def _simple_relation(trials, found, wanted) -> str:
         sign = "the sign is wrong and it is" if factors[0] < 0 else "it is"
         note = ": a mean and a sum are mixed up" if name.removeprefix("1/").strip("()") in SUMMED else ""
         if not name and not np.allclose(factors, factors[0]):
-            name, note = (
-                " and ".join(f"{abs(factor):.4g}" for factor in factors),
-                ": a wrong size, or one as a number",
-            )
+            name = "a wrong size, or one written as a number"
         return (
             f"{sign} off by a constant factor of {name or f'{abs(factors[0]):.6g}'}{note}; all else is right"
         )
@@ -159,10 +185,7 @@ def _simple_relation(trials, found, wanted) -> str:
     if np.allclose(offsets, offsets[0]) and _fits(wanted, [array - offsets[0] for array in found]):
         return f"every number is off by {offsets[0]:.6g}, all else is right: does the sum start from 0?"
     if all(relative_error(array, right) < FLOAT32 for array, right in zip(found, wanted, strict=True)):
-        return (
-            f"right to {relative_error(found[0], wanted[0]):.0e}, the digits of float32: keep everything in float64 "
-            "and constants in full"
-        )
+        return "right to the digits of float32: keep everything in float64 and constants in full"
     if _square(found, wanted) and _fits([right.T for right in wanted], found):
         return "transposed, all else is right"
     return ""
@@ -224,24 +247,33 @@ def _expressions(trials) -> dict[str, list[float]]:
 
 def _terms(exercise, trials, output, found, wanted) -> str:
     """Which term of the gradient does not count once, where all that came is a sum of its terms."""
-    terms = [dict(exercise.terms(trial).get(output, {})) for trial in trials]
-    if not terms[0]:
+    terms = [exercise.terms(trial).get(output, {}) for trial in trials]
+    # What is 0 but for rounding, as the way through key to the bias is, can be counted at will.
+    names = [
+        name
+        for name in terms[0]
+        if all(
+            np.abs(parts[name]).max() > FITS * np.abs(right).max()
+            for parts, right in zip(terms, wanted, strict=True)
+        )
+    ]
+    if not names:
         return ""
     counts = []
     for parts, array in zip(terms, found, strict=True):
-        matrix = np.stack([part.reshape(-1) for part in parts.values()], axis=1)
+        matrix = np.stack([parts[name].reshape(-1) for name in names], axis=1)
         count, _, rank, _ = np.linalg.lstsq(matrix, array.reshape(-1), rcond=None)
         if rank < matrix.shape[1] or not relative_error(matrix @ count, array.reshape(-1)) <= FITS:
             return ""
         counts.append(count)
     faults = []
-    for name, count in zip(terms[0], zip(*counts, strict=True), strict=True):
+    for name, count in zip(names, zip(*counts, strict=True), strict=True):
         if not np.allclose(count, 1, rtol=0, atol=1e-7):
             fault = _count([float(each) for each in count], trials)
             if not fault:
                 return ""
             faults.append(f"{name} {fault}")
-    return _pattern(found[0] - wanted[0], wanted[0]) + " and ".join(faults)
+    return _constant(found[0] - wanted[0], wanted[0]) + " and ".join(faults)
 
 
 def _count(counts: list[float], trials: list[Trial]) -> str:
@@ -275,35 +307,48 @@ def _moved(found, wanted) -> str:
     )
 
 
-def _pattern(error: np.ndarray, wanted: np.ndarray) -> str:
-    """What is regular about the error, ending in a colon, or ""."""
-    scale = FITS * np.abs(wanted).max()
+def _constant(error: np.ndarray, wanted: np.ndarray) -> str:
+    """Along which axis the error is the same everywhere, ending in a colon, or ""."""
     for axis, name in ((-1, "last"), (0, "first")):
-        if error.ndim and error.shape[axis] > 2 and np.ptp(error, axis=axis).max() <= scale:
+        if error.ndim and error.shape[axis] > 2 and np.ptp(error, axis=axis).max() <= _least(wanted):
             return f"your error is constant along the {name} axis: "
-    wrong = np.abs(error) > scale
-    if wrong.mean() <= 0.75:
-        rows = wrong.reshape(len(wrong), -1).any(axis=1)
-        if rows.mean() <= 0.75:
-            return f"only {_list(rows)} along the first axis {'is' if rows.sum() == 1 else 'are'} wrong: "
-        return f"{int(wrong.sum())} of {wrong.size} numbers are wrong: "
     return ""
 
 
-def _list(rows) -> str:
-    places = [int(i) for i in np.flatnonzero(rows)]
+def _places(error: np.ndarray, wanted: np.ndarray) -> str:
+    """Which part of the array is wrong, ending in a colon, or "" where most of it is."""
+    wrong = np.abs(error) > _least(wanted)
+    if wrong.mean() > 0.75:
+        return ""
+    rows = wrong.reshape(len(wrong), -1).any(axis=1)
+    if rows.mean() <= 0.75:
+        for only, these in (("only", rows), ("all but", ~rows)):
+            if told := _list(np.flatnonzero(these)):
+                return f"{only} {told} along the first axis {'is' if rows.sum() == 1 else 'are'} wrong: "
+    return f"{int(wrong.sum())} of {wrong.size} numbers are wrong: "
+
+
+def _least(wanted: np.ndarray) -> float:
+    """The least difference that counts."""
+    return FITS * float(np.abs(wanted).max())
+
+
+def _list(places) -> str:
+    """Places by their number, a run of them by its ends; "" where neither is short."""
     if len(places) > 2 and places[-1] - places[0] == len(places) - 1:
         return f"places {places[0]} to {places[-1]}"
-    return f"place{'s' if len(places) > 1 else ''} {', '.join(map(str, places[:6]))}" + (
-        ", ..." if len(places) > 6 else ""
-    )
+    if len(places) > 6:
+        return ""
+    return f"place{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
 
 
 def _worst_place(found: np.ndarray, wanted: np.ndarray) -> str:
     difference = np.abs(found - wanted)
     index = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
     share = relative_error(found, wanted)
+    least = ROUNDING * np.abs(wanted).max()
+    yours, right = (array[index] if abs(array[index]) > least else 0.0 for array in (found, wanted))
     return (
-        f"the largest error is at {list(index)}: yours {found[index]:.6g}, right {wanted[index]:.6g} "
+        f"the largest error is at {list(index)}: yours {yours:.6g}, right {right:.6g} "
         f"({share:.2g} of the largest magnitude); work that element out by hand from the equation"
     )

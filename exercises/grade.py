@@ -58,6 +58,7 @@ class Mark(NamedTuple):
     error: beside the reference, relative to its largest magnitude; None where nothing comparable came
     difference_error: the same beside finite differences; None too where they do not apply
     hint: what to do, or "" where it is right
+    cause: the hint without the numbers of one student's instance; "" too where another output is the cause
     """
 
     name: str
@@ -65,6 +66,7 @@ class Mark(NamedTuple):
     error: float | None
     difference_error: float | None
     hint: str
+    cause: str
 
 
 class Reply(NamedTuple):
@@ -156,6 +158,35 @@ def grade(
     return result
 
 
+def files_of(path: Path) -> list[Path]:
+    """The file itself; of a folder its Python files that name an exercise, be it a wrong one, sorted.
+
+    Raises UserError where a folder holds none, or cannot be read.
+    """
+    if not path.is_dir():
+        return [path]
+    try:
+        files = [file for file in sorted(path.iterdir()) if file.suffix == ".py" and names_exercise(file)]
+    except OSError as error:
+        raise UserError(
+            f"{clean(str(error.filename or path))}: cannot be read ({error.strerror or error})"
+        ) from error
+    if not files:
+        raise UserError(
+            f"{clean(str(path))}: no .py file in this folder names an exercise; give the folder of files that "
+            "'exercise start' wrote, or the files"
+        )
+    return files
+
+
+def names_exercise(path: Path) -> bool:
+    """Whether a file has the line EXERCISE = ..."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return re.search(rb"^EXERCISE\s*=", file.read(LARGEST_FILE), re.MULTILINE) is not None
+
+
 def identify(path: Path) -> tuple[str | None, int | None, str]:
     """Read which exercise and instance a file is, without running it.
 
@@ -192,6 +223,12 @@ def clean(text: str) -> str:
     """One line of printable characters, of bounded length: nothing that a file says can steer a terminal."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MOST_TEXT]).split())
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 4] + " ..."
+
+
+def cause_of(problem: str) -> str:
+    """A problem without the line and the sizes that are one file's own."""
+    shared, lines = re.subn(r"line \d+[^:]*: ", "", problem, count=1)
+    return re.sub(r"(?<![\w.])\d[\d.]*", "…", shared) if lines else shared
 
 
 # The process
@@ -314,14 +351,15 @@ def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> l
     for name in reversed(solutions[0]):  # as the way back meets them
         mark = judge_output(exercise, trials, solutions, name, reply, differences.get(name), clues)
         if name == "y":
-            mark = mark._replace(hint="the forward pass was given and has changed; put it back")
+            hint = "the forward pass was given and has changed; put it back"
+            mark = mark._replace(hint=hint, cause=hint)
         if name != "y" or not mark.right:
             marks.insert(0, mark)
         if exercise.chained and not clues["earlier"]:
             clues["intact" if mark.right else "earlier"] = name
     if reply.changed:
         hint = f"{', '.join(reply.changed)} changed in place; the caller still needs it: work on a copy"
-        marks.append(Mark("arguments", False, None, None, hint))
+        marks.append(Mark("arguments", False, None, None, hint, hint))
     return marks
 
 
@@ -333,9 +371,9 @@ def judge_output(exercise, trials, solutions, name, reply, differences, clues) -
     if not problem and any(array is None for array in found):
         problem = f"is missing; the dict of gradients has no {name[1:]!r}"
     if problem:
-        return Mark(name, False, None, None, problem)
+        return Mark(name, False, None, None, problem, cause_of(problem))
     if any(array.shape != right.shape for array, right in zip(found, wanted, strict=True)):
-        return Mark(name, False, None, None, diagnose(exercise, trials, name, found, solutions, **clues))
+        return Mark(name, False, None, None, *diagnose(exercise, trials, name, found, solutions, **clues))
     # np.max, because Python's max would let a later nan go unseen.
     error = float(np.max([relative_error(array, right) for array, right in zip(found, wanted, strict=True)]))
     difference_error = None
@@ -344,9 +382,9 @@ def judge_output(exercise, trials, solutions, name, reply, differences, clues) -
         difference_error = float(np.abs(found[0].flat[differences.places] - differences.values).max() / scale)
     right = error <= LIMIT and (difference_error is None or difference_error <= DIFFERENCE_LIMIT)
     if right:
-        return Mark(name, True, error, difference_error, "")
+        return Mark(name, True, error, difference_error, "", "")
     hint = diagnose(exercise, trials, name, found, solutions, **clues)
     finite = [
         value if value is not None and np.isfinite(value) else None for value in (error, difference_error)
     ]
-    return Mark(name, False, *finite, hint)
+    return Mark(name, False, *finite, *hint)

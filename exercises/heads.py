@@ -111,6 +111,8 @@ MERGE_HEADS = Exercise(
 
 # Scores with a mask
 
+UNCROSSED = "scores = query keyᵀ, so query's gradient is made of key and key's of query; yours takes the tensor itself"
+
 
 def _scores_forward(query, key):
     T, D = query.shape[-2:]
@@ -156,6 +158,11 @@ def _scores_times(factor):
     return wrong
 
 
+def _scores_uncrossed(trial: Trial):
+    probabilities, (query, key, _) = _scores_forward(**trial.inputs)
+    return _from_scores(softmax_backward(trial.dy, probabilities), key, query)
+
+
 def _key_untransposed(trial: Trial):
     probabilities, (query, _, _) = _scores_forward(**trial.inputs)
     dscores = softmax_backward(trial.dy, probabilities) * query.shape[-1] ** -0.5
@@ -194,6 +201,7 @@ SCORES = Exercise(
             _scores_with(lambda dy, probabilities: dy * probabilities * (1 - probabilities)),
             "softmax is taken as if each score moved its own probability alone; use softmax_backward",
         ),
+        Mistake(_scores_uncrossed, UNCROSSED),
         Mistake(_key_untransposed, "dkey needs dscoresᵀ: key s collects from every query t that saw it"),
     ),
 )
@@ -236,19 +244,42 @@ def _transposed(array):
     return array.swapaxes(-1, -2)
 
 
+def _split(array, n_head):
+    """(B, T, C) -> (B, H, T, D), as the forward pass splits."""
+    return array.reshape(*array.shape[:2], n_head, -1).swapaxes(1, 2)
+
+
+def _cut(array, n_head):
+    """A reshape alone, which is not the same."""
+    B, T, _ = array.shape
+    return array.reshape(B, n_head, T, -1)
+
+
 def _attention_parts(
-    trial: Trial, *, scale=None, through_softmax=softmax_backward, for_key=_transposed, for_value=_transposed
+    trial: Trial,
+    *,
+    scalings=1,
+    split=_split,
+    through_softmax=softmax_backward,
+    for_key=_transposed,
+    for_value=_transposed,
+    uncrossed=(),
 ):
-    """dquery, dkey and dvalue, each (B, H, T, D), with the scale and the steps that a mistake has."""
+    """dquery, dkey and dvalue, each (B, H, T, D), with the steps that a mistake has.
+
+    scalings: how often 1/√D is a factor
+    uncrossed: which of "query" and "key" get their gradient from themselves instead of from one another
+    """
     x, weights, n_head = trial.inputs.values()
-    B, T, _ = x.shape
     qkv = x @ weights["query_key_value.weight"].T + weights["query_key_value.bias"]
     (query, key, value), _ = _split_heads_forward(qkv, n_head)
     probabilities, _ = _scores_forward(query, key)
-    dheads = (trial.dy @ weights["output.weight"]).reshape(B, T, n_head, -1).swapaxes(1, 2)
+    dheads = split(trial.dy @ weights["output.weight"], n_head)
     dscores = through_softmax(dheads @ value.swapaxes(-1, -2), probabilities)
-    dscores = dscores * (query.shape[-1] ** -0.5 if scale is None else scale)
-    return dscores @ key, for_key(dscores) @ query, for_value(probabilities) @ dheads
+    dscores = dscores * query.shape[-1] ** (-0.5 * scalings)
+    dquery = dscores @ (query if "query" in uncrossed else key)
+    dkey = for_key(dscores) @ (key if "key" in uncrossed else query)
+    return dquery, dkey, for_value(probabilities) @ dheads
 
 
 def _attention_from_parts(trial: Trial, *parts, axes=(1, 3, 0, 2, 4)):
@@ -278,6 +309,13 @@ def _attention_with(**changes):
     return lambda trial: _attention_from_parts(trial, *_attention_parts(trial, **changes))
 
 
+def _parts_cut(trial: Trial):
+    """Each of dquery, dkey and dvalue reshaped to (B, T, C) without a swap before."""
+    parts = _attention_parts(trial)
+    rows = (part.reshape(trial.inputs["x"].shape) for part in parts)
+    return _attention_from_parts(trial, *(_split(each, trial.inputs["n_head"]) for each in rows))
+
+
 def _attention_in_order(order):
     """Query, key and value put together in another order."""
 
@@ -304,8 +342,12 @@ ATTENTION = Exercise(
     terms=_attention_terms,
     mistakes=(
         Mistake(
-            _attention_with(scale=1.0),
+            _attention_with(scalings=0),
             "the factor 1/√D is left out on the way back from the scores to query and key",
+        ),
+        Mistake(
+            _attention_with(scalings=2),
+            "the factor 1/√D counts twice: scale dscores, or query and key's gradients, but not both",
         ),
         Mistake(
             _attention_with(through_softmax=lambda dy, probabilities: dy * (probabilities > 0)),
@@ -314,6 +356,30 @@ ATTENTION = Exercise(
         Mistake(
             _attention_with(through_softmax=lambda dy, probabilities: dy),
             "the softmax is skipped on the way back: bring dprobabilities to dscores with softmax_backward",
+        ),
+        Mistake(
+            _attention_with(
+                through_softmax=lambda dy, probabilities: dy * probabilities * (1 - probabilities)
+            ),
+            "softmax is taken as if each score moved its own probability alone; use softmax_backward",
+        ),
+        *(
+            Mistake(_attention_with(uncrossed=names), UNCROSSED)
+            for names in (("query",), ("key",), ("query", "key"))
+        ),
+        Mistake(
+            _attention_with(split=_cut),
+            "dmerged is reshaped straight to (B, H, T, D), which cuts the tokens apart; reshape to (B, T, H, D), then "
+            "swap T and H",
+        ),
+        Mistake(
+            lambda trial: _attention_from_parts(trial, *_attention_parts(trial), axes=range(5)),
+            "dqkv is reshaped without transposing back first: the numbers keep the order (3, B, H, T, D)",
+        ),
+        Mistake(
+            _parts_cut,
+            "each of dquery, dkey and dvalue is reshaped straight to (B, T, C), which mixes the tokens; swap H and T "
+            "first",
         ),
         Mistake(
             _attention_with(for_key=lambda dscores: dscores),

@@ -1,5 +1,6 @@
 """Steps that need a derivation on paper: cross-entropy, the layer norm and GELU."""
 
+from itertools import combinations
 from math import erf, pi
 
 import numpy as np
@@ -94,21 +95,43 @@ def _layer_norm_parts(trial: Trial):
     return normal, inverse_deviation, trial.dy * trial.inputs["weight"]
 
 
+LAYER_NORM_PATHS = ("the value itself", "the path through the mean", "the path through the deviation")
+
+
 def _layer_norm_terms(trial: Trial):
     normal, s, dnormal = _layer_norm_parts(trial)
-    return {
-        "dx": {
-            "the value itself": s * dnormal,
-            "the path through the mean": np.broadcast_to(-s * dnormal.mean(-1, keepdims=True), normal.shape),
-            "the path through the deviation": -s * normal * (dnormal * normal).mean(-1, keepdims=True),
-        }
-    }
+    values = (
+        s * dnormal,
+        np.broadcast_to(-s * dnormal.mean(-1, keepdims=True), normal.shape),
+        -s * normal * (dnormal * normal).mean(-1, keepdims=True),
+    )
+    return {"dx": dict(zip(LAYER_NORM_PATHS, values, strict=True))}
+
+
+def _unweighted_terms(trial: Trial):
+    """The terms of dx with dy in the place of dnormal."""
+    return _layer_norm_terms(trial._replace(inputs=trial.inputs | {"weight": 1.0}))["dx"]
 
 
 def _without_weight(trial: Trial):
-    normal, s, _ = _layer_norm_parts(trial)
-    mean = trial.dy.mean(-1, keepdims=True)
-    return {"dx": s * (trial.dy - mean - normal * (trial.dy * normal).mean(-1, keepdims=True))}
+    return {"dx": sum(_unweighted_terms(trial).values())}
+
+
+def _weight_last(trial: Trial):
+    return {"dx": _without_weight(trial)["dx"] * trial.inputs["weight"]}
+
+
+def _unweighted(*names: str) -> Mistake:
+    """The mistake of taking dy in these terms, and dnormal in the others."""
+
+    def wrong(trial: Trial):
+        bare = _unweighted_terms(trial)
+        return {"dx": sum((_layer_norm_terms(trial)["dx"] | {name: bare[name] for name in names}).values())}
+
+    verb = "takes" if len(names) == 1 else "take"
+    return Mistake(
+        wrong, f"{' and '.join(names)} {verb} dy where dnormal is meant: dnormal = dy · weight, in every term"
+    )
 
 
 def _without_deviation(trial: Trial):
@@ -166,6 +189,12 @@ LAYER_NORM = Exercise(
             _without_weight,
             "weight is left out: y = normal · weight + bias, so what reaches normal is dy · weight, not dy",
         ),
+        Mistake(
+            _weight_last,
+            "weight is multiplied last; it differs from channel to channel, so no mean over the channels may come "
+            "before it: begin with dnormal = dy · weight",
+        ),
+        *(_unweighted(*names) for count in (1, 2) for names in combinations(LAYER_NORM_PATHS, count)),
         Mistake(
             _without_deviation,
             "the factor inverse_deviation is left out: normal = (x - mean) · inverse_deviation, so every path to x "

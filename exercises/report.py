@@ -4,9 +4,9 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
-from exercises.grade import Grade, clean
+from exercises.grade import Grade, cause_of, clean
 
-COMMONEST = 3  # hints of an exercise that a summary tells
+COMMONEST = 3  # causes of an exercise that a summary tells
 
 
 def lines(grade: Grade) -> Iterator[str]:
@@ -30,24 +30,33 @@ def lines(grade: Grade) -> Iterator[str]:
 
 
 def summary(grades: list[Grade]) -> dict[str, dict]:
-    """By exercise, in order of appearance: files, how many are full, and the commonest hints with their counts."""
+    """By exercise, in order of appearance: files, how many are full, the commonest causes, how many others."""
     found = {}
     for name in dict.fromkeys(grade.exercise or "unknown" for grade in grades):
         own = [grade for grade in grades if (grade.exercise or "unknown") == name]
-        hints = Counter(hint for grade in own for hint in hints_of(grade))
+        causes = Counter(cause for grade in own for cause in causes_of(grade))
         found[name] = {
             "files": len(own),
             "full": sum(grade.full for grade in own),
-            "hints": [{"hint": hint, "files": count} for hint, count in hints.most_common(COMMONEST)],
+            "hints": [{"hint": hint, "files": count} for hint, count in causes.most_common(COMMONEST)],
+            "others": max(0, len(causes) - COMMONEST),
         }
     return found
 
 
-def hints_of(grade: Grade) -> set[str]:
-    """What the file was told, each thing once."""
+def causes_of(grade: Grade) -> list[str]:
+    """What is wrong with the file, each cause once, at the first of the outputs that it spoils."""
     if grade.problem:
-        return {grade.problem}
-    return {f"{mark.name}: {mark.hint}" for mark in grade.marks if not mark.right}
+        return [cause_of(grade.problem)]
+    outputs = {}
+    for mark in grade.marks:
+        if mark.cause:
+            outputs.setdefault(mark.cause, mark.name)
+    return [
+        f"{name}: {cause}"
+        for cause, name in outputs.items()
+        if not any(cause in other and cause != other for other in outputs)  # a part of it reached this output
+    ]
 
 
 def summary_lines(grades: list[Grade]) -> Iterator[str]:
@@ -57,6 +66,8 @@ def summary_lines(grades: list[Grade]) -> Iterator[str]:
         yield f"  {name}: {row['full']} of {row['files']}"
         for each in row["hints"]:
             yield f"    {each['files']} x {each['hint']}"
+        if row["others"]:
+            yield f"    and {row['others']} other cause{'s' if row['others'] > 1 else ''}"
 
 
 def as_json(grades: list[Grade]) -> str:

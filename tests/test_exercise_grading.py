@@ -16,6 +16,7 @@ import cli
 from contract.errors import UserError
 from exercises.catalogue import COURSE, EXERCISES
 from exercises.grade import Limits, grade
+from exercises.report import summary
 from exercises.start import starter
 
 ROOT = Path(__file__).parents[1]
@@ -292,12 +293,15 @@ def test_hints_are_told_one_by_one(run_cli, tmp_path):
     ("arguments", "code", "line"),
     [
         ("start flight", 2, "unknown exercise 'flight'; choose one of relu"),
+        ("start layernorm", 2, "unknown exercise 'layernorm'; did you mean layer-norm?"),
+        ("start crossentropy", 2, "did you mean cross-entropy?"),
+        ("start heads", 2, "did you mean split-heads or merge-heads?"),
         ("start relu --seed -1", 2, "--seed must be from 0"),
         ("start relu --hint 0", 2, "--hint must be from 1 to 2 for relu, got 0"),
         ("start relu --hint 3", 2, "--hint must be from 1 to 2 for relu, got 3"),
         ("start relu --out no/relu.py", 1, "cannot be written (No such file or directory)"),
         ("grade missing.py", 1, "missing.py: cannot be read (no such file)"),
-        ("grade .", 1, "cannot be read"),
+        ("grade .", 1, ".: no .py file in this folder names an exercise; give the folder of files that"),
         ("grade missing.py --time-limit 0", 2, "--time-limit must be above 0"),
         ("grade missing.py --time-limit nan", 2, "--time-limit must be above 0"),
         ("grade missing.py --memory-limit 1", 2, "--memory-limit must be from 256"),
@@ -341,6 +345,65 @@ def test_a_class(run_cli, write):
     assert found["summary"]["relu"]["hints"][0]["files"] == 2
 
 
+def test_a_class_is_told_causes(run_cli, write):
+    """A cause counts once a file, without what follows from it and without the numbers of one student's instance."""
+    attention, answer = EXERCISES["attention"], ANSWERS["attention"]
+    dheads, softmax = "dheads = dmerged", "softmax_backward(dprobabilities, probabilities)"
+    for seed, (old, new) in enumerate(
+        [(dheads, "dmerged = np.tanh(dmerged)\ndheads = dmerged")] * 3 + [(softmax, "dprobabilities")] * 2
+    ):
+        write(answer.replace(old, new), f"{seed}.py", attention, seed)
+    write("return undefined", "5.py", attention)
+    write("\nreturn undefined", "6.py", attention)
+    write("print('x' * 200_000)", "7.py", attention)
+    write("return dy", "8.py", attention)
+    names = [f"{number}.py" for number in range(9)]
+    out = run_cli("grade", *names)[1]
+    assert out.partition("0 of 9 files have everything right\n")[2].splitlines() == [
+        "  attention: 0 of 9",
+        "    3 x dquery_key_value.bias: wrong in a way that no known mistake explains; doutput.weight comes before it "
+        "and is right: the fault lies between them",
+        "    2 x dx: right shape; the softmax is skipped on the way back: bring dprobabilities to dscores with "
+        "softmax_backward",
+        "    2 x NameError: name 'undefined' is not defined",
+        "    and 2 other causes",
+    ]
+    found = json.loads(run_cli("grade", *names, "--json")[1])
+    assert found["summary"]["attention"]["others"] == 2
+    causes = {each["name"]: each["cause"] for each in found["files"][0]["outputs"]}
+    assert causes["dx"] == causes["doutput.bias"] == ""
+
+
+def test_a_part_of_a_cause_is_not_another(write):
+    """The bias, which one of two miscounted ways reaches, is no cause beside that of both."""
+    attention, answer = EXERCISES["attention"], ANSWERS["attention"]
+    file = write(answer.replace("/ np.sqrt(D)", "/ np.sqrt(D) * 2"), exercise=attention)
+    (told,) = summary([grade(file)])["attention"]["hints"]
+    assert "the path through query counts 2 times instead of once and the path through key" in told["hint"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "cause"),
+    [
+        ("dy.sum(axis=(0, 1))", "dy", "dbias: wrong shape: not summed over the leading 2 axes; summed, it would be"),
+        ("dy.sum(axis=(0, 1))", "dy.sum(axis=(0, 1)) / 7 * len(dy)", "dbias: right shape; it is off by a constant "
+         "factor of a wrong size, or one written as a number; all else is right"),
+        ("dx = ", "dx = np.nan * ", "dx: numbers that are not finite: a division by 0, a root or logarithm of a "
+         "negative number, or inf - inf"),
+        ("(dnormal - mean", "(np.tanh(dnormal) - mean", "dx: wrong in a way that no known mistake explains"),
+        ("dx = ", "dx = np.ones((2, 3)) @ ", "ValueError: matmul: "),
+    ],
+)  # fmt: skip
+def test_equal_causes_group(write, old, new, cause):
+    """Students whose instances have other sizes and numbers, but who made the same mistake, are counted together."""
+    exercise = EXERCISES["layer-norm"]
+    answer = ANSWERS["layer-norm"].replace(old, new)
+    grades = [grade(write(answer, f"{seed}.py", exercise, seed)) for seed in range(3)]
+    (told,) = summary(grades)["layer-norm"]["hints"]
+    assert told["files"] == 3
+    assert told["hint"].startswith(cause)
+
+
 def test_one_right_file(run_cli, write):
     """All right is exit code 0, and what the file printed goes to stderr."""
     write("print('x has shape', x.shape)\nreturn dy * (x > 0)")
@@ -356,6 +419,23 @@ def test_a_file_that_is_missing_among_others(run_cli, write):
     code, out, err = run_cli("grade", "relu.py", "nobody.py")
     assert (code, out) == (1, "")
     assert err.startswith("error: nobody.py: cannot be read (no such file)")
+
+
+def test_a_folder(run_cli, write, tmp_path):
+    """A folder stands for its files that name an exercise, in order: also one that names it wrongly."""
+    (tmp_path / "class" / "old.py").mkdir(parents=True)
+    write("return dy * (x > 0)", "class/ben.py")
+    write("return dy", "class/anna.py")
+    (tmp_path / "class" / "cleo.py").write_text('EXERCISE = "rely"\nSEED = 0\n')
+    (tmp_path / "class" / "helpers.py").write_text("import numpy\n")
+    (tmp_path / "class" / "notes.txt").write_text('EXERCISE = "relu"\nSEED = 0\n')
+    write("return dy * (x > 0)", "dan.py")
+    code, out, err = run_cli("grade", "class", "dan.py")
+    assert (code, err) == (1, "")
+    files = [line.partition(": ")[0] for line in out.splitlines() if ".py: " in line]
+    assert files == [*(os.path.join("class", f"{name}.py") for name in ("anna", "ben", "cleo")), "dan.py"]
+    assert "unknown exercise 'rely'; did you mean relu?" in out
+    assert "2 of 4 files have everything right" in out
 
 
 def test_what_a_file_prints_cannot_steer_the_terminal(write):

@@ -10,7 +10,7 @@ from exercise_answers import ANSWERS, SLIPS
 
 from exercises import runner
 from exercises.catalogue import COURSE, EXERCISES
-from exercises.diagnosis import relative_error
+from exercises.diagnosis import diagnose, relative_error
 from exercises.exercise import finite_differences
 from exercises.grade import DEFAULT_LIMITS, Reply, judge, write_request
 from exercises.start import starter
@@ -172,6 +172,38 @@ def check_slip(slip, seed, mark):
     marks = mark(exercise, seed, filled_in(exercise, seed, answer.replace(slip.old, slip.new)))
     assert not marks[slip.output].right
     assert slip.hint in marks[slip.output].hint, (seed, marks[slip.output].hint)
+
+
+def test_the_places_of_an_error_are_told_in_few_words():
+    """A run of wrong places by its ends, many scattered ones by those that are right, or not at all."""
+    for wrong, told in (
+        ([1, 4], "only places 1, 4 along the first axis are wrong: "),
+        (range(5, 12), "only places 5 to 11 along the first axis are wrong: "),
+        ([*range(6), *range(7, 11), 13], "all but places 6, 11, 12, 14, 15 along the first axis are wrong: "),
+        ([*range(0, 16, 2)], "8 of 16 numbers are wrong: "),
+    ):
+        assert place_told(16, [*wrong]).startswith(f"right shape; {told}the largest error"), told
+
+
+def test_a_number_that_is_0_but_for_rounding_reads_0():
+    """Rounding errors of the reference are not told as the right answer."""
+    assert "yours 1000, right 0 (" in place_told(16, [3], right=-3.6e-16)
+
+
+def place_told(size, wrong, right=None):
+    """The hint for a bias that is wrong without reason at some places, where its right values are `right`."""
+    exercise = EXERCISES["linear"]
+    trials = exercise.trials(0)
+    solutions = [exercise.solve(trial) for trial in trials]
+    found = []
+    for number, solution in enumerate(solutions):
+        values = np.sin(np.arange(1.0, size + 1) + number)
+        if right is not None:
+            values[wrong] = right
+        solution["dbias"], array = values, values.copy()
+        array[wrong] = 1000 + np.arange(len(wrong)) ** 2
+        found.append(array)
+    return diagnose(exercise, trials, "dbias", found, solutions).text
 
 
 @pytest.mark.slow
