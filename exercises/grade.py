@@ -8,10 +8,12 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ LIMIT = 1e-9  # of an error beside the reference; answers written in another ord
 DIFFERENCE_LIMIT = 1e-6  # beside finite differences, which have an error of their own
 FLOOD = 100_000  # bytes that a file may print
 LARGEST_FILE = 1_000_000  # bytes of a student's file
+LARGEST_REPLY = 1 << 28  # bytes of what comes back from its process
 SHOWN = 300  # characters of what it printed that are kept
 MOST_TEXT = 240  # characters of a message from its process
 
@@ -328,6 +331,14 @@ def end(process: subprocess.Popen):
 
 def read_reply(folder: Path) -> Reply:
     """What the runner wrote. Raises any error where it did not live to write it whole."""
+    # The file's own process could have put anything there: a pipe, a link, numbers without end.
+    for path in (folder / "reply.json", folder / "reply.npz"):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_REPLY:
+            raise ValueError(f"{path.name} is not what the runner writes")
+    with zipfile.ZipFile(folder / "reply.npz") as archive:
+        if sum(member.file_size for member in archive.infolist()) > LARGEST_REPLY:
+            raise ValueError("reply.npz unpacks to more than the runner writes")
     reply = json.loads((folder / "reply.json").read_text(encoding="utf-8"))
     with np.load(folder / "reply.npz", allow_pickle=False) as file:
         arrays = {name: file[name].astype(np.float64) for name in file}

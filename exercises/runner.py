@@ -29,6 +29,9 @@ OTHER_PROCESSES = {
 }
 
 
+BARRED = ("exercises", "tests", "parity", "study", "harness", "commands")  # which hold the answers elsewhere
+
+
 class Problem(Exception):
     """Why the file cannot be judged, in a line."""
 
@@ -73,8 +76,8 @@ def stay_alone(event: str, _):
 
 
 def withhold(names: list[str]):
-    """Put a refusal in place of each named function wherever a module of numpy_llm holds it; bar `exercises`."""
-    sys.modules["exercises"] = None  # its import fails; it holds the rest of the answers
+    """Put a refusal in place of each named function wherever a module of numpy_llm holds it; bar other packages."""
+    sys.modules.update(dict.fromkeys(BARRED))  # their import fails
     if names:
         importlib.import_module("numpy_llm.model")  # loads all the others
 

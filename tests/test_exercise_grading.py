@@ -100,6 +100,20 @@ HOSTILE = {
         "gives no answer",
     ),
     "closes what it prints to": ("import sys\nsys.stdout.close()\nsys.stderr = None\nreturn dy * (x > 0)", ""),
+    "replies with a pipe": ("import os\nos.mkfifo('reply.json')\nos._exit(0)", "gives no answer"),
+    "replies without end": (
+        "import os\nos.symlink('/dev/zero', 'reply.json')\nnp.savez('reply.npz')\nos._exit(0)",
+        "gives no answer",
+    ),
+    "replies with a bomb": (
+        "import os, zipfile\nwith zipfile.ZipFile('reply.npz', 'w', zipfile.ZIP_DEFLATED) as archive:\n"
+        "    with archive.open('0/dx.npy', 'w') as member:\n"
+        "        for _ in range(300):\n            member.write(bytes(1 << 20))\n"
+        "open('reply.json', 'w').write('{}')\nos._exit(0)",
+        "gives no answer",
+    ),
+    "takes the answers of the tests": ("from tests.exercise_answers import ANSWERS", "tests"),
+    "takes the answers of the proof": ("from parity.recompute import relu_back", "parity"),
     "forges half a reply": (forged({"problem": "", "trials": []}), "gives no answer"),
     "forges an empty reply": (forged({"problem": "", "memory_bounded": True, "trials": []}), "gives no answer"),
     "forges a message": (
