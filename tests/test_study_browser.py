@@ -343,7 +343,7 @@ def test_it_fits(page, screenshots, width, dark):
         cut_off = """[...document.querySelectorAll('.formula')].filter((each) => each.scrollWidth > each.clientWidth)
             .map((each) => each.closest('.step').id)"""
         assert page.evaluate(cut_off) == []
-        outside = """[...document.querySelectorAll('.strip circle, .strip text')]
+        outside = """[...document.querySelectorAll('#proof circle, #proof svg text')]
             .map((each) => each.getBoundingClientRect())
             .filter((each) => each.left < 0 || each.right > innerWidth).length"""
         assert page.evaluate(outside) == 0
