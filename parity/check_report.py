@@ -91,7 +91,8 @@ def _suggest(name: str, report: Report) -> str:
 
 def _precision_hint(report: Report) -> str:
     worst = max((row.error for row in report.rows), default=0.0)
-    if report.diverging and report.dtype == "float64" and worst < 1e-4:
+    explained = any(fault.explanations for fault in report.faults)
+    if report.diverging and not explained and report.dtype == "float64" and worst < 1e-4:
         return (
             "every error is as small as float32's rounding: if that is what you computed in, --dtype float32"
         )
