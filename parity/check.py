@@ -15,6 +15,7 @@ from parity.explanations import Explanation, Setting, explain
 from parity.operations import Operation
 from parity.packs import Pack
 from parity.recompute import KINDS
+from parity.same_mistake import readers, same_mistake
 
 MOST_FAULTS = 5  # that are looked into, one after the other
 
@@ -33,6 +34,8 @@ class Fault(NamedTuple):
         numbers, False where they give these, None where too little is known of them
     explanations: the mistakes that give the dump's numbers, the best first
     elsewhere: other tensors that an operation of the same kind made, and made wrong by itself
+    cause: of a backward operation, the forward tensor whose mistake it has too: certainly where there are
+        explanations, probably where there are none; "" where it has one of its own
     """
 
     row: Row
@@ -41,6 +44,7 @@ class Fault(NamedTuple):
     own: bool | None
     explanations: list[Explanation]
     elsewhere: list[str]
+    cause: str = ""
 
     @property
     def inputs_right(self) -> bool:
@@ -53,6 +57,7 @@ class Report(NamedTuple):
 
     missing: names of the pack that the dump lacks; unknown: names of the dump that the pack lacks
     faults: the first divergence that does not follow from its inputs, then the others of that kind
+    within_float32: whether every tensor is within float32's limits
     """
 
     pack: str
@@ -61,6 +66,7 @@ class Report(NamedTuple):
     missing: list[str]
     unknown: list[str]
     faults: list[Fault]
+    within_float32: bool = False
 
     @property
     def diverging(self) -> list[Row]:
@@ -88,7 +94,9 @@ def compare_dump(
     flow = Dataflow(pack, dtype, dump)
     rows = [_row(flow, name) for name in flow.order if name in flow.found]
     missing = [name for name in pack.tensors if name not in dump]
-    return Report(pack.name, dtype, rows, missing, list(unknown), _faults(flow, rows))
+    coarse = {row["name"]: row["float32"] for row in pack.manifest["tensors"]}
+    within = all(row.error <= coarse[row.name.partition("[")[0]] for row in rows)
+    return Report(pack.name, dtype, rows, missing, list(unknown), _faults(flow, rows), within)
 
 
 def _row(flow: Dataflow, name: str) -> Row:
@@ -120,7 +128,7 @@ def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
     """
     states = {row.name: "right" if row.holds else "diverges" for row in rows}
     diverging = [row for row in rows if not row.holds]
-    faults: dict[str, Fault] = {}
+    faults: dict[tuple, Fault] = {}
     for row in diverging:
         operation = flow.operations.get(row.name)
         kind = operation.kind if operation else "given"
@@ -131,12 +139,38 @@ def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
             states[row.name] = _FOLLOWS
         if follows or (follows is None and row is not diverging[0]) or (faults and kind == _NORM):
             continue
-        if kind in faults:
-            faults[kind].elsewhere.append(row.name)
-            _narrow(faults[kind], flow, row)
-        elif len(faults) < MOST_FAULTS:
-            faults[kind] = _fault(flow, row, states, follows)
+        cause, shared = _cause(flow, row, operation, faults.values())
+        key = kind, bool(cause), bool(shared)
+        if key in faults:
+            faults[key].elsewhere.append(row.name)
+            _narrow(faults[key], flow, row)
+        elif cause:
+            found = _fault(flow, row, states, follows)
+            faults[key] = found._replace(cause=cause, explanations=shared)
+        elif sum(not fault.cause for fault in faults.values()) < MOST_FAULTS:
+            faults[key] = _fault(flow, row, states, follows)
     return list(faults.values()) or [_fault(flow, row, states, True) for row in diverging[:1]]
+
+
+def _cause(flow: Dataflow, row: Row, operation: Operation | None, faults) -> tuple[str, list[Explanation]]:
+    """The forward tensor whose explained mistake a gradient has too, and what of it explains the gradient.
+
+    "" where the forward pass is right, or where the gradient has a known mistake of its own.
+    """
+    kinds = {
+        reader.kind
+        for _, reader, _, extra in readers(flow, row.name.removeprefix("gradient."))
+        if row.name.startswith("gradient.") and not extra
+    }
+    causes = [f for f in faults if f.operation and f.operation.kind in kinds and f.explanations]
+    for fault in causes:
+        close = max(4 * row.limit, 1e-11)
+        shared = same_mistake(flow, row.name, fault.operation.kind, fault.explanations, close)
+        if shared:
+            return fault.row.name, shared
+    if causes and not _explanations(flow, row, operation):
+        return causes[0].row.name, []
+    return "", []
 
 
 def _fault(flow: Dataflow, row: Row, states: Mapping[str, str], follows: bool | None) -> Fault:
@@ -150,7 +184,7 @@ def _fault(flow: Dataflow, row: Row, states: Mapping[str, str], follows: bool | 
 
 def _narrow(fault: Fault, flow: Dataflow, row: Row):
     """Of several explanations keep those that also fit `row`, which the same kind of operation made."""
-    if len(fault.explanations) > 1:
+    if len(fault.explanations) > 1 and not fault.cause:
         names = {each.name for each in _explanations(flow, row, flow.operations.get(row.name))}
         fault.explanations[:] = [e for e in fault.explanations if e.name in names] or fault.explanations
 

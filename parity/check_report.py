@@ -19,12 +19,14 @@ def describe(report: Report) -> list[str]:
         lines.append(f"not in your dump: {_few(report.missing)}")
     if report.unknown:
         lines.append(f"not in the pack: {_few([_suggest(name, report) for name in report.unknown])}")
-    for number, fault in enumerate(report.faults):
+    own = [fault for fault in report.faults if not fault.cause]
+    for number, fault in enumerate(own):
         heading = "by itself, from your own inputs" if number else "first in dataflow order"
         if not number and fault.row is not diverging[0]:
             heading = "first by itself"
             lines += ["", f"{diverging[0].name} is off because small errors in its inputs grew"]
         lines += ["", f"{heading}: {_place(fault.row)}", *_reasons(fault)]
+        lines += _shared(fault, report.faults)
     told = {name for fault in report.faults for name in (fault.row.name, *fault.elsewhere)}
     rest = list(_whole([row for row in diverging if row.name not in told]))
     if rest:
@@ -76,6 +78,22 @@ def _reasons(fault: Fault) -> list[str]:
     return lines
 
 
+def _shared(cause: Fault, faults: list[Fault]) -> list[str]:
+    """That the backward pass has a forward mistake too, in a line, and where it probably has it."""
+    shared = [fault for fault in faults if fault.cause == cause.row.name]
+    lines = []
+    for proven, words in ((True, "its backward has the same mistake"), (False, "probably the same mistake")):
+        names = [
+            name
+            for fault in shared
+            if bool(fault.explanations) == proven
+            for name in (fault.row.name, *fault.elsewhere)
+        ]
+        if names:
+            lines.append(f"  {words}: {_few(names)}")
+    return lines
+
+
 def _few(names: list[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -90,8 +108,8 @@ def _suggest(name: str, report: Report) -> str:
 
 
 def _precision_hint(report: Report) -> str:
-    worst = max((row.error for row in report.rows), default=0.0)
-    if report.diverging and report.dtype == "float64" and worst < 1e-4:
+    explained = any(fault.explanations for fault in report.faults)
+    if report.diverging and report.dtype == "float64" and report.within_float32 and not explained:
         return (
             "every error is as small as float32's rounding: if that is what you computed in, --dtype float32"
         )
@@ -116,6 +134,7 @@ def as_record(report: Report) -> dict:
                 "inputs": fault.inputs,
                 "in_this_operation": fault.own,
                 "elsewhere": fault.elsewhere,
+                "same_mistake_as": fault.cause or None,
                 "explanations": [explanation._asdict() for explanation in fault.explanations],
             }
             for fault in report.faults

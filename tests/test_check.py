@@ -11,9 +11,12 @@ import numpy_llm
 from contract.weights import Weights
 from parity.check import compare_dump
 from parity.check_report import describe
-from parity.explanations import known_mistakes
+from parity.dataflow import Dataflow
+from parity.explanations import Setting, known_mistakes, results
 from parity.faults import Fault, injected
+from parity.operations import forward_operations
 from parity.packs import computed, pack_names
+from parity.same_mistake import _gradients
 from parity.tolerances import observe
 
 _UNSCALED = Fault("", "numpy_llm.attention.attention_forward", "config.head_size**-0.5", "1.0")
@@ -44,7 +47,7 @@ def dump_of(pack, dtype="float32", fault: Fault | None = None):
 @pytest.mark.parametrize("port", WRONG_PORTS, ids=lambda port: f"{port.explanation}-{port.pack}")
 def test_a_mistake_is_explained(port, packs):
     """The operation with the mistake is found, the fault is known to be its own, and its explanation comes first."""
-    dump = dump_of(packs[port.pack], fault=port.fault)
+    dump = dump_of(packs[port.pack], port.dtype, port.fault)
     if port.change:
         dump[port.tensor] = port.change(dump[port.tensor])
     first = compare_dump(dump, packs[port.pack]).faults[0]
@@ -91,6 +94,46 @@ def test_an_explanation_fits_to_rounding(packs):
     assert compare_dump(dump, packs["gpt2-tied"]).faults[0].explanations == []
 
 
+@pytest.mark.parametrize("name", ["norm_eps_other", "norm_without_mean", "norm_eps_outside", "norm_unbiased",
+                                  "merge_interleaved", "qkv_interleaved", "gelu_erf"])  # fmt: skip
+def test_a_mistake_differentiated_is_one_mistake(name, packs):
+    """Who differentiates a wrong forward pass rightly has made one mistake, and is told of one."""
+    pack, flow = packs["gpt2-tied"], Dataflow(packs["gpt2-tied"], "float64", {})
+    wrong = next(each for each in known_mistakes() if each.name == name)
+    kind, setting = wrong.kinds[0], Setting(pack.config, *pack.tensors["tokens"].shape)
+    dump, operations = dict(pack.tensors), forward_operations(pack.config)
+    result = [each for each, operation in operations.items() if operation.kind == kind][-1]
+    inputs = flow.inputs(operations[result])
+    if len(forms := results(wrong, setting, operations[result], inputs, None, True)) == 0:
+        pytest.fail("no form")
+    dump[result] = forms[0]
+    tensor = operations[result].inputs.get("weight", next(iter(operations[result].inputs.values())))
+    shape, places = pack.tensors[tensor].shape, np.arange(pack.tensors[tensor].size)
+    dump[f"gradient.{tensor}"] = _gradients(flow, tensor, kind, wrong, places)[0].reshape(shape)
+    faults = [f for f in compare_dump(dump, pack).faults if f.row.name.startswith("gradient.")]
+    assert [(fault.cause, fault.explanations[0].name) for fault in faults] == [(result, name)]
+
+
+def test_the_same_eps_backward_is_one_line(packs):
+    """An epsilon of 1e-6 in a layer norm changes forward and backward passes, in one reported mistake."""
+    pack = packs["gpt2-tied"]
+    eps = Fault("", "numpy_llm.layers.layer_norm_forward", " + eps)", " + 1e-6)")
+    report = compare_dump(dump_of(pack, "float64", eps), pack)
+    lines = describe(report)
+    assert sum("so the fault is in this operation" in line for line in lines) == 1
+    assert sum("its backward has the same mistake" in line for line in lines) == 1
+    assert not any("none of the known mistakes" in line or "--dtype" in line for line in lines)
+
+
+def test_what_is_left_unexplained_backward_is_probably_the_same(packs):
+    pack = packs["gpt2-tied"]
+    eps = Fault("", "numpy_llm.layers.layer_norm_forward", " + eps)", " + 1e-3)")
+    dump = dump_of(pack, "float64", eps)
+    dump["gradient.final_norm.weight"] = dump["gradient.final_norm.weight"] + np.arange(6) ** 2
+    lines = describe(compare_dump(dump, pack))
+    assert "  probably the same mistake: gradient.final_norm.weight" in lines
+
+
 # Where the fault is
 
 
@@ -115,11 +158,12 @@ def test_two_mistakes_are_told_apart(packs):
     assert [(fault.operation.kind, fault.explanations[0].name) for fault in faults] == [
         ("scores", "scale_missing"),
         ("layer norm backward to weight", "sign"),
-        ("scores backward to key", "dscores_without_scale"),
-        ("scores backward to query", "dscores_without_scale"),
+        ("scores backward to key", "scale_missing"),
+        ("scores backward to query", "scale_missing"),
         ("AdamW mean", "sign"),
     ]
     assert faults[0].elsewhere == ["blocks.1.attention.scores"]
+    assert [fault.cause for fault in faults] == ["", "", *[faults[0].row.name] * 2, ""]
     assert faults[0].inputs_right
     assert not faults[1].inputs_right
 
