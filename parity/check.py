@@ -1,6 +1,6 @@
 """Holding a dump against a golden pack: the first tensor that diverges, and the operation at fault."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf, isfinite
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +36,7 @@ class Fault(NamedTuple):
     elsewhere: other tensors that an operation of the same kind made, and made wrong by itself
     cause: of a backward operation, the forward tensor whose mistake it has too: certainly where there are
         explanations, probably where there are none; "" where it has one of its own
+    sound: of a step of AdamW, the weights that it takes rightly, matrices where the fault is in a matrix
     """
 
     row: Row
@@ -45,6 +46,7 @@ class Fault(NamedTuple):
     explanations: list[Explanation]
     elsewhere: list[str]
     cause: str = ""
+    sound: Sequence[str] = ()
 
     @property
     def inputs_right(self) -> bool:
@@ -125,9 +127,18 @@ def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
 
     The first divergence is one unless it follows from inputs that are within their limits: small errors can
     grow. Where no fault is found, it is the first divergence all the same.
+
+    Where bytes are in the other order nothing else is worth a word.
     """
     states = {row.name: "right" if row.holds else "diverges" for row in rows}
     diverging = [row for row in rows if not row.holds]
+    for row in diverging:
+        error = _error_of_swapped(flow, row)
+        if error <= row.limit:
+            told = Explanation(
+                "bytes_swapped", "the bytes are in the other order: write little-endian", error
+            )
+            return [Fault(row, None, {}, True, [told], [])]
     faults: dict[tuple, Fault] = {}
     for row in diverging:
         operation = flow.operations.get(row.name)
@@ -149,7 +160,33 @@ def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
             faults[key] = found._replace(cause=cause, explanations=shared)
         elif sum(not fault.cause for fault in faults.values()) < MOST_FAULTS:
             faults[key] = _fault(flow, row, states, follows)
-    return list(faults.values()) or [_fault(flow, row, states, True) for row in diverging[:1]]
+    told = [_with_sound(flow, fault) for fault in faults.values()]
+    return told or [_fault(flow, row, states, True) for row in diverging[:1]]
+
+
+def _error_of_swapped(flow: Dataflow, row: Row) -> float:
+    """How far the dump's tensor is from the golden one when its bytes are read in the other order."""
+    found, golden, scale = flow.found[row.name], flow.golden[row.name], flow.scales[row.name]
+    if found.shape != golden.shape:
+        return inf
+    with np.errstate(all="ignore"):
+        error = float(np.abs(found.byteswap().astype(np.float64) - golden).max(initial=0)) / (scale or 1.0)
+    return error if isfinite(error) else inf
+
+
+def _with_sound(flow: Dataflow, fault: Fault) -> Fault:
+    """The fault with the weights of its sort that a wrong step of AdamW leaves right."""
+    if not fault.operation or fault.operation.kind != "AdamW weight":
+        return fault
+    wrong = {name.partition("[")[0] for name in (fault.row.name, *fault.elsewhere)}
+    sort = [
+        name.partition("[")[0]
+        for name, operation in flow.operations.items()
+        if operation.kind == "AdamW weight" and name in flow.found
+        if operation.settings["decays"] == fault.operation.settings["decays"]
+    ]
+    sound = [name.removeprefix("adamw.weights.") for name in dict.fromkeys(sort) if name not in wrong]
+    return fault._replace(sound=sound)
 
 
 def _cause(flow: Dataflow, row: Row, operation: Operation | None, faults) -> tuple[str, list[Explanation]]:

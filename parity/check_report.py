@@ -14,6 +14,8 @@ def describe(report: Report) -> list[str]:
     verdict = f"all {count} tensors agree" if count > 1 else "the tensor agrees"
     if diverging:
         verdict = f"{len(_whole(diverging))} of {count} tensors DIVERGE"
+    for count, words in ((len(report.missing), "not in your dump"), (len(report.unknown), "not in the pack")):
+        verdict += f"; {count} {words}" if count else ""
     lines = [f"{report.pack}, {report.dtype}: {verdict}"]
     if report.missing:
         lines.append(f"not in your dump: {_few(report.missing)}")
@@ -22,7 +24,7 @@ def describe(report: Report) -> list[str]:
     own = [fault for fault in report.faults if not fault.cause]
     for number, fault in enumerate(own):
         heading = "by itself, from your own inputs" if number else "first in dataflow order"
-        if not number and fault.row is not diverging[0]:
+        if not number and fault.row is not diverging[0] and fault.operation:
             heading = "first by itself"
             lines += ["", f"{diverging[0].name} is off because small errors in its inputs grew"]
         lines += ["", f"{heading}: {_place(fault.row)}", *_reasons(fault)]
@@ -53,7 +55,8 @@ def _place(row: Row) -> str:
 def _reasons(fault: Fault) -> list[str]:
     lines = []
     if fault.operation is None:
-        lines.append("  the pack gives this one: your program loaded it otherwise")
+        if not any(each.name == "bytes_swapped" for each in fault.explanations):
+            lines.append("  the pack gives this one: your program loaded it otherwise")
     else:
         lines.append(f"  {fault.operation.kind}: {KINDS[fault.operation.kind].equation}")
         states = [f"{name} ({state})" for name, state in fault.inputs.items()]
@@ -71,6 +74,9 @@ def _reasons(fault: Fault) -> list[str]:
             )
     if fault.elsewhere:
         lines.append(f"  the same operation is wrong in {_few(fault.elsewhere)}")
+    if fault.sound:
+        wrong = dict.fromkeys(_weight(name) for name in (fault.row.name, *fault.elsewhere))
+        lines.append(f"  of the weights: wrong in {_few(list(wrong))}; right in {_few(fault.sound)}")
     for explanation in fault.explanations:
         lines.append(f"  fits to {explanation.error:.1g}: {explanation.text}")
     if not fault.explanations:
@@ -92,6 +98,11 @@ def _shared(cause: Fault, faults: list[Fault]) -> list[str]:
         if names:
             lines.append(f"  {words}: {_few(names)}")
     return lines
+
+
+def _weight(name: str) -> str:
+    """The weight that `adamw.weights.NAME[3]` is about."""
+    return name.removeprefix("adamw.weights.").partition("[")[0]
 
 
 def _few(names: list[str], most: int = 4) -> str:
@@ -135,6 +146,7 @@ def as_record(report: Report) -> dict:
                 "in_this_operation": fault.own,
                 "elsewhere": fault.elsewhere,
                 "same_mistake_as": fault.cause or None,
+                "right_in": fault.sound,
                 "explanations": [explanation._asdict() for explanation in fault.explanations],
             }
             for fault in report.faults

@@ -23,6 +23,7 @@ from contract.trace import Trace
 from contract.weights import Weights, parameter_count, weight_table
 from data.tokenizers import replacing
 from parity.cases import lively_weights
+from parity.dumps import read_raw
 from parity.manifest import FORMAT, digest, manifest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -206,13 +207,14 @@ def manifest_text(record: dict) -> bytes:
 
 
 def find_pack(name: str) -> Path:
-    """The manifest of a committed pack by name, or of any by the path of either file or without its ending.
+    """The manifest of a committed pack by name, or of any by the path of either file or without its ending,
+    or by the folder of its raw export.
 
     Raises UserError where there is none.
     """
     path = Path(name)
     path = path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
-    for place in (GOLDEN / name, path):
+    for place in (GOLDEN / name, path, path / "manifest"):
         manifest_path = place.parent / f"{place.name}.json"
         if manifest_path.is_file():
             return manifest_path
@@ -236,6 +238,8 @@ def load_pack(name: str) -> Pack:
             raise UserError(
                 f"{path} is a pack of format {record['format']!r}, wanted {FORMAT!r}; make it again"
             )
+        if all("file" in row for row in record["tensors"]):
+            return _exported_pack(path.parent, record)
         stored, wanted = load(tensors_path.read_bytes()), record["tensors"]
         tensors = {row["name"]: stored[row["name"]] for row in wanted}
         damaged = [row["name"] for row in wanted if not _is_described(tensors[row["name"]], row)]
@@ -245,6 +249,17 @@ def load_pack(name: str) -> Pack:
     if damaged:
         raise UserError(f"{tensors_path}: {damaged[0]} is not what the manifest says; make the pack again")
     return Pack(record, config, tensors)
+
+
+def _exported_pack(folder: Path, record: dict) -> Pack:
+    """The pack of which `folder` is the raw export; one in float32 has float32's limits alone."""
+    rows, tensors = [], {}
+    for row in record["tensors"]:
+        tensor = read_raw(folder, row)
+        rounded = tensor.dtype == np.float32
+        rows.append(row | {"float64": row["float32"]} if rounded else row)
+        tensors[row["name"]] = np.array(tensor, np.float64 if tensor.dtype.kind == "f" else np.int64)
+    return Pack(record | {"tensors": rows}, ModelConfig.from_dict(record["config"]), tensors)
 
 
 def _is_described(tensor: np.ndarray, row: dict) -> bool:

@@ -134,6 +134,31 @@ def test_what_is_left_unexplained_backward_is_probably_the_same(packs):
     assert "  probably the same mistake: gradient.final_norm.weight" in lines
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bytes_in_the_other_order(dtype, packs):
+    """A big-endian dump is nonsense; what it is, is all that is told."""
+    dump = {name: tensor.byteswap() for name, tensor in dump_of(packs["gpt2-tied"], dtype).items()}
+    lines = describe(compare_dump(dump, packs["gpt2-tied"]))
+    assert any("the bytes are in the other order" in line for line in lines)
+    assert sum(line.startswith("by itself") for line in lines) == 0
+
+
+def test_where_decay_is_missing(packs):
+    """Of the matrices, those without decay and those with it."""
+    pack = packs["gpt2-tied"]
+    fault = next(port.fault for port in WRONG_PORTS if port.explanation == "decay_missing")
+    wrong, dump = dump_of(pack, "float64", fault), dump_of(pack, "float64")
+    name = "adamw.weights.token_embedding.weight"
+    dump[name] = dump[name].copy()
+    dump[name][0] = wrong[name][0]
+    lines = describe(compare_dump(dump, pack))
+    line = next(
+        line for line in lines if line.startswith("  of the weights: wrong in token_embedding.weight; ")
+    )
+    assert "right in position_embedding.weight" in line
+    assert "norm" not in line
+
+
 # Where the fault is
 
 
@@ -318,7 +343,7 @@ def test_raw_dumps(listed, tmp_path, run_cli, packs):
     if listing:
         assert run_cli("check", tmp_path / "dump" / "dump.json", "--golden", "gpt2-tied") == (0, stdout, "")
     verdict = "the tensor agrees" if listed == "elsewhere" else "all 3 tensors agree"
-    assert stdout.startswith(f"gpt2-tied, float32: {verdict}\n")
+    assert stdout.startswith(f"gpt2-tied, float32: {verdict}; ")
 
 
 def test_names_that_the_pack_lacks(tmp_path, run_cli, packs):
@@ -334,6 +359,9 @@ def test_names_that_the_pack_lacks(tmp_path, run_cli, packs):
     assert code == 0
     assert "blocks.0.norm1 (did you mean blocks.0.norm_1?)" in stdout
     assert "a?b?" in stdout
+    assert stdout.startswith(
+        "gpt2-tied, float64: the tensor agrees; 231 not in your dump; 2 not in the pack\n"
+    )
 
 
 def _broken(folder):
