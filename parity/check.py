@@ -160,6 +160,10 @@ def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
             faults[key] = found._replace(cause=cause, explanations=shared)
         elif sum(not fault.cause for fault in faults.values()) < MOST_FAULTS:
             faults[key] = _fault(flow, row, states, follows)
+    for (kind, *_), fault in faults.items():
+        # What fits in every wrong weight and step gives the same numbers: the plainest, which stands first, is said.
+        if kind.startswith("AdamW"):
+            del fault.explanations[1:]
     told = [_with_sound(flow, fault) for fault in faults.values()]
     return told or [_fault(flow, row, states, True) for row in diverging[:1]]
 

@@ -159,6 +159,17 @@ def test_where_decay_is_missing(packs):
     assert "norm" not in line
 
 
+@pytest.mark.parametrize("moments", ["adamw.v.", ("adamw.m.", "adamw.v.")])
+def test_one_explanation_where_two_are_the_same(moments, packs):
+    """Clipping number by number changes nothing where all are small: nothing was clipped, and that alone is said."""
+    pack = packs["gpt2-tied"]
+    fault = next(port.fault for port in WRONG_PORTS if port.explanation == "clip_missing")
+    wrong, dump = dump_of(pack, "float64", fault), dump_of(pack, "float64")
+    dump |= {name: tensor for name, tensor in wrong.items() if name.startswith(moments)}
+    for each in compare_dump(dump, pack).faults[: 1 + (moments != "adamw.v.")]:
+        assert [explanation.name for explanation in each.explanations] == ["clip_missing"]
+
+
 # Where the fault is
 
 
