@@ -1,6 +1,6 @@
 """Holding a dump against a golden pack: the first tensor that diverges, and the operation at fault."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf, isfinite
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from parity.explanations import Explanation, Setting, explain
 from parity.operations import Operation
 from parity.packs import Pack
 from parity.recompute import KINDS
+from parity.same_mistake import readers, same_mistake
 
 MOST_FAULTS = 5  # that are looked into, one after the other
 
@@ -33,6 +34,9 @@ class Fault(NamedTuple):
         numbers, False where they give these, None where too little is known of them
     explanations: the mistakes that give the dump's numbers, the best first
     elsewhere: other tensors that an operation of the same kind made, and made wrong by itself
+    cause: of a backward operation, the forward tensor whose mistake it has too: certainly where there are
+        explanations, probably where there are none; "" where it has one of its own
+    sound: of a step of AdamW, the weights that it takes rightly, matrices where the fault is in a matrix
     """
 
     row: Row
@@ -41,6 +45,8 @@ class Fault(NamedTuple):
     own: bool | None
     explanations: list[Explanation]
     elsewhere: list[str]
+    cause: str = ""
+    sound: Sequence[str] = ()
 
     @property
     def inputs_right(self) -> bool:
@@ -53,6 +59,7 @@ class Report(NamedTuple):
 
     missing: names of the pack that the dump lacks; unknown: names of the dump that the pack lacks
     faults: the first divergence that does not follow from its inputs, then the others of that kind
+    within_float32: whether every tensor is within float32's limits
     """
 
     pack: str
@@ -61,6 +68,7 @@ class Report(NamedTuple):
     missing: list[str]
     unknown: list[str]
     faults: list[Fault]
+    within_float32: bool = False
 
     @property
     def diverging(self) -> list[Row]:
@@ -89,7 +97,9 @@ def compare_dump(
     flow = Dataflow(pack, dtype, dump)
     rows = [_row(flow, name) for name in flow.order if name in flow.found]
     missing = [name for name in pack.tensors if name not in dump]
-    return Report(pack.name, dtype, rows, missing, list(unknown), _faults(flow, rows))
+    coarse = {row["name"]: row["float32"] for row in pack.manifest["tensors"]}
+    within = all(row.error <= coarse[row.name.partition("[")[0]] for row in rows)
+    return Report(pack.name, dtype, rows, missing, list(unknown), _faults(flow, rows), within)
 
 
 def _row(flow: Dataflow, name: str) -> Row:
@@ -117,11 +127,20 @@ def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
 
     The first divergence is one unless it follows from inputs that are within their limits: small errors can
     grow. Where no fault is found, it is the first divergence all the same.
+
+    Where bytes are in the other order nothing else is worth a word.
     """
     diverging = [row for row in rows if not row.holds]
     states = {name: "right" for row in rows for name in (row.name, row.name.partition("[")[0])}
     states |= {name: "diverges" for row in diverging for name in (row.name, row.name.partition("[")[0])}
-    faults: dict[str, Fault] = {}
+    for row in diverging:
+        error = _error_of_swapped(flow, row)
+        if error <= row.limit:
+            told = Explanation(
+                "bytes_swapped", "the bytes are in the other order: write little-endian", error
+            )
+            return [Fault(row, None, {}, True, [told], [])]
+    faults: dict[tuple, Fault] = {}
     for row in diverging:
         operation = flow.operations.get(row.name)
         kind = operation.kind if operation else "given"
@@ -132,12 +151,68 @@ def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
             states[row.name] = _FOLLOWS
         if follows or (follows is None and row is not diverging[0]) or (faults and kind == _NORM):
             continue
-        if kind in faults:
-            faults[kind].elsewhere.append(row.name)
-            _narrow(faults[kind], flow, row)
-        elif len(faults) < MOST_FAULTS:
-            faults[kind] = _fault(flow, row, states, follows)
-    return list(faults.values()) or [_fault(flow, row, states, True) for row in diverging[:1]]
+        cause, shared = _cause(flow, row, operation, faults.values())
+        key = kind, bool(cause), bool(shared)
+        if key in faults:
+            faults[key].elsewhere.append(row.name)
+            _narrow(faults[key], flow, row)
+        elif cause:
+            found = _fault(flow, row, states, follows)
+            faults[key] = found._replace(cause=cause, explanations=shared)
+        elif sum(not fault.cause for fault in faults.values()) < MOST_FAULTS:
+            faults[key] = _fault(flow, row, states, follows)
+    for (kind, *_), fault in faults.items():
+        # What fits in every wrong weight and step gives the same numbers: the plainest, which stands first, is said.
+        if kind.startswith("AdamW"):
+            del fault.explanations[1:]
+    told = [_with_sound(flow, fault) for fault in faults.values()]
+    return told or [_fault(flow, row, states, True) for row in diverging[:1]]
+
+
+def _error_of_swapped(flow: Dataflow, row: Row) -> float:
+    """How far the dump's tensor is from the golden one when its bytes are read in the other order."""
+    found, golden, scale = flow.found[row.name], flow.golden[row.name], flow.scales[row.name]
+    if found.shape != golden.shape:
+        return inf
+    with np.errstate(all="ignore"):
+        error = float(np.abs(found.byteswap().astype(np.float64) - golden).max(initial=0)) / (scale or 1.0)
+    return error if isfinite(error) else inf
+
+
+def _with_sound(flow: Dataflow, fault: Fault) -> Fault:
+    """The fault with the weights of its sort that a wrong step of AdamW leaves right."""
+    if not fault.operation or fault.operation.kind != "AdamW weight":
+        return fault
+    wrong = {name.partition("[")[0] for name in (fault.row.name, *fault.elsewhere)}
+    sort = [
+        name.partition("[")[0]
+        for name, operation in flow.operations.items()
+        if operation.kind == "AdamW weight" and name in flow.found
+        if operation.settings["decays"] == fault.operation.settings["decays"]
+    ]
+    sound = [name.removeprefix("adamw.weights.") for name in dict.fromkeys(sort) if name not in wrong]
+    return fault._replace(sound=sound)
+
+
+def _cause(flow: Dataflow, row: Row, operation: Operation | None, faults) -> tuple[str, list[Explanation]]:
+    """The forward tensor whose explained mistake a gradient has too, and what of it explains the gradient.
+
+    "" where the forward pass is right, or where the gradient has a known mistake of its own.
+    """
+    kinds = {
+        reader.kind
+        for _, reader, _, extra in readers(flow, row.name.removeprefix("gradient."))
+        if row.name.startswith("gradient.") and not extra
+    }
+    causes = [f for f in faults if f.operation and f.operation.kind in kinds and f.explanations]
+    for fault in causes:
+        close = max(4 * row.limit, 1e-11)
+        shared = same_mistake(flow, row.name, fault.operation.kind, fault.explanations, close)
+        if shared:
+            return fault.row.name, shared
+    if causes and not _explanations(flow, row, operation):
+        return causes[0].row.name, []
+    return "", []
 
 
 def _fault(flow: Dataflow, row: Row, states: Mapping[str, str], follows: bool | None) -> Fault:
@@ -151,7 +226,7 @@ def _fault(flow: Dataflow, row: Row, states: Mapping[str, str], follows: bool | 
 
 def _narrow(fault: Fault, flow: Dataflow, row: Row):
     """Of several explanations keep those that also fit `row`, which the same kind of operation made."""
-    if len(fault.explanations) > 1:
+    if len(fault.explanations) > 1 and not fault.cause:
         names = {each.name for each in _explanations(flow, row, flow.operations.get(row.name))}
         fault.explanations[:] = [e for e in fault.explanations if e.name in names] or fault.explanations
 

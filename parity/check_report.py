@@ -14,17 +14,21 @@ def describe(report: Report) -> list[str]:
     verdict = f"all {count} tensors agree" if count > 1 else "the tensor agrees"
     if diverging:
         verdict = f"{len(_whole(diverging))} of {count} tensors DIVERGE"
+    for count, words in ((len(report.missing), "not in your dump"), (len(report.unknown), "not in the pack")):
+        verdict += f"; {count} {words}" if count else ""
     lines = [f"{report.pack}, {report.dtype}: {verdict}"]
     if report.missing:
         lines.append(f"not in your dump: {_few(report.missing)}")
     if report.unknown:
         lines.append(f"not in the pack: {_few([_suggest(name, report) for name in report.unknown])}")
-    for number, fault in enumerate(report.faults):
+    own = [fault for fault in report.faults if not fault.cause]
+    for number, fault in enumerate(own):
         heading = "by itself, from your own inputs" if number else "first in dataflow order"
-        if not number and fault.row is not diverging[0]:
+        if not number and fault.row is not diverging[0] and fault.operation:
             heading = "first by itself"
             lines += ["", f"{diverging[0].name} is off because small errors in its inputs grew"]
         lines += ["", f"{heading}: {_place(fault.row)}", *_reasons(fault)]
+        lines += _shared(fault, report.faults)
     told = {name for fault in report.faults for name in (fault.row.name, *fault.elsewhere)}
     rest = list(_whole([row for row in diverging if row.name not in told]))
     if rest:
@@ -51,7 +55,8 @@ def _place(row: Row) -> str:
 def _reasons(fault: Fault) -> list[str]:
     lines = []
     if fault.operation is None:
-        lines.append("  the pack gives this one: your program loaded it otherwise")
+        if not any(each.name == "bytes_swapped" for each in fault.explanations):
+            lines.append("  the pack gives this one: your program loaded it otherwise")
     else:
         lines.append(f"  {fault.operation.kind}: {KINDS[fault.operation.kind].equation}")
         states = [f"{name} ({state})" for name, state in fault.inputs.items()]
@@ -69,11 +74,35 @@ def _reasons(fault: Fault) -> list[str]:
             )
     if fault.elsewhere:
         lines.append(f"  the same operation is wrong in {_few(fault.elsewhere)}")
+    if fault.sound:
+        wrong = dict.fromkeys(_weight(name) for name in (fault.row.name, *fault.elsewhere))
+        lines.append(f"  of the weights: wrong in {_few(list(wrong))}; right in {_few(fault.sound)}")
     for explanation in fault.explanations:
         lines.append(f"  fits to {explanation.error:.1g}: {explanation.text}")
     if not fault.explanations:
         lines.append("  none of the known mistakes gives your numbers")
     return lines
+
+
+def _shared(cause: Fault, faults: list[Fault]) -> list[str]:
+    """That the backward pass has a forward mistake too, in a line, and where it probably has it."""
+    shared = [fault for fault in faults if fault.cause == cause.row.name]
+    lines = []
+    for proven, words in ((True, "its backward has the same mistake"), (False, "probably the same mistake")):
+        names = [
+            name
+            for fault in shared
+            if bool(fault.explanations) == proven
+            for name in (fault.row.name, *fault.elsewhere)
+        ]
+        if names:
+            lines.append(f"  {words}: {_few(names)}")
+    return lines
+
+
+def _weight(name: str) -> str:
+    """The weight that `adamw.weights.NAME[3]` is about."""
+    return name.removeprefix("adamw.weights.").partition("[")[0]
 
 
 def _few(names: list[str], most: int = 4) -> str:
@@ -90,9 +119,8 @@ def _suggest(name: str, report: Report) -> str:
 
 
 def _precision_hint(report: Report) -> str:
-    worst = max((row.error for row in report.rows), default=0.0)
     explained = any(fault.explanations for fault in report.faults)
-    if report.diverging and not explained and report.dtype == "float64" and worst < 1e-4:
+    if report.diverging and report.dtype == "float64" and report.within_float32 and not explained:
         return (
             "every error is as small as float32's rounding: if that is what you computed in, --dtype float32"
         )
@@ -117,6 +145,8 @@ def as_record(report: Report) -> dict:
                 "inputs": fault.inputs,
                 "in_this_operation": fault.own,
                 "elsewhere": fault.elsewhere,
+                "same_mistake_as": fault.cause or None,
+                "right_in": fault.sound,
                 "explanations": [explanation._asdict() for explanation in fault.explanations],
             }
             for fault in report.faults

@@ -77,7 +77,7 @@ class Dataflow:
         extras: with the tensors that a mistaken program may use in place of an input
         """
         names = operation.inputs if not extras else {**operation.extras, **operation.inputs}
-        return {role: self._tensor(name) for role, name in names.items()}
+        return {role: self.tensor(name) for role, name in names.items()}
 
     def repeatable(self, operation: Operation) -> bool:
         """Whether all of the operation's inputs that the dump has can be used."""
@@ -92,7 +92,7 @@ class Dataflow:
             return True
         return bool(found.min() >= 0 and found.max() < self.vocabulary and (found % 1 == 0).all())
 
-    def _tensor(self, name: str) -> np.ndarray:
+    def tensor(self, name: str) -> np.ndarray:
         if name not in self.golden:
             return self._gradient(name)
         golden = self.golden[name]
@@ -104,7 +104,7 @@ class Dataflow:
         """A gradient of a later step, which no pack holds: it follows from the weights before that step."""
         if name not in self._gradients:
             config, step = self.pack.config, int(name.rpartition("[")[2].rstrip("]"))
-            weights = {each: self._tensor(weight_before(each, step)) for each in weight_table(config)}
+            weights = {each: self.tensor(weight_before(each, step)) for each in weight_table(config)}
             _, gradients = pass_of_step(config, self.golden["tokens"], self.golden["targets"], weights)
             self._gradients |= {gradient_of_step(each, step): gradients[each] for each in weights}
         return self._gradients[name]

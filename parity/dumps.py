@@ -116,10 +116,11 @@ def _listed(path: Path) -> Iterator[tuple]:
     rows = listing["tensors"]
     rows = [{"name": name, **row} for name, row in rows.items()] if isinstance(rows, dict) else rows
     for row in rows:
-        yield str(row["name"]), lambda row=row: _raw(path.parent, row)
+        yield str(row["name"]), lambda row=row: read_raw(path.parent, row)
 
 
-def _raw(folder: Path, row: dict) -> np.ndarray:
+def read_raw(folder: Path, row: Mapping) -> np.ndarray:
+    """The numbers of a .bin file that `row` describes: name, shape, dtype. Raises ValueError where they are others."""
     file, shape, dtype = row.get("file", f"{row['name']}.bin"), row["shape"], row["dtype"]
     if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
         raise ValueError(f"{file!r} is not the name of a file beside the JSON")

@@ -81,7 +81,7 @@ def explain(
         specific = operation is not None and operation.kind in each.kinds
         if not specific and each.kinds:
             continue
-        for result in _results(each, setting, operation, inputs, expected, specific):
+        for result in results(each, setting, operation, inputs, expected, specific):
             error = _error(result, found)
             # A mistake that changes nothing here, or less than what it leaves unexplained, explains nothing.
             if error <= close and 8 * error < _error(expected, result):
@@ -93,9 +93,7 @@ def explain(
     return named or _constant_factor(expected, found, close)
 
 
-def _results(
-    each: Mistake, setting: Setting, operation, inputs, expected, specific: bool
-) -> list[np.ndarray]:
+def results(each: Mistake, setting: Setting, operation, inputs, expected, specific: bool) -> list[np.ndarray]:
     """What the mistake computes: usually one array, or one for each form that it takes."""
     with np.errstate(all="ignore"):
         if not specific:

@@ -44,6 +44,14 @@ def clip_missing(gradient, **_):
     return gradient
 
 
+@mistake(
+    "clipped by max_norm / (norm + 1e-6), as PyTorch's clip_grad_norm_ does; wanted: no 1e-6", _MEAN, _SQUARE
+)
+@_moment_of
+def clip_eps(gradient, norm, adamw, **_):
+    return gradient * min(1.0, adamw["max_norm"] / (float(norm) + 1e-6))
+
+
 @mistake("each gradient is clipped by its own norm; wanted: all by their joint norm", _MEAN, _SQUARE)
 @_moment_of
 def clip_each(gradient, adamw, **_):
@@ -211,3 +219,17 @@ def moments_stale(config, weight, m, v, rate, adamw, step, decays, m_before=0.0,
 def rate_shifted(config, weight, m, v, rate, adamw, step, decays, rates, **_):
     others = [rates[at] for at in (step - 2, step) if 0 <= at < len(rates)]
     return [adamw_weight(config, weight, m, v, other, adamw, step, decays) for other in others]
+
+
+@mistake("v is the largest so far (AMSGrad); AdamW divides by the root of the present one", _WEIGHT)
+def amsgrad(config, weight, m, v, rate, adamw, step, decays, **others):
+    before = {
+        int(role.removeprefix("v_at_")): each for role, each in others.items() if role.startswith("v_at_")
+    }
+    if not before:
+        return None
+    raw = np.maximum.reduce([v, *before.values()])
+    scale = 1 - adamw["beta2"] ** step
+    corrected = [each / (1 - adamw["beta2"] ** at) for at, each in before.items()]
+    largest = [raw, np.maximum.reduce([v / scale, *corrected]) * scale]
+    return [adamw_weight(config, weight, m, each, rate, adamw, step, decays) for each in largest]

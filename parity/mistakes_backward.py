@@ -108,49 +108,69 @@ def _mean(x):
 
 
 @mistake("the path through the mean is missing: subtract mean(dn)", _NORM)
-def dnorm_without_mean(config, dy, x, weight, skip=0):
+def dnorm_without_mean(config, dy, x, weight, skip=0, **_):
     n, inverse = _norm_parts(config, x)
     dn = dy * weight
     return (dn - n * _mean(dn * n)) * inverse + skip
 
 
 @mistake("the path through the variance is missing: subtract n · mean(dn · n)", _NORM)
-def dnorm_without_variance(config, dy, x, weight, skip=0):
+def dnorm_without_variance(config, dy, x, weight, skip=0, **_):
     _, inverse = _norm_parts(config, x)
     dn = dy * weight
     return (dn - _mean(dn)) * inverse + skip
 
 
 @mistake("mean and variance are taken for constants: both paths through them are missing", _NORM)
-def dnorm_without_both(config, dy, x, weight, skip=0):
+def dnorm_without_both(config, dy, x, weight, skip=0, **_):
     return dy * weight * _norm_parts(config, x)[1] + skip
 
 
 @mistake("the path through the variance has the wrong sign", _NORM)
-def dnorm_variance_sign(config, dy, x, weight, skip=0):
+def dnorm_variance_sign(config, dy, x, weight, skip=0, **_):
     n, inverse = _norm_parts(config, x)
     dn = dy * weight
     return (dn - _mean(dn) + n * _mean(dn * n)) * inverse + skip
 
 
 @mistake("dy is not multiplied by the layer norm's weight: dn = dy · weight", _NORM)
-def dnorm_without_weight(config, dy, x, weight, skip=0):
+def dnorm_without_weight(config, dy, x, weight, skip=0, **_):
     return layer_norm_back(config, dy, x, np.ones_like(weight), skip)
 
 
 @mistake("not divided by the deviation √(variance + eps)", _NORM)
-def dnorm_without_deviation(config, dy, x, weight, skip=0):
+def dnorm_without_deviation(config, dy, x, weight, skip=0, **_):
     return layer_norm_back(config, dy, x, weight) / _norm_parts(config, x)[1] + skip
 
 
 @mistake("the residual's gradient is lost: add that of the stream to that of the branch", _NORM)
-def dresidual_missing(config, dy, x, weight, skip=None):
+def dresidual_missing(config, dy, x, weight, skip=None, **_):
     return None if skip is None else layer_norm_back(config, dy, x, weight)
 
 
 @mistake("only the residual's gradient: that of the branch is not added", _NORM)
-def dbranch_missing(config, dy, x, weight, skip=None):
+def dbranch_missing(config, dy, x, weight, skip=None, **_):
     return skip
+
+
+@mistake("multiplied by the layer norm's weight last; dn = dy · weight comes before both means", _NORM)
+def dnorm_weight_last(config, dy, x, weight, skip=0, **_):
+    return layer_norm_back(config, dy, x, np.ones_like(weight)) * weight + skip
+
+
+@mistake("the term n · mean(dn · n) is divided by C - 1; a mean over channels divides by C", _NORM)
+def dnorm_unbiased(config, dy, x, weight, skip=0, **_):
+    n, inverse = _norm_parts(config, x)
+    dn, C = dy * weight, x.shape[-1]
+    return (dn - _mean(dn) - n * _mean(dn * n) * C / max(C - 1, 1)) * inverse + skip
+
+
+@mistake(
+    "the residual's gradient is another stream's: add that of the sum that this norm's branch ends in", _NORM
+)
+def dresidual_other(config, dy, x, weight, skip=None, other=None):
+    branch = None if skip is None else layer_norm_back(config, dy, x, weight)
+    return None if branch is None else [branch + each for each in (dy, other) if each is not None]
 
 
 @mistake("multiplied by x or by x - mean; wanted: by the normalised x", "layer norm backward to weight")
@@ -333,11 +353,11 @@ def dtable_mean(config, dy, tokens, dlogits=None, x=None):
     )
 
 
-@mistake(
-    "the position's gradient is the batch's mean, or the last sequence's; wanted: the sum",
-    "position backward",
-)
+@mistake("the position's gradient is the batch's mean; wanted: the sum", "position backward")
 def dposition_mean(config, dy):
-    table = np.zeros((2, config.context_length, config.d_model))
-    table[:, : dy.shape[1]] = dy.mean(axis=0), dy[-1]
-    return list(table)
+    return KINDS["position backward"].compute(config, dy) / len(dy)
+
+
+@mistake("the position's gradient is the last sequence's alone; wanted: the batch's sum", "position backward")
+def dposition_of_last(config, dy):
+    return KINDS["position backward"].compute(config, dy[-1:])

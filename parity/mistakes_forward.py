@@ -55,6 +55,17 @@ def position_missing(config, x, table):
     return x
 
 
+@mistake("positions are counted backwards: from the last place, or from the end of the table", "position")
+def position_reversed(config, x, table):
+    T = x.shape[1]
+    return [x + table[:T][::-1], x + table[::-1][:T]]
+
+
+@mistake("the position is the sequence's number in the batch; wanted: the token's place in time", "position")
+def position_by_batch(config, x, table):
+    return x + table[: len(x), None] if len(x) <= len(table) else None
+
+
 # Layer norm
 
 
@@ -117,6 +128,11 @@ def bias_missing(config, weight, x=None, heads=None, bias=None, part=None):
     return linear_forward(x if heads is None else merge(heads), weight, None)[0]
 
 
+@mistake("the layer norm's weight is used as 1 + weight; the pack's weight is the whole factor", "layer norm")
+def norm_weight_plus_one(config, x, weight, bias=None):
+    return layer_norm(config, x, 1 + weight, bias)
+
+
 # Linear layers and attention
 
 
@@ -143,7 +159,14 @@ def qkv_interleaved(config, x, weight, part, bias=None):
     qkv = linear_forward(x, weight, bias)[0]
     by_head = qkv.reshape(*x.shape[:2], config.n_head, 3, config.head_size)[:, :, :, part].swapaxes(1, 2)
     by_channel = qkv.reshape(*x.shape[:2], config.n_head, config.head_size, 3)[..., part].swapaxes(1, 2)
-    return [by_head, by_channel]
+    outer = qkv.reshape(*x.shape[:2], config.head_size, 3, config.n_head)[:, :, :, part].transpose(0, 3, 1, 2)
+    return [by_head, by_channel, outer]
+
+
+@mistake("the heads are in another order: reversed, or moved by one", _QKV)
+def heads_order(config, x, weight, part, bias=None):
+    right = projection(config, x, weight, part, bias)
+    return [right[:, ::-1], np.roll(right, 1, axis=1), np.roll(right, -1, axis=1)]
 
 
 @mistake("heads are interleaved: head h has channels h·D to (h+1)·D, not every H-th", _QKV)
@@ -254,6 +277,13 @@ def heads_transposed(config, probabilities, value):
     return probabilities.swapaxes(-1, -2) @ value
 
 
+@mistake("the values of another head are weighed: their heads are reversed or moved by one", "heads")
+def values_order(config, probabilities, value):
+    return [
+        probabilities @ each for each in (value[:, ::-1], *(np.roll(value, by, axis=1) for by in (1, -1)))
+    ]
+
+
 @mistake(
     "heads are merged by a reshape alone; swap T and H first, then reshape to (B, T, C)", "attention output"
 )
@@ -283,7 +313,9 @@ def residual_of_norm(config, x, branch, normed):
 
 @mistake("this is the exact GELU with erf; the configuration asks for the tanh form", "gelu_tanh")
 def gelu_erf(config, x):
-    return x * 0.5 * (1 + np.vectorize(erf)(x / 2**0.5))
+    slope = np.exp(-(x.real**2) / 2) * (2 / np.pi) ** 0.5
+    integral = np.vectorize(erf)(x.real / 2**0.5) + 1j * x.imag * slope  # by complex steps, too
+    return x * 0.5 * (1 + (integral if np.iscomplexobj(x) else integral.real))
 
 
 @mistake(
@@ -304,6 +336,12 @@ def gelu_constants(config, x):
         (1.0, 0.044715, 3),
     )
     return [0.5 * x * (1 + np.tanh(slope * (x + cubic * x**power))) for slope, cubic, power in forms]
+
+
+@mistake("√(2/π) is typed with few digits: compute it, or write 0.7978845608028654", "gelu_tanh")
+def gelu_root_digits(config, x):
+    roots = (0.8, 0.798, 0.7979, 0.7978, 0.79788, 0.797884, 0.797885, 0.7978845, 0.7978846, 0.79788456)
+    return [0.5 * x * (1 + np.tanh(root * (x + 0.044715 * x**3))) for root in roots]
 
 
 @mistake("another activation than the configuration's", "gelu_tanh", "relu")

@@ -157,7 +157,8 @@ def _norm_backward(config: ModelConfig, name: str, x: str, skip: str | None) -> 
     if config.bias:
         operations[f"{dy}.bias"] = Operation("backward to bias", {"dy": dy})
     inputs = {"dy": dy, "x": x, "weight": f"{name}.weight"} | ({"skip": skip} if skip else {})
-    return operations | {f"gradient.{x}": Operation("layer norm backward", inputs)}
+    end = {"other": f"gradient.{name.removesuffix('norm_1')}residual_2"} if name.endswith("norm_1") else {}
+    return operations | {f"gradient.{x}": Operation("layer norm backward", inputs, extras=end)}
 
 
 def _linear_backward(config: ModelConfig, dy: str, x: str, name: str) -> dict[str, Operation]:
@@ -271,7 +272,8 @@ def _step_operation(kind: str, name: str, step: int) -> Operation:
     if kind == "weights":
         new = {each: f"adamw.{each}.{name}[{step}]" for each in "mv"}
         before = {f"{each}_before": moment for each, moment in moments.items()}
-        extras = before | gradient | {"rates": "adamw.learning_rate"}
+        past = {f"v_at_{at}": f"adamw.v.{name}[{at}]" for at in range(1, step)}
+        extras = before | gradient | past | {"rates": "adamw.learning_rate"}
         return Operation("AdamW weight", {"weight": weight, **new, "rate": rate}, extras=extras)
     title = {"m": "AdamW mean", "v": "AdamW mean square"}[kind]
     inputs = gradient | ({kind: moments[kind]} if moments else {})

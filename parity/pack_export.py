@@ -36,6 +36,16 @@ Names
                               of each step; the norm is the one before clipping
   greedy.*, sampled.*         a prompt, the logits of each new token, the tokens chosen from them
 
+Layouts (axes from the outermost; the last varies fastest)
+{layouts}
+
+Equations (of each operation in manifest.json; a backward one names dNAME the gradient of NAME)
+{equations}
+
+  split_heads turns (B, T, C) into (B, H, T, D): reshape to (B, T, H, D), swap T and H; head h has channels h*D to
+  (h+1)*D. merge_heads is the inverse. The 3*C rows of a query_key_value weight are C of the queries, then C of the
+  keys, then C of the values, and each C is head after head. B batch, T time, C d_model, H n_head, D = C / H.
+
 Checking
   The error of a tensor is the largest |yours - golden| divided by its SCALE, which is the largest magnitude of
   the golden tensor (or, where that is all zeros, of what it was made from). At most the TOLERANCE of your
@@ -45,7 +55,7 @@ Checking
 
       python cli.py check FOLDER --golden {name}
 
-  (or with the path of the pack, where it is one of your own).
+  (or with the path of this folder, which works for a pack of your own, too).
 
 Configuration
 {config}
@@ -109,7 +119,9 @@ def _write_descriptions(pack: Pack, dtype: str, out: Path):
         lines.append(f"tensor {row['name']} {row['dtype']} {shape} {limits}")
     steps = pack.manifest["adamw"]["steps"]
     settings = {group: _settings(pack.manifest[group]) for group in ("config", "adamw")}
-    page = _PAGE.format(name=pack.name, steps=steps, dtype=dtype, **settings)
+    equations = [f"  {name}: {text}" for name, text in pack.manifest["operations"].items()]
+    texts = {"layouts": "\n".join(_layouts(rows)), "equations": "\n".join(equations)}
+    page = _PAGE.format(name=pack.name, steps=steps, dtype=dtype, **settings, **texts)
     texts = {
         "manifest.json": manifest_text(record),
         INDEX: "\n".join([*lines, ""]).encode(),
@@ -118,6 +130,16 @@ def _write_descriptions(pack: Pack, dtype: str, out: Path):
     for name, text in texts.items():
         with replacing(out / name) as file:
             file.write(text)
+
+
+def _layouts(rows: list[dict]) -> list[str]:
+    """A line for each layout, with the names that have it; a block and the step of a moment stand for all."""
+    named: dict[str, dict] = {}
+    for row in rows:
+        name = row["name"].replace("blocks.0.", "blocks.*.")
+        if not name.startswith(("gradient.", "adamw.", "blocks.")) or name.startswith("blocks.*."):
+            named.setdefault(row["layout"], {})[name] = None
+    return [f"  ({layout})\n      {', '.join(names)}" for layout, names in named.items()]
 
 
 def _without_hash(row: dict) -> dict:

@@ -25,6 +25,7 @@ from contract.trace import Trace
 from contract.weights import Weights, parameter_count, weight_table
 from data.tokenizers import replacing
 from parity.cases import lively_weights
+from parity.dumps import read_raw
 from parity.manifest import FORMAT, digest, manifest
 from parity.operations import CONTINUATIONS, given_names, pass_operations, step_operations
 
@@ -209,13 +210,14 @@ def manifest_text(record: dict) -> bytes:
 
 
 def find_pack(name: str) -> Path:
-    """The manifest of a committed pack by name, or of any by the path of either file or without its ending.
+    """The manifest of a committed pack by name, or of any by the path of either file or without its ending,
+    or by the folder of its raw export.
 
     Raises UserError where there is none.
     """
     path = Path(name)
     path = path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
-    for place in (GOLDEN / name, path):
+    for place in (GOLDEN / name, path, path / "manifest"):
         manifest_path = place.parent / f"{place.name}.json"
         if manifest_path.is_file():
             return manifest_path
@@ -234,7 +236,10 @@ def load_pack(name: str) -> Pack:
     path = find_pack(name)
     tensors_path = path.with_suffix(".safetensors")
     try:
-        record = _verified(json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if _is_export(found):
+            return _exported_pack(path.parent, found)
+        record = _verified(found)
         config = ModelConfig.from_dict(record["config"])
         stored = load(tensors_path.read_bytes())
         tensors = {row["name"]: stored[row["name"]] for row in record["tensors"]}
@@ -274,18 +279,24 @@ _ROW = {
 
 def _verified(record) -> dict:
     """The manifest without its checksum. Raises ValueError unless it is whole and has every field that is read."""
-    _require_fields("it", record, _FIELDS)
+    _require_fields("it", record, {"format": str})
     if record["format"] != FORMAT:
         raise ValueError(f"it is of format {record['format']!r}, wanted {FORMAT!r}")
     if record.pop("checksum", None) != _checksum(record):
         raise ValueError("its manifest was changed: it does not match its checksum")
+    _require_described(record, _ROW)
+    return record
+
+
+def _require_described(record, row_fields: dict[str, type]):
+    """Raise ValueError unless the manifest has every field that is read."""
+    _require_fields("it", record, _FIELDS)
     if Path(record["name"]).name != record["name"] or not record["name"].strip(". "):
         raise ValueError(f"its name {record['name']!r} is no plain name")
     for part, usual in (("adamw", ADAMW), ("sampling", SAMPLING)):
         _require_fields(part, record[part], {name: type(value) for name, value in usual.items()})
     for row in record["tensors"]:
-        _require_fields("a tensor", row, _ROW)
-    return record
+        _require_fields("a tensor", row, row_fields)
 
 
 def _require_fields(what: str, values, wanted: dict[str, type]):
@@ -312,6 +323,25 @@ def _require_complete(config: ModelConfig, adamw: dict, tensors: dict[str, np.nd
         shape = table[name].shape if name in table else tensor.shape
         if tensor.shape != shape or (name.startswith("adamw.") and tensor.shape[:1] != (steps,)):
             raise ValueError(f"{name} has shape {list(tensor.shape)}")
+
+
+def _is_export(record) -> bool:
+    rows = record.get("tensors") if isinstance(record, dict) else None
+    return (
+        isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) and "file" in row for row in rows)
+    )
+
+
+def _exported_pack(folder: Path, record: dict) -> Pack:
+    """The pack of which `folder` is the raw export; one in float32 has float32's limits alone."""
+    _require_described(record, {name: kind for name, kind in _ROW.items() if name != "sha256"})
+    rows, tensors = [], {}
+    for row in record["tensors"]:
+        tensor = read_raw(folder, row)
+        rounded = tensor.dtype == np.float32
+        rows.append(row | {"float64": row["float32"]} if rounded else row)
+        tensors[row["name"]] = np.array(tensor, np.float64 if tensor.dtype.kind == "f" else np.int64)
+    return Pack(record | {"tensors": rows}, ModelConfig.from_dict(record["config"]), tensors)
 
 
 def _is_described(tensor: np.ndarray, row: dict) -> bool:

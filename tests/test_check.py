@@ -11,9 +11,12 @@ import numpy_llm
 from contract.weights import Weights
 from parity.check import compare_dump
 from parity.check_report import describe
-from parity.explanations import known_mistakes
+from parity.dataflow import Dataflow
+from parity.explanations import Setting, known_mistakes, results
 from parity.faults import Fault, injected
+from parity.operations import forward_operations
 from parity.packs import computed, pack_names
+from parity.same_mistake import _gradients
 from parity.tolerances import observe
 
 _UNSCALED = Fault("", "numpy_llm.attention.attention_forward", "config.head_size**-0.5", "1.0")
@@ -44,7 +47,7 @@ def dump_of(pack, dtype="float32", fault: Fault | None = None):
 @pytest.mark.parametrize("port", WRONG_PORTS, ids=lambda port: f"{port.explanation}-{port.pack}")
 def test_a_mistake_is_explained(port, packs):
     """The operation with the mistake is found, the fault is known to be its own, and its explanation comes first."""
-    dump = dump_of(packs[port.pack], fault=port.fault)
+    dump = dump_of(packs[port.pack], port.dtype, port.fault)
     if port.change:
         dump[port.tensor] = port.change(dump[port.tensor])
     first = compare_dump(dump, packs[port.pack]).faults[0]
@@ -91,6 +94,82 @@ def test_an_explanation_fits_to_rounding(packs):
     assert compare_dump(dump, packs["gpt2-tied"]).faults[0].explanations == []
 
 
+@pytest.mark.parametrize("name", ["norm_eps_other", "norm_without_mean", "norm_eps_outside", "norm_unbiased",
+                                  "merge_interleaved", "qkv_interleaved", "gelu_erf"])  # fmt: skip
+def test_a_mistake_differentiated_is_one_mistake(name, packs):
+    """Who differentiates a wrong forward pass rightly has made one mistake, and is told of one."""
+    pack, flow = packs["gpt2-tied"], Dataflow(packs["gpt2-tied"], "float64", {})
+    wrong = next(each for each in known_mistakes() if each.name == name)
+    kind, setting = wrong.kinds[0], Setting(pack.config, *pack.tensors["tokens"].shape)
+    dump, operations = dict(pack.tensors), forward_operations(pack.config)
+    result = [each for each, operation in operations.items() if operation.kind == kind][-1]
+    inputs = flow.inputs(operations[result])
+    if len(forms := results(wrong, setting, operations[result], inputs, None, True)) == 0:
+        pytest.fail("no form")
+    dump[result] = forms[0]
+    tensor = operations[result].inputs.get("weight", next(iter(operations[result].inputs.values())))
+    shape, places = pack.tensors[tensor].shape, np.arange(pack.tensors[tensor].size)
+    dump[f"gradient.{tensor}"] = _gradients(flow, tensor, kind, wrong, places)[0].reshape(shape)
+    faults = [f for f in compare_dump(dump, pack).faults if f.row.name.startswith("gradient.")]
+    assert [(fault.cause, fault.explanations[0].name) for fault in faults] == [(result, name)]
+
+
+def test_the_same_eps_backward_is_one_line(packs):
+    """An epsilon of 1e-6 in a layer norm changes forward and backward passes, in one reported mistake."""
+    pack = packs["gpt2-tied"]
+    eps = Fault("", "numpy_llm.layers.layer_norm_forward", " + eps)", " + 1e-6)")
+    report = compare_dump(dump_of(pack, "float64", eps), pack)
+    lines = describe(report)
+    assert sum("so the fault is in this operation" in line for line in lines) == 1
+    assert sum("its backward has the same mistake" in line for line in lines) == 1
+    assert not any("none of the known mistakes" in line or "--dtype" in line for line in lines)
+
+
+def test_what_is_left_unexplained_backward_is_probably_the_same(packs):
+    pack = packs["gpt2-tied"]
+    eps = Fault("", "numpy_llm.layers.layer_norm_forward", " + eps)", " + 1e-3)")
+    dump = dump_of(pack, "float64", eps)
+    dump["gradient.final_norm.weight"] = dump["gradient.final_norm.weight"] + np.arange(6) ** 2
+    lines = describe(compare_dump(dump, pack))
+    assert "  probably the same mistake: gradient.final_norm.weight" in lines
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bytes_in_the_other_order(dtype, packs):
+    """A big-endian dump is nonsense; what it is, is all that is told."""
+    dump = {name: tensor.byteswap() for name, tensor in dump_of(packs["gpt2-tied"], dtype).items()}
+    lines = describe(compare_dump(dump, packs["gpt2-tied"]))
+    assert any("the bytes are in the other order" in line for line in lines)
+    assert sum(line.startswith("by itself") for line in lines) == 0
+
+
+def test_where_decay_is_missing(packs):
+    """Of the matrices, those without decay and those with it."""
+    pack = packs["gpt2-tied"]
+    fault = next(port.fault for port in WRONG_PORTS if port.explanation == "decay_missing")
+    wrong, dump = dump_of(pack, "float64", fault), dump_of(pack, "float64")
+    name = "adamw.weights.token_embedding.weight"
+    dump[name] = dump[name].copy()
+    dump[name][0] = wrong[name][0]
+    lines = describe(compare_dump(dump, pack))
+    line = next(
+        line for line in lines if line.startswith("  of the weights: wrong in token_embedding.weight; ")
+    )
+    assert "right in position_embedding.weight" in line
+    assert "norm" not in line
+
+
+@pytest.mark.parametrize("moments", ["adamw.v.", ("adamw.m.", "adamw.v.")])
+def test_one_explanation_where_two_are_the_same(moments, packs):
+    """Clipping number by number changes nothing where all are small: nothing was clipped, and that alone is said."""
+    pack = packs["gpt2-tied"]
+    fault = next(port.fault for port in WRONG_PORTS if port.explanation == "clip_missing")
+    wrong, dump = dump_of(pack, "float64", fault), dump_of(pack, "float64")
+    dump |= {name: tensor for name, tensor in wrong.items() if name.startswith(moments)}
+    for each in compare_dump(dump, pack).faults[: 1 + (moments != "adamw.v.")]:
+        assert [explanation.name for explanation in each.explanations] == ["clip_missing"]
+
+
 # Where the fault is
 
 
@@ -115,11 +194,12 @@ def test_two_mistakes_are_told_apart(packs):
     assert [(fault.operation.kind, fault.explanations[0].name) for fault in faults] == [
         ("scores", "scale_missing"),
         ("layer norm backward to weight", "sign"),
-        ("scores backward to key", "dscores_without_scale"),
-        ("scores backward to query", "dscores_without_scale"),
+        ("scores backward to key", "scale_missing"),
+        ("scores backward to query", "scale_missing"),
         ("AdamW mean", "sign"),
     ]
     assert faults[0].elsewhere == ["blocks.1.attention.scores"]
+    assert [fault.cause for fault in faults] == ["", "", *[faults[0].row.name] * 2, ""]
     assert faults[0].inputs_right
     assert not faults[1].inputs_right
 
@@ -274,7 +354,7 @@ def test_raw_dumps(listed, tmp_path, run_cli, packs):
     if listing:
         assert run_cli("check", tmp_path / "dump" / "dump.json", "--golden", "gpt2-tied") == (0, stdout, "")
     verdict = "the tensor agrees" if listed == "elsewhere" else "all 3 tensors agree"
-    assert stdout.startswith(f"gpt2-tied, float32: {verdict}\n")
+    assert stdout.startswith(f"gpt2-tied, float32: {verdict}; ")
 
 
 def test_names_that_the_pack_lacks(tmp_path, run_cli, packs):
@@ -290,6 +370,9 @@ def test_names_that_the_pack_lacks(tmp_path, run_cli, packs):
     assert code == 0
     assert "blocks.0.norm1 (did you mean blocks.0.norm_1?)" in stdout
     assert "a?b?" in stdout
+    assert stdout.startswith(
+        "gpt2-tied, float64: the tensor agrees; 231 not in your dump; 2 not in the pack\n"
+    )
 
 
 def _broken(folder):

@@ -238,7 +238,22 @@ def test_a_raw_export_explains_itself(tmp_path, run_cli, packs):
     page = (tmp_path / "raw" / "README.txt").read_text()
     assert "little-endian" in page
     assert "norm_eps = 1e-05" in page
-    assert len(page.splitlines()) < 70
+    for each in pack.manifest["operations"].values():
+        assert each in page
+    assert "out (query then key then value; each head after head), in" in page
+    assert len(page.splitlines()) < 160
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_raw_export_is_a_pack(dtype, tmp_path, run_cli):
+    """The folder that `golden export` makes can be checked against, by its path."""
+    run_cli("golden", "export", "gpt2-tied", "--out", tmp_path / "pack", "--dtype", dtype)
+    run_cli("golden", "export", "gpt2-tied", "--format", "npz", "--out", tmp_path / "dump.npz")
+    code, stdout, _ = run_cli("check", tmp_path / "dump.npz", "--golden", tmp_path / "pack")
+    assert (code, stdout) == (0, "gpt2-tied, float64: all 232 tensors agree\n")
+    (tmp_path / "pack" / "logits.bin").write_bytes(b"12345678")
+    code, _, stderr = run_cli("check", tmp_path / "dump.npz", "--golden", tmp_path / "pack")
+    assert (code, "logits.bin has 8 bytes" in stderr) == (1, True)
 
 
 def test_a_pack_of_ones_own(tmp_path, run_cli):

@@ -14,7 +14,7 @@ class Port(NamedTuple):
     explanation: name of the mistake that a check has to find
     fault: a line of the reference that is wrong; None where the program is right and its dump is not
     tensor, change: what of the dump is changed, and how
-    pack: the golden pack that shows it
+    pack: the golden pack that shows it; dtype: what the program computes in
     """
 
     explanation: str
@@ -22,10 +22,16 @@ class Port(NamedTuple):
     tensor: str = ""
     change: Callable | None = None
     pack: str = "gpt2-tied"
+    dtype: str = "float32"
 
 
 def _code(place: str, old: str, new: str, explanation: str, pack: str = "gpt2-tied") -> Port:
     return Port(explanation, Fault(explanation, f"numpy_llm.{place}", old, new), pack=pack)
+
+
+def _exact(*arguments) -> Port:
+    """A mistake too small for float32 to show."""
+    return _code(*arguments)._replace(dtype="float64")
 
 
 def _dump(tensor: str, change: Callable, explanation: str) -> Port:
@@ -73,6 +79,15 @@ FORWARD = [
           "norm_over_time"),
     _code(_NORM, "normal * weight", "normal.copy()", "norm_without_weight"),
     _code(_NORM, "y += bias", "pass", "bias_missing"),
+    _code(_NORM, "normal * weight", "normal * (1 + weight)", "norm_weight_plus_one"),
+    _code("layers.position_forward", "table[start : start + T]", "table[start : start + T][::-1]", "position_reversed"),
+    _code("layers.position_forward", "table[start : start + T]", "table[: len(x), None]", "position_by_batch"),
+    _code(_ATTENTION, _SPLIT, "qkv.reshape(B, T, config.head_size, 3, config.n_head).transpose(3, 0, 4, 1, 2)",
+          "qkv_interleaved"),
+    _code(_ATTENTION, _SPLIT, f"{_SPLIT}[:, :, ::-1]", "heads_order"),
+    _code(_ATTENTION, "kept @ value", "kept @ value[:, ::-1]", "values_order"),
+    _exact("layers", "_GELU_SLOPE = (2 / np.pi) ** 0.5", "_GELU_SLOPE = 0.7978", "gelu_root_digits"),
+    _exact("layers", "_GELU_SLOPE = (2 / np.pi) ** 0.5", "_GELU_SLOPE = 0.79788", "gelu_root_digits"),
     _code(_LINEAR, "y += bias", "pass", "bias_missing"),
     _code(_LINEAR, "rows @ weight.T", f"rows @ (weight if {_SQUARE} else weight.T)", "weight_transposed"),
     _code(_LINEAR, "rows @ weight.T", "rows @ weight.reshape(weight.T.shape)", "qkv_transposed"),
@@ -139,6 +154,12 @@ BACKWARD = [
     _code(_BACK_NORM, "dx -= through_deviation", "dx += through_deviation", "dnorm_variance_sign"),
     _code(_BACK_NORM, "dx = dy * weight", "dx = dy.copy()", "dnorm_without_weight"),
     _code(_BACK_NORM, "dx *= inverse_deviation", "pass", "dnorm_without_deviation"),
+    _code(_BACK_NORM, "dx *= inverse_deviation",
+          "dx = (dy - _mean_channels(dy) - normal * _mean_channels(dy, normal)) * inverse_deviation * weight",
+          "dnorm_weight_last"),
+    _code(_BACK_NORM, "dx -= through_deviation", "dx -= through_deviation * C / (C - 1)", "dnorm_unbiased"),
+    _code("model.block_backward", "dx += dstream", "dx += dy", "dresidual_other"),
+    _code("model.block_backward", "dx += dstream", "dx += dnormed", "dresidual_other"),
     _code("model.block_backward", "dx += dy", "pass", "dresidual_missing"),
     _code("model.block_backward", "dx += dy", "dx = dy.copy()", "dbranch_missing"),
     _code(_BACK_NORM, ", normal.reshape(-1, C)", ", (normal / inverse_deviation).reshape(-1, C)",
@@ -178,11 +199,15 @@ BACKWARD = [
     _code("model.GPT.backward", "return gradients",
           'gradients["token_embedding.weight"][...] /= 2; return gradients', "dtied_mean"),
     _code("layers.position_backward", "sum(axis=0)", "mean(axis=0)", "dposition_mean"),
+    _code("layers.position_backward", "dy.sum(axis=0)", "dy[-1]", "dposition_of_last"),
 ]
 
 ADAMW = [
     _code("adam.clip_gradients", "norm > max_norm", "False", "clip_missing"),
     _code("adam.clip_gradients", "norm > max_norm", "True", "clip_always"),
+    _exact("adam.clip_gradients", "max_norm / norm", "min(1, max_norm / (norm + 1e-6))", "clip_eps"),
+    _code(_STEP, "np.sqrt(v)",
+          "np.sqrt(np.maximum(v, self.__dict__.setdefault('top', 0 * self.v)[piece], out=self.top[piece]))", "amsgrad"),
     _code("adam.clip_gradients", "gradients.flat *= max_norm / norm",
           "[np.multiply(g, min(1, max_norm / np.linalg.norm(g)), out=g) for g in gradients.values()]", "clip_each"),
     _code("adam.clip_gradients", "gradients.flat *= max_norm / norm",
