@@ -327,10 +327,11 @@ class Trainer:
             raise UserError(
                 f"{self.run.path} has vanished while the run was training; its checkpoints went with it"
             )
-        for name, value in self.backend.weights().items():
+        checkpoint = self._checkpoint()
+        for name, value in checkpoint.weights.items():
             if not np.isfinite(value).all():  # a step more would have shown it, but it was told to stop
                 raise UserError(f"step {self.step}: {name} is no longer finite; {KEPT}")
-        save_checkpoint(place, self._checkpoint())
+        save_checkpoint(place, checkpoint)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(

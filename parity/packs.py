@@ -279,13 +279,17 @@ _ROW = {
 
 def _verified(record) -> dict:
     """The manifest without its checksum. Raises ValueError unless it is whole and has every field that is read."""
-    _require_fields("it", record, {"format": str})
-    if record["format"] != FORMAT:
-        raise ValueError(f"it is of format {record['format']!r}, wanted {FORMAT!r}")
+    _require_format(record)
     if record.pop("checksum", None) != _checksum(record):
         raise ValueError("its manifest was changed: it does not match its checksum")
     _require_described(record, _ROW)
     return record
+
+
+def _require_format(record):
+    _require_fields("it", record, {"format": str})
+    if record["format"] != FORMAT:
+        raise ValueError(f"it is of format {record['format']!r}, wanted {FORMAT!r}")
 
 
 def _require_described(record, row_fields: dict[str, type]):
@@ -334,6 +338,7 @@ def _is_export(record) -> bool:
 
 def _exported_pack(folder: Path, record: dict) -> Pack:
     """The pack of which `folder` is the raw export; one in float32 has float32's limits alone."""
+    _require_format(record)
     _require_described(record, {name: kind for name, kind in _ROW.items() if name != "sha256"})
     rows, tensors = [], {}
     for row in record["tensors"]:
@@ -341,7 +346,9 @@ def _exported_pack(folder: Path, record: dict) -> Pack:
         rounded = tensor.dtype == np.float32
         rows.append(row | {"float64": row["float32"]} if rounded else row)
         tensors[row["name"]] = np.array(tensor, np.float64 if tensor.dtype.kind == "f" else np.int64)
-    return Pack(record | {"tensors": rows}, ModelConfig.from_dict(record["config"]), tensors)
+    config = ModelConfig.from_dict(record["config"])
+    _require_complete(config, record["adamw"], tensors)
+    return Pack(record | {"tensors": rows}, config, tensors)
 
 
 def _is_described(tensor: np.ndarray, row: dict) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 import cli
 from contract.config import ModelConfig
+from data.grammar import corpus
 from parity.packs import load_pack, pack_names
 
 TINY = {
@@ -42,6 +43,14 @@ def lively_weights():
         return weights
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A text of a thousand sentences."""
+    path = tmp_path_factory.mktemp("text") / "sentences.txt"
+    path.write_text("".join(f"{sentence}\n" for sentence in corpus()[:1000]), newline="")
+    return path
 
 
 @pytest.fixture

@@ -451,3 +451,24 @@ def test_the_projects_names_are_taken(name, tmp_path, run_cli, tiny_config):
     assert (code, stdout) == (2, "")
     assert "choose another NAME" in stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: record.update(format="golden-0"), "of format 'golden-0'"),
+        (lambda record: record["tensors"].pop(7), "is missing"),
+        (lambda record: record["tensors"][7].pop("scale"), "has scale"),
+    ],
+)
+def test_a_damaged_export_is_no_pack(run_cli, tmp_path, change, words):
+    """A raw export serves as a pack only where its manifest is whole."""
+    assert run_cli("golden", "export", "relu-sinusoidal", "--out", tmp_path / "pack")[0] == 0
+    assert run_cli("check", tmp_path / "pack", "--golden", tmp_path / "pack")[0] == 0
+    manifest = tmp_path / "pack" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    change(record)
+    manifest.write_text(json.dumps(record))
+    code, _, err = run_cli("check", tmp_path / "pack", "--golden", tmp_path / "pack")
+    assert (code, err.count("\n")) == (1, 1)
+    assert words in err

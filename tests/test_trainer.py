@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError, UserError
-from data.grammar import corpus
 from data.tokenizers import encode
 from harness import trainer as trainer_module
 from harness.checkpoint import load_checkpoint, remove_checkpoint
@@ -33,14 +32,6 @@ BACKENDS = ["numpy", pytest.param("torch", marks=needs_torch)]
 THREADS = {"numpy": 2, "torch": 1}
 SMALL = {"n_layer": 1, "n_head": 2, "d_model": 16, "context_length": 8}
 TRAINING = {"steps": 20, "batch_size": 4, "warmup_steps": 5, "learning_rate": 1e-2, "eval_interval": 5}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """A text of a thousand sentences."""
-    path = tmp_path_factory.mktemp("text") / "sentences.txt"
-    path.write_text("".join(f"{sentence}\n" for sentence in corpus()[:1000]), newline="")
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -495,6 +486,17 @@ def test_the_last_evaluation_of_a_large_corpus(start, monkeypatch):
     monkeypatch.setattr(trainer_module, "LAST_EVALUATION_TOKENS", 400)
     outcome = start(steps=1).train()
     assert outcome.validation.tokens == 400
+
+
+def test_a_spike_is_marked(start, monkeypatch):
+    """The log has a mark on the step whose loss is a spike and on no other, and whoever follows is told."""
+    seen, told = count(1), []
+    monkeypatch.setattr(Spikes, "see", lambda self, loss: next(seen) == 3)
+    trainer = start(steps=5)
+    trainer.report = told.append
+    trainer.train()
+    assert [row["step"] for row in rows(trainer.run) if row.get("spike")] == [3]
+    assert [progress.step for progress in told if progress.spike] == [3]
 
 
 def test_spikes():

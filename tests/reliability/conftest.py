@@ -1,18 +1,8 @@
-"""What the reliability proofs share: a small run on a real text, and the figures printed at the end."""
+"""What the reliability proofs share: the figures printed at the end."""
 
 import pytest
 
-from data.grammar import corpus
-
 FIGURES = pytest.StashKey[list]()
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory):
-    """A text of a thousand sentences."""
-    path = tmp_path_factory.mktemp("text") / "sentences.txt"
-    path.write_text("".join(f"{sentence}\n" for sentence in corpus()[:1000]), newline="")
-    return path
 
 
 @pytest.fixture
