@@ -77,10 +77,7 @@ def test_a_large_text_in_little_memory(tmp_path, megabytes, tokenizer, figure):
 
 @pytest.mark.endurance
 def test_time_for_a_megabyte_is_flat(tmp_path, figure):
-    """Preparing takes as long a megabyte for a small text as for a large one.
-
-    But for some 10 ms to write the files, and the pace of the disk, which shows beyond some hundred MB.
-    """
+    """Preparing takes as long a megabyte for a small text as for a large one, but for 10 ms to write the files."""
     cost = {}
     for megabytes in (1, 10, 100, 1000):
         write_text(tmp_path / "text.txt", megabytes)
@@ -92,7 +89,7 @@ def test_time_for_a_megabyte_is_flat(tmp_path, figure):
         cost[megabytes] = 1e3 * median(seconds) / megabytes
         figure(f"{megabytes} MB prepared: {cost[megabytes]:.1f} ms a MB")
     for megabytes in (1, 100, 1000):
-        assert cost[megabytes] < 2 * cost[10] + 10 / megabytes
+        assert cost[megabytes] < 1.5 * cost[10] + 10 / megabytes
 
 
 def test_a_batch_that_cannot_fit(tmp_path, text):
