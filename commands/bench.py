@@ -19,6 +19,7 @@ def bench(
     compile: Annotated[bool, option("Measure torch.compile too.", "--compile")] = False,
     threads: ThreadsOption = None,
     json: Annotated[Path | None, option("Write the figures for machines to this file.")] = None,
+    overwrite: Annotated[bool, option("Replace the file in --json.", "--overwrite")] = False,
 ):
     """Measure NumPy against PyTorch on this machine: step time, rate, memory.
 
@@ -26,10 +27,13 @@ def bench(
     its median over the turns, with the least and the most.
     """
     from commands.console import say
+    from contract.files import require_free
     from harness.backend import check_threads
     from harness.bench import RECIPES, run_recipe, write_results
 
     check_threads(threads)
+    if json is not None:
+        require_free(json, overwrite)
     if importlib.util.find_spec("torch") is None:
         raise UserError(
             'bench needs PyTorch, which is not installed; run: pip install -c constraints.txt -e ".[torch]"'
@@ -44,7 +48,7 @@ def bench(
         for line in _table(results[-1]):
             typer.echo(line)
     if json is not None:
-        write_results(json, results)
+        write_results(json, results, overwrite=overwrite)
 
 
 def _table(result):

@@ -12,15 +12,22 @@ def prepare(
     tokenizer: Annotated[str, option(TOKENIZER_HELP)] = "bytes",
     out: Annotated[Path | None, option("Token file to write. [default: TEXT with .bin]")] = None,
     validation_fraction: Annotated[float, option("Share of the tokens, at the end, held out.")] = 0.1,
+    overwrite: Annotated[bool, option("Replace an earlier token file in --out.", "--overwrite")] = False,
 ):
     """Turn a text into a token file, of which `train --text` can take several runs."""
     from commands.console import reading_progress, say
-    from data.prepare import open_tokens
-    from harness.runs import prepare
+    from data.prepare import open_tokens, prepare
 
     out = out or text.with_suffix(".bin")
     with reading_progress(text, "tokenising") as progress:
-        prepare(text, tokenizer, out, validation_fraction=validation_fraction, progress=progress)
+        prepare(
+            text,
+            tokenizer,
+            out,
+            validation_fraction=validation_fraction,
+            overwrite=overwrite,
+            progress=progress,
+        )
     info = open_tokens(out).info
     say(
         f"{out}: {info.tokens:,} tokens of {info.tokenizer['vocab_size']:,} kinds from {info.text_bytes:,} bytes, "
@@ -41,9 +48,9 @@ def train_tokenizer(
     out = out or text.with_name(f"{text.stem}-{vocab_size}.tiktoken")
     if out.resolve() == text.resolve():
         raise ConfigError(f"{out}: this is the text, which would be lost; name another ranks file with --out")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} is there already; replace it with --overwrite, or choose another --out")
+    if out.exists() and not overwrite:  # before the work, and again in `save_ranks`
+        raise UserError(f"{out} already exists; replace it with --overwrite, or choose another --out")
     with reading_progress(text, "counting") as progress:
         encoding = train_tokenizer(text, vocab_size, progress)
-    save_ranks(encoding, out)
+    save_ranks(encoding, out, overwrite=overwrite)
     say(f"{out}: {encoding.n_vocab:,} tokens; use it with --tokenizer {out}")

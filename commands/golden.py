@@ -23,7 +23,7 @@ def make(
     ] = None,
     steps: Annotated[int, option("Steps of AdamW; 0 for none.")] = 10,
     seed: Annotated[int, option("Of the batch and of random weights.")] = 3,
-    overwrite: Annotated[bool, option("Replace an earlier pack NAME.", "--overwrite")] = False,
+    overwrite: Annotated[bool, option("Replace earlier packs of these names.", "--overwrite")] = False,
 ):
     """Make golden packs: every tensor of a pass, its gradient, and steps of AdamW.
 
@@ -31,26 +31,29 @@ def make(
     --run one of a trained model. A large model makes a large pack.
     """
     from commands.console import say
-    from parity.packs import COMMITTED, GOLDEN, make_pack, save_pack
+    from parity.packs import COMMITTED, GOLDEN, make_pack, replaceable_pack, save_pack
 
     if name is None:
         if config or run:
             raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
-        packs = [make_pack(each, model, seed=seed) for each, (model, seed) in COMMITTED.items()]
         folder = out or GOLDEN
+        for each in COMMITTED:
+            replaceable_pack(each, folder, overwrite)
+        packs = [make_pack(each, model, seed=seed) for each, (model, seed) in COMMITTED.items()]
     else:
         folder = out or Path()
-        _require_free(name, folder, config, overwrite)
+        _require_plain(name)
+        replaceable_pack(name, folder, overwrite)
         packs = [_own_pack(name, config, run, B=batch_size, T=tokens, steps=steps, seed=seed)]
     for pack in packs:
-        save_pack(pack, folder)
+        save_pack(pack, folder, overwrite=overwrite)
         size = sum(tensor.nbytes for tensor in pack.tensors.values())
         say(
             f"{folder / pack.name}.safetensors: {len(pack.tensors)} tensors, {size / 1e3:,.0f} kB, and its .json"
         )
 
 
-def _require_free(name: str, folder: Path, config: Path | None, overwrite: bool):
+def _require_plain(name: str):
     from parity.packs import COMMITTED
 
     if Path(name).name != name or not name.strip(". "):
@@ -59,17 +62,11 @@ def _require_free(name: str, folder: Path, config: Path | None, overwrite: bool)
         raise ConfigError(
             f"{name} is a pack of the project, which `check` would take for yours; choose another NAME"
         )
-    for path in (folder / f"{name}.json", folder / f"{name}.safetensors"):
-        if config is not None and path.resolve() == config.resolve():
-            raise ConfigError(f"the pack's manifest would replace {config}; choose another NAME or --out")
-        if path.exists() and not overwrite:
-            raise UserError(
-                f"{path} is there already; replace it with --overwrite, or choose another NAME or --out"
-            )
 
 
 def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
     from contract.config import ModelConfig
+    from contract.schema import read_json
     from harness.checkpoint import load_checkpoint
     from harness.run_folder import find_checkpoint
     from parity.packs import make_pack
@@ -80,11 +77,11 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
         checkpoint = load_checkpoint(find_checkpoint(run))
         return make_pack(name, checkpoint.config, weights=checkpoint.weights, **settings)
     try:
-        fields = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{config} is not JSON ({error}); write the configuration's fields by name") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{config} holds no object; write the configuration's fields by name")
+        fields = read_json(config)
+    except ValueError as error:
+        raise UserError(
+            f"{config} is not JSON with an object ({error}); write the configuration's fields by name"
+        ) from None
     defaults = {"bias": True, "tie_embeddings": True, "norm_eps": 1e-5, "dropout": 0.0}
     return make_pack(name, ModelConfig.from_dict(defaults | fields), **settings)
 

@@ -23,6 +23,7 @@ def parity(
     ] = False,
     seed: Annotated[int, option("Of tokens, dropout masks and random weights.")] = 0,
     json: Annotated[Path | None, option("Write the same for machines to this file.")] = None,
+    overwrite: Annotated[bool, option("Replace the file in --json.", "--overwrite")] = False,
 ):
     """Hold every tensor of PyTorch against NumPy's, on your machine.
 
@@ -30,6 +31,8 @@ def parity(
     "Untraced" is what training runs: fused attention, no tensor kept.
     The exit code is 1 where a tensor differs.
     """
+    from contract.files import require_free
+
     try:
         from parity.report import compare_models, summary, table, write_json
     except ModuleNotFoundError as error:
@@ -39,6 +42,8 @@ def parity(
             'parity needs PyTorch, which is not installed; run: pip install -c constraints.txt -e ".[torch]"'
         ) from None
 
+    if json is not None:
+        require_free(json, overwrite)
     comparisons = []
     for comparison in compare_models(run, dtype=dtype, device=device, compiled=compile, seed=seed):
         comparisons.append(comparison)
@@ -47,7 +52,7 @@ def parity(
             typer.echo(line)
         typer.echo()
     if json is not None:
-        write_json(json, comparisons, device=device, compiled=compile)
+        write_json(json, comparisons, device=device, compiled=compile, overwrite=overwrite)
     for comparison in comparisons:
         typer.echo(summary(comparison))
     if any(comparison.diverging for comparison in comparisons):

@@ -19,7 +19,8 @@ def study(
     text: Annotated[
         str, option("What goes through the model; each token but the first is predicted.")
     ] = "The baby is sleeping.",
-    out: Annotated[Path, option("HTML file to write, in place of one that is there.")] = Path("study.html"),
+    out: Annotated[Path, option("HTML file to write.")] = Path("study.html"),
+    overwrite: Annotated[bool, option("Replace the file in --out.", "--overwrite")] = False,
 ):
     """Write a page that shows backpropagation by hand beside autograd.
 
@@ -38,7 +39,7 @@ def study(
             'pip install -c constraints.txt -e ".[study]"'
         ) from None
 
-    subject = write_study(out, run, text)
+    subject = write_study(out, run, text, overwrite=overwrite)
     if subject.note:
         say(subject.note)
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {subject.title}; open it in a browser")

@@ -1,5 +1,6 @@
 """Training: `train`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -106,9 +107,10 @@ def train(
         settings = {name: context.params[name] for name in TrainingSettings.__dataclass_fields__}
         if from_:
             settings |= {name: value for name, value in FINE_TUNING.items() if name not in given}
-        with reading_progress(text, "tokenising") as progress:
+        place = unused_folder(Path("runs") / text.stem) if out is None else nullcontext(out)
+        with place as folder, reading_progress(text, "tokenising") as progress:
             trainer = start_run(
-                out or unused_folder(Path("runs") / text.stem),
+                folder,
                 text=text,
                 tokenizer=tokenizer,
                 preset_name=preset,

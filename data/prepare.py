@@ -1,14 +1,15 @@
 """Text files to token files, and token files to tokens.
 
 A token file `x.bin` holds token ids, uint16 or uint32, little endian, without a header: first the training
-part, then the validation part. `x.json` beside it is a `TokenFileInfo` with a checksum.
+part, then the validation part. `x.json` beside it is a `TokenFileInfo` with a checksum, and `x.tiktoken` has the
+ranks of a tokenizer that is not tiktoken's own.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -17,11 +18,23 @@ import numpy as np
 import tiktoken
 
 from contract.errors import ConfigError, UserError
+from contract.files import write_into
+from contract.schema import read_json, require
 from data.text import stream_text
-from data.tokenizers import encode, identity, is_bytewise, replacing, token_bytes, token_dtype
+from data.tokenizers import (
+    encode,
+    identity,
+    is_bytewise,
+    load_ranks,
+    open_tokenizer,
+    save_ranks,
+    token_bytes,
+    token_dtype,
+)
 
 FORMAT_VERSION = 1
 SPLIT_REACH = 4096  # tokens that the split may move back to stand behind a line's end
+TOKEN_ENDINGS = (".bin", ".json", ".tiktoken")
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
@@ -39,6 +52,20 @@ class TokenFileInfo:
     text_bytes: int
     text_sha256: str
     source: str  # the text file's name, without its folder
+
+
+_COUNT = range(2**63)
+_INFO = {
+    "tokenizer": {"name": str, "vocab_size": _COUNT, "sha256": str},
+    "dtype": str,
+    "tokens": _COUNT,
+    "train_tokens": _COUNT,
+    "validation_tokens": _COUNT,
+    "tokens_sha256": str,
+    "text_bytes": _COUNT,
+    "text_sha256": str,
+    "source": str,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,30 +119,56 @@ def info_path(path: str | PathLike) -> Path:
 # --- write ---
 
 
+def prepare(
+    text: str | PathLike,
+    tokenizer: str | tiktoken.Encoding,
+    out: str | PathLike,
+    *,
+    validation_fraction: float = 0.1,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tiktoken.Encoding:
+    """Turn a text into a token file. See `preprocess_sentences`.
+
+    tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`
+    returns: the tokenizer
+    """
+    encoding = open_tokenizer(tokenizer, text) if isinstance(tokenizer, str) else tokenizer
+    preprocess_sentences(
+        text, encoding, out, validation_fraction=validation_fraction, overwrite=overwrite, progress=progress
+    )
+    return encoding
+
+
 def preprocess_sentences(
     text: str | PathLike,
     encoding: tiktoken.Encoding,
     out: str | PathLike,
     *,
     validation_fraction: float = 0.1,
+    overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> TokenFileInfo:
-    """Turn a text file into a token file with its JSON, in bounded memory.
+    """Turn a text file into a token file with its JSON and its tokenizer's ranks, in bounded memory.
 
-    Both appear, the JSON last, only when both are complete. The validation part is the text's end.
+    All appear together, when all are complete. The validation part is the text's end.
 
     text: a UTF-8 file of any size.
-    out: the token file to write, or to replace; it ends in `.bin`.
+    out: the token file to write; it ends in `.bin`.
     validation_fraction: of the tokens, 0 (none) to less than 1; `_find_split` says where exactly.
+    overwrite: replace an earlier token file at `out`.
     progress: called with the number of bytes read so far.
-    Raises ConfigError for an impossible setting; UserError when a file cannot be read or written, or the
-    text holds symbols that the tokenizer lacks.
+    Raises ConfigError for an impossible setting; UserError when a file cannot be read or written, would be
+    lost, or the text holds symbols that the tokenizer lacks.
     """
     text, out = Path(text), Path(out)
     _check_settings(text, out, validation_fraction)
-    with replacing(info_path(out)) as info_file, replacing(out) as token_file:
-        counts = _write_tokens(text, encoding, token_file, progress)
-        split = _find_split(token_file, counts["tokens"], encoding, validation_fraction)
+    _replaceable(out, overwrite)
+    with write_into(out.parent, lambda: _replaceable(out, overwrite)) as new:
+        fresh = new / out.name
+        with open(fresh, "w+b") as token_file:
+            counts = _write_tokens(text, encoding, token_file, progress)
+            split = _find_split(token_file, counts["tokens"], encoding, validation_fraction)
         info = TokenFileInfo(
             format_version=FORMAT_VERSION,
             tokenizer=identity(encoding),
@@ -126,8 +179,9 @@ def preprocess_sentences(
             **counts,
         )
         record = asdict(info) | {"checksum": _checksum(asdict(info))}
-        info_file.write(json.dumps(record, indent=2).encode() + b"\n")
-        info_file.flush()  # a full disk shows here, before either file takes its name
+        info_path(fresh).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if encoding.name != "gpt2":
+            save_ranks(encoding, fresh.with_suffix(".tiktoken"))
     return info
 
 
@@ -138,9 +192,42 @@ def _check_settings(text: Path, out: Path, validation_fraction: float) -> None:
         )
     if out.suffix != ".bin":
         raise ConfigError(f"{out}: a token file's name ends in .bin; name one that does")
-    for path in (out, info_path(out)):
+    if not out.parent.is_dir():
+        raise UserError(
+            f"{out}: cannot be written (no folder {out.parent}); name a file in a folder that exists"
+        )
+    for path in map(out.with_suffix, TOKEN_ENDINGS):
         if path.resolve() == text.resolve():
             raise ConfigError(f"{path}: this is the text, which would be lost; name another token file")
+
+
+def _replaceable(out: Path, overwrite: bool) -> list[str]:
+    """The names of the token file at `out` and what belongs to it, which `overwrite` gives away."""
+    found = [path for path in map(out.with_suffix, TOKEN_ENDINGS) if os.path.lexists(path)]
+    own = token_files(out)
+    for path in found:
+        if path not in own:
+            raise UserError(
+                f"{path} already exists and is no token file of this program's; choose another --out"
+            )
+    if found and not overwrite:
+        raise UserError(f"{found[0]} already exists; replace it with --overwrite, or choose another --out")
+    return [path.name for path in found]
+
+
+def token_files(out: Path) -> set[Path]:
+    """Which of the files at `out`, its JSON and its ranks are a token file's: those that the JSON vouches for."""
+    try:
+        info = _read_info(out)
+    except UserError:
+        return set()
+    own, ranks = {out, info_path(out)}, out.with_suffix(".tiktoken")
+    try:
+        if identity(load_ranks(ranks, name=info.tokenizer["name"])) == info.tokenizer:
+            own.add(ranks)
+    except UserError:
+        pass
+    return {path for path in own if path.is_file() and not path.is_symlink()}
 
 
 def _write_tokens(
@@ -221,15 +308,15 @@ def open_tokens(path: str | PathLike) -> TokenFile:
 def _read_info(path: Path) -> TokenFileInfo:
     beside = info_path(path)
     try:
-        found = json.loads(beside.read_bytes())
+        found = read_json(beside)
     except OSError as error:
         raise UserError(
             f"{beside}: the token file's JSON cannot be read ({error.strerror or error}); "
             "keep it beside the token file, or prepare the text again"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{beside}: not valid JSON ({error}); prepare the text again") from error
-    version = found.get("format_version") if isinstance(found, dict) else None
+    version = found.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
             f"{beside}: format version {version}, and this program reads {FORMAT_VERSION}; "
@@ -240,6 +327,7 @@ def _read_info(path: Path) -> TokenFileInfo:
             f"{beside}: does not match its checksum: it was changed or damaged; prepare the text again"
         )
     try:
+        require(found, _INFO)
         info = TokenFileInfo(**found)
         _check_info(info)
     except (TypeError, ValueError) as error:
@@ -254,13 +342,10 @@ def _checksum(record: dict) -> str:
 
 
 def _check_info(info: TokenFileInfo) -> None:
-    """TypeError or ValueError when a field is impossible."""
-    for field in fields(info):
-        if not isinstance(getattr(info, field.name), field.type):
-            raise TypeError(f"{field.name} is not of type {field.type.__name__}")
+    """ValueError when the fields do not fit each other."""
     if info.dtype not in _DTYPES:
         raise ValueError(f"dtype {info.dtype!r} is neither uint16 nor uint32")
-    if min(info.train_tokens, info.validation_tokens) < 0 or info.tokens < 1:
-        raise ValueError("a count of tokens is negative, or there are none")
+    if info.tokens < 1:
+        raise ValueError("there are no tokens")
     if info.train_tokens + info.validation_tokens != info.tokens:
         raise ValueError("training and validation tokens do not add up")

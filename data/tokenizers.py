@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import rustbpe
@@ -22,6 +21,7 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from contract.errors import ConfigError, UserError
+from contract.files import write_file
 from data.text import stream_text
 
 MAX_VOCAB_SIZE = 1 << 24
@@ -111,9 +111,12 @@ def _whitespace_error() -> UserError:
     )
 
 
-def save_ranks(encoding: tiktoken.Encoding, path: str | PathLike) -> None:
-    """Write an encoding's ranks, special tokens left out, to a file that appears only when complete."""
-    with replacing(path) as file:
+def save_ranks(encoding: tiktoken.Encoding, path: str | PathLike, *, overwrite: bool = False) -> None:
+    """Write an encoding's ranks, special tokens left out, to a file that appears only when complete.
+
+    Raises UserError where a file stands there that `overwrite` does not give away, or it cannot be written.
+    """
+    with write_file(path, overwrite=overwrite) as file:
         for rank, token in enumerate(token_bytes(encoding)):
             if not encoding.is_special_token(rank):
                 file.write(base64.b64encode(token) + b" %d\n" % rank)
@@ -175,31 +178,6 @@ def encoding_of(name: str, tokens: list[bytes]) -> tiktoken.Encoding:
     """The encoding that is called `name`, with `tokens` in the order of their ids, which are their ranks."""
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return tiktoken.Encoding(name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
-
-
-@contextlib.contextmanager
-def replacing(path: str | PathLike) -> Iterator[BinaryIO]:
-    """Open a file to write that takes its name only when it is complete and on the disk.
-
-    Until then, and for ever after an error or an interruption, whatever stood at `path` still stands there.
-    Raises UserError when it cannot be written.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); "
-            "name a file in a folder that exists and may be written to"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 # --- what a tokenizer is ---

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.errors import UserError
+from contract.files import write_file
 from exercises.exercise import Exercise, Trial
 
 STARTERS = Path(__file__).parent / "starters"
@@ -62,14 +62,5 @@ def _shape(value, other, trials: list[Trial]) -> str:
 def write_starter(exercise: Exercise, seed: int, path: Path):
     """Write the file. Raises UserError where something stands at `path` already, or it cannot be written."""
     text = starter(exercise, seed)
-    try:
-        with open(path, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UserError(
-            f"{path}: there already, and nothing is overwritten; name another file with --out"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); name a file in a folder that exists"
-        ) from error
+    with write_file(path, taken="nothing is overwritten; name another file with --out") as file:
+        file.write(text.encode())

@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
+from contract.files import write_file
 from contract.weights import weight_table
-from data.tokenizers import replacing
 from harness.backend import available_processors, open_backend
 from harness.machine import peak_memory, versions
 
@@ -287,8 +287,8 @@ def _timed_once(function: Callable[[], object]) -> float:
     return perf_counter() - started
 
 
-def write_results(path: Path, results: list[Result]):
-    """Write all figures, and on what they were measured, in place of the file at `path` at once."""
+def write_results(path: Path, results: list[Result], *, overwrite: bool = False):
+    """Write all figures, and on what they were measured, to a file; see `contract.files.write_file`."""
     record = {"versions": versions(), "recipes": [result.to_dict() for result in results]}
-    with replacing(path) as file:
+    with write_file(path, overwrite=overwrite) as file:
         file.write(json.dumps(record).encode() + b"\n")

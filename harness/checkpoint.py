@@ -10,34 +10,54 @@ every instant; every file is verified by its hash when it is read. Nothing is ev
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from hashlib import file_digest, sha256
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import tiktoken
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
+from contract.files import WriteError, replace_folder, replaced_folders, sha256_of
+from contract.schema import read_json, require
 from contract.weights import Weights, weight_table
 from data.tokenizers import identity, load_ranks, open_tokenizer, save_ranks
-from harness.tensor_file import StoredTensor, stored_tensors
+from harness.tensor_file import StoredTensor, save_tensors, stored_tensors
 
 FORMAT = "twin-gpt checkpoint"
 FORMAT_VERSION = 1
-READINGS = 20  # of a checkpoint that is replaced while it is read
+MAX_READ_ATTEMPTS = 20  # a writer may replace the checkpoint while we read
 CONFIG, MODEL, OPTIMIZER, RANKS = (
     "config.json",
     "model.safetensors",
     "optimizer.safetensors",
     "tokenizer.tiktoken",
 )
+_COUNT = range(2**63)
+_RECORD = {
+    "format": str,
+    "format_version": int,
+    "model": dict,
+    "tokenizer": {"name": str, "vocab_size": _COUNT, "sha256": str},
+    "step": _COUNT,
+    "validation_loss": (float, None),
+    "training": {
+        "dtype": (str, None),
+        "source": (str, None),
+        "from": (str, None),
+        "tokens": (str, None),
+        "tokens_sha256": (str, None),
+        "backend": (str, None),
+        "device": (str, None),
+        "threads": (_COUNT, None),
+        "best_loss": (float, None),
+        "evaluated": (_COUNT, None),
+    },
+    "files": {str: str},
+}
 
 
 @dataclass(frozen=True)
@@ -62,38 +82,43 @@ class Checkpoint:
     validation_loss: float | None = None
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint):
+def save_checkpoint(folder: str | PathLike, checkpoint: Checkpoint):
     """Write `checkpoint` to `folder`, in place of the checkpoint that stands there.
 
-    Raises UserError where the disk is full or the place cannot be written; the earlier checkpoint stays.
+    Files that the user has put beside a checkpoint's own stay in the folder.
+    Raises ConfigError for a checkpoint that could not be read again, UserError where `folder` holds anything but a
+    checkpoint, or cannot be written; what stands there then stays.
     """
-    fresh, old = _beside(folder, "new"), _beside(folder, "old")
+    checkpoint = _checked(checkpoint)
     try:
-        _settle(folder)
-        fresh.mkdir(parents=True)
-        _write_files(fresh, checkpoint)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        _flush_folder(folder.parent)
-        _discard(old)
-    except (OSError, SafetensorError) as error:
-        _settle(folder)
-        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].partition(" (os error")[0]
-        kept = "; the one before is kept" if checkpoint_exists(folder) else ""
+        with replace_folder(folder, checkpoint_files) as fresh:
+            _write_files(fresh, checkpoint)
+    except WriteError as error:
+        way = "free disk space or fix permissions, then continue with --resume"
+        if checkpoint_exists(Path(folder)):
+            way = f"the one before is kept; {way}"
         raise UserError(
-            f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({reason}){kept}; see to room and "
-            "write access there, and go on with --resume, or start again where no checkpoint was written yet"
+            f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({error.reason}); {way}"
         ) from error
 
 
-def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint:
+def checkpoint_files(folder: Path) -> set[str] | None:
+    """The names of a checkpoint's own files; None for a folder that is no checkpoint of this program."""
+    try:
+        record = read_json(folder / CONFIG, {"format": str, "files": {str: str}})
+    except (OSError, ValueError):
+        return None
+    return {CONFIG, *record["files"]} if record["format"] == FORMAT else None
+
+
+def load_checkpoint(folder: str | PathLike, *, with_optimizer: bool = False) -> Checkpoint:
     """Read and verify the checkpoint in `folder`; `with_optimizer` reads Adam's moments too.
 
     A checkpoint that a training process replaces meanwhile is read again, so its files are never mixed.
-    Raises UserError naming the file that is missing, damaged or of another format version.
+    Raises UserError naming the file that is missing, damaged, of another format version, or holds nan or infinity.
     """
-    for _ in range(READINGS):
+    folder = Path(folder)
+    for _ in range(MAX_READ_ATTEMPTS):
         place = _complete(folder)
         before = _written(place)
         try:
@@ -112,8 +137,14 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
 def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
     record = _read_config(folder)
     config = ModelConfig.from_dict(record["model"])
+    stored = _verified_tensors(folder, MODEL, record)
+    if config.n_layer > len(stored):  # before a table of a million layers is built
+        raise UserError(
+            f"{folder / CONFIG} says n_layer {config.n_layer:,}, but {MODEL} has {len(stored)} tensors; "
+            "use another checkpoint"
+        )
     shapes = {name: spec.shape for name, spec in weight_table(config).items()}
-    stored = _verified_tensors(folder, MODEL, record, shapes)
+    _require_shapes(folder / MODEL, stored, shapes)
     weights = Weights.zeros(config, next(iter(stored.values())).float_dtype)
     _copy(stored, weights)
     optimizer = None
@@ -121,7 +152,8 @@ def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
         if OPTIMIZER not in record["files"]:
             raise UserError(f"{folder} holds no optimizer state, so its training cannot go on from there")
         moments = {f"{moment}.{name}": shape for moment in "mv" for name, shape in shapes.items()}
-        stored = _verified_tensors(folder, OPTIMIZER, record, moments)
+        stored = _verified_tensors(folder, OPTIMIZER, record)
+        _require_shapes(folder / OPTIMIZER, stored, moments)
         optimizer = {name: np.empty(shape, stored[name].float_dtype) for name, shape in moments.items()}
         _copy(stored, optimizer)
     return Checkpoint(
@@ -131,7 +163,7 @@ def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
         step=record["step"],
         training=record["training"],
         optimizer=optimizer,
-        validation_loss=record["validation_loss"],
+        validation_loss=record.get("validation_loss"),
     )
 
 
@@ -149,19 +181,50 @@ def checkpoint_exists(folder: Path) -> bool:
     return any((place / CONFIG).is_file() for place in _places(folder))
 
 
-def remove_checkpoint(folder: Path):
-    """Delete the checkpoint at `folder` and what an interrupted replacement may have left beside it."""
-    for place in (folder, _beside(folder, "new"), _beside(folder, "old")):
-        _discard(place)
-
-
 # Writing
 
 
-def _write_files(folder: Path, checkpoint: Checkpoint):
-    save_file(_contiguous(checkpoint.weights), folder / MODEL)
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its numbers as JSON has them. Raises ConfigError for one that could not be read again."""
+    shapes = {name: spec.shape for name, spec in weight_table(checkpoint.config).items()}
+    tables = [("weight", checkpoint.weights, shapes)]
     if checkpoint.optimizer is not None:
-        save_file(_contiguous(checkpoint.optimizer), folder / OPTIMIZER)
+        moments = {f"{moment}.{name}": shape for moment in "mv" for name, shape in shapes.items()}
+        tables.append(("moment", checkpoint.optimizer, moments))
+    for kind, tensors, wanted in tables:
+        found = {name: np.shape(value) for name, value in tensors.items()}
+        if odd := first_difference(found, wanted):
+            raise ConfigError(f"a checkpoint's {kind} {odd}")
+        for name, value in tensors.items():
+            if np.asarray(value).dtype.name not in ("float32", "float64"):
+                raise ConfigError(
+                    f"a checkpoint's {kind} {name} has dtype {np.asarray(value).dtype}, expected float32 or float64"
+                )
+    step, loss = checkpoint.step, checkpoint.validation_loss
+    if not isinstance(step, int | np.integer) or isinstance(step, bool) or not 0 <= step < 2**63:
+        raise ConfigError(f"a checkpoint's step must be a whole number of at least 0, got {step!r}")
+    try:
+        training = json.loads(json.dumps(checkpoint.training, default=lambda value: value.item()))
+        loss = None if loss is None else float(loss)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"a checkpoint's training settings and loss must be JSON values ({error})"
+        ) from None
+    return replace(checkpoint, step=int(step), training=training, validation_loss=loss)
+
+
+def first_difference(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> str:
+    """The first name whose shape is not the wanted one, and both shapes, in words; "" where all are."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return f"{name} is {found.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
+    return ""
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint):
+    save_tensors(folder / MODEL, checkpoint.weights)
+    if checkpoint.optimizer is not None:
+        save_tensors(folder / OPTIMIZER, checkpoint.optimizer)
     if checkpoint.tokenizer.name != "gpt2":
         save_ranks(checkpoint.tokenizer, folder / RANKS)
     record = {
@@ -172,55 +235,22 @@ def _write_files(folder: Path, checkpoint: Checkpoint):
         "step": checkpoint.step,
         "validation_loss": checkpoint.validation_loss,
         "training": checkpoint.training,
-        "files": {path.name: _hash_file(path) for path in sorted(folder.iterdir())},
+        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     }
     record["checksum"] = _checksum(record)
     (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    _flush_folder(folder)
-
-
-def _contiguous(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-
-
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(f"{folder.name}.{suffix}")
-
-
-def _settle(folder: Path):
-    """Put in place what an interrupted `save_checkpoint` left, so that the next can start cleanly."""
-    fresh, old = _beside(folder, "new"), _beside(folder, "old")
-    if not folder.exists() and old.exists():
-        old.rename(folder)
-    for leftover in (fresh, old):
-        _discard(leftover)
-
-
-def _discard(folder: Path):
-    # The configuration first: without it nobody takes a folder that is half deleted for a checkpoint.
-    with suppress(OSError):
-        (folder / CONFIG).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush_folder(folder: Path):
-    if os.name == "posix":  # Windows cannot open a folder, and flushes renames by itself
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 # Reading
 
 
 def _places(folder: Path) -> tuple[Path, ...]:
-    """Where the checkpoint may stand; the folder once more, as a replacement may be done between two looks."""
-    return folder, _beside(folder, "old"), folder
+    """Where the checkpoint may stand: at its place, or beside it while it is replaced.
+
+    The folder comes once more, as its replacement may be done between two looks. "NAME.old" is where earlier versions
+    of this program left the old one when the power went.
+    """
+    return folder, *replaced_folders(folder), folder.with_name(f"{folder.name}.old"), folder
 
 
 def _complete(folder: Path) -> Path:
@@ -234,10 +264,16 @@ def _complete(folder: Path) -> Path:
 def _read_config(folder: Path) -> dict:
     path = folder / CONFIG
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         kind, version = record["format"], record["format_version"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged or not a checkpoint's; use another checkpoint") from None
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged or not a checkpoint's ({error}); use another checkpoint"
+        ) from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); use another checkpoint") from None
     if kind != FORMAT or version != FORMAT_VERSION:
         raise UserError(
             f"{path} is of format {kind!r} version {version!r}, but this program reads {FORMAT!r} "
@@ -247,28 +283,32 @@ def _read_config(folder: Path) -> dict:
         raise UserError(
             f"{path} does not match its checksum: it was changed or damaged; use another checkpoint"
         )
+    try:
+        require(record, _RECORD)
+    except ValueError as error:
+        raise UserError(f"{path} does not describe a checkpoint: {error}; use another checkpoint") from None
     return record
 
 
-def _verified_tensors(
-    folder: Path, name: str, record: dict, shapes: dict[str, tuple]
-) -> dict[str, StoredTensor]:
+def _verified_tensors(folder: Path, name: str, record: dict) -> dict[str, StoredTensor]:
     _verify(folder, name, record)
-    stored = stored_tensors(folder / name)
-    found = {name: tensor.shape for name, tensor in stored.items()}
-    if found != shapes:
-        odd = sorted(key for key in found.keys() | shapes.keys() if found.get(key) != shapes.get(key))
-        raise UserError(
-            f"{folder / name} does not fit its configuration: {odd[0]} is {found.get(odd[0], 'missing')}, "
-            f"wanted {shapes.get(odd[0], 'none')}"
-        )
-    return stored
+    return stored_tensors(folder / name)
+
+
+def _require_shapes(path: Path, stored: dict[str, StoredTensor], shapes: dict[str, tuple]):
+    if odd := first_difference({name: tensor.shape for name, tensor in stored.items()}, shapes):
+        raise UserError(f"{path} does not fit its configuration: {odd}; use another checkpoint")
 
 
 def _copy(stored: Mapping[str, StoredTensor], target: Mapping[str, np.ndarray]):
     # The largest first: while it is mapped, the memory that the others will fill is not taken yet.
     for name in sorted(target, key=lambda name: -target[name].size):
         target[name][...] = stored[name].read()
+        if not np.isfinite(target[name]).all():
+            raise UserError(
+                f"{stored[name].path}: {name} holds nan or infinity, so the model computes nothing; "
+                "use another checkpoint"
+            )
 
 
 def _read_tokenizer(folder: Path, record: dict) -> tiktoken.Encoding:
@@ -286,9 +326,11 @@ def _read_tokenizer(folder: Path, record: dict) -> tiktoken.Encoding:
 def _verify(folder: Path, name: str, record: dict):
     path = folder / name
     try:
-        found = _hash_file(path)
+        found = sha256_of(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing from the checkpoint; use another checkpoint") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); use another checkpoint") from None
     if found != record["files"].get(name):
         raise UserError(
             f"{path} does not match its hash ({path.stat().st_size:,} bytes): it was cut short or damaged; "
@@ -296,14 +338,5 @@ def _verify(folder: Path, name: str, record: dict):
         )
 
 
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
-
-
-def _hash(content: bytes) -> str:
-    return sha256(content).hexdigest()
-
-
 def _checksum(record: dict) -> str:
-    return _hash(json.dumps(record, sort_keys=True).encode())
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

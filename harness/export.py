@@ -3,36 +3,36 @@
 huggingface   config.json, model.safetensors, vocab.json, merges.txt, tokenizer_config.json, generation_config.json
 torch         model.pt (the twin's state_dict), config.json, tokenizer.tiktoken
 npz           model.npz (the same names), config.json, tokenizer.tiktoken
+
+Each comes with SHA256SUMS, by which a later export knows what it may replace.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from contract.errors import ConfigError, UserError
+from contract.files import exported_files, write_into, write_sums
 from contract.weights import weight_table
 from data.tokenizers import save_ranks
-from data.vocabulary import END_OF_TEXT, FILE_NAMES, SETTINGS_FILE, vocabulary_files, vocabulary_of
+from data.vocabulary import END_OF_TEXT, vocabulary_files, vocabulary_of
 from harness.checkpoint import RANKS, Checkpoint
 from harness.huggingface import CONFIG, MODEL, PREFIX, published_config, published_places, published_terms
+from harness.tensor_file import save_tensors
 from numpy_llm.layers import sinusoidal_positions
 
 FORMATS = ("huggingface", "torch", "npz")
 GENERATION_CONFIG = "generation_config.json"
-_FILES = {CONFIG, MODEL, SETTINGS_FILE, GENERATION_CONFIG, RANKS, "model.pt", "model.npz", *FILE_NAMES[0]}
 
 
 def export(checkpoint: Checkpoint, format: str, out: Path, *, overwrite: bool = False):
     """Write `checkpoint` to the folder `out`, which appears whole or not at all.
 
     format: one of FORMATS; overwrite: replace an earlier export at `out`
-    Raises ConfigError for an unknown format, UserError where something stands at `out` or the format cannot
-    say what the model is.
+    Raises ConfigError for an unknown format, UserError where anything but an earlier export stands at `out`, it
+    cannot be written, or the format cannot say what the model is.
     """
     writers: dict[str, Callable] = {
         "huggingface": _write_huggingface,
@@ -41,37 +41,10 @@ def export(checkpoint: Checkpoint, format: str, out: Path, *, overwrite: bool = 
     }
     if format not in writers:
         raise ConfigError(f"unknown format {format!r}; choose {', '.join(FORMATS)}")
-    _check_place(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
-        fresh, old = Path(staging) / "new", Path(staging) / "old"
-        fresh.mkdir()
+    exported_files(out, overwrite)
+    with write_into(out, lambda: exported_files(out, overwrite)) as fresh:
         writers[format](checkpoint, fresh)
-        for path in fresh.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        if out.exists():
-            out.rename(old)
-        try:
-            fresh.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-
-
-def _check_place(out: Path, overwrite: bool):
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not out.is_dir():
-        raise UserError(f"{out} is a file; choose another --out")
-    if not overwrite:
-        raise UserError(f"{out} is not empty; replace it with --overwrite, or choose another --out")
-    others = sorted(path.name for path in out.iterdir() if path.name not in _FILES or path.is_dir())
-    if others:
-        raise UserError(
-            f"{out} holds {others[0]}, which no export wrote, so it is kept; choose another --out"
-        )
+        write_sums(fresh)
 
 
 def _write_json(path: Path, content: dict):
@@ -88,7 +61,7 @@ def _write_huggingface(checkpoint: Checkpoint, folder: Path):
     end_of_text = vocabulary_of(tokenizer).ids.get(END_OF_TEXT)
     tensors = _published_tensors(checkpoint)
     dtype = next(iter(tensors.values())).dtype
-    save_file(tensors, folder / MODEL, metadata={"format": "pt"})  # transformers refuses a file without it
+    save_tensors(folder / MODEL, tensors, {"format": "pt"})  # transformers refuses a file without it
     fields = published_config(config, str(dtype), end_of_text)
     _write_json(folder / CONFIG, fields)
     ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
@@ -128,7 +101,10 @@ def _write_torch(checkpoint: Checkpoint, folder: Path):
             '-e ".[torch]", or choose --format npz'
         ) from None
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in checkpoint.weights.items()}
-    torch.save(tensors, folder / "model.pt")
+    try:
+        torch.save(tensors, folder / "model.pt")
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        raise OSError(None, str(error).partition("\n")[0], str(folder / "model.pt")) from error
     _write_beside(checkpoint, folder)
 
 

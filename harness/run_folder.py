@@ -10,18 +10,19 @@ loss.png        their plot
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from filelock import FileLock, Timeout
 
 from contract.errors import UserError
-from data.tokenizers import replacing
-from harness.checkpoint import checkpoint_exists, remove_checkpoint
+from contract.files import open_regular, visible_items, write_file, write_into
+from data.prepare import TOKEN_ENDINGS, token_files
+from harness.checkpoint import checkpoint_exists, checkpoint_files
 
 LOCK = ".lock"
+_SOFTWARE = "twin-gpt"  # what a plot says that it was made with
 
 
 class RunFolder:
@@ -72,56 +73,87 @@ class RunFolder:
         """Whether the folder that was locked still stands at its place, and not another."""
         return self._folder == _identity(self.path)
 
-    def check_free(self, overwrite: bool):
-        """Raise UserError where a run stands here that `overwrite` does not give away."""
-        if self.holds_a_run() and not overwrite:
+    def replaceable(self, overwrite: bool) -> list[str]:
+        """The names of what a run has left here, which `overwrite` gives away; none where there is no run.
+
+        Whatever else lies in the folder stays.
+        Raises UserError where a run stands here and is not to be overwritten, or where the name of a run's file is
+        taken by something that no run wrote.
+        """
+        tokens = token_files(self.tokens)
+        own = {
+            self.latest.name: _holds_only_a_checkpoint,
+            self.best.name: _holds_only_a_checkpoint,
+            **dict.fromkeys(
+                (self.tokens.with_suffix(end).name for end in TOKEN_ENDINGS), lambda path: path in tokens
+            ),
+            self.metrics.name: is_metrics_log,
+            self.plot.name: is_plot,
+        }
+        found = [name for name in own if os.path.lexists(self.path / name)]
+        for name in found:
+            if (self.path / name).is_symlink() or not own[name](self.path / name):
+                raise UserError(
+                    f"{self.path} holds {name}, which no run wrote or which holds more than that, so it is kept; "
+                    "choose another --out"
+                )
+        if found and not overwrite:
             has, way = "", "continue it with --resume, "
             if not checkpoint_exists(self.resumable):
                 has, way = " that has no checkpoint yet", ""
             raise UserError(
                 f"{self.path} already holds a run{has}; {way}replace it with --overwrite, or choose another --out"
             )
+        return found
 
-    def clear(self):
-        """Delete the run's own files; whatever else lies in the folder stays."""
-        remove_checkpoint(self.latest)
-        remove_checkpoint(self.best)
-        for path in (*map(self.tokens.with_suffix, (".bin", ".json", ".tiktoken")), self.metrics, self.plot):
-            path.unlink(missing_ok=True)
+
+def _holds_only_a_checkpoint(folder: Path) -> bool:
+    own = checkpoint_files(folder)
+    return own is not None and own.issuperset(visible_items(folder))
 
 
 @contextmanager
 def new_run(run: RunFolder, *, overwrite: bool) -> Iterator[RunFolder]:
-    """A staging folder beside the run's own, whose files move there once the block has gone well.
+    """A staging folder, whose files move into the run's own once the block has gone well.
 
     So a run that cannot start leaves nothing behind, and the run that it should replace stays. `run` is locked
     afterwards: no other process comes between its start and its training.
     Raises UserError where a run stands there and `overwrite` is not set, or something else does.
     """
-    path = run.path
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; choose another --out")
-    run.check_free(overwrite)
-    # Folders on the way to `path` that are not there yet are made when the run can start.
-    there = next(place for place in (*path.parents, path) if place.exists())
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=there) as staging:
-        yield RunFolder(Path(staging))
-        path.mkdir(parents=True, exist_ok=True)
+    if run.path.exists() and not run.path.is_dir():
+        raise UserError(f"{run.path} is a file, expected a folder; choose another --out")
+    run.replaceable(overwrite)  # before anything is tokenised
+
+    def replaceable() -> list[str]:
         run.lock()
-        try:
-            run.check_free(overwrite)  # again: another process may have started a run in the meantime
-            run.clear()
-            for file in Path(staging).iterdir():
-                file.replace(path / file.name)
-        except BaseException:
-            run.unlock()
-            raise
+        return run.replaceable(overwrite)  # again: another process may have started a run in the meantime
+
+    try:
+        with write_into(run.path, replaceable) as staged:
+            yield RunFolder(staged)
+    except BaseException:
+        run.unlock()
+        raise
 
 
-def unused_folder(path: Path) -> Path:
-    """`path`, or with a number behind it where it is taken: runs/tense, runs/tense-2, runs/tense-3, ..."""
-    numbered = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in count(1))
-    return next(folder for folder in numbered if not folder.exists())
+@contextmanager
+def unused_folder(path: Path) -> Iterator[Path]:
+    """A new folder at `path`, or with a number behind it where that is taken: runs/tense, runs/tense-2, ...
+
+    It is made at once, so that two processes never get the same one, and removed if the block fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -156,7 +188,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, after_step: int = 0):
         self.kept = [row for row in read_metrics(path) if row["step"] <= after_step] if after_step else []
         # Rewritten beside the log and renamed: a crash right after a resume loses no earlier row.
-        with replacing(path) as file:
+        with write_file(path, overwrite=is_metrics_log(path), taken="no run wrote it; move it away") as file:
             file.writelines(_line(row).encode() for row in self.kept)
         self._file = path.open("a", encoding="utf-8")
 
@@ -209,5 +241,35 @@ def plot_metrics(metrics: Path, image: Path):
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(image) as file:
-        figure.savefig(file, format="png")
+    with write_file(image, overwrite=is_plot(image), taken="no run drew it; move it away") as file:
+        figure.savefig(file, format="png", metadata={"Software": _SOFTWARE})
+
+
+# What a run wrote, told by its contents
+
+
+def is_metrics_log(path: Path) -> bool:
+    """Whether a file is a log of `MetricsLog`; an empty one is, since nothing is lost with it."""
+    try:
+        with open_regular(path) as file:
+            size, beginning = os.fstat(file.fileno()).st_size, file.read(1 << 16)
+    except OSError:
+        return False
+    for line in beginning.splitlines():
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            kinds = {"loss", "learning_rate", "gradient_norm"}, {"validation_loss"}
+            return isinstance(row, dict) and "step" in row and any(kind <= row.keys() for kind in kinds)
+    return size == 0
+
+
+def is_plot(path: Path) -> bool:
+    """Whether a file is a plot of `plot_metrics`; an older one names Matplotlib alone, so its size must fit too."""
+    try:
+        with open_regular(path) as file:
+            beginning = file.read(1 << 12)
+    except OSError:
+        return False
+    size = (960).to_bytes(4, "big") + (540).to_bytes(4, "big")
+    older = beginning[16:24] == size and b"tEXtSoftware\0Matplotlib" in beginning
+    return beginning.startswith(b"\x89PNG") and (older or f"tEXtSoftware\0{_SOFTWARE}".encode() in beginning)

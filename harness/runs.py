@@ -4,16 +4,16 @@ from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from math import ceil, inf
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import tiktoken
 
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
+from contract.files import scratch_folder
 from data.batches import windows_per_epoch
-from data.prepare import TokenFile, TokenFileInfo, open_tokens, preprocess_sentences
-from data.tokenizers import identity, is_bytewise, load_ranks, open_tokenizer, save_ranks
+from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare, preprocess_sentences
+from data.tokenizers import identity, load_ranks, open_tokenizer
 from harness.backend import (
     Backend,
     available_processors,
@@ -31,41 +31,6 @@ DEFAULT_RANKS = DEFAULT_TEXT.with_suffix(".tiktoken")
 MOST_PARTS = 1024  # more micro-batches than anybody would wait for
 # What may be set anew when a run goes on: how far it goes, and how often it looks at itself.
 CHANGEABLE = ("steps", "eval_interval")
-
-
-def prepare(
-    text: Path,
-    tokenizer: str | tiktoken.Encoding,
-    out: Path,
-    *,
-    validation_fraction: float = 0.1,
-    progress: Callable[[int], None] | None = None,
-) -> tiktoken.Encoding:
-    """Write a token file, its JSON and, beside them, the ranks of a tokenizer that is not tiktoken's own.
-
-    text: a UTF-8 text; tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`; out: ends in `.bin`
-    returns: the tokenizer
-    """
-    encoding = open_tokenizer(tokenizer, text) if isinstance(tokenizer, str) else tokenizer
-    ranks = out.with_suffix(".tiktoken")
-    if encoding.name != "gpt2" and ranks.exists() and not _may_replace(ranks, encoding):
-        raise UserError(
-            f"{ranks}: the tokenizer's ranks belong here, but the file holds something else, which would be "
-            "lost; name another token file with --out, or remove it"
-        )
-    preprocess_sentences(text, encoding, out, validation_fraction=validation_fraction, progress=progress)
-    if encoding.name != "gpt2":
-        save_ranks(encoding, ranks)
-    return encoding
-
-
-def _may_replace(ranks: Path, encoding: tiktoken.Encoding) -> bool:
-    """Whether the file holds the encoding's ranks already, or a text's bytes, which any `prepare` finds again."""
-    try:
-        found = load_ranks(ranks, name=encoding.name)
-    except UserError:
-        return False
-    return is_bytewise(found) or identity(found) == identity(encoding)
 
 
 def open_prepared(path: Path) -> tuple[TokenFile, tiktoken.Encoding]:
@@ -322,8 +287,8 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
         folder = RunFolder(run if RunFolder(run).holds_a_run() else run.parent)
         yield run_corpus(folder, checkpoint).validation
         return
-    with TemporaryDirectory(prefix="twin-gpt-") as folder:
-        path = Path(folder) / "tokens.bin"
+    with scratch_folder() as folder:
+        path = folder / "tokens.bin"
         preprocess_sentences(text, checkpoint.tokenizer, path, validation_fraction=0)
         corpus = open_tokens(path)
         yield corpus.train

@@ -1,17 +1,20 @@
-"""Safetensors files read tensor by tensor, so that no second copy of a model stands in memory.
+"""Safetensors files, read tensor by tensor, so that no second copy of a model stands in memory.
 
 The `safetensors` package proves a file's header sound. The numbers are then mapped from the file into the
 place where they are wanted, one tensor at a time, and the map is closed again.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from contract.errors import UserError
+from contract.files import open_regular
 
 # bfloat16, which NumPy lacks, is the upper half of a float32.
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -49,7 +52,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises UserError where the file is missing, cut short, or not safetensors.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
+        with open_regular(path), safe_open(path, framework="numpy") as file:
             names = set(file.keys())
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -65,3 +68,15 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
         for name, row in header.items()
         if name in names
     }
+
+
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None):
+    """Write a new safetensors file with the permissions of any other. Raises OSError where it cannot be written."""
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode  # safetensors gives its files to the owner alone
+    try:
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        reason = str(error).rpartition(": ")[2].partition(" (os error")[0]
+        raise OSError(None, reason, str(path)) from error
+    path.chmod(mode)

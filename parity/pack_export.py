@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.errors import ConfigError, UserError
-from data.tokenizers import replacing
+from contract.errors import ConfigError
+from contract.files import exported_files, write_file, write_into, write_sums
+from parity.manifest import digest
 from parity.packs import Pack, manifest_text
 
 FORMATS = ("raw", "npz", "npy")
@@ -23,7 +24,9 @@ Files
                    tensor NAME DTYPE SHAPE TOLERANCE_FLOAT32 TOLERANCE_FLOAT64 SCALE
                  where SHAPE is sizes joined by x, or "scalar"
   manifest.json  configuration, settings of AdamW and of sampling, and of each tensor its name, shape, dtype,
-                 layout (what its axes mean), operation, inputs, tolerances and scale, in dataflow order
+                 layout (what its axes mean), operation, inputs, tolerances, scale and the first 16 digits of
+                 the SHA-256 of its numbers, in dataflow order
+  SHA256SUMS     of every file; sha256sum -c SHA256SUMS tells whether this copy is whole
 
 Names
   tokens, targets             the batch; everything below follows from it and from the weights
@@ -81,36 +84,33 @@ def export_pack(pack: Pack, format: str, out: Path, *, dtype: str = "float64", o
         name: tensor.astype("<i8" if tensor.dtype.kind == "i" else np.dtype(dtype).newbyteorder("<"))
         for name, tensor in pack.tensors.items()
     }
-    _require_free(out, folder=format != "npz", overwrite=overwrite)
     if format == "npz":
-        with replacing(out) as file:
+        with write_file(out, overwrite=overwrite) as file:
             np.savez(file, **tensors)
         return
-    out.mkdir(parents=True, exist_ok=True)
-    for name, tensor in tensors.items():
-        ending = "bin" if format == "raw" else "npy"
-        with replacing(out / f"{name}.{ending}") as file:
-            file.write(tensor.tobytes()) if format == "raw" else np.save(file, tensor, allow_pickle=False)
-    if format == "raw":
-        _write_descriptions(pack, dtype, out)
+    exported_files(out, overwrite)
+    with write_into(out, lambda: exported_files(out, overwrite)) as new:
+        for name, tensor in tensors.items():
+            if format == "raw":
+                (new / f"{name}.bin").write_bytes(tensor.tobytes())
+            else:
+                np.save(new / f"{name}.npy", tensor, allow_pickle=False)
+        if format == "raw":
+            _write_descriptions(pack, tensors, dtype, new)
+        write_sums(new)
 
 
-def _require_free(out: Path, *, folder: bool, overwrite: bool):
-    if out.exists() and out.is_dir() != folder:
-        raise UserError(f"{out} is a {'file' if folder else 'folder'}; choose another --out")
-    taken = any(out.iterdir()) if out.is_dir() else out.exists()
-    if taken and not overwrite:
-        raise UserError(
-            f"{out} is there already; replace what it holds with --overwrite, or choose another --out"
-        )
-
-
-def _write_descriptions(pack: Pack, dtype: str, out: Path):
+def _write_descriptions(pack: Pack, tensors: dict[str, np.ndarray], dtype: str, out: Path):
     rows = [
-        {**row, "dtype": dtype if row["dtype"] == "float64" else row["dtype"], "file": f"{row['name']}.bin"}
+        {
+            **row,
+            "dtype": dtype if row["dtype"] == "float64" else row["dtype"],
+            "file": f"{row['name']}.bin",
+            "sha256": digest(tensors[row["name"]]),
+        }
         for row in pack.manifest["tensors"]
     ]
-    record = pack.manifest | {"tensors": [_without_hash(row) for row in rows]}
+    record = pack.manifest | {"tensors": rows}
     lines = [f"config {name} {_plain(value)}" for name, value in pack.manifest["config"].items()]
     lines += [f"adamw {name} {_plain(value)}" for name, value in pack.manifest["adamw"].items()]
     for row in rows:
@@ -128,8 +128,7 @@ def _write_descriptions(pack: Pack, dtype: str, out: Path):
         PAGE: page.encode(),
     }
     for name, text in texts.items():
-        with replacing(out / name) as file:
-            file.write(text)
+        (out / name).write_bytes(text)
 
 
 def _layouts(rows: list[dict]) -> list[str]:
@@ -140,11 +139,6 @@ def _layouts(rows: list[dict]) -> list[str]:
         if not name.startswith(("gradient.", "adamw.", "blocks.")) or name.startswith("blocks.*."):
             named.setdefault(row["layout"], {})[name] = None
     return [f"  ({layout})\n      {', '.join(names)}" for layout, names in named.items()]
-
-
-def _without_hash(row: dict) -> dict:
-    """The row without its hash, which is of the float64 numbers and the pack's own file."""
-    return {name: value for name, value in row.items() if name != "sha256"}
 
 
 def _settings(values: dict) -> str:

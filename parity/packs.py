@@ -6,8 +6,8 @@ check one.
 """
 
 import json
+import os
 from hashlib import sha256
-from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -19,11 +19,12 @@ from safetensors.numpy import load, save
 import numpy_llm
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
+from contract.files import open_regular, write_into
 from contract.randomness import generator, uniform
 from contract.sampling import sample
+from contract.schema import read_json, require, shown
 from contract.trace import Trace
 from contract.weights import Weights, parameter_count, weight_table
-from data.tokenizers import replacing
 from parity.cases import lively_weights
 from parity.dumps import read_raw
 from parity.manifest import FORMAT, digest, manifest
@@ -191,15 +192,37 @@ def _continuations(model, prompt: np.ndarray) -> dict[str, np.ndarray]:
 # Writing and reading
 
 
-def save_pack(pack: Pack, folder: Path):
-    """Write NAME.safetensors and NAME.json, the same bytes for the same pack."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_pack(pack: Pack, folder: Path, *, overwrite: bool = False):
+    """Write NAME.safetensors and NAME.json, both or neither, the same bytes for the same pack.
+
+    Raises UserError where they cannot be written, or where anything stands there that `overwrite` does not give away.
+    """
     # `ascontiguousarray` would make an array of one number of a scalar.
     tensors = {name: np.array(tensor, order="C") for name, tensor in pack.tensors.items()}
-    with replacing(folder / f"{pack.name}.safetensors") as file:
-        file.write(save(tensors))
-    with replacing(folder / f"{pack.name}.json") as file:
-        file.write(manifest_text(pack.manifest | {"checksum": _checksum(pack.manifest)}))
+    text = manifest_text(pack.manifest | {"checksum": _checksum(pack.manifest)})
+    with write_into(folder, lambda: replaceable_pack(pack.name, folder, overwrite)) as new:
+        (new / f"{pack.name}.safetensors").write_bytes(save(tensors))
+        (new / f"{pack.name}.json").write_bytes(text)
+
+
+def replaceable_pack(name: str, folder: Path, overwrite: bool) -> list[str]:
+    """The names of the two files of an earlier pack NAME in `folder`, which `overwrite` gives away.
+
+    Raises UserError where they are there and not given away, or are no pack's.
+    """
+    found = [f"{name}{end}" for end in (".json", ".safetensors") if os.path.lexists(folder / f"{name}{end}")]
+    try:
+        if found:
+            _verified(read_json(folder / f"{name}.json"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"{folder / found[0]} already exists and is no golden pack's; choose another NAME or --out"
+        ) from None
+    if found and not overwrite:
+        raise UserError(
+            f"{folder / found[0]} already exists; replace it with --overwrite, or choose another NAME or --out"
+        )
+    return found
 
 
 def manifest_text(record: dict) -> bytes:
@@ -236,18 +259,21 @@ def load_pack(name: str) -> Pack:
     path = find_pack(name)
     tensors_path = path.with_suffix(".safetensors")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if _is_export(found):
             return _exported_pack(path.parent, found)
         record = _verified(found)
-        config = ModelConfig.from_dict(record["config"])
-        stored = load(tensors_path.read_bytes())
+        config = _config_of(record)
+        with open_regular(tensors_path) as file:
+            stored = load(file.read())
         tensors = {row["name"]: stored[row["name"]] for row in record["tensors"]}
         damaged = [row["name"] for row in record["tensors"] if not _is_described(tensors[row["name"]], row)]
         if not damaged:
             _require_complete(config, record["adamw"], tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a golden pack or is damaged ({error}); make it again") from None
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); make it again") from None
     if damaged:
         raise UserError(f"{tensors_path}: {damaged[0]} is not what the manifest says; make the pack again")
     return Pack(record, config, tensors)
@@ -257,60 +283,69 @@ def _checksum(record: dict) -> str:
     return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-_FIELDS = {
-    "format": str,
-    "name": str,
-    "config": dict,
-    "seed": int,
-    "adamw": dict,
-    "sampling": dict,
-    "tensors": list,
-}
+_POSITIVE = range(2**63)
 _ROW = {
     "name": str,
-    "shape": list,
+    "shape": [_POSITIVE],
     "dtype": str,
+    "layout": str,
+    "operation": str,
+    "inputs": [str],
     "float32": float,
     "float64": float,
     "scale": float,
-    "sha256": str,
+    "sha256": (str, None),  # raw exports of earlier versions have none
+}
+_MANIFEST = {
+    "format": str,
+    "name": str,
+    "config": dict,
+    "seed": _POSITIVE,
+    "adamw": {
+        "steps": _POSITIVE,
+        "beta1": float,
+        "beta2": float,
+        "eps": float,
+        "weight_decay": float,
+        "max_norm": float,
+    },
+    "sampling": {"temperature": float, "top_k": _POSITIVE, "seed": _POSITIVE},
+    "operations": {str: str},
+    "tensors": [_ROW],
 }
 
 
-def _verified(record) -> dict:
+def _verified(record: dict) -> dict:
     """The manifest without its checksum. Raises ValueError unless it is whole and has every field that is read."""
     _require_format(record)
     if record.pop("checksum", None) != _checksum(record):
         raise ValueError("its manifest was changed: it does not match its checksum")
-    _require_described(record, _ROW)
+    _require_manifest(record)
     return record
 
 
-def _require_format(record):
-    _require_fields("it", record, {"format": str})
-    if record["format"] != FORMAT:
-        raise ValueError(f"it is of format {record['format']!r}, wanted {FORMAT!r}")
+def _require_format(record: dict):
+    if record.get("format") != FORMAT:
+        raise ValueError(f"it is of format {shown(record.get('format'))}, expected {FORMAT!r}")
 
 
-def _require_described(record, row_fields: dict[str, type]):
-    """Raise ValueError unless the manifest has every field that is read."""
-    _require_fields("it", record, _FIELDS)
+def _require_manifest(record: dict):
+    """Raise ValueError unless the manifest has every field that is read, and its numbers are not below 0."""
+    require(record, _MANIFEST)
     if Path(record["name"]).name != record["name"] or not record["name"].strip(". "):
         raise ValueError(f"its name {record['name']!r} is no plain name")
-    for part, usual in (("adamw", ADAMW), ("sampling", SAMPLING)):
-        _require_fields(part, record[part], {name: type(value) for name, value in usual.items()})
-    for row in record["tensors"]:
-        _require_fields("a tensor", row, row_fields)
+    for values in (record["adamw"], record["sampling"], *record["tensors"]):
+        for name, value in values.items():
+            if isinstance(value, int | float) and value < 0:
+                raise ValueError(f"{name} is {value}, expected at least 0")
 
 
-def _require_fields(what: str, values, wanted: dict[str, type]):
-    """Raise ValueError unless `values` is an object that has the wanted fields; numbers are finite and at least 0."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{what} is no object")
-    for name, kind in wanted.items():
-        value = values.get(name)
-        if type(value) is not kind or (kind in (int, float) and not 0 <= value < inf):
-            raise ValueError(f"{what} has {name} {str(value)[:40]!r}")
+def _config_of(record: dict) -> ModelConfig:
+    """The configuration, once it is known not to claim more layers than there are tensors."""
+    layers = record["config"].get("n_layer")
+    if isinstance(layers, int) and layers > len(record["tensors"]):
+        raise ValueError(f"n_layer is {layers:,}, but there are {len(record['tensors'])} tensors")
+    return ModelConfig.from_dict(record["config"])
 
 
 def _require_complete(config: ModelConfig, adamw: dict, tensors: dict[str, np.ndarray]):
@@ -339,14 +374,16 @@ def _is_export(record) -> bool:
 def _exported_pack(folder: Path, record: dict) -> Pack:
     """The pack of which `folder` is the raw export; one in float32 has float32's limits alone."""
     _require_format(record)
-    _require_described(record, {name: kind for name, kind in _ROW.items() if name != "sha256"})
+    _require_manifest(record)
+    config = _config_of(record)
     rows, tensors = [], {}
     for row in record["tensors"]:
         tensor = read_raw(folder, row)
+        if row.get("sha256", digest(tensor)) != digest(tensor):
+            raise ValueError(f"{row['file']} is not what was exported: its hash is another")
         rounded = tensor.dtype == np.float32
         rows.append(row | {"float64": row["float32"]} if rounded else row)
         tensors[row["name"]] = np.array(tensor, np.float64 if tensor.dtype.kind == "f" else np.int64)
-    config = ModelConfig.from_dict(record["config"])
     _require_complete(config, record["adamw"], tensors)
     return Pack(record | {"tensors": rows}, config, tensors)
 

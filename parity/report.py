@@ -9,8 +9,8 @@ import torch
 
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
+from contract.files import write_file
 from contract.weights import Weights
-from data.tokenizers import replacing
 from harness.checkpoint import load_checkpoint
 from harness.machine import versions
 from harness.run_folder import find_checkpoint
@@ -129,7 +129,9 @@ def summary(comparison: Comparison) -> str:
 # For machines
 
 
-def write_json(path: Path, comparisons: list[Comparison], *, device: str, compiled: bool):
+def write_json(
+    path: Path, comparisons: list[Comparison], *, device: str, compiled: bool, overwrite: bool = False
+):
     """Write everything compared, and on what, in place of the file at `path` at once."""
     record = {
         "holds": not any(comparison.diverging for comparison in comparisons),
@@ -146,7 +148,7 @@ def write_json(path: Path, comparisons: list[Comparison], *, device: str, compil
             for comparison in comparisons
         ],
     }
-    with replacing(path) as file:
+    with write_file(path, overwrite=overwrite) as file:
         file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
 
 

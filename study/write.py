@@ -8,7 +8,8 @@ from threadpoolctl import threadpool_limits
 
 from contract.config import preset
 from contract.errors import ConfigError
-from data.tokenizers import encode, load_ranks, replacing, token_bytes
+from contract.files import require_free, write_file
+from data.tokenizers import encode, load_ranks, token_bytes
 from harness.checkpoint import load_checkpoint
 from harness.run_folder import find_checkpoint
 from harness.runs import DEFAULT_RANKS
@@ -16,17 +17,18 @@ from parity.cases import lively_weights
 from study.page import Subject, study_page
 
 
-def write_study(out: Path, run: Path | None, text: str) -> Subject:
+def write_study(out: Path, run: Path | None, text: str, *, overwrite: bool = False) -> Subject:
     """Write the study page of a run, or of the default model with random weights, over a text.
 
     Raises UserError where the run cannot be read, the text has fewer than two tokens or symbols that the
-    tokenizer lacks, or the file cannot be written.
+    tokenizer lacks, or the file cannot be written or is there already and `overwrite` is not set.
     """
+    require_free(out, overwrite)
     subject = open_subject(run, text)
     # One sentence is too little work to share: on a busy machine threads that wait took 4 to 14 s for these 3.
     with threadpool_limits(1):
         page = study_page(subject)
-    with replacing(out) as file:
+    with write_file(out, overwrite=overwrite) as file:
         file.write(page.encode("utf-8"))
     return subject
 

@@ -5,13 +5,16 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from contract import files
 from contract.errors import ConfigError, UserError
+from contract.files import sha256_of
 from contract.weights import initial_weights, weight_table
 from data.tokenizers import encoding_of, identity, load_ranks, open_tokenizer, token_bytes
 from harness import checkpoint as module
@@ -19,10 +22,10 @@ from harness.checkpoint import (
     Checkpoint,
     checkpoint_exists,
     load_checkpoint,
-    remove_checkpoint,
     save_checkpoint,
 )
 from harness.runs import DEFAULT_RANKS
+from harness.tensor_file import save_tensors
 
 FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.tiktoken")
 
@@ -202,22 +205,39 @@ def test_an_edited_config_is_refused(make, tmp_path):
         load_checkpoint(folder)
 
 
+def reseal(folder, change=lambda record: None):
+    """Compute the hashes and the checksum of a checkpoint that was changed by hand anew."""
+    record = json.loads((folder / "config.json").read_text())
+    change(record)
+    with suppress(TypeError, KeyError, OSError):
+        record["files"] = {name: sha256_of(folder / name) for name in record["files"]}
+    record.pop("checksum")
+    (folder / "config.json").write_text(json.dumps(record | {"checksum": module._checksum(record)}))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"d_ff": 6}, r"blocks\.0\.feed_forward\.down\.weight is \(6, 6\), wanted \(6, 5\)"),
-        ({"tie_embeddings": False}, r"output\.weight is \(7, 6\), wanted none"),
-        ({"bias": False}, r"blocks\.0\.attention\.output\.bias is missing, wanted \(6,\)"),
+        ({"d_ff": 6}, r"blocks\.0\.feed_forward\.down\.weight is \(6, 6\), expected \(6, 5\)"),
+        ({"tie_embeddings": False}, r"output\.weight is \(7, 6\), expected none"),
+        ({"bias": False}, r"blocks\.0\.attention\.output\.bias is missing, expected \(6,\)"),
     ],
 )
 @pytest.mark.parametrize("file", ["model", "optimizer"])
 def test_tensors_that_do_not_fit_are_refused(make, tmp_path, tiny_config, file, changes, words):
-    """Weights or moments of another shape, too many or too few are refused by the tensor's name."""
-    other = initial_weights(tiny_config(**changes), 0, "float32")
+    """Weights or moments of another shape, too many or too few are refused by the tensor's name, both ways."""
+    folder, other = tmp_path / "latest", initial_weights(tiny_config(**changes), 0, "float32")
     moments = {f"{moment}.{name}": value for moment in "mv" for name, value in other.items()}
-    save_checkpoint(tmp_path / "latest", make(weights=other) if file == "model" else make(optimizer=moments))
+    save_checkpoint(folder, make())
+    changed = make(weights=other) if file == "model" else make(optimizer=moments)
+    with pytest.raises(ConfigError, match=words):
+        save_checkpoint(folder, changed)
+    assert_same(load_checkpoint(folder), make())
+    (folder / f"{file}.safetensors").unlink()
+    save_tensors(folder / f"{file}.safetensors", other if file == "model" else moments)
+    reseal(folder)
     with pytest.raises(UserError, match=rf"{file}\.safetensors does not fit .*{words}"):
-        load_checkpoint(tmp_path / "latest", with_optimizer=True)
+        load_checkpoint(folder, with_optimizer=True)
 
 
 def test_nothing_is_unpickled(make, tmp_path):
@@ -226,10 +246,7 @@ def test_nothing_is_unpickled(make, tmp_path):
     save_checkpoint(folder, make())
     program = b"cbuiltins\nopen\n(V" + str(planted).encode("raw_unicode_escape") + b"\nVw\ntR."
     (folder / "model.safetensors").write_bytes(program)
-    record = json.loads((folder / "config.json").read_text())
-    record["files"]["model.safetensors"] = module._hash(program)
-    record.pop("checksum")
-    (folder / "config.json").write_text(json.dumps(record | {"checksum": module._checksum(record)}))
+    reseal(folder)
     assert_named(folder, "model.safetensors")
     assert not planted.exists()
 
@@ -260,9 +277,10 @@ def test_an_interrupted_save_loses_nothing(make, tmp_path, monkeypatch):
             # Every step of saving that touches the disk.
             calls = count()
             for owner, names in (
-                (module, ("save_file", "save_ranks", "_flush_folder")),
-                (module.os, ("fsync",)),
-                (module.shutil, ("rmtree",)),
+                (module, ("save_tensors", "save_ranks")),
+                (files, ("_flush_folder",)),
+                (os, ("fsync", "replace")),
+                (shutil, ("rmtree",)),
                 (type(folder), ("mkdir", "rename", "write_text", "unlink")),
             ):
                 for name in names:
@@ -294,7 +312,7 @@ def test_an_interrupted_save_loses_nothing(make, tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize("half", [False, True])
 def test_what_a_crash_leaves(make, tmp_path, monkeypatch, places, step, half):
-    """Folders left beside a checkpoint, half written too, cost nothing: neither now nor by a second crash."""
+    """What an earlier version left beside a checkpoint costs nothing, now or after a second crash, and stays."""
     folder = tmp_path / "latest"
     for name, of in places.items():
         save_checkpoint(tmp_path / "made" / name, make(of))
@@ -310,29 +328,30 @@ def test_what_a_crash_leaves(make, tmp_path, monkeypatch, places, step, half):
         assert checkpoint_exists(folder)
         assert_same(load_checkpoint(folder, with_optimizer=True), make(step))
         with monkeypatch.context() as patch:
-            patch.setattr(module, "save_file", cut)
+            patch.setattr(module, "save_tensors", cut)
             with pytest.raises(PowerCut):
                 save_checkpoint(folder, make(9))
     save_checkpoint(folder, make(9))
     assert_same(load_checkpoint(folder, with_optimizer=True), make(9))
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["latest"]
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"latest", *places}
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_counts(make, tmp_path, monkeypatch):
     """Each file and the folder are flushed before the checkpoint takes its name, and then the name itself."""
     events = []
-    flush, rename = os.fsync, Path.rename
+    flush, replace = os.fsync, os.replace
 
     def note_flush(handle):
         events.append(os.fstat(handle).st_ino)
         flush(handle)
 
-    def note_rename(path, target):
-        events.append("named")
-        return rename(path, target)
+    def note_replace(path, target):
+        if Path(target) == tmp_path / "latest":
+            events.append("named")
+        return replace(path, target)
 
     monkeypatch.setattr(os, "fsync", note_flush)
-    monkeypatch.setattr(type(tmp_path), "rename", note_rename)
+    monkeypatch.setattr(os, "replace", note_replace)
     save_checkpoint(tmp_path / "latest", make())
     before, after = events[: events.index("named")], events[events.index("named") :]
     for name in FILES:
@@ -399,7 +418,7 @@ def test_a_failing_save_leaves_no_trace(make, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "save_tensors", full)
     with pytest.raises(
         UserError, match=r"step 2 cannot be written \(No space left on device\); the one before is"
     ):
@@ -408,16 +427,120 @@ def test_a_failing_save_leaves_no_trace(make, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["latest"]
 
 
-def test_remove(make, tmp_path):
-    """Removing takes what an interrupted save left beside the checkpoint too."""
-    save_checkpoint(tmp_path / "latest", make())
-    for suffix in ("new", "old"):
-        shutil.copytree(tmp_path / "latest", tmp_path / f"latest.{suffix}")
-    remove_checkpoint(tmp_path / "latest")
-    assert not checkpoint_exists(tmp_path / "latest")
-    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
-
-
 def test_a_missing_checkpoint_is_named(tmp_path):
     """Nothing there is one line that says so."""
     assert_named(tmp_path / "nowhere", "nowhere")
+
+
+def edits(record):
+    """Every way to take a field out of a checkpoint's record, or to give it a value of another type."""
+    for name in record.keys() - {"checksum"}:
+        yield f"without {name}", lambda record, name=name: record.pop(name)
+        for other in (None, "x", -1, 1.5, [], {}, 10**400):
+            if name == "validation_loss" and other in (None, -1, 1.5):
+                continue
+            yield (
+                f"{name} {str(other)[:9]}",
+                lambda record, name=name, other=other: record.update({name: other}),
+            )
+    for name in record["model"]:
+        for other in (None, "x", -1, [], {}, 10**400):
+            yield (
+                f"model {name}",
+                lambda record, name=name, other=other: record["model"].update({name: other}),
+            )
+
+
+def test_any_edited_field_is_one_line(make, tmp_path):
+    """Also where the author of the edit has computed the hashes anew: no field of a wrong type reaches the program."""
+    folder = tmp_path / "latest"
+    save_checkpoint(folder, make())
+    text = (folder / "config.json").read_text()
+    for title, edit in edits(json.loads(text)):
+        (folder / "config.json").write_text(text)
+        reseal(folder, edit)
+        if title in ("training {}", "without validation_loss") or json.loads(
+            (folder / "config.json").read_text()
+        ) == json.loads(text):
+            continue
+        with pytest.raises(UserError) as error:
+            load_checkpoint(folder, with_optimizer=True)
+        assert "\n" not in str(error.value), title
+
+
+@pytest.mark.parametrize("layers", [10**6, 10**30])
+def test_more_layers_than_tensors(make, tmp_path, layers):
+    """A configuration of a kilobyte that claims a million layers costs nothing."""
+    save_checkpoint(tmp_path / "latest", make())
+    reseal(tmp_path / "latest", lambda record: record["model"].update(n_layer=layers))
+    with pytest.raises(UserError, match=rf"n_layer {layers:,}, but model\.safetensors has 16 tensors"):
+        load_checkpoint(tmp_path / "latest")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("file", ["model", "optimizer"])
+def test_numbers_that_are_not_finite(make, tmp_path, file, value):
+    """Weights and moments that compute nothing are refused where they are loaded, by name."""
+    saved = make()
+    tensors = saved.weights if file == "model" else saved.optimizer
+    name = list(tensors)[3]
+    tensors[name].flat[1] = value
+    save_checkpoint(tmp_path / "latest", saved)
+    with pytest.raises(UserError, match=f"{file}.safetensors: {name} holds nan or infinity"):
+        load_checkpoint(tmp_path / "latest", with_optimizer=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_pipe_in_a_files_place(make, tmp_path, name):
+    """Nobody waits for ever for a pipe that stands where a file should be."""
+    save_checkpoint(tmp_path / "latest", make())
+    (tmp_path / "latest" / name).unlink()
+    os.mkfifo(tmp_path / "latest" / name)
+    assert_named(tmp_path / "latest", "not a regular file")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "a"},
+        {"step": -1},
+        {"step": True},
+        {"validation_loss": "x"},
+        {"training": {"steps": object()}},
+        {"training": {"steps": np.zeros(2)}},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read_again_is_not_written(make, tmp_path, changes):
+    """The earlier checkpoint stays, and nothing stands beside it."""
+    save_checkpoint(tmp_path / "latest", make(1))
+    with pytest.raises(ConfigError):
+        save_checkpoint(tmp_path / "latest", make(2, **changes))
+    weights = {name: value.astype(int) for name, value in make().weights.items()}
+    with pytest.raises(ConfigError, match="dtype int64, expected float32 or float64"):
+        save_checkpoint(tmp_path / "latest", make(2, weights=weights))
+    assert_same(load_checkpoint(tmp_path / "latest"), make(1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "text.txt"]
+
+
+def test_numpy_numbers_and_plain_paths(make, tmp_path):
+    """What `forward` returns is a loss, and a path may be text."""
+    saved = make(
+        3,
+        step=np.int64(3),
+        validation_loss=np.float32(1.5),
+        training={"steps": np.int64(9), "source": "text"},
+    )
+    save_checkpoint(str(tmp_path / "model"), saved)
+    assert_same(load_checkpoint(str(tmp_path / "model")), make(3))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_files_have_the_usual_permissions(make, tmp_path):
+    """Who may read the folder may read every file in it, as with any other program."""
+    usual = tmp_path / "usual"
+    usual.touch()
+    save_checkpoint(tmp_path / "latest", make())
+    modes = {path.stat().st_mode for path in (tmp_path / "latest").iterdir()}
+    assert modes == {usual.stat().st_mode}

@@ -95,7 +95,7 @@ def test_a_deep_configuration_is_one_line(tmp_path, run_cli):
     (tmp_path / "deep.json").write_text("[" * 200_000)
     code, _, stderr = run_cli("golden", "make", "mine", "--config", tmp_path / "deep.json", "--out", tmp_path)
     assert (code, stderr.count("\n")) == (1, 1)
-    assert stderr.startswith(f"error: {tmp_path / 'deep.json'} is not JSON (")
+    assert stderr.startswith(f"error: {tmp_path / 'deep.json'} is not JSON with an object (")
 
 
 # Continuations

@@ -65,7 +65,7 @@ def test_token_file_is_the_whole_text(text, tmp_path, ranks, kind, block_bytes):
     expected = encoding.encode_ordinary(PROSE * 20)
     assert [*opened.train[:], *opened.validation[:]] == expected
     assert opened.info == info
-    assert names(tmp_path) == ["out.bin", "out.json", "text.txt"]
+    assert names(tmp_path) == ["out.bin", "out.json", "out.tiktoken", "text.txt"]
 
 
 def test_info_describes_both_files(text, tmp_path, ranks):
@@ -180,7 +180,7 @@ def test_interruption_leaves_nothing_half_written(text, tmp_path, ranks, existin
         mock.patch.object(data.text, "BLOCK_BYTES", 500),
         pytest.raises((KeyboardInterrupt, UserError)),
     ):
-        preprocess_sentences(text, ranks, out, progress=stop)
+        preprocess_sentences(text, ranks, out, overwrite=True, progress=stop)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -241,12 +241,12 @@ def damage(change):
         (lambda out: info_path(out).unlink(), ["out.json", "No such file"]),
         (lambda out: info_path(out).write_text("{"), ["out.json", "not valid JSON"]),
         (lambda out: info_path(out).write_bytes(b"\xff"), ["out.json", "not valid JSON"]),
-        (lambda out: info_path(out).write_text("[]"), ["out.json", "format version None"]),
+        (lambda out: info_path(out).write_text("[]"), ["out.json", "expected an object"]),
         (damage({"format_version": 99}), ["out.json", "format version 99"]),
         (damage({"text_bytes": None}), ["out.json", "text_bytes"]),
-        (damage({"tokens": "many"}), ["out.json", "tokens is not of type int"]),
+        (damage({"tokens": "many"}), ["out.json", "tokens is 'many', expected a whole number"]),
         (damage({"dtype": "float32"}), ["out.json", "float32"]),
-        (damage({"train_tokens": -1}), ["out.json", "negative"]),
+        (damage({"train_tokens": -1}), ["out.json", "train_tokens is -1"]),
         (damage({"train_tokens": 0}), ["out.json", "add up"]),
         (damage({"surprise": 1}), ["out.json", "surprise"]),
         (
@@ -287,7 +287,7 @@ def peak():
 
 tokenizer, out, *texts = sys.argv[1:]
 for text in texts:
-    preprocess_sentences(text, open_tokenizer(tokenizer, text), out)
+    preprocess_sentences(text, open_tokenizer(tokenizer, text), out, overwrite=True)
     print(peak())
 """
 

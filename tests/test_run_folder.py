@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from contract.config import preset
 from contract.errors import UserError
+from contract.weights import initial_weights
+from data.prepare import prepare
+from harness.checkpoint import Checkpoint, save_checkpoint
 from harness.run_folder import (
     MetricsLog,
     RunFolder,
@@ -25,18 +29,27 @@ def listing(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+ROW = {"step": 1, "loss": 2.0, "learning_rate": 0.1, "gradient_norm": 1.0}
+
+
 @pytest.fixture
 def old_run(tmp_path):
     """A folder with an older run, all that one can have, and files of the user's own."""
     run = RunFolder(tmp_path / "run")
-    for checkpoint in ("latest", "latest.old", "best", "best.new"):
-        (run.path / checkpoint).mkdir(parents=True)
-        (run.path / checkpoint / "config.json").write_text("{}")
-    for name in ("tokens.bin", "tokens.json", "tokens.tiktoken", "metrics.jsonl", "loss.png"):
-        (run.path / name).write_text("old")
+    (tmp_path / "text.txt").write_text("abcdefg" * 9)
+    run.path.mkdir()
+    tokenizer = prepare(tmp_path / "text.txt", "bytes", run.tokens)
+    (tmp_path / "text.txt").unlink()
+    config = preset("tense", vocab_size=tokenizer.n_vocab, n_layer=1, d_model=4)
+    for place in (run.latest, run.best):
+        save_checkpoint(place, Checkpoint(config, initial_weights(config, 0, "float32"), tokenizer))
+    with MetricsLog(run.metrics) as log:
+        log.write(**ROW)
+    plot_metrics(run.metrics, run.plot)
+    for folder in ("latest.old", "best.new", "samples"):
+        (run.path / folder).mkdir()
+        (run.path / folder / "mine.txt").write_text("mine")
     (run.path / "notes.txt").write_text("mine")
-    (run.path / "samples").mkdir()
-    (run.path / "samples" / "first.txt").write_text("mine")
     return run
 
 
@@ -56,11 +69,11 @@ def test_holds_a_run(tmp_path, trace):
 
 
 def test_a_new_run_appears_whole(tmp_path):
-    """Files are written beside the folder and moved there once the block has gone well."""
+    """Files are staged and take their places once the block has gone well."""
     path = tmp_path / "runs" / "first"
     with new_run(RunFolder(path), overwrite=False) as staged:
         staged.tokens.write_text("tokens")
-        assert not path.exists()
+        assert not RunFolder(path).holds_a_run()
     assert listing(tmp_path) == {str(Path("runs", "first", "tokens.bin")): b"tokens"}
     assert RunFolder(path).holds_a_run()
 
@@ -95,7 +108,7 @@ def test_overwriting_replaces_the_run_alone(old_run):
     assert listing(old_run.path) == {
         "tokens.bin": b"new tokens",
         "notes.txt": b"mine",
-        str(Path("samples", "first.txt")): b"mine",
+        **{str(Path(folder, "mine.txt")): b"mine" for folder in ("latest.old", "best.new", "samples")},
     }
 
 
@@ -116,14 +129,14 @@ def test_a_run_started_in_the_meantime(tmp_path, training, words):
     def start():
         with new_run(late, overwrite=False) as staged:
             staged.tokens.write_text("late")
-            with new_run(early, overwrite=False) as staged:
-                staged.tokens.write_text("early")
+            with new_run(early, overwrite=False) as staged, MetricsLog(staged.metrics) as log:
+                log.write(**ROW)
             if not training:
                 early.unlock()
 
     with pytest.raises(UserError, match=words):
         start()
-    assert early.tokens.read_text() == "early"
+    assert list(read_metrics(early.metrics)) == [ROW]
     early.unlock()
 
 
@@ -149,11 +162,12 @@ def test_a_file_in_the_way(tmp_path):
 
 
 def test_unused_folder(tmp_path):
-    """A taken name gets the next free number."""
-    assert unused_folder(tmp_path / "tense") == tmp_path / "tense"
-    for name in ("tense", "tense-2"):
-        (tmp_path / name).mkdir()
-    assert unused_folder(tmp_path / "tense") == tmp_path / "tense-3"
+    """A taken name gets the next free number, at once, so that nobody else gets it; an error gives it back."""
+    with unused_folder(tmp_path / "tense") as first, unused_folder(tmp_path / "tense") as second:
+        assert (first, second) == (tmp_path / "tense", tmp_path / "tense-2")
+    with pytest.raises(FileNotFoundError), unused_folder(tmp_path / "tense") as third:
+        (third / "nowhere" / "file").read_bytes()
+    assert (first.is_dir(), third.name, third.exists()) == (True, "tense-3", False)
 
 
 def test_find_checkpoint(tmp_path):
@@ -185,16 +199,16 @@ def test_metrics_after_a_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as log:
         for step in (1, 2, 3):
-            log.write(step=step, loss=step / 2)
+            log.write(**ROW | {"step": step})
     with path.open("a") as file:
         file.write('{"step": 4, "lo')
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
     with MetricsLog(path, after_step=2) as log:
-        log.write(step=3, loss=9.0)
+        log.write(**ROW | {"step": 3, "loss": 9.0})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1, "loss": 0.5},
-        {"step": 2, "loss": 1.0},
-        {"step": 3, "loss": 9.0},
+        ROW,
+        ROW | {"step": 2},
+        ROW | {"step": 3, "loss": 9.0},
     ]
     with MetricsLog(path):  # a new run begins a new log
         pass
@@ -207,9 +221,9 @@ def test_a_crash_after_a_resume_loses_no_row(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as log:
         for step in (1, 2, 3):
-            log.write(step=step, loss=1.0)
+            log.write(**ROW | {"step": step})
     with MetricsLog(path, after_step=2) as log:
-        log.write(step=3, loss=2.0)
+        log.write(**ROW | {"step": 3})
         assert [row["step"] for row in read_metrics(path)][:2] == [1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -217,7 +231,7 @@ def test_a_crash_after_a_resume_loses_no_row(tmp_path):
 def test_a_damaged_line_costs_no_other(tmp_path):
     """Lines that are no rows are left out, each by itself."""
     path = tmp_path / "metrics.jsonl"
-    good = [{"step": step, "loss": 1.0} for step in range(1, 7)]
+    good = [ROW | {"step": step} for step in range(1, 7)]
     bad = [b"{}x", b"5", b'{"step": "a"}', b"\xff", b"[" * 200_000, b'{"step": 9, "lo']
     lines = [
         line for pair in zip((json.dumps(row).encode() for row in good), bad, strict=True) for line in pair
@@ -268,7 +282,8 @@ def test_a_plot_cut_short_replaces_nothing(tmp_path, monkeypatch):
     """A plot that fails half way leaves the earlier one as it was."""
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
         log.write(step=1, loss=2.0)
-    (tmp_path / "loss.png").write_bytes(b"earlier")
+    plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    earlier = (tmp_path / "loss.png").read_bytes()
 
     def full(figure, file, **options):
         file.write(b"half")
@@ -277,4 +292,4 @@ def test_a_plot_cut_short_replaces_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", full)
     with pytest.raises(UserError, match="No space left"):
         plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
-    assert (tmp_path / "loss.png").read_bytes() == b"earlier"
+    assert (tmp_path / "loss.png").read_bytes() == earlier

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import data.text
 from contract.errors import ConfigError, UserError
+from contract.files import STAGED
 from data.text import LETTERS, NUMBERS, OTHERS, stream_text
 from data.tokenizers import (
     TextDecoder,
@@ -385,10 +386,12 @@ def test_ranks_files_keep_the_tokenizer(folder, ranks):
     assert identity(open_tokenizer(path)) == identity(open_tokenizer(str(path))) == identity(ranks)
     assert identity(ranks)["name"] == "ranks"
     by_byte = open_tokenizer("bytes", write(folder / "some.txt", "it's 語"))
-    save_ranks(by_byte, path)
+    with pytest.raises(UserError, match="already exists"):
+        save_ranks(by_byte, path)
+    save_ranks(by_byte, path, overwrite=True)
     assert identity(load_ranks(path, name="bytes")) == identity(by_byte)
     assert identity(by_byte)["name"] == "bytes"
-    assert [p.name for p in folder.iterdir() if p.suffix == ".tmp"] == []
+    assert list(folder.glob(f".*{STAGED}")) == []
 
 
 def test_identity_tells_tokenizers_apart(folder):
@@ -449,7 +452,7 @@ def test_a_failed_save_leaves_the_old_file(folder, ranks):
         mock.patch.object(base64, "b64encode", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
-        save_ranks(ranks, path)
+        save_ranks(ranks, path, overwrite=True)
     assert path.read_bytes() == before
     assert sorted(folder.iterdir()) == names
 

@@ -14,6 +14,7 @@ import pytest
 from processes import ROOT, SMALL, assert_one_line, command, run
 
 from contract.errors import UserError
+from contract.files import STAGED
 from harness.checkpoint import checkpoint_exists, load_checkpoint
 from harness.run_folder import RunFolder
 
@@ -99,7 +100,7 @@ def _let_it_write(process, run_folder: RunFolder, seconds: float):
 
 
 def _writing(run_folder: RunFolder) -> bool:
-    return any(path.suffix in (".new", ".old") for path in run_folder.path.glob("*"))
+    return any(run_folder.path.glob(f".*{STAGED}"))
 
 
 def _progress(run_folder: RunFolder) -> float:
@@ -140,7 +141,7 @@ def test_a_signal_while_tokenising(tmp_path, text):
             command(*arguments, "--out", tmp_path / "out.bin"), stderr=subprocess.PIPE, text=True
         ) as process:
             deadline = time.monotonic() + 30
-            while not list(tmp_path.glob(".out*")) and time.monotonic() < deadline:
+            while not list(tmp_path.glob(f".*{STAGED}")) and time.monotonic() < deadline:
                 time.sleep(0.01)
             process.send_signal(getattr(signal, name))
             _, err = process.communicate(timeout=30)
@@ -196,7 +197,7 @@ def test_a_full_disk(tmp_path, text):
         result, "the checkpoint of step 80 cannot be written (File too large); the one before is kept"
     )
     assert load_checkpoint(folder / "latest", with_optimizer=True).step == before
-    assert not [path for path in folder.iterdir() if path.suffix in (".new", ".old", ".tmp")]
+    assert not list(folder.glob(f".*{STAGED}"))
     assert run("train", "--resume", "--out", folder, "--steps", 120).returncode == 0
 
 

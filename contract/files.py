@@ -1,0 +1,424 @@
+"""Every file that the program writes goes through here, so that nothing of the user's is ever lost.
+
+What carries no mark of this program is never removed or replaced. A mark is what the program itself wrote: a
+checkpoint's `config.json`, a token file's JSON with its checksum, a pack's manifest, or a `SHA256SUMS` that lists
+the files of an export. What carries one is replaced only where the caller says so, and goes last, once the new
+stands. A single file that the user names is replaced only with `overwrite`.
+
+New items are made in a staging folder inside the folder that they belong to, so on the same file system:
+
+    FOLDER/.0123456789abcdef.twin-gpt-tmp/
+        new/    what is being made
+        go/     the same once it is complete and on the disk: its name says that the change has begun
+        old/    what it replaces
+
+The staging folder is locked as long as its process lives. The next writer in FOLDER finds one whose process has died
+and finishes the change or takes it back. That never touches anything but what lies in the staging folder.
+"""
+
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
+from hashlib import file_digest
+from pathlib import Path
+from typing import BinaryIO
+
+from contract.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there, and what a killed process left stays
+    fcntl = None
+
+SUMS = "SHA256SUMS"
+_SUMS_TITLE = "# twin-gpt export"
+TAKEN = "replace it with --overwrite, or choose another name"
+STAGED = ".twin-gpt-tmp"
+
+
+class WriteError(UserError):
+    """A file that cannot be written. reason: the system's, such as "No space left on device"."""
+
+    def __init__(self, path: str | Path, error: OSError):
+        self.reason = error.strerror or str(error)
+        super().__init__(
+            f"{path}: cannot be written ({self.reason}); free disk space, fix permissions, or name another place"
+        )
+
+
+# Writing
+
+
+@contextmanager
+def write_file(
+    path: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    taken: str = TAKEN,
+) -> Iterator[BinaryIO]:
+    """Open a file to write that takes its name only when it is complete and on the disk.
+
+    Until then, and for good after an error, whatever stood at `path` still stands there. A link is followed. A device
+    or a pipe is written to and stays.
+
+    overwrite, taken: see `require_free`, which long work calls before it begins
+    Raises UserError where a file or folder stands there, WriteError where it cannot be written.
+    """
+    path = Path(path)
+    try:
+        if _is_device(path):
+            with tempfile.TemporaryFile() as file:
+                yield file
+                file.seek(0)
+                with open(path, "wb") as device:
+                    shutil.copyfileobj(file, device)
+            return
+        require_free(path, overwrite, taken)
+        target = Path(os.path.realpath(path))
+        with _staging(target.parent) as staged:
+            new = staged / "new" / target.name
+            with open(new, "xb") as file:
+                yield file
+            if target.exists():
+                shutil.copymode(target, new)
+            _commit(staged, target.parent, lambda: {target.name} if overwrite else ())
+    except OSError as error:
+        raise _write_error(error, path) from error
+
+
+def require_free(path: str | os.PathLike, overwrite: bool, taken: str = TAKEN):
+    """Raise UserError unless `write_file` may write to `path`.
+
+    overwrite: whether a regular file there may be replaced; taken: what to do about one that may not
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, expected the name of a file; choose another name")
+    if path.exists() and not overwrite and not _is_device(path):
+        raise UserError(f"{path} already exists; {taken}")
+
+
+@contextmanager
+def write_into(
+    folder: str | os.PathLike, replaceable: Callable[[], Collection[str]] = tuple
+) -> Iterator[Path]:
+    """A private folder whose contents move into `folder`, all or none, when the block has gone well.
+
+    folder: made where it is missing, with those above it, and removed again after an error
+    replaceable: called before the change begins: the names in `folder` that may go. What the block made takes their
+        places, the others are removed. It raises UserError where anything in the way must stay.
+    Raises UserError where another item has one of the new names, WriteError where a file cannot be written.
+    """
+    folder = Path(folder)
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"{folder} is a link to nothing; remove it, or choose another name")
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _staging(folder) as staged:
+                yield staged / "new"
+                _commit(staged, folder, replaceable)
+        except BaseException:
+            for place in missing:
+                with suppress(OSError):
+                    place.rmdir()
+            raise
+    except OSError as error:
+        raise _write_error(error, folder) from error
+
+
+@contextmanager
+def replace_folder(
+    folder: str | os.PathLike, marked_files: Callable[[Path], Collection[str] | None]
+) -> Iterator[Path]:
+    """A private folder that takes the place of `folder` when the block has gone well, in a single rename.
+
+    Files that the user has put into `folder` move on into the new one. A mount point keeps its place and gets the
+    new files one by one; a link is followed.
+
+    marked_files: the names of a folder's files that are this program's, None for a folder without its mark
+    Raises UserError where `folder` holds something and has no mark, WriteError where it cannot be written.
+    """
+    folder = Path(os.path.realpath(folder))
+
+    def own() -> Collection[str]:
+        names = marked_files(folder) if folder.is_dir() else None
+        if names is None and (not folder.is_dir() if folder.exists() else folder.is_symlink()):
+            raise UserError(f"{folder} is no folder; choose another name")
+        if names is None and folder.is_dir() and (found := visible_items(folder)):
+            raise UserError(
+                f"{folder} holds {found[0]}, which this program did not write, so it is kept; choose another name"
+            )
+        return names or ()
+
+    own()
+    if os.path.ismount(folder):
+        with write_into(folder, own) as new:
+            yield new
+        return
+
+    def replaceable() -> Collection[str]:
+        own()
+        return {folder.name} if folder.exists() else ()
+
+    with write_into(folder.parent, replaceable) as new:
+        (new / folder.name).mkdir()
+        yield new / folder.name
+        if folder.is_dir():
+            keep_others(folder, new / folder.name, marked_files(folder) or ())
+
+
+def keep_others(old: Path, new: Path, own: Collection[str]):
+    """Link or copy what the user has put into the folder `old`, all but the files `own`, into the folder `new`."""
+    for name in visible_items(old):
+        if name in own:
+            continue
+        place = new / name
+        while os.path.lexists(place):
+            place = place.with_name(f"{place.name}~")
+        if (old / name).is_dir() and not (old / name).is_symlink():
+            shutil.copytree(old / name, place, symlinks=True, copy_function=_link)
+        else:
+            _link(old / name, place)
+
+
+def _link(source, target):
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # not every file system has hard links
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def visible_items(folder: Path) -> list[str]:
+    """The names in a folder, sorted; what a writer stages there does not count."""
+    return sorted(name for name in os.listdir(folder) if not name.endswith(STAGED))
+
+
+# Staging
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A locked staging folder with an empty `new` in it; it goes when the block ends."""
+    clear_leftovers(folder)
+    while True:
+        place = folder / f".{secrets.token_hex(8)}{STAGED}"
+        place.mkdir()
+        lock = _lock(place)
+        if lock is None or place.exists():
+            break
+        os.close(lock)  # another process took it for a dead one's before it was locked
+    try:
+        (place / "new").mkdir()
+        yield place
+    finally:
+        try:
+            _finish(place, folder)  # where an error or Ctrl-C came in the middle of the change
+            shutil.rmtree(place, ignore_errors=True)
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for as long as the block lasts, among the system's temporary files, which nobody else may read."""
+    with _staging(Path(tempfile.gettempdir())) as staged:
+        staged.chmod(0o700)
+        yield staged / "new"
+
+
+def _commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]]):
+    """Move what was made in `staged` to its places in `folder`, and what it replaces out of the way."""
+    names = os.listdir(staged / "new")
+    for name in names:
+        _flush(staged / "new" / name)
+    with _locked(folder):
+        going = replaceable()
+        for name in sorted(names):
+            if name not in going and os.path.lexists(folder / name):
+                raise UserError(
+                    f"{folder / name} has appeared in the meantime and is kept; choose another name"
+                )
+        if len(names) == 1 and {*going} <= {*names} and not (folder / names[0]).is_dir():
+            os.replace(staged / "new" / names[0], folder / names[0])
+            _flush_folder(folder)
+            return
+        (staged / "old").mkdir()
+        os.replace(staged / "new", staged / "go")
+        _flush_folder(staged)
+        for name in going:
+            if os.path.lexists(folder / name):
+                os.replace(folder / name, staged / "old" / name)
+        _finish(staged, folder)
+
+
+def _finish(staged: Path, folder: Path):
+    """Finish a change that has begun, or take it back where something stands in the way of the new."""
+    go, old = staged / "go", staged / "old"
+    if not go.is_dir():
+        return
+    moves = [(go / name, folder / name) for name in os.listdir(go)]
+    if any(os.path.lexists(target) for _, target in moves):
+        moves = [(old / name, folder / name) for name in os.listdir(old)]
+    for source, target in moves:
+        if not os.path.lexists(target):
+            os.replace(source, target)
+    _flush_folder(folder)
+
+
+def clear_leftovers(folder: Path):
+    """Clear what writers in `folder` left whose processes have died; a change that had begun is finished first."""
+    try:
+        found = [entry.name for entry in os.scandir(folder) if entry.name.endswith(STAGED)]
+    except OSError:
+        return
+    for place in (folder / name for name in found):
+        lock = _lock(place)
+        if lock is None:  # its process lives
+            continue
+        try:
+            with suppress(OSError):
+                _finish(place, folder)
+                shutil.rmtree(place, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def replaced_folders(folder: Path) -> list[Path]:
+    """Where a folder stands whose replacement has just begun, or was broken off."""
+    return sorted(folder.parent.glob(f".*{STAGED}/old/{escape(folder.name)}"))
+
+
+def _lock(place: Path) -> int | None:
+    """A descriptor that holds the lock of our own folder `place`; None where it cannot be had."""
+    try:
+        handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
+    except (OSError, AttributeError):  # AttributeError: Windows
+        return None
+    try:
+        if os.fstat(handle).st_uid == os.geteuid():
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+    except OSError:
+        pass
+    os.close(handle)
+    return None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time changes what stands in `folder`."""
+    handle = None
+    with suppress(OSError, AttributeError):
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _flush(place: Path):
+    """Bring a file, or all that a folder holds, to the disk."""
+    if place.is_symlink():
+        return
+    if place.is_dir():
+        for inner in place.iterdir():
+            _flush(inner)
+        _flush_folder(place)
+        return
+    with open(place, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path):
+    if os.name == "posix":  # Windows cannot open a folder, and flushes renames by itself
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether something stands at `path` that is neither file nor folder; /dev/stdout counts whatever it leads to."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    special = not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    return special or path.absolute().parts[1:2] in (("dev",), ("proc",))
+
+
+def _write_error(error: OSError, place: Path) -> OSError | WriteError:
+    """What to raise for an error of writing at `place`: nobody wants to read the staging folder's name."""
+    if isinstance(error, BrokenPipeError):
+        return error
+    name = str(error.filename or "")
+    inside = not name or STAGED in name or Path(name).absolute().is_relative_to(place.absolute().parent)
+    return WriteError(place, error) if inside else error
+
+
+# Reading and marks
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a regular file to read; a pipe or a device, which could block or never end, is refused.
+
+    Raises OSError where it cannot be opened, also where it is no regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        kind = "a folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "not a regular file"
+        os.close(handle)
+        raise OSError(None, f"it is {kind}", str(path))
+    return open(handle, "rb")
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a regular file, in hexadecimal digits. Raises OSError where it cannot be read."""
+    with open_regular(path) as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: Path):
+    """Write `SHA256SUMS`: the mark of an export, which `sha256sum -c` reads too."""
+    lines = [f"{sha256_of(path)}  {path.name}" for path in sorted(folder.iterdir())]
+    (folder / SUMS).write_text("\n".join([_SUMS_TITLE, *lines, ""]), encoding="utf-8", newline="\n")
+
+
+def exported_files(folder: Path, overwrite: bool) -> Collection[str]:
+    """The names in an export's folder, which `overwrite` gives away; none where the folder is empty or missing.
+
+    Raises UserError where the folder holds anything that no export wrote, or that was changed since.
+    """
+    if not folder.exists():
+        return ()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, expected a folder; choose another --out")
+    found = visible_items(folder)
+    if found and not overwrite:
+        raise UserError(
+            f"{folder} is not empty; replace an earlier export with --overwrite, or choose another --out"
+        )
+    sums: dict[str, str] = {}
+    with suppress(OSError, UnicodeDecodeError), open_regular(folder / SUMS) as file:
+        title, *lines = file.read(1 << 22).decode().splitlines() or [""]
+        if title == _SUMS_TITLE:
+            sums = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
+    for name in found:
+        path = folder / name
+        if name == SUMS and sums:
+            continue
+        if path.is_symlink() or not path.is_file() or sums.get(name) != sha256_of(path):
+            what = "was changed since it was exported" if name in sums else "no export wrote"
+            raise UserError(f"{folder} holds {name}, which {what}, so it is kept; choose another --out")
+    return found
