@@ -253,14 +253,28 @@ def _commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str
         (staged / "old").mkdir()
         os.replace(staged / "new", staged / "go")
         _flush_folder(staged)
-        for name in going:
-            if os.path.lexists(folder / name):
-                os.replace(folder / name, staged / "old" / name)
-        _finish(staged, folder)
+        try:
+            for name in going:
+                if os.path.lexists(folder / name):
+                    os.replace(folder / name, staged / "old" / name)
+            _finish(staged, folder)
+        except OSError:
+            _take_back(staged, folder, names)
+            raise
+
+
+def _take_back(staged: Path, folder: Path, names: Collection[str]):
+    """Undo a change of which a part failed."""
+    for name in names:
+        if not os.path.lexists(staged / "go" / name):
+            os.replace(folder / name, staged / "go" / name)
+    for name in os.listdir(staged / "old"):
+        os.replace(staged / "old" / name, folder / name)
+    os.replace(staged / "go", staged / "new")
 
 
 def _finish(staged: Path, folder: Path):
-    """Finish a change that has begun, or take it back where something stands in the way of the new."""
+    """Finish a change that has begun, or take it back where what it replaces still stands in its way."""
     go, old = staged / "go", staged / "old"
     if not go.is_dir():
         return

@@ -163,8 +163,8 @@ def preprocess_sentences(
     """
     text, out = Path(text), Path(out)
     _check_settings(text, out, validation_fraction)
-    _replaceable(out, overwrite)
-    with write_into(out.parent, lambda: _replaceable(out, overwrite)) as new:
+    _replaceable(out, encoding, overwrite)
+    with write_into(out.parent, lambda: _replaceable(out, encoding, overwrite)) as new:
         fresh = new / out.name
         with open(fresh, "w+b") as token_file:
             counts = _write_tokens(text, encoding, token_file, progress)
@@ -180,7 +180,7 @@ def preprocess_sentences(
         )
         record = asdict(info) | {"checksum": _checksum(asdict(info))}
         info_path(fresh).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if encoding.name != "gpt2":
+        if encoding.name != "gpt2" and not _holds(out.with_suffix(".tiktoken"), identity(encoding)):
             save_ranks(encoding, fresh.with_suffix(".tiktoken"))
     return info
 
@@ -201,15 +201,17 @@ def _check_settings(text: Path, out: Path, validation_fraction: float) -> None:
             raise ConfigError(f"{path}: this is the text, which would be lost; name another token file")
 
 
-def _replaceable(out: Path, overwrite: bool) -> list[str]:
-    """The names of the token file at `out` and what belongs to it, which `overwrite` gives away."""
-    found = [path for path in map(out.with_suffix, TOKEN_ENDINGS) if os.path.lexists(path)]
+def _replaceable(out: Path, encoding: tiktoken.Encoding, overwrite: bool) -> list[str]:
+    """The names of an earlier token file at `out` and what belongs to it, which `overwrite` gives away.
+
+    A file that has the encoding's ranks already stays as it is.
+    """
     own = token_files(out)
+    found = [path for path in map(out.with_suffix, TOKEN_ENDINGS) if os.path.lexists(path)]
+    found = [path for path in found if path.suffix != ".tiktoken" or not _holds(path, identity(encoding))]
     for path in found:
         if path not in own:
-            raise UserError(
-                f"{path} already exists and is no token file of this program's; choose another --out"
-            )
+            raise UserError(f"{path} already exists and belongs to no token file here; choose another --out")
     if found and not overwrite:
         raise UserError(f"{found[0]} already exists; replace it with --overwrite, or choose another --out")
     return [path.name for path in found]
@@ -222,12 +224,17 @@ def token_files(out: Path) -> set[Path]:
     except UserError:
         return set()
     own, ranks = {out, info_path(out)}, out.with_suffix(".tiktoken")
-    try:
-        if identity(load_ranks(ranks, name=info.tokenizer["name"])) == info.tokenizer:
-            own.add(ranks)
-    except UserError:
-        pass
+    if _holds(ranks, info.tokenizer):
+        own.add(ranks)
     return {path for path in own if path.is_file() and not path.is_symlink()}
+
+
+def _holds(ranks: Path, tokenizer: dict) -> bool:
+    """Whether a ranks file holds the tokenizer with this identity."""
+    try:
+        return identity(load_ranks(ranks, name=tokenizer["name"])) == tokenizer
+    except UserError:
+        return False
 
 
 def _write_tokens(

@@ -35,15 +35,15 @@ MISTAKES = [
     ("prepare text.txt --out text.txt", 2, "name ends in .bin"),
     ("prepare text.txt --validation-fraction 1", 2, "validation fraction of 1.0"),
     ("prepare text.txt --validation-fraction nan", 2, "validation fraction of nan"),
-    ("prepare text.txt --out nowhere/tokens.bin", 1, "tokens.json: cannot be written"),
+    ("prepare text.txt --out nowhere/tokens.bin", 1, "tokens.bin: cannot be written"),
     ("prepare folder", 1, "folder: this is a folder"),
     ("prepare empty.txt", 1, "empty.txt: the file is empty"),
     ("prepare binary.dat", 1, "binary.dat: this looks like a binary file (a NUL byte at offset 2)"),
     ("prepare text.txt --validation-fraction -0.1", 2, "validation fraction of -0.1"),
     ("prepare text.txt --tokenizer words", 2, "unknown tokenizer 'words'"),
     ("prepare strange.txt --tokenizer letters.tiktoken", 1, "has no token for '日' (U+65E5)"),
-    ("prepare ranked.txt", 1, "ranked.tiktoken: the tokenizer's ranks belong here"),
-    ("prepare words.tiktoken", 1, "words.tiktoken: the tokenizer's ranks belong here"),
+    ("prepare ranked.txt", 1, "ranked.tiktoken already exists and belongs to no token file"),
+    ("prepare words.tiktoken", 1, "words.tiktoken: this is the text, which would be lost"),
     ("prepare text.txt more.txt", 2, "unexpected extra argument"),
     ("prepare", 2, "Missing argument"),
     (
@@ -54,7 +54,7 @@ MISTAKES = [
     (
         "tokenizer train text.txt --vocab-size 300 --out words.tiktoken",
         1,
-        "words.tiktoken is there already; replace",
+        "words.tiktoken already exists; replace",
     ),
     ("tokenizer train text.txt --vocab-size 300 --out text.txt", 2, "text.txt: this is the text"),
     ("tokenizer train text.txt --vocab-size 300 --out no/x.tiktoken", 1, "x.tiktoken: cannot be written"),
@@ -163,7 +163,11 @@ MISTAKES = [
         1,
         "run already holds a run; continue it with --resume",
     ),
-    ("train --text text.txt --out text.txt --overwrite", 1, "text.txt is a file; choose another --out"),
+    (
+        "train --text text.txt --out text.txt --overwrite",
+        1,
+        "text.txt is a file, expected a folder; choose another --out",
+    ),
     ("train --text missing.txt --out run --overwrite", 1, "missing.txt: no such file"),
     (f"train --text text.txt --out run --overwrite {SMALL} --n-head 3", 2, "does not divide"),
     ("train --resume", 2, "--resume needs --out"),
@@ -440,15 +444,17 @@ def test_a_smaller_machine_refuses_more(fail, monkeypatch):
 
 
 def test_ranks_are_replaced_where_nothing_is_lost(place, tmp_path, monkeypatch):
-    """Preparing again works: over a text's bytes, over the same ranks; other ranks need another `--out`."""
+    """Preparing again needs `--overwrite`; the same ranks stay, other ranks need another `--out`."""
     for name in ("ranked.txt", "ranked.tiktoken"):
         shutil.copy(place / name, tmp_path)
     for command, code in (
-        ("prepare ranked.txt --tokenizer ranked.tiktoken", 0),
-        ("prepare ranked.txt --tokenizer ranked.tiktoken", 0),
         ("prepare ranked.txt", 1),
+        ("prepare ranked.txt --tokenizer ranked.tiktoken", 0),
+        ("prepare ranked.txt --tokenizer ranked.tiktoken", 1),
+        ("prepare ranked.txt --tokenizer ranked.tiktoken --overwrite", 0),
         ("prepare ranked.txt --out other.bin", 0),
-        ("prepare ranked.txt --out other.bin --tokenizer ranked.tiktoken", 0),
+        ("prepare ranked.txt --out other.bin --tokenizer ranked.tiktoken", 1),
+        ("prepare ranked.txt --out other.bin --tokenizer ranked.tiktoken --overwrite", 0),
     ):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["cli.py", *command.split()])

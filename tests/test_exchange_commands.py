@@ -1,6 +1,7 @@
 """`import-gpt2`, `export`, `train --from` and `evaluate --stride`, as a person uses them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from contract.config import ModelConfig
+from contract.errors import UserError
 from contract.weights import initial_weights
 from data.tokenizers import encode, encoding_of, load_ranks
 from harness.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -250,11 +252,12 @@ def test_export_overwrites_only_an_export(succeed, fail, imported, tmp_path, for
     out.mkdir()  # an empty folder is no loss
     succeed(*arguments)
     written = files_of(out)
-    assert "replace it with --overwrite" in fail(1, *arguments)
-    (out / "config.json").write_text("{}")
+    assert "replace an earlier export with --overwrite" in fail(1, *arguments)
     succeed(*arguments, "--overwrite")
     assert files_of(out).keys() == written.keys()
-    assert (out / "config.json").read_bytes() == written[Path("config.json")]
+    (out / "config.json").write_text("{}")
+    assert "holds config.json, which was changed since it was exported" in fail(1, *arguments, "--overwrite")
+    (out / "config.json").write_bytes(written[Path("config.json")])
     (out / "notes.txt").write_text("mine")
     assert "notes.txt" in fail(1, *arguments, "--overwrite")
     assert (out / "notes.txt").read_text() == "mine"
@@ -285,15 +288,15 @@ def test_an_interrupted_rename_keeps_the_earlier_export(imported, tmp_path, monk
     """Where the new folder cannot take its place, the old one takes it again."""
     checkpoint, out = load_checkpoint(imported / "latest"), tmp_path / "out"
     export(checkpoint, "npz", out)
-    before, rename = files_of(out), Path.rename
+    before, replace = files_of(out), os.replace
 
     def refuse(path, target):
-        if path.name == "new":
-            raise PermissionError(13, "Permission denied")
-        return rename(path, target)
+        if Path(path).parent.name == "go" and Path(target) == out / "model.npz":
+            raise PermissionError(13, "Permission denied", str(target))
+        return replace(path, target)
 
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(PermissionError):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="Permission denied"):
+        patch.setattr(os, "replace", refuse)
         export(checkpoint, "npz", out, overwrite=True)
     assert files_of(out) == before
 

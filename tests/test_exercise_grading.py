@@ -289,7 +289,7 @@ def test_start_overwrites_nothing(run_cli, tmp_path):
     path.write_text("mine")
     code, _, err = run_cli("start", "layer-norm")
     assert code == 1
-    assert err.startswith("error: layer_norm.py: there already")
+    assert err.startswith("error: layer_norm.py already exists")
     assert err.count("\n") == 1
     assert path.read_text() == "mine"
     assert run_cli("start", "relu", "--out", "mine.py")[0] == 0

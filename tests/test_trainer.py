@@ -234,7 +234,7 @@ def test_another_text_is_not_taken_for_the_runs_own(start, text, tmp_path):
     trainer.interrupted = lambda: trainer.step == 3
     trainer.train()
     edited.write_text(text.read_text()[1000:], newline="")
-    prepare(edited, tokenizer, prepared)
+    prepare(edited, tokenizer, prepared, overwrite=True)
     with pytest.raises(UserError, match="holds another text than the one that"):
         resume_run(trainer.run.path)
 
