@@ -254,7 +254,7 @@ def _commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str
         os.replace(staged / "new", staged / "go")
         _flush_folder(staged)
         try:
-            for name in going:
+            for name in sorted(going, key=names.count):  # what is only removed goes first: see `_finish`
                 if os.path.lexists(folder / name):
                     os.replace(folder / name, staged / "old" / name)
             _finish(staged, folder)

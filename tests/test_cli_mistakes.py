@@ -43,7 +43,7 @@ MISTAKES = [
     ("prepare text.txt --tokenizer words", 2, "unknown tokenizer 'words'"),
     ("prepare strange.txt --tokenizer letters.tiktoken", 1, "has no token for '日' (U+65E5)"),
     ("prepare ranked.txt", 1, "ranked.tiktoken already exists and belongs to no token file"),
-    ("prepare words.tiktoken", 1, "words.tiktoken: this is the text, which would be lost"),
+    ("prepare words.tiktoken", 2, "words.tiktoken: this is the text, which would be lost"),
     ("prepare text.txt more.txt", 2, "unexpected extra argument"),
     ("prepare", 2, "Missing argument"),
     (
@@ -406,7 +406,9 @@ def test_the_process_has_the_exit_code(place, command, code):
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [TRAIN, f"{TRAIN} --overwrite --out run", "prepare text.txt"])
+@pytest.mark.parametrize(
+    "command", [TRAIN, f"{TRAIN} --overwrite --out run", "prepare text.txt --out new.bin"]
+)
 def test_an_interruption_leaves_nothing(place, capsys, monkeypatch, command):
     """Ctrl-C before the first step: exit code 130, no half-written file, and an old run stays."""
 

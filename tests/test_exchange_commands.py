@@ -295,8 +295,8 @@ def test_an_interrupted_rename_keeps_the_earlier_export(imported, tmp_path, monk
             raise PermissionError(13, "Permission denied", str(target))
         return replace(path, target)
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="Permission denied"):
-        patch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match="Permission denied"):
         export(checkpoint, "npz", out, overwrite=True)
     assert files_of(out) == before
 
