@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_WORD = (1 << 64) - 1
+from contract.checks import check_number, check_whole
 
 
 @cache
@@ -21,19 +21,23 @@ def _stream_key(stream: str) -> int:
 
 
 def _philox(seed: int, stream: str, *counter: int) -> np.random.Philox:
+    check_whole("seed", seed)
+    for word in counter:
+        check_whole(f"the counter of stream {stream}", word)
     # The lowest counter word is left to Philox, which counts the draws of this generator with it.
     words = [0, *counter, *[0] * (3 - len(counter))]
     # As uint64 at once: from a list with words on both sides of 2^63 NumPy makes float64, which rounds them.
-    key = np.array([seed & _WORD, _stream_key(stream)], np.uint64)
+    key = np.array([seed, _stream_key(stream)], np.uint64)
     return np.random.Philox(key=key, counter=np.array(words, np.uint64))
 
 
 def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
     """A NumPy generator for one purpose.
 
-    seed: int, the run's seed
+    seed: int, the run's seed, from 0 to 2^63 - 1
     stream: the purpose by name, such as "windows" or "weights.final_norm.weight"
-    counter: up to three non-negative ints that tell draws of one stream apart, such as epoch or step
+    counter: up to three ints from 0 to 2^63 - 1 that tell draws of one stream apart, such as epoch or step
+    Raises ConfigError for a seed or a counter out of its range.
     """
     return np.random.Generator(_philox(seed, stream, *counter))
 
@@ -43,17 +47,29 @@ def uniform(seed: int, stream: str, *counter: int) -> float:
     return int(_philox(seed, stream, *counter).random_raw() >> 11) * 2.0**-53
 
 
-class DropoutKey(NamedTuple):
+class _DropoutKey(NamedTuple):
+    seed: int
+    step: int
+    first_sequence: int = 0
+
+
+class DropoutKey(_DropoutKey):
     """What a dropout mask depends on, beside its place in the model.
 
     seed: the run's seed
     step: the optimiser step, counted from 0
     first_sequence: place of the first sequence held here in the whole batch of the step
+
+    Raises ConfigError unless each is a whole number from 0 to 2^63 - 1.
     """
 
-    seed: int
-    step: int
-    first_sequence: int = 0
+    __slots__ = ()
+
+    def __new__(cls, seed: int, step: int, first_sequence: int = 0):  # a NamedTuple may not have its own
+        key = super().__new__(cls, seed, step, first_sequence)
+        for name, value in key._asdict().items():
+            check_whole(name, value)
+        return key
 
 
 def dropout_mask(key: DropoutKey, site: str, shape: tuple[int, ...], rate: float, dtype) -> np.ndarray:
@@ -63,9 +79,11 @@ def dropout_mask(key: DropoutKey, site: str, shape: tuple[int, ...], rate: float
     site: the dotted name of the place in the model, such as "blocks.0.attention.weights"
     shape: (B, ...); sequence b draws from its own counter, so a batch cut in parts gets the same masks
     returns: dtype (shape)
+    Raises ConfigError unless 0 <= rate < 1.
 
     Source: Srivastava et al. 2014, section 4, in the inverted form that leaves evaluation unscaled.
     """
+    check_number("dropout rate", rate, lambda rate: 0 <= rate < 1, "a number of at least 0 and below 1")
     # A 32-bit word below the threshold drops its element; 2**-32 is far finer than any rate asked for.
     threshold = np.uint32(min(round(rate * 2**32), 2**32 - 1))
     scale = np.asarray(1 / (1 - rate), dtype)

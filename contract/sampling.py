@@ -1,21 +1,27 @@
 """From logits to the next token, the same in both twins because it exists once."""
 
+from numbers import Integral
+
 import numpy as np
 
+from contract.checks import check_number, check_whole
 from contract.errors import ConfigError
 from contract.randomness import uniform
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None):
+def check_sampling(
+    temperature: float, top_k: int | None, top_p: float | None, seed: int = 0, sequence: int = 0
+):
     """Raise ConfigError unless the settings of `sample` make sense."""
-    if not temperature >= 0 or temperature == np.inf:
-        raise ConfigError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ConfigError(f"top-k must be at least 1, got {top_k}; leave it out to keep every token")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError(
-            f"top-p must be above 0 and at most 1, got {top_p}; leave it out to keep every token"
-        )
+    keep_all = "; leave it out to keep every token"
+    check_number("temperature", temperature, lambda t: 0 <= t < np.inf, "0 (greedy) or a positive number")
+    if top_k is not None:
+        whole = isinstance(top_k, Integral)
+        check_number("top-k", top_k, lambda k: whole and k >= 1, "a whole number of at least 1", keep_all)
+    if top_p is not None:
+        check_number("top-p", top_p, lambda p: 0 < p <= 1, "above 0 and at most 1", keep_all)
+    check_whole("seed", seed)
+    check_whole("sequence", sequence)
 
 
 def sample(
@@ -36,8 +42,14 @@ def sample(
     top_p: of those, keep the fewest whose probabilities reach p together, None for all
         (nucleus sampling, Holtzman et al. 2020, section 3.1)
     seed, sequence, position: which draw this is; `position` counts the tokens before the drawn one
+    Raises ConfigError for logits that are not finite, but for -inf, a token that is never drawn.
     """
     logits = np.asarray(logits, np.float64)
+    if not np.isfinite(logits.max()):  # nan wherever one is
+        raise ConfigError(
+            f"the logits of the next token contain {logits.max()}; the model's weights are damaged, or its "
+            "training has diverged"
+        )
     if temperature == 0:
         return int(logits.argmax())
 

@@ -6,12 +6,16 @@ without a transpose.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from contract.config import ModelConfig
+from contract.errors import ConfigError
 from contract.randomness import generator
+
+DTYPES = (np.dtype("float32"), np.dtype("float64"))
 
 
 class WeightSpec(NamedTuple):
@@ -86,22 +90,34 @@ class Weights(Mapping[str, np.ndarray]):
     flat: dtype (parameter count,), the matrices first and the vectors after them, so that the part which
         weight decay shrinks is one slice, `flat[:decaying]`
     decaying: how many of the flat buffer's numbers decay
+    layout: see `flat_layout`
+
+    Raises ConfigError for a flat buffer of another size than the table's.
     """
 
     def __init__(self, table: Mapping[str, WeightSpec], flat: np.ndarray):
-        self.flat = flat
+        self.flat, self.layout = flat, flat_layout(table)
         self._views: dict[str, np.ndarray] = {}
+        size = sum(int(np.prod(shape)) for _, shape in self.layout)
+        if np.shape(flat) != (size,):
+            raise ConfigError(
+                f"the flat buffer of weights must have the shape {(size,)}, got {np.shape(flat)}"
+            )
         start = 0
-        for name, spec in sorted(table.items(), key=lambda row: not row[1].decays):
-            stop = start + int(np.prod(spec.shape))
-            self._views[name] = flat[start:stop].reshape(spec.shape)
+        for name, shape in self.layout:
+            stop = start + int(np.prod(shape))
+            self._views[name] = flat[start:stop].reshape(shape)
             start = stop
         self._views = {name: self._views[name] for name in table}
         self.decaying = sum(self._views[name].size for name, spec in table.items() if spec.decays)
 
     @classmethod
     def zeros(cls, config: ModelConfig, dtype) -> "Weights":
-        """A zero for every weight of `config`: what gradients and moments start from."""
+        """A zero for every weight of `config`: what gradients and moments start from.
+
+        Raises ConfigError unless dtype is "float32" or "float64".
+        """
+        check_dtype(dtype)
         return cls(weight_table(config), np.zeros(parameter_count(config), dtype))
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -114,11 +130,66 @@ class Weights(Mapping[str, np.ndarray]):
         return len(self._views)
 
 
+def flat_layout(table: Mapping[str, WeightSpec]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Name and shape of each weight in the order in which a flat buffer holds them, matrices first."""
+    rows = sorted(table.items(), key=lambda row: not row[1].decays)
+    return tuple((name, spec.shape) for name, spec in rows)
+
+
+def check_dtype(dtype):
+    """Raise ConfigError unless weights may have this dtype: float32 or float64, a name or NumPy's object."""
+    try:
+        fits = dtype is not None and np.dtype(dtype) in DTYPES  # NumPy takes None for float64
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"dtype must be float32 or float64, got {dtype!r}")
+
+
+def check_weights(weights: Mapping[str, np.ndarray], config: ModelConfig):
+    """Raise ConfigError, naming the first that is odd, unless `weights` are those of `config` and finite.
+
+    They have the names and shapes of `weight_table(config)`, in any order, and float32 or float64 in all.
+    """
+    if not isinstance(weights, Mapping):
+        raise ConfigError(f"weights must be arrays by name, got {type(weights).__name__}")
+    found = {name: np.asarray(weight) for name, weight in weights.items()}
+    expected = {name: spec.shape for name, spec in weight_table(config).items()}
+    for name in [*expected, *found]:
+        wanted, got = expected.get(name, "none"), found[name].shape if name in found else "none"
+        if wanted != got:
+            raise ConfigError(f"weights of another model: {name}: expected {wanted}, got {got}")
+    dtype = next(iter(found.values())).dtype
+    check_dtype(dtype)
+    for name, weight in found.items():
+        if weight.dtype != dtype:
+            raise ConfigError(f"weights of two dtypes: expected {name} in {dtype}, got {weight.dtype}")
+        # Two reductions, as nan passes through both and neither makes a temporary array.
+        if not (np.isfinite(weight.min()) and np.isfinite(weight.max())):
+            place = tuple(map(int, np.argwhere(~np.isfinite(weight))[0]))
+            raise ConfigError(f"weights must be finite, but {name}{list(place)} is {weight[place]}")
+
+
+def check_layout(what: str, values: Weights, layout: tuple):
+    """Raise ConfigError, naming the first that differs, unless `values` are `Weights` of this layout."""
+    if not isinstance(values, Weights):
+        raise ConfigError(f"{what} must be contract.weights.Weights, one buffer, got {type(values).__name__}")
+    if values.layout == layout:
+        return
+    for wanted, got in zip_longest(layout, values.layout, fillvalue=("nothing", "more")):
+        if wanted != got:
+            raise ConfigError(
+                f"{what} of another layout than the model's: expected {wanted[0]} {wanted[1]}, "
+                f"got {got[0]} {got[1]}"
+            )
+
+
 def initial_weights(config: ModelConfig, seed: int, dtype) -> Weights:
     """The weights that training starts from, bit-identical for both twins.
 
     Each weight draws from its own stream, in float32 whatever `dtype` is: a float64 run starts from the
     very numbers of the float32 run, and adding a layer changes no other layer's start.
+    Raises ConfigError for a seed that is not from 0 to 2^63 - 1 or another dtype than float32 and float64.
     """
     weights = Weights.zeros(config, dtype)
     for name, spec in weight_table(config).items():

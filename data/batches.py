@@ -1,10 +1,12 @@
 """From a token file to batches: windows of tokens, each with the tokens that follow them."""
 
 from collections.abc import Iterator
+from numbers import Integral
 
 import numpy as np
 
-from contract.errors import ConfigError, UserError
+from contract.checks import check_number, check_whole
+from contract.errors import UserError
 from contract.randomness import generator
 
 LARGEST_SHUFFLE = 1 << 20  # windows, whose order takes 8 MB
@@ -12,6 +14,7 @@ LARGEST_SHUFFLE = 1 << 20  # windows, whose order takes 8 MB
 
 def windows_per_epoch(tokens: int, context_length: int) -> int:
     """How many windows one epoch over `tokens` tokens has."""
+    check_whole("context_length", context_length, 1)
     # One less than could be cut, where there are two, leaves room to shift their start.
     return max(1, (tokens - context_length) // context_length)
 
@@ -27,10 +30,13 @@ class Windows:
     are shuffled one after the other: of P parts the first has windows 0, P, 2P, ..., the second 1, P + 1, ...
 
     tokens: int (N,), an array or `data.prepare.StoredTokens`; context_length: T; seed: int
-    Raises UserError for a corpus shorter than one window and its targets, T + 1 tokens.
+    Raises UserError for a corpus shorter than one window and its targets, T + 1 tokens; ConfigError for a T
+    or a seed out of range.
     """
 
     def __init__(self, tokens: np.ndarray, context_length: int, seed: int):
+        check_whole("context_length", context_length, 1)
+        check_whole("seed", seed)
         if len(tokens) <= context_length:
             raise UserError(
                 f"the training text has {len(tokens)} tokens, but one context needs {context_length + 1}; "
@@ -71,7 +77,10 @@ class Windows:
         """The batch of optimiser step `step`, counted from 0.
 
         returns: tokens int64 (B, T) and targets int64 (B, T), the token after each
+        Raises ConfigError for a negative step or a batch of none.
         """
+        check_whole("step", step)
+        check_whole("batch_size", batch_size, 1)
         starts = [self._start(index) for index in range(step * batch_size, (step + 1) * batch_size)]
         return _cut(self.tokens, np.array(starts), self.context_length)
 
@@ -91,11 +100,16 @@ def evaluation_batches(
         are new to it, from the T - S + 1 tokens before them at least; None for T, windows side by side
     yields: tokens int64 (B, T) and targets int64 (B, P), the tokens after the last P of each window: T in the
         first window, S in the others; the last window may come as (1, fewer)
-    Raises UserError for fewer than two tokens, ConfigError for an impossible stride.
+    Raises UserError for fewer than two tokens, ConfigError for a size or a stride out of range.
     """
+    check_whole("context_length", context_length, 1)
+    check_whole("batch_size", batch_size, 1)
+    if max_windows is not None:
+        check_whole("max_windows", max_windows, 1)
     stride = context_length if stride is None else stride
-    if not 1 <= stride <= context_length:
-        raise ConfigError(f"stride must be from 1 to the context length, {context_length}, got {stride}")
+    whole = isinstance(stride, Integral)
+    wanted = f"from 1 to the context length, {context_length}"
+    check_number("stride", stride, lambda stride: whole and 1 <= stride <= context_length, wanted)
     if len(tokens) < 2:
         raise UserError(f"there is nothing to predict in a text of {len(tokens)} tokens; give at least 2")
     beyond = len(tokens) - 1 - context_length  # tokens to predict behind the first window's

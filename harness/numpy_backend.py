@@ -11,10 +11,11 @@ from threading import BrokenBarrierError
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from contract.checks import check_targets
 from contract.config import ModelConfig
 from contract.randomness import DropoutKey
 from contract.trace import Trace
-from contract.weights import Weights, parameter_count, weight_table
+from contract.weights import Weights, check_weights, parameter_count, weight_table
 from harness.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate
@@ -107,6 +108,8 @@ class NumpyBackend:
         self.optimizer.update(self._gradients, learning_rate)
 
     def evaluate(self, tokens, targets) -> float:
+        check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)
+
         def evaluate(rows: slice, place: int) -> float:
             logits, _, _ = self.model.forward(tokens[rows])
             loss, _ = cross_entropy_forward(logits[:, -targets.shape[1] :], targets[rows])
@@ -172,6 +175,7 @@ class NumpyBackend:
 
 
 def _as_weights(config: ModelConfig, values: Mapping[str, np.ndarray], dtype) -> Weights:
+    check_weights(values, config)
     weights = Weights.zeros(config, dtype)
     for name, view in weights.items():
         view[...] = values[name]

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
+from contract.checks import check_targets
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import DropoutKey
@@ -68,7 +69,7 @@ class TorchBackend:
         ):
             dropout = DropoutKey(self.seed, step, first_sequence=first)
             # Taking the loss alone frees the logits before the backward pass.
-            loss = self.model(self._tensor(inputs), self._tensor(outputs), dropout=dropout)[1]
+            loss = self.model(torch.tensor(inputs), torch.tensor(outputs), dropout=dropout)[1]
             loss = loss * (len(inputs) / len(tokens))  # this part's share of the batch's mean
             loss.backward()
             total = total + loss.detach()
@@ -79,7 +80,7 @@ class TorchBackend:
         trace = Trace()
         self.model.zero_grad()
         dropout = DropoutKey(self.seed, step)
-        _, loss = self.model(self._tensor(tokens), self._tensor(targets), dropout=dropout, trace=trace)
+        _, loss = self.model(torch.tensor(tokens), torch.tensor(targets), dropout=dropout, trace=trace)
         loss.backward()
         return trace
 
@@ -91,8 +92,10 @@ class TorchBackend:
 
     @torch.inference_mode()
     def evaluate(self, tokens, targets) -> float:
-        logits, _ = self.model(self._tensor(tokens))
-        return float(cross_entropy(logits[:, -targets.shape[1] :], self._tensor(targets)))
+        check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)
+        logits, _ = self.model(torch.tensor(tokens))
+        targets = torch.tensor(targets, dtype=torch.int64, device=self.device)
+        return float(cross_entropy(logits[:, -targets.shape[1] :], targets))
 
     def weights(self) -> Mapping[str, np.ndarray]:
         return _arrays(self._weights)
@@ -130,9 +133,6 @@ class TorchBackend:
         added = V * C * (config.tie_embeddings + (accumulate > 1))
         numbers = parameter_count(config) * 4 + added + sequences * T * per_token
         return numbers * np.dtype(dtype).itemsize + PROCESS_BYTES
-
-    def _tensor(self, tokens: np.ndarray) -> torch.Tensor:
-        return torch.tensor(tokens, device=self.device)
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

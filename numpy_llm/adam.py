@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from contract.weights import Weights
+from contract.checks import check_adam, check_learning_rate, check_max_norm
+from contract.weights import Weights, check_layout
 
 # A piece of each buffer that stays in a core's cache while all of an update's operations pass over it.
 CHUNK = 1 << 15
@@ -20,15 +21,17 @@ class Adam:
 
     weights: what to train, changed in place
     beta1, beta2: decay of the running means, in [0, 1)
-    eps: keeps the division finite
-    weight_decay: strength of the pull towards 0 on matrices; biases and norms are left alone
+    eps: keeps the division finite, above 0
+    weight_decay: strength of the pull towards 0 on matrices, at least 0; biases and norms are left alone
 
+    Raises ConfigError for a setting out of its range.
     Source: Kingma & Ba 2015, algorithm 1. Twin: torch_llm.adam.Adam
     """
 
     decoupled = False
 
     def __init__(self, weights: Weights, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
+        check_adam(beta1, beta2, eps, weight_decay)
         self.weights = weights
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
         self.m = np.zeros_like(weights.flat)
@@ -36,7 +39,12 @@ class Adam:
         self.step = 0  # updates done, t of the formulas
 
     def update(self, gradients: Weights, learning_rate: float):
-        """Take one step; `gradients` has the weights' layout and is left as it is."""
+        """Take one step; `gradients` has the weights' layout and is left as it is.
+
+        Raises ConfigError for gradients of another layout, or a learning rate that is negative or not finite.
+        """
+        check_learning_rate(learning_rate)
+        check_layout("gradients", gradients, self.weights.layout)
         self.step += 1
         size, decaying = self.weights.flat.size, self.weights.decaying
         for start, stop, decay in ((0, decaying, self.weight_decay), (decaying, size, 0.0)):
@@ -79,20 +87,38 @@ class AdamW(Adam):
 def clip_gradients(gradients: Weights, max_norm: float) -> float:
     """Scale all gradients down together where their joint Euclidean norm exceeds `max_norm`.
 
-    returns: the norm before clipping
+    max_norm: above 0; infinity clips nothing
+    returns: the norm before clipping; where it is not finite, the gradients are left as they are
+    Raises ConfigError for a `max_norm` that is not above 0.
     Source: Pascanu et al. 2013, algorithm 1. Twin: torch_llm.adam.clip_gradients
     """
+    check_max_norm(max_norm)
     norm = gradient_norm(gradients)
-    if norm > max_norm:
+    if norm > max_norm and np.isfinite(norm):
         gradients.flat *= max_norm / norm
     return norm
 
 
 def gradient_norm(gradients: Weights) -> float:
-    """The Euclidean norm over all gradients together. Twin: torch_llm.adam.gradient_norm"""
+    """The Euclidean norm over all gradients together, infinity or nan where one of them is.
+
+    Twin: torch_llm.adam.gradient_norm
+    """
     flat = gradients.flat
-    return float(
-        np.sqrt(
-            sum(float(flat[at : at + CHUNK] @ flat[at : at + CHUNK]) for at in range(0, flat.size, CHUNK))
-        )
-    )
+    norm = _norm(flat, 1.0)
+    if norm == 0 or not np.isfinite(norm):  # the squares vanished or overflowed: scale them
+        largest = float(max(flat.max(), -flat.min()))
+        norm = largest * _norm(flat, largest) if 0 < largest < np.inf else largest
+    return norm
+
+
+def _norm(flat, unit):
+    """The Euclidean norm of a flat buffer, counted in `unit`."""
+    total = 0.0
+    with np.errstate(all="ignore"):
+        for at in range(0, flat.size, CHUNK):
+            piece = flat[at : at + CHUNK]
+            if unit != 1:
+                piece = piece / unit
+            total += float(piece @ piece)
+    return float(np.sqrt(total))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from contract.errors import ConfigError
+from contract.checks import check_prompt, check_whole
 from contract.sampling import check_sampling, sample
 
 
@@ -51,18 +51,17 @@ def generate(
     step and all others change their place, so that their keys and values are computed anew: with the cache
     and without it, the same tokens come out.
 
-    tokens: sequence of at least one token id; it is not changed
+    tokens: sequence of at least one token id, from 0 to V - 1; it is not changed
     temperature, top_k, top_p, seed, sequence: see `contract.sampling.sample`
     use_cache: False computes every step from the whole window, to prove that the cache changes nothing
-    Raises ConfigError for an empty prompt or impossible settings.
+    Raises ConfigError, at the call itself, for an empty or impossible prompt or impossible settings; while
+        tokens are drawn, for logits that are not finite.
     Twin: torch_llm.generate.generate
     """
-    check_sampling(temperature, top_k, top_p)
-    if len(tokens) == 0:
-        raise ConfigError("the prompt has no tokens; give at least one")
-    return _generate(
-        model, list(tokens), max_new_tokens, temperature, top_k, top_p, seed, sequence, use_cache
-    )
+    check_sampling(temperature, top_k, top_p, seed, sequence)
+    check_whole("max_new_tokens", max_new_tokens)
+    tokens = check_prompt(tokens, model.config)
+    return _generate(model, tokens, max_new_tokens, temperature, top_k, top_p, seed, sequence, use_cache)
 
 
 def _generate(model, tokens, max_new_tokens, temperature, top_k, top_p, seed, sequence, use_cache):

@@ -10,11 +10,18 @@ from contextlib import nullcontext
 
 import numpy as np
 
+from contract.checks import check_batch
 from contract.config import ModelConfig
-from contract.errors import ConfigError
 from contract.randomness import DropoutKey
 from contract.trace import NO_TRACE, Trace
-from contract.weights import Weights, initial_weights
+from contract.weights import (
+    Weights,
+    check_layout,
+    check_weights,
+    flat_layout,
+    initial_weights,
+    weight_table,
+)
 from numpy_llm.attention import attention_backward, attention_forward
 from numpy_llm.generate import generate
 from numpy_llm.layers import (
@@ -166,12 +173,18 @@ class GPT:
     weights: what to compute it with; None draws `initial_weights(config, seed, dtype)`
     dtype: "float32" to train, "float64" to prove; the dtype of `weights` where they are given
 
+    Raises ConfigError for weights of another model or that are not finite, a seed or a dtype out of range.
     Twin: torch_llm.model.GPT
     """
 
     def __init__(self, config: ModelConfig, weights: Weights | None = None, *, seed=0, dtype="float32"):
         self.config = config
-        self.weights = initial_weights(config, seed, dtype) if weights is None else weights
+        if weights is None:
+            weights = initial_weights(config, seed, dtype)
+        else:
+            check_weights(weights, config)
+            check_layout("weights", weights, flat_layout(weight_table(config)))
+        self.weights = weights
         self.dtype = self.weights.flat.dtype
         if config.position == "sinusoidal":
             self.positions = sinusoidal_positions(config.context_length, config.d_model, self.dtype)
@@ -186,9 +199,9 @@ class GPT:
         dropout: what the masks are drawn from, None for evaluation
         trace: records every intermediate tensor
         returns: logits (B, T, V); loss (), nats per token, or None; cache for `backward`, or None
-        Raises ConfigError for tokens outside the vocabulary or more of them than the context holds.
+        Raises ConfigError for tokens and targets of another kind or shape, or outside the vocabulary.
         """
-        self._check(tokens)
+        check_batch(tokens, targets, self.config)
         x, stream_cache = self.stream_forward(tokens, dropout=dropout, trace=trace)
         logits, output_cache = linear_forward(x, self.weights[self.output_name], None)
         trace.record("logits", logits)
@@ -229,9 +242,11 @@ class GPT:
         gradients: where to add them, in the weights' layout; None starts from zeros
         turn: makes the context of each addition: waits where several threads add to the same `gradients`
         returns: gradients
+        Raises ConfigError for gradients of another layout.
         """
         if gradients is None:
             gradients = Weights.zeros(self.config, self.dtype)
+        check_layout("gradients", gradients, self.weights.layout)
         (
             (embedding_cache, position_cache, dropout_cache, block_caches, norm_cache),
             output_cache,
@@ -261,16 +276,6 @@ class GPT:
     def generate(self, tokens, max_new_tokens, **sampling):
         """The tokens that the model adds to `tokens`; see `numpy_llm.generate.generate`."""
         return list(generate(self, tokens, max_new_tokens, **sampling))
-
-    def _check(self, tokens):
-        T, context = tokens.shape[1], self.config.context_length
-        if not 1 <= T <= context:
-            raise ConfigError(f"{T} tokens do not fit the context of 1 to {context}; cut them")
-        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise ConfigError(
-                f"token ids run from {tokens.min()} to {tokens.max()}, but the vocabulary has "
-                f"{self.config.vocab_size}; were they made by another tokenizer?"
-            )
 
 
 def _add(gradients, part, turn):

@@ -619,10 +619,10 @@ def test_tied_output_is_the_embedding(make_model):
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
-        pytest.param([[0] * 5], ["5 tokens", "context of 1 to 4"], id="too many"),
-        pytest.param([[]], ["0 tokens"], id="none"),
-        pytest.param([[0, 7]], ["0 to 7", "7"], id="beyond the vocabulary"),
-        pytest.param([[-1, 3]], ["-1 to 3"], id="negative"),
+        pytest.param([[0] * 5], ["T from 1 to the context length, 4", "got int64 (1, 5)"], id="too many"),
+        pytest.param([[]], ["got int64 (1, 0)"], id="none"),
+        pytest.param([[0, 7]], ["tokens[0, 1] is 7", "ids 0 to 6"], id="beyond the vocabulary"),
+        pytest.param([[-1, 3]], ["tokens[0, 0] is -1", "ids 0 to 6"], id="negative"),
     ],
 )
 def test_impossible_tokens(make_model, tokens, words):

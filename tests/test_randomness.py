@@ -1,11 +1,13 @@
 """Counter-based random numbers: which ones they are, and that nothing but their arguments changes them."""
 
+import re
 from hashlib import sha256
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from contract.errors import ConfigError
 from contract.randomness import DropoutKey, dropout_mask, generator, uniform
 
 WORD = (1 << 64) - 1
@@ -54,12 +56,28 @@ def test_pinned_words(arguments, word):
     assert int(generator(*arguments).bit_generator.random_raw()) == word
 
 
-@pytest.mark.parametrize("seed", [-1, -(2**63), 2**64 - 1, 2**64 + 3])
-def test_any_integer_is_a_seed(seed):
-    """A seed beyond 64 bits or below 0 counts by its lowest 64 bits, without a warning."""
-    for stream in ("windows", "sampling"):
-        word = int(generator(seed, stream).bit_generator.random_raw())
-        assert word == philox_words((seed & WORD, stream_key(stream)), [0] * 4, 1)[0]
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**63, 2**64, 1.0, True, "1", None])
+def test_impossible_seeds(seed):
+    """A seed is a whole number from 0 to 2^63 - 1: beyond, two seeds would draw the same numbers."""
+    message = re.escape(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
+    for draw in (generator, uniform):
+        with pytest.raises(ConfigError, match=message):
+            draw(seed, "windows")
+    with pytest.raises(ConfigError, match=message):
+        DropoutKey(seed, 0)
+    assert uniform(np.int64(5), "windows") == uniform(5, "windows")
+
+
+def test_impossible_counters():
+    """A step, a sequence or another counter below 0 is named; so is a rate that would drop everything."""
+    with pytest.raises(ConfigError, match="the counter of stream windows must be a whole number from 0 to"):
+        generator(0, "windows", -1)
+    with pytest.raises(ConfigError, match=r"step must be a whole number from 0 to .*, got -1"):
+        DropoutKey(0, -1)
+    with pytest.raises(ConfigError, match=r"first_sequence must be .*, got -2"):
+        DropoutKey(0, 1, first_sequence=-2)
+    with pytest.raises(ConfigError, match=r"dropout rate must be .*, got 1\.0"):
+        mask_of(rate=1.0)
 
 
 def test_neighbouring_seeds_differ():

@@ -5,9 +5,13 @@ NumPy twin is `weights` here.
 """
 
 from collections.abc import Mapping
+from math import isfinite
 
 import torch
 from torch.nn.utils import get_total_norm
+
+from contract.checks import check_adam, check_learning_rate, check_max_norm
+from contract.errors import ConfigError
 
 _FUSED_DEVICES = ("cpu", "cuda")  # one kernel a step instead of a dozen; the same numbers
 
@@ -24,9 +28,10 @@ class Adam:
 
     weights: what to train, by name, on one device: `dict(model.named_parameters())`; changed in place
     beta1, beta2: decay of the running means, in [0, 1)
-    eps: keeps the division finite
-    weight_decay: strength of the pull towards 0 on matrices; biases and norms are left alone
+    eps: keeps the division finite, above 0
+    weight_decay: strength of the pull towards 0 on matrices, at least 0; biases and norms are left alone
 
+    Raises ConfigError for a setting out of its range.
     Source: Kingma & Ba 2015, algorithm 1. Twin: numpy_llm.adam.Adam
     """
 
@@ -41,6 +46,7 @@ class Adam:
         eps=1e-8,
         weight_decay=0.0,
     ):
+        check_adam(beta1, beta2, eps, weight_decay)
         self.weights = weights
         self.m = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.v = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -69,7 +75,12 @@ class Adam:
             state["step"].fill_(step)
 
     def update(self, learning_rate: float):
-        """Take one step; the gradients are left as they are."""
+        """Take one step; the gradients are left as they are.
+
+        Raises ConfigError for a weight without a gradient, or a learning rate that is negative or not finite.
+        """
+        check_learning_rate(learning_rate)
+        _gradients(self.weights)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
@@ -93,16 +104,37 @@ def clip_gradients(weights: Mapping[str, torch.nn.Parameter], max_norm: float) -
 
     Not `clip_grad_norm_`, which divides by norm + 1e-6 and so scales to a little less than `max_norm`.
 
-    returns: the norm before clipping
+    max_norm: above 0; infinity clips nothing
+    returns: the norm before clipping; where it is not finite, the gradients are left as they are
+    Raises ConfigError for a `max_norm` that is not above 0, or a weight without a gradient.
     Source: Pascanu et al. 2013, algorithm 1. Twin: numpy_llm.adam.clip_gradients
     """
+    check_max_norm(max_norm)
     norm = gradient_norm(weights)
-    if norm > max_norm:
+    if norm > max_norm and isfinite(norm):
         for weight in weights.values():
             weight.grad *= max_norm / norm
     return norm
 
 
 def gradient_norm(weights: Mapping[str, torch.nn.Parameter]) -> float:
-    """The Euclidean norm over all gradients together. Twin: numpy_llm.adam.gradient_norm"""
-    return float(get_total_norm([weight.grad for weight in weights.values()]))
+    """The Euclidean norm over all gradients together, infinity or nan where one of them is.
+
+    Raises ConfigError for a weight without a gradient. Twin: numpy_llm.adam.gradient_norm
+    """
+    gradients = _gradients(weights)
+    norm = float(get_total_norm(gradients))
+    if norm == 0 or not isfinite(norm):  # the squares vanished or overflowed: scale them
+        largest = float(torch.stack([gradient.abs().max() for gradient in gradients]).max())
+        if not 0 < largest < torch.inf:
+            return largest
+        norm = largest * float(get_total_norm([gradient / largest for gradient in gradients]))
+    return norm
+
+
+def _gradients(weights):
+    """The gradients of the weights, each with its own."""
+    missing = [name for name, weight in weights.items() if weight.grad is None]
+    if missing:
+        raise ConfigError(f"{missing[0]} has no gradient; call backward() on a loss first")
+    return [weight.grad for weight in weights.values()]

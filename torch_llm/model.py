@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from contract.checks import check_batch
 from contract.config import ModelConfig
-from contract.errors import ConfigError
 from contract.randomness import DropoutKey
 from contract.trace import NO_TRACE, Trace
-from contract.weights import initial_weights, weight_table
+from contract.weights import check_weights, initial_weights, weight_table
 from torch_llm import layers
 from torch_llm.attention import Attention
 from torch_llm.generate import generate
@@ -113,6 +113,7 @@ class GPT(nn.Module):
     weights: what to compute it with, arrays by name, copied; None draws `initial_weights(config, seed, dtype)`
     dtype: "float32" to train, "float64" to prove; the dtype of `weights` where they are given
 
+    Raises ConfigError for weights of another model or that are not finite, a seed or a dtype out of range.
     Twin: numpy_llm.model.GPT
     """
 
@@ -126,7 +127,10 @@ class GPT(nn.Module):
     ):
         super().__init__()
         self.config = config
-        weights = initial_weights(config, seed, dtype) if weights is None else weights
+        if weights is None:
+            weights = initial_weights(config, seed, dtype)
+        else:
+            check_weights(weights, config)
         with torch.device("meta"):  # shapes alone: PyTorch's own initial values would be drawn for nothing
             self._build()
         values = {name: torch.from_numpy(np.array(weights[name])) for name in weight_table(config)}
@@ -153,7 +157,7 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and tokens must be."""
+        """Where the weights are."""
         return self.token_embedding.weight.device
 
     @property
@@ -164,19 +168,24 @@ class GPT(nn.Module):
     def forward(self, tokens, targets=None, *, dropout: DropoutKey | None = None, trace: Trace = NO_TRACE):
         """From tokens to the logits of each next token, and to the loss where the targets are known.
 
-        tokens: int64 (B, T), T at most `context_length`; targets: int64 (B, T), the token after each, or None
+        Tokens and targets on the CPU are checked there and then moved to the model's device; the numbers of
+        those that are on an accelerator already are not checked, because reading them would wait for it.
+
+        tokens: int (B, T), T at most `context_length`; targets: int (B, T), the token after each, or None
         dropout: what the masks are drawn from, None for evaluation
         trace: records every intermediate tensor and, in `loss.backward()`, its gradient
         returns: logits (B, T, V); loss (), nats per token, or None
-        Raises ConfigError for tokens outside the vocabulary or more of them than the context holds.
+        Raises ConfigError for tokens and targets of another kind or shape, or outside the vocabulary.
         """
-        self._check(tokens)
+        _check_batch(tokens, targets, self.config)
+        tokens = self._on_device(tokens)
         trace = trace if trace is NO_TRACE else _AutogradTrace(trace)
         x = self.stream_forward(tokens, dropout=dropout, trace=trace)
         logits = layers.linear(x, self.get_parameter(self.output_name), None)
         trace.record("logits", logits)
         if targets is None:
             return logits, None
+        targets = self._on_device(targets)
         loss = layers.cross_entropy(logits, targets)
         trace.record("loss", loss)
         return logits, loss
@@ -203,15 +212,19 @@ class GPT(nn.Module):
         """The tokens that the model adds to `tokens`; see `torch_llm.generate.generate`."""
         return list(generate(self, tokens, max_new_tokens, **sampling))
 
-    def _check(self, tokens):
-        T, context = tokens.shape[1], self.config.context_length
-        if not 1 <= T <= context:
-            raise ConfigError(f"{T} tokens do not fit the context of 1 to {context}; cut them")
-        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise ConfigError(
-                f"token ids run from {tokens.min()} to {tokens.max()}, but the vocabulary has "
-                f"{self.config.vocab_size}; were they made by another tokenizer?"
-            )
+    def _on_device(self, ids):
+        # Blocking, the copy to a GPU would wait until it has done all earlier work.
+        return ids.to(self.device, torch.int64, non_blocking=self.device.type == "cuda")
+
+
+@torch.compiler.disable  # it reads numbers, which a compiled graph cannot
+def _check_batch(tokens, targets, config):
+    check_batch(tokens, targets, config, torch.Tensor, _values_on_cpu)
+
+
+def _values_on_cpu(ids):
+    """The numbers of a tensor on the CPU as an array, without a copy; None for one on an accelerator."""
+    return ids.numpy() if ids.device.type == "cpu" else None
 
 
 class _AutogradTrace:
