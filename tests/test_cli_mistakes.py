@@ -455,3 +455,31 @@ def test_ranks_are_replaced_where_nothing_is_lost(place, tmp_path, monkeypatch):
         assert cli.main() == code, command
     ranks = [(tmp_path / name).read_bytes() for name in ("ranked.tiktoken", "other.tiktoken")]
     assert ranks == [(place / "ranked.tiktoken").read_bytes()] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 536870912 bytes. Error code 12 (Cannot allocate memory)",
+            "not enough memory (tried to allocate 536870912 bytes)",
+        ),
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which",
+            "not enough memory (tried to allocate 2.00 GiB)",
+        ),
+        ("[enforce fail] DefaultCPUAllocator: not enough memory: you", "not enough memory"),
+    ],
+)
+def test_memory_that_pytorch_does_not_get(fail, monkeypatch, words, told):
+    """PyTorch's own error of memory, which is no MemoryError, is one line too; its other errors stay what they are."""
+
+    def refuse(*arguments, **settings):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("harness.runs.open_backend", refuse)
+    assert fail(*TRAIN.split()) == (1, f"error: {told}\n")
+    words = "mat1 and mat2 shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match="mat1"):
+        fail(*TRAIN.split())
