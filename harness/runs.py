@@ -14,15 +14,9 @@ from contract.errors import ConfigError, UserError
 from data.batches import windows_per_epoch
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, preprocess_sentences
 from data.tokenizers import identity, is_bytewise, load_ranks, open_tokenizer, save_ranks
-from harness.backend import (
-    Backend,
-    available_processors,
-    backend_class,
-    check_threads,
-    open_backend,
-    physical_memory,
-)
+from harness.backend import Backend, backend_class, check_threads, open_backend
 from harness.checkpoint import Checkpoint, checkpoint_exists, load_checkpoint
+from harness.machine import available_cpus, available_memory
 from harness.run_folder import RunFolder, find_checkpoint, new_run
 from harness.trainer import Trainer, TrainingSettings, evaluation_due
 
@@ -331,7 +325,7 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
 
 
 def _check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int | None):
-    C, F, itemsize, memory = config.d_model, config.d_ff, np.dtype(settings.dtype).itemsize, physical_memory()
+    C, F, itemsize, memory = config.d_model, config.d_ff, np.dtype(settings.dtype).itemsize, available_memory()
     # The blocks' matrices alone, with gradients and moments: a weight table could be too large to estimate.
     needed = 4 * config.n_layer * C * (4 * C + 2 * F) * itemsize
 
@@ -340,20 +334,20 @@ def _check_memory(backend: str, config: ModelConfig, settings: TrainingSettings,
             config,
             batch_size=settings.batch_size,
             accumulate=accumulate,
-            threads=threads or available_processors(),
+            threads=threads or available_cpus(),
             dtype=settings.dtype,
         )
 
     if needed > memory:
         raise UserError(
-            f"the model alone takes {needed / 1e9:,.0f} GB of memory to train, and this machine has "
+            f"the model alone takes {needed / 1e9:,.0f} GB of memory to train, and this process may use "
             f"{memory / 1e9:,.1f} GB; choose a smaller one"
         )
     needed = estimate(settings.accumulate)
     if needed > memory:
         raise UserError(
-            f"training takes about {needed / 1e9:,.1f} GB of memory, and this machine has {memory / 1e9:,.1f} GB; "
-            f"{_what_fits(estimate, settings, memory)}"
+            f"training takes about {needed / 1e9:,.1f} GB of memory, and this process may use "
+            f"{memory / 1e9:,.1f} GB; {_what_fits(estimate, settings, memory)}"
         )
 
 

@@ -106,8 +106,8 @@ def test_help_lists_the_commands(run_cli):
     [
         ("prepare", ["TEXT with .bin"]),
         ("tokenizer train", ["TEXT-VOCAB_SIZE.tiktoken"]),
-        ("train", ["data/tense.txt", "a new one in runs/", "1500", "one a processor"]),
-        ("generate", ["begin a new line", "all", "one a processor"]),
+        ("train", ["data/tense.txt", "a new one in runs/", "1500", "one per CPU"]),
+        ("generate", ["begin a new line", "all", "one per CPU"]),
         ("evaluate", ["the run's held-out split"]),
     ],
 )
@@ -314,8 +314,8 @@ def test_clipping_holds_the_norm(train):
 
 
 def test_threads_are_those_asked_for(train, monkeypatch):
-    """`--threads` is what the run is told, and without it there is one a processor."""
-    monkeypatch.setattr("harness.backend.available_processors", lambda: 5)
+    """`--threads` is what the run is told, and without it there is one per CPU."""
+    monkeypatch.setattr("harness.backend.available_cpus", lambda: 5)
     assert "machine     3 threads" in train("--steps 1 --threads 3")[2]
     assert "machine     5 threads" in train("--steps 1", "usual")[2]
 

@@ -103,9 +103,9 @@ MISTAKES = [
     (f"{TRAIN} --d-model nan", 2, "Invalid value for '--d-model'"),
     (f"{TRAIN} --n-head 1000000000000", 2, "d_model 16 does not divide into n_head 1000000000000"),
     # more than any machine has
-    (f"{TRAIN} --n-layer 100000000000", 1, "GB of memory to train, and this machine has"),
-    (f"{TRAIN} --d-model 1000000000000", 1, "GB of memory to train, and this machine has"),
-    (f"{TRAIN} --d-ff 1000000000000", 1, "GB of memory to train, and this machine has"),
+    (f"{TRAIN} --n-layer 100000000000", 1, "GB of memory to train, and this process may use"),
+    (f"{TRAIN} --d-model 1000000000000", 1, "GB of memory to train, and this process may use"),
+    (f"{TRAIN} --d-ff 1000000000000", 1, "GB of memory to train, and this process may use"),
     (f"{TRAIN} --batch-size 1000000000000", 1, "choose a smaller --batch-size"),
     (f"{TRAIN} --context-length 1000000000000", 1, "one context takes 1,000,000,000,001"),
     (f"{TRAIN} --steps 99999999999999999999", 2, "steps must be below 2^63"),
@@ -432,11 +432,11 @@ def test_memory_that_runs_out(fail, monkeypatch):
 
 
 def test_a_smaller_machine_refuses_more(fail, monkeypatch):
-    """The memory held against the estimate is the machine's own, and both are named."""
-    monkeypatch.setattr("harness.runs.physical_memory", lambda: 10**7)
+    """The memory held against the estimate is what this process may use, and both are named."""
+    monkeypatch.setattr("harness.runs.available_memory", lambda: 10**7)
     code, err = fail(*TRAIN.split())
     assert code == 1
-    assert "and this machine has 0.0 GB" in err
+    assert "and this process may use 0.0 GB" in err
 
 
 def test_ranks_are_replaced_where_nothing_is_lost(place, tmp_path, monkeypatch):
