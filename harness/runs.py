@@ -6,7 +6,6 @@ from math import ceil, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import tiktoken
 
 from contract.config import ModelConfig, preset
@@ -14,16 +13,15 @@ from contract.errors import ConfigError, UserError
 from data.batches import windows_per_epoch
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, preprocess_sentences
 from data.tokenizers import identity, is_bytewise, load_ranks, open_tokenizer, save_ranks
-from harness.backend import Backend, backend_class, check_threads, open_backend
+from harness.backend import Backend, check_threads, open_backend
 from harness.checkpoint import Checkpoint, checkpoint_exists, load_checkpoint
-from harness.machine import available_cpus, available_memory
+from harness.memory import check_memory
 from harness.run_folder import RunFolder, find_checkpoint, new_run
 from harness.settings import TrainingSettings
 from harness.trainer import Trainer
 
 DEFAULT_TEXT = Path(__file__).parents[1] / "data" / "tense.txt"
 DEFAULT_RANKS = DEFAULT_TEXT.with_suffix(".tiktoken")
-MOST_PARTS = 1024  # more micro-batches than anybody would wait for
 # Settings that --resume may change: how far the run goes and how it is evaluated; with more steps, the rates too.
 CHANGEABLE = ("steps", "eval_interval", "eval_tokens")
 CHANGEABLE_RATES = ("learning_rate", "min_learning_rate")
@@ -225,9 +223,8 @@ def _resumed_settings(run: RunFolder, checkpoint: Checkpoint, given: dict) -> Tr
     """The settings of a checkpoint with those given again, or a ConfigError naming one that would change the run."""
     earlier = TrainingSettings.from_dict(checkpoint.training)
     another_rate = given.get("learning_rate", earlier.learning_rate) != earlier.learning_rate
-    following = (
-        {"min_learning_rate": None} if another_rate else {}
-    )  # a minimum that is not given follows the rate
+    # A minimum that is not given follows another rate.
+    following = {"min_learning_rate": None} if another_rate else {}
     settings = TrainingSettings(**earlier.to_dict() | following | given)
     changeable = CHANGEABLE + (CHANGEABLE_RATES if settings.steps > earlier.steps else ())
     for name in given:
@@ -255,7 +252,7 @@ def open_training_backend(
 ) -> Backend:
     """The backend that `settings` ask for; it takes `weights` over."""
     check_threads(threads)
-    _check_memory(backend, config, settings, threads)
+    check_memory(backend, config, settings, threads)
     return open_backend(
         backend,
         config,
@@ -344,48 +341,6 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
         corpus = open_tokens(path)
         yield corpus.train
         del corpus  # Windows removes no file that is still open
-
-
-def _check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int | None):
-    C, F, itemsize, memory = (
-        config.d_model,
-        config.d_ff,
-        np.dtype(settings.dtype).itemsize,
-        available_memory(),
-    )
-    # The blocks' matrices alone, with gradients and moments: a weight table could be too large to estimate.
-    needed = 4 * config.n_layer * C * (4 * C + 2 * F) * itemsize
-
-    def estimate(accumulate: int) -> int:
-        return backend_class(backend).estimate_memory(
-            config,
-            batch_size=settings.batch_size,
-            accumulate=accumulate,
-            threads=threads or available_cpus(),
-            dtype=settings.dtype,
-        )
-
-    if needed > memory:
-        raise UserError(
-            f"the model alone takes {needed / 1e9:,.0f} GB of memory to train, and this process may use "
-            f"{memory / 1e9:,.1f} GB; choose a smaller one"
-        )
-    needed = estimate(settings.accumulate)
-    if needed > memory:
-        raise UserError(
-            f"training takes about {needed / 1e9:,.1f} GB of memory, and this process may use "
-            f"{memory / 1e9:,.1f} GB; {_what_fits(estimate, settings, memory)}"
-        )
-
-
-def _what_fits(estimate: Callable[[int], int], settings: TrainingSettings, memory: int) -> str:
-    """What to change, in words: the fewest micro-batches that bring the estimate below `memory`."""
-    if estimate(settings.batch_size) > memory:
-        return "choose a smaller model, a shorter --context-length or a smaller vocabulary"
-    for parts in range(settings.accumulate + 1, min(settings.batch_size, MOST_PARTS) + 1):
-        if settings.batch_size % parts == 0 and estimate(parts) <= memory:
-            return f"with --accumulate {parts} it takes {estimate(parts) / 1e9:,.1f} GB and gives the same result"
-    return "choose a smaller --batch-size"
 
 
 def _check_length(info: TokenFileInfo, config: ModelConfig):

@@ -57,11 +57,6 @@ class Outcome(NamedTuple):
     plot_problem: str
 
 
-def evaluation_due(step: int, settings: TrainingSettings) -> bool:
-    """Whether the model is evaluated after so many steps."""
-    return step > 0 and (step == settings.steps or step % settings.eval_interval == 0)
-
-
 class Trainer:
     """Trains a backend on a corpus, evaluating and writing checkpoints on the way.
 
@@ -200,7 +195,8 @@ class Trainer:
         return ""
 
     def _evaluation_due(self) -> bool:
-        return self.evaluated != self.step and evaluation_due(self.step, self.settings)
+        last = self.step == self.settings.steps
+        return self.evaluated != self.step and (last or self.step % self.settings.eval_interval == 0)
 
     def _final_evaluation_due(self) -> bool:
         last = self.step == self.settings.steps and self.final_loss is None

@@ -433,7 +433,7 @@ def test_memory_that_runs_out(fail, monkeypatch):
 
 def test_a_smaller_machine_refuses_more(fail, monkeypatch):
     """The memory held against the estimate is what this process may use, and both are named."""
-    monkeypatch.setattr("harness.runs.available_memory", lambda: 10**7)
+    monkeypatch.setattr("harness.memory.available_memory", lambda: 10**7)
     code, err = fail(*TRAIN.split())
     assert code == 1
     assert "and this process may use 0.0 GB" in err

@@ -15,7 +15,7 @@ def test_a_spike_is_detected():
     """A loss many deviations above the mean is a spike, so is the next one, and what follows is not."""
     spikes = SpikeDetector()
     assert not any(map(spikes.update, falling(200)))
-    assert spikes.update(3.5)
+    assert spikes.update(50.0)
     assert spikes.update(3.5)
     assert not any(map(spikes.update, falling(400)[200:]))
     assert spikes.update(3.5)

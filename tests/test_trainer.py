@@ -210,6 +210,12 @@ def test_the_final_evaluation_can_be_stopped(start):
     for place in ("latest", "best"):
         found, wanted = (load_checkpoint(run.run.path / place) for run in (resumed, whole))
         assert found.training == wanted.training
+    longer = resume_run(trainer.run.path, training={"steps": 22})
+    longer.interrupted = lambda: longer.step == 21
+    longer.train()
+    assert load_checkpoint(trainer.run.latest).training["final_validation_loss"] is None
+    assert resume_run(trainer.run.path).train().finished
+    assert [row["step"] for row in rows(trainer.run) if "final_validation_loss" in row] == [20, 22]
 
 
 def test_a_run_of_an_earlier_release(start):
