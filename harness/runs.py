@@ -231,11 +231,12 @@ def _resumed_settings(run: RunFolder, checkpoint: Checkpoint, given: dict) -> Tr
         found, kept = getattr(settings, name), getattr(earlier, name)
         if name not in changeable and found != kept:
             way = ", or give more --steps beside it" if name in CHANGEABLE_RATES else ""
-            raise _would_change(run, name, found, kept, way)
+            raise _would_change(run, name, given[name], kept, way)
     return settings
 
 
 def _would_change(run: RunFolder, name: str, found, kept, way: str = "") -> ConfigError:
+    kept = "none" if kept is None else kept
     return ConfigError(
         f"--{name.replace('_', '-')} {found} would change the run in {run.path}, which has {kept}; "
         f"omit it{way}, or start a new run with --from"

@@ -805,6 +805,10 @@ def test_settings_given_again_on_resume(start):
     )
     assert again.settings.eval_interval == 2
     again.run.unlock()
+    with pytest.raises(
+        ConfigError, match=r"--clip inf would change the run in .* which has 1\.0; omit it, or st"
+    ):
+        resume_run(trainer.run.path, training={"clip": float("inf")})
     for change in ({"training": {"learning_rate": 0.5}}, {"overrides": {"dropout": 0.5}}):
         with pytest.raises(ConfigError, match=r"would change the run in .* which has 0\.0"):
             resume_run(trainer.run.path, **change)
