@@ -19,7 +19,7 @@ from commands.model import evaluate, generate, info
 from commands.parity import parity
 from commands.study import study
 from commands.train import train
-from contract.errors import UserError
+from contract.errors import UserError, refused_memory
 
 app = typer.Typer(
     help="A GPT whose every gradient is written by hand, in NumPy, beside its twin in PyTorch.",
@@ -63,6 +63,10 @@ def main() -> int:
         return 0
     except MemoryError as error:  # NumPy's says how much was asked for
         problem, code = f"not enough memory{f' ({error})' if str(error) else ''}", 1
+    except RuntimeError as error:
+        if (problem := refused_memory(error)) is None:
+            raise
+        code = 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         problem, code = f"{where}{error.strerror or error}", 1

@@ -1,6 +1,7 @@
 """What a trained model is good for: `generate`, `evaluate` and `info`."""
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,9 @@ import typer
 
 from commands.options import BackendOption, DeviceOption, JsonOption, RunArgument, ThreadsOption, option
 from contract.errors import ConfigError
+
+# What a checkpoint says beside its validation loss: over how many tokens that is, and the final evaluation.
+EVALUATIONS = ("validation_tokens", "final_validation_loss", "final_validation_tokens")
 
 
 def generate(
@@ -102,21 +106,24 @@ def info(run: RunArgument, as_json: JsonOption = False):
 
     folder = find_checkpoint(run)
     checkpoint = load_checkpoint(folder)
+    training = dict(checkpoint.training)
+    evaluations = {name: training.pop(name, None) for name in EVALUATIONS}
     record = {
         "checkpoint": str(folder),
         "parameters": parameter_count(checkpoint.config),
         "step": checkpoint.step,
         "validation_loss": checkpoint.validation_loss,
+        **evaluations,
         "model": checkpoint.config.to_dict(),
         "tokenizer": identity(checkpoint.tokenizer),
-        "training": checkpoint.training,
+        "training": training,
     }
     _print_record(record, as_json)
 
 
 def _print_record(record: dict, as_json: bool):
     if as_json:
-        typer.echo(json.dumps(record))
+        typer.echo(json.dumps(_finite(record), allow_nan=False))
         return
     rows = {}
     for name, value in record.items():
@@ -131,7 +138,18 @@ def _print_record(record: dict, as_json: bool):
             typer.echo(f"{name:<{width}}  {_shown(value)}")
 
 
+def _finite(value):
+    """The same with None for every number that is not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
 def _shown(value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.10g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -19,6 +19,6 @@ TextArgument = Annotated[Path, typer.Argument(help="UTF-8 text file.")]
 BackendOption = Annotated[str, option("numpy or torch.", panel=PLACE)]
 DEVICE_HELP = "cpu, cuda or mps, for PyTorch."
 DeviceOption = Annotated[str, option(DEVICE_HELP, panel=PLACE)]
-ThreadsOption = Annotated[int | None, option("Threads. [default: one a processor]", panel=PLACE)]
+ThreadsOption = Annotated[int | None, option("Threads. [default: one per CPU]", panel=PLACE)]
 JsonOption = Annotated[bool, option("Print JSON to stdout, for machines.", "--json")]
 TOKENIZER_HELP = "gpt2, bytes, or a ranks file ending in .tiktoken."

@@ -17,6 +17,7 @@ from commands.options import (
     option,
 )
 from contract.errors import ConfigError
+from harness.settings import TrainingSettings
 
 MODEL_FLAGS = (
     "n_layer",
@@ -29,8 +30,9 @@ MODEL_FLAGS = (
     "dropout",
 )
 # From trained weights: small steps, which change them gently, on few of their often long windows.
-FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5, "min_learning_rate": 3e-6}
+FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5}
 _FINE_TUNING_FLAGS = [(name.replace("_", "-"), value) for name, value in FINE_TUNING.items()]
+DEFAULTS = TrainingSettings
 
 
 def train(
@@ -58,24 +60,45 @@ def train(
     activation: Annotated[str | None, option("relu or gelu_tanh.", panel=MODEL)] = None,
     position: Annotated[str | None, option("sinusoidal or learned.", panel=MODEL)] = None,
     dropout: Annotated[float | None, option("Probability of dropping an activation.", panel=MODEL)] = None,
-    steps: Annotated[int | None, option("Optimiser steps. [default: 1500]", panel=TRAINING)] = None,
+    steps: Annotated[
+        int | None, option(f"Optimiser steps. [default: {DEFAULTS.steps}]", panel=TRAINING)
+    ] = None,
     epochs: Annotated[
         float | None, option("Passes over the text, instead of --steps.", panel=TRAINING)
     ] = None,
-    batch_size: Annotated[int, option("Sequences a step.", panel=TRAINING)] = 64,
+    batch_size: Annotated[int, option("Sequences per step.", panel=TRAINING)] = DEFAULTS.batch_size,
     accumulate: Annotated[
         int, option("Parts to cut a batch into: less memory, same result.", panel=TRAINING)
-    ] = 1,
-    learning_rate: Annotated[float, option("Peak learning rate.", panel=TRAINING)] = 3e-3,
-    min_learning_rate: Annotated[float, option("Learning rate at the end.", panel=TRAINING)] = 1e-4,
-    warmup_steps: Annotated[int, option("Steps to reach the peak.", panel=TRAINING)] = 100,
-    weight_decay: Annotated[float, option("AdamW's pull to 0, on matrices.", panel=TRAINING)] = 0.1,
-    beta1: Annotated[float, option("Adam's decay of the mean.", panel=TRAINING)] = 0.9,
-    beta2: Annotated[float, option("Adam's decay of the mean square.", panel=TRAINING)] = 0.99,
-    clip: Annotated[float, option("Largest gradient norm.", panel=TRAINING)] = 1.0,
-    eval_interval: Annotated[int, option("Steps between evaluations and checkpoints.", panel=TRAINING)] = 250,
-    seed: Annotated[int, option("Of weights, order and dropout.", panel=TRAINING)] = 0,
-    dtype: Annotated[str, option("float32 or float64.", panel=TRAINING)] = "float32",
+    ] = DEFAULTS.accumulate,
+    learning_rate: Annotated[float, option("Peak learning rate.", panel=TRAINING)] = DEFAULTS.learning_rate,
+    min_learning_rate: Annotated[
+        float | None,
+        option("Learning rate at the end. [default: a tenth of --learning-rate]", panel=TRAINING),
+    ] = None,
+    warmup_steps: Annotated[
+        int | None,
+        option("Steps to reach the peak. [default: a tenth of the steps, at most 100]", panel=TRAINING),
+    ] = None,
+    weight_decay: Annotated[
+        float, option("AdamW's pull to 0, on matrices.", panel=TRAINING)
+    ] = DEFAULTS.weight_decay,
+    beta1: Annotated[float, option("Adam's decay of the mean.", panel=TRAINING)] = DEFAULTS.beta1,
+    beta2: Annotated[float, option("Adam's decay of the mean square.", panel=TRAINING)] = DEFAULTS.beta2,
+    clip: Annotated[
+        float, option("Largest gradient norm; inf: no clipping.", panel=TRAINING)
+    ] = DEFAULTS.clip,
+    eval_interval: Annotated[
+        int, option("Steps between evaluations and checkpoints.", panel=TRAINING)
+    ] = DEFAULTS.eval_interval,
+    eval_tokens: Annotated[
+        int | None,
+        option(
+            "Held-out tokens of the final evaluation. [default: all, at most 2^21 and half of those trained on]",
+            panel=TRAINING,
+        ),
+    ] = None,
+    seed: Annotated[int, option("Of weights, order and dropout.", panel=TRAINING)] = DEFAULTS.seed,
+    dtype: Annotated[str, option("float32 or float64.", panel=TRAINING)] = DEFAULTS.dtype,
     backend: BackendOption = "numpy",
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -95,7 +118,6 @@ def train(
     else:
         from commands.console import reading_progress
         from harness.run_folder import unused_folder
-        from harness.trainer import TrainingSettings
 
         if steps is not None and epochs is not None:
             raise ConfigError("--steps and --epochs both say how long to train; give one of them")
@@ -115,7 +137,7 @@ def train(
                 tokenizer=tokenizer,
                 preset_name=preset,
                 overrides={name: given[name] for name in MODEL_FLAGS if name in given},
-                training=settings | {"steps": 1500 if steps is None else steps},
+                training=settings | {"steps": DEFAULTS.steps if steps is None else steps},
                 epochs=epochs,
                 start=from_,
                 backend=backend,
@@ -133,8 +155,6 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _resume_arguments(given: dict) -> dict:
     """The arguments of `resume_run` from the options given beside --resume, or a ConfigError naming a wrong one."""
-    from harness.trainer import TrainingSettings
-
     accepted, settings = ("out", "backend", "device", "threads"), TrainingSettings.__dataclass_fields__
     for name in given:
         if name not in ("resume", *accepted, *MODEL_FLAGS, *settings):
@@ -169,16 +189,36 @@ def _train(trainer):
         f"machine     {backend.threads} threads, about {trainer.estimated_memory / 1e6:,.0f} MB of memory at the peak"
     )
     say(f"run         {run.path}")
-    with interruptible() as trainer.interrupted, training_progress(trainer) as trainer.report:
+    if settings.warmup_steps > settings.steps:
+        say(
+            f"warm-up     {settings.warmup_steps:,} steps are more than the training's {settings.steps:,}: the "
+            f"learning rate reaches {settings.rate(settings.steps - 1):.1e} of {settings.learning_rate:.1e}"
+        )
+    if trainer.rate_change:
+        before, after = trainer.rate_change
+        say(
+            f"schedule    learning rate goes from {before:.1e} {'up' if after > before else 'down'} to {after:.1e}: "
+            f"the schedule now ends at step {settings.steps:,}, at {settings.min_learning_rate:.1e}"
+        )
+    with (
+        interruptible() as trainer.interrupted,
+        training_progress(trainer) as (trainer.report, trainer.report_evaluation),
+    ):
         outcome = trainer.train()
+    if outcome.plot_problem:
+        say(f"the plot {run.plot} was not drawn: {outcome.plot_problem}")
     if not outcome.finished:
         say(f"stopped at step {outcome.step:,}; go on with: python cli.py train --resume --out {run.path}")
         raise typer.Exit(130)
+    validation, held_out = outcome.validation, len(trainer.validation)
+    part = "all" if validation.tokens == held_out - 1 else f"{validation.tokens:,} of"
     say(
         f"trained {outcome.step:,} steps, {outcome.seconds:.1f} s in this session: validation loss "
-        f"{outcome.validation.loss:.4f} nats per token, perplexity {outcome.validation.perplexity:.3f}"
+        f"{validation.loss:.4f} nats per token, perplexity {validation.perplexity:.3f}, "
+        f"over {part} {held_out:,} held-out tokens"
     )
-    say(f"plot {run.plot}, checkpoints {run.latest} and {run.best}")
+    plot = "" if outcome.plot_problem else f"plot {run.plot}, "
+    say(f"{plot}checkpoints {run.latest} and {run.best}")
     say(f"\nwhat it writes (more: python cli.py generate {run.path}):\n")
     try:
         tokens = encode_prompt(trainer.tokenizer, None)

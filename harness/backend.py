@@ -8,9 +8,10 @@ import numpy as np
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.trace import Trace
+from harness.machine import available_cpus
 
 BACKENDS = ("numpy", "torch")
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 
 
 class Backend(Protocol):
@@ -83,7 +84,7 @@ def open_backend(
 
     name: "numpy" or "torch"; PyTorch is imported only for the latter
     weights: what to start from; None draws initial weights from `seed`
-    dtype: "float32" or "float64"; threads: None takes one for each processor of this process
+    dtype: "float32" or "float64"; threads: None takes one per CPU that this process may use
     device: "cpu" or, for PyTorch, "cuda" or "mps"
     take_weights: whether the backend may keep `weights` themselves and train them, where a copy is not needed
 
@@ -94,7 +95,7 @@ def open_backend(
     settings = {
         "seed": seed,
         "dtype": dtype,
-        "threads": threads or available_processors(),
+        "threads": threads or available_cpus(),
         "beta1": beta1,
         "beta2": beta2,
         "weight_decay": weight_decay,
@@ -127,26 +128,9 @@ def backend_class(name: str) -> type:
     raise ConfigError(f"unknown backend {name!r}; choose {' or '.join(BACKENDS)}")
 
 
-def physical_memory() -> int:
-    """The bytes of memory that this machine has; where the system does not say, a bound that none reaches."""
-    import os
-
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        return 1 << 40
-
-
-def available_processors() -> int:
-    """The processors that this process may run on."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def check_threads(threads: int | None):
-    """Raise ConfigError for an impossible number of threads; None is one for each processor."""
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
+    """Raise ConfigError for an impossible number of threads; None is one per CPU."""
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise ConfigError(
-            f"threads must be from 1 to {MOST_THREADS}, got {threads}; leave it out for one a processor"
+            f"threads must be from 1 to {MAX_THREADS}, got {threads}; omit it to use one thread per CPU"
         )

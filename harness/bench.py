@@ -20,8 +20,8 @@ from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
 from contract.weights import weight_table
-from harness.backend import available_processors, open_backend
-from harness.machine import peak_memory, versions
+from harness.backend import open_backend
+from harness.machine import available_cpus, peak_memory, versions
 
 NUMPY, TORCH, COMPILED, TRANSFORMERS = "numpy", "torch", "torch.compile", "transformers"
 TURN_SECONDS = 1.0  # how long a contestant works before it is the other's turn, at least one unit
@@ -147,12 +147,12 @@ def contestants(recipe: Recipe, *, compiled: bool) -> list[str]:
 def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compiled: bool = False) -> Result:
     """Measure a recipe.
 
-    turns: how often each contestant gets its turn; threads: of each, None for one a processor
+    turns: how often each contestant gets its turn; threads: of each, None for one per CPU
     Raises UserError where a contestant cannot start.
     """
     if turns < 1:
         raise ConfigError(f"turns must be at least 1, got {turns}")
-    threads = threads or available_processors()
+    threads = threads or available_cpus()
     with ExitStack() as stack:
         workers = [
             stack.enter_context(_Worker(name, recipe, threads))

@@ -1,7 +1,7 @@
 """How well a model predicts a text."""
 
 from collections.abc import Callable
-from math import exp, log
+from math import exp, inf, log
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,11 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): among how many equally likely tokens one would be as unsure."""
-        return exp(min(self.loss, 700.0))  # beyond that the exponential overflows
+        """exp(loss): among how many equally likely tokens one would be as unsure; inf where it overflows."""
+        try:
+            return exp(self.loss)
+        except OverflowError:
+            return inf
 
 
 def evaluate(
@@ -31,11 +34,13 @@ def evaluate(
     max_windows: int | None = None,
     stride: int | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> Evaluation | None:
     """The mean loss over a text's tokens, each predicted from those before it in its window.
 
     tokens: int (N,); max_windows, stride: see `data.batches.evaluation_batches`
     interrupted: asked after every batch whether to leave. returns: None then
+    progress: called after every batch with the tokens predicted so far
     """
     total, count = 0.0, 0
     for inputs, targets in evaluation_batches(
@@ -43,6 +48,7 @@ def evaluate(
     ):
         total += backend.evaluate(inputs, targets) * targets.size
         count += targets.size
+        progress(count)
         if interrupted():
             return None
     return Evaluation(total / count, count)

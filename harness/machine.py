@@ -1,7 +1,10 @@
-"""What this machine is: its versions, its processor, the memory that a process has taken."""
+"""What this machine is and what of it this process may use: versions, CPUs, memory."""
 
+import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from threadpoolctl import threadpool_info
 
 
 def versions() -> dict[str, str]:
-    """What computes here: Python, NumPy with its BLAS, PyTorch where it is installed, system and processor."""
+    """What computes here: Python, NumPy with its BLAS, PyTorch where it is installed, system and CPU."""
     blas = next((each for each in threadpool_info() if each["user_api"] == "blas"), {})
     found = {
         "python": platform.python_version(),
@@ -32,7 +35,7 @@ def _installed(package: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name; Linux keeps it in a file, the other systems tell it."""
+    """The CPU's name; Linux keeps it in a file, the other systems tell it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -52,3 +55,61 @@ def peak_memory() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """The CPUs that this process may keep busy, at least 1.
+
+    The least of its affinity, the CPU quota of its container (cgroup v1 or v2, rounded up) and OMP_NUM_THREADS.
+
+    root: where /proc and /sys are found
+    """
+    counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    for group in _cgroups(root, "cpu"):
+        # v2: "QUOTA PERIOD" or "max PERIOD"; v1: a file each, the quota -1 where there is none
+        limit = _numbers(group / "cpu.max", group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us")
+        if len(limit) == 2 and min(limit) > 0:
+            counts.append(-(-limit[0] // limit[1]))
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2" is for nested loops
+    if threads.isdecimal():
+        counts.append(int(threads))
+    return max(1, min(counts))
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """The bytes of memory that this process may fill: the machine's, or the limit of its container (cgroup).
+
+    root: where /proc and /sys are found
+    """
+    try:
+        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        sizes = [1 << 40]  # a bound that none reaches
+    for group in _cgroups(root, "memory"):
+        sizes += _numbers(group / "memory.max", group / "memory.limit_in_bytes")
+    return min(size for size in sizes if size > 0)
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders with the limits of this process: of its own cgroup and of all above it, v1 and v2."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / (controller if controllers else "")
+        # In a container the path may be the host's, while the mount is the container's own group.
+        group = mount / path.strip("/")
+        yield from (mount, *(each for each in (group, *group.parents) if mount in each.parents))
+
+
+def _numbers(*paths: Path) -> list[int]:
+    """The integers in those of the files that exist; other words, as "max", are omitted."""
+    words = []
+    for path in paths:
+        with suppress(OSError):
+            words += path.read_text(encoding="utf-8").split()
+    return [int(word) for word in words if word.lstrip("-").isdecimal()]

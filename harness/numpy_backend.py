@@ -13,6 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 from contract.checks import check_targets
 from contract.config import ModelConfig
+from contract.errors import UserError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
 from contract.weights import Weights, check_weights, parameter_count, weight_table
@@ -28,7 +29,7 @@ PROCESS_BYTES = 105 << 20  # Python with all that a training run imports, the pl
 class NumpyBackend:
     """See `harness.backend.Backend`.
 
-    NumPy lets go of the interpreter in every large operation, so two threads on two halves of a batch work
+    NumPy releases the interpreter in every large operation, so two threads on two halves of a batch work
     at the same time, each with one BLAS thread. They add their gradients to one buffer, in a fixed order, so a
     run is bit-identical for one seed and thread count.
     """
@@ -77,18 +78,16 @@ class NumpyBackend:
             turnstile = Turnstile(len(parts))
 
             def differentiate(part: slice, place: int, turnstile=turnstile) -> float:
-                try:
+                with turnstile.aborted_by_failure():
                     share = (part.stop - part.start) / len(tokens)
                     dropout = DropoutKey(self.seed, step, first_sequence=part.start)
                     loss, cache = self.model.forward(tokens[part], targets[part], dropout=dropout)[1:]
                     turn = partial(turnstile.turn, place)
                     self.model.backward(cache, dloss=share, gradients=self._gradients, turn=turn)
-                except BaseException:
-                    turnstile.abort()
-                    raise
-                return share * float(loss)
+                    return share * float(loss)
 
-            loss += sum(self._over_threads(differentiate, parts))
+            with turnstile.aborted_by_failure():  # also of a thread that cannot start
+                loss += sum(self._over_threads(differentiate, parts))
         return loss
 
     def trace(self, tokens, targets, *, step) -> Trace:
@@ -156,7 +155,10 @@ class NumpyBackend:
         return numbers * np.dtype(dtype).itemsize + PROCESS_BYTES
 
     def _over_threads(self, function, parts: list[slice]) -> list[float]:
-        """Call `function(part, place)` for the parts of a batch, one a thread. returns: results in order"""
+        """Call `function(part, place)` for the parts of a batch, one per thread. returns: results in order
+
+        Raises UserError where the system starts no more threads.
+        """
 
         def quietly(part: slice, place: int) -> float:
             with np.errstate(all="ignore"):  # the trainer says so, once, when the loss is no longer finite
@@ -166,7 +168,12 @@ class NumpyBackend:
             with self._blas.limit(limits=self.threads, user_api="blas"):
                 return [quietly(parts[0], 0)]
         with self._blas.limit(limits=1, user_api="blas"):
-            calls = [self._pool.submit(quietly, part, place) for place, part in enumerate(parts)]
+            try:
+                calls = [self._pool.submit(quietly, part, place) for place, part in enumerate(parts)]
+            except RuntimeError as error:
+                raise UserError(
+                    f"the system does not start {len(parts)} threads ({error}); choose fewer with --threads"
+                ) from error
             # Of several failures the cause, and not those who waited for it in vain.
             failures = [failure for call in calls if (failure := call.exception())]
             for failure in sorted(failures, key=lambda failure: isinstance(failure, BrokenBarrierError)):

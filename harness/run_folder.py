@@ -23,6 +23,7 @@ from harness.checkpoint import checkpoint_exists, checkpoint_files
 
 LOCK = ".lock"
 _SOFTWARE = "twin-gpt"  # what a plot says that it was made with
+LOSSES = ("loss", "validation_loss", "final_validation_loss")  # of which a row of the metrics has one
 
 
 class RunFolder:
@@ -179,33 +180,52 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: a JSON object per line, of a step ("loss") or an evaluation ("validation_loss").
+    """`metrics.jsonl`: a JSON object per line, written at once.
+
+    A step has "loss"; an evaluation during training "validation_loss", the final one "final_validation_loss", with
+    the number of tokens that it is over: "validation_tokens", "final_validation_tokens".
 
     after_step: keep what an earlier part of the run has written up to this step, drop what came later
     kept: the rows kept
+    Raises UserError where the file cannot be written.
     """
 
     def __init__(self, path: Path, *, after_step: int = 0):
+        self._path = path
         self.kept = [row for row in read_metrics(path) if row["step"] <= after_step] if after_step else []
         # Rewritten beside the log and renamed: a crash right after a resume loses no earlier row.
         with write_file(path, overwrite=is_metrics_log(path), taken="no run wrote it; move it away") as file:
             file.writelines(_line(row).encode() for row in self.kept)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # lines, for who follows the run
 
     def write(self, **row):
         """Append a row."""
-        self._file.write(_line(row))
+        with self._named_errors():
+            self._file.write(_line(row))
 
     def flush(self):
         """Bring what was written to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._named_errors():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: cannot be written ({error.strerror or error}); free disk space or fix permissions, "
+                "then continue with --resume"
+            ) from error
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
-        self._file.close()
+    def __exit__(self, kind, *exception):
+        # Where the run has failed already, a row that finds no room is not worth another error.
+        with suppress(OSError) if kind else self._named_errors():
+            self._file.close()
 
 
 def _line(row: dict) -> str:
@@ -213,15 +233,23 @@ def _line(row: dict) -> str:
 
 
 def read_metrics(path: Path) -> Iterator[dict]:
-    """The rows of a metrics file, lines that were cut short or damaged left out; none where there is no file."""
+    """The rows of a metrics file, without lines that were cut short or damaged; none where there is no file."""
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and type(row.get("step")) is int:
+            if _is_row(row):
                 yield row
+
+
+def _is_row(row) -> bool:
+    """Whether what a line holds is a row that a run may have written."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 < row["step"] < 2**63:
+        return False
+    losses = [row[name] for name in LOSSES if name in row]
+    return all(type(loss) in (int, float) and abs(loss) < 1e300 for loss in losses) and len(losses) == 1
 
 
 def plot_metrics(metrics: Path, image: Path):
@@ -258,8 +286,8 @@ def is_metrics_log(path: Path) -> bool:
     for line in beginning.splitlines():
         with suppress(ValueError, RecursionError):
             row = json.loads(line)
-            kinds = {"loss", "learning_rate", "gradient_norm"}, {"validation_loss"}
-            return isinstance(row, dict) and "step" in row and any(kind <= row.keys() for kind in kinds)
+            if _is_row(row) and (row.keys() >= {"learning_rate", "gradient_norm"} or "loss" not in row):
+                return True
     return size == 0
 
 

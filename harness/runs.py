@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from math import ceil, inf
 from pathlib import Path
 
-import numpy as np
 import tiktoken
 
 from contract.config import ModelConfig, preset
@@ -14,23 +13,18 @@ from contract.files import scratch_folder
 from data.batches import windows_per_epoch
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare, preprocess_sentences
 from data.tokenizers import identity, load_ranks, open_tokenizer
-from harness.backend import (
-    Backend,
-    available_processors,
-    backend_class,
-    check_threads,
-    open_backend,
-    physical_memory,
-)
+from harness.backend import Backend, check_threads, open_backend
 from harness.checkpoint import Checkpoint, checkpoint_exists, load_checkpoint
+from harness.memory import check_memory
 from harness.run_folder import RunFolder, find_checkpoint, new_run
-from harness.trainer import Trainer, TrainingSettings, evaluation_due
+from harness.settings import TrainingSettings
+from harness.trainer import Trainer
 
 DEFAULT_TEXT = Path(__file__).parents[1] / "data" / "tense.txt"
 DEFAULT_RANKS = DEFAULT_TEXT.with_suffix(".tiktoken")
-MOST_PARTS = 1024  # more micro-batches than anybody would wait for
-# What may be set anew when a run goes on: how far it goes, and how often it looks at itself.
-CHANGEABLE = ("steps", "eval_interval")
+# Settings that --resume may change: how far the run goes and how it is evaluated; with more steps, the rates too.
+CHANGEABLE = ("steps", "eval_interval", "eval_tokens")
+CHANGEABLE_RATES = ("learning_rate", "min_learning_rate")
 
 
 def open_prepared(path: Path) -> tuple[TokenFile, tiktoken.Encoding]:
@@ -134,8 +128,8 @@ def resume_run(
 ) -> Trainer:
     """Go on with the run in `out` from its latest checkpoint, with its own settings.
 
-    training, overrides: settings given again, as for `start_run`. Those in `CHANGEABLE` take effect; another
-        must be what the run has
+    training, overrides: settings given again, as for `start_run`. Those in `CHANGEABLE` take effect, and those in
+        `CHANGEABLE_RATES` where the steps grow; another must be what the run has
     backend, device, threads: None takes the run's; another adds up in another order, so the last bits may differ
 
     Raises UserError where there is nothing to go on with, ConfigError naming a setting that would change the run.
@@ -170,18 +164,10 @@ def _latest_checkpoint(run: RunFolder) -> Checkpoint:
 def _resumed(run: RunFolder, training: dict, overrides: dict, backend, device, threads) -> Trainer:
     checkpoint = _latest_checkpoint(run)
     kept = checkpoint.training | checkpoint.config.to_dict()
-    for name, value in (training | overrides).items():
-        if name not in CHANGEABLE and value != kept[name]:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} {value} would change the run in {run.path}, which has {kept[name]}; "
-                "leave it out, or start a run of its own with --from"
-            )
-    settings = TrainingSettings.from_dict(checkpoint.training | training)
-    due = evaluation_due(checkpoint.step, settings) and kept["evaluated"] != checkpoint.step
-    if checkpoint.step > settings.steps or (checkpoint.step == settings.steps and not due):
-        raise UserError(
-            f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
-        )
+    settings = _resumed_settings(run, checkpoint, training)
+    for name, value in overrides.items():
+        if value != kept[name]:
+            raise _would_change(run, name, value, kept[name])
     backend = backend or kept["backend"]
     device = device or (kept["device"] if backend == kept["backend"] else "cpu")
     threads = kept["threads"] if threads is None else threads
@@ -191,7 +177,35 @@ def _resumed(run: RunFolder, training: dict, overrides: dict, backend, device, t
     corpus = run_corpus(run, checkpoint)
     trainer = Trainer(opened, settings, run, corpus, checkpoint.tokenizer, record=record)
     trainer.resume(checkpoint)
+    if trainer.done:
+        raise UserError(
+            f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
+        )
     return trainer
+
+
+def _resumed_settings(run: RunFolder, checkpoint: Checkpoint, given: dict) -> TrainingSettings:
+    """The settings of a checkpoint with those given again, or a ConfigError naming one that would change the run."""
+    earlier = TrainingSettings.from_dict(checkpoint.training)
+    another_rate = given.get("learning_rate", earlier.learning_rate) != earlier.learning_rate
+    # A minimum that is not given follows another rate.
+    following = {"min_learning_rate": None} if another_rate else {}
+    settings = TrainingSettings(**earlier.to_dict() | following | given)
+    changeable = CHANGEABLE + (CHANGEABLE_RATES if settings.steps > earlier.steps else ())
+    for name in given:
+        found, kept = getattr(settings, name), getattr(earlier, name)
+        if name not in changeable and found != kept:
+            way = ", or give more --steps beside it" if name in CHANGEABLE_RATES else ""
+            raise _would_change(run, name, given[name], kept, way)
+    return settings
+
+
+def _would_change(run: RunFolder, name: str, found, kept, way: str = "") -> ConfigError:
+    kept = "none" if kept is None else kept
+    return ConfigError(
+        f"--{name.replace('_', '-')} {found} would change the run in {run.path}, which has {kept}; "
+        f"omit it{way}, or start a new run with --from"
+    )
 
 
 def _computed_by(backend: Backend, device: str) -> dict:
@@ -204,7 +218,7 @@ def open_training_backend(
 ) -> Backend:
     """The backend that `settings` ask for; it takes `weights` over."""
     check_threads(threads)
-    _check_memory(backend, config, settings, threads)
+    check_memory(backend, config, settings, threads)
     return open_backend(
         backend,
         config,
@@ -293,43 +307,6 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
         corpus = open_tokens(path)
         yield corpus.train
         del corpus  # Windows removes no file that is still open
-
-
-def _check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int | None):
-    C, F, itemsize, memory = config.d_model, config.d_ff, np.dtype(settings.dtype).itemsize, physical_memory()
-    # The blocks' matrices alone, with gradients and moments: a weight table could be too large to estimate.
-    needed = 4 * config.n_layer * C * (4 * C + 2 * F) * itemsize
-
-    def estimate(accumulate: int) -> int:
-        return backend_class(backend).estimate_memory(
-            config,
-            batch_size=settings.batch_size,
-            accumulate=accumulate,
-            threads=threads or available_processors(),
-            dtype=settings.dtype,
-        )
-
-    if needed > memory:
-        raise UserError(
-            f"the model alone takes {needed / 1e9:,.0f} GB of memory to train, and this machine has "
-            f"{memory / 1e9:,.1f} GB; choose a smaller one"
-        )
-    needed = estimate(settings.accumulate)
-    if needed > memory:
-        raise UserError(
-            f"training takes about {needed / 1e9:,.1f} GB of memory, and this machine has {memory / 1e9:,.1f} GB; "
-            f"{_what_fits(estimate, settings, memory)}"
-        )
-
-
-def _what_fits(estimate: Callable[[int], int], settings: TrainingSettings, memory: int) -> str:
-    """What to change, in words: the fewest micro-batches that bring the estimate below `memory`."""
-    if estimate(settings.batch_size) > memory:
-        return "choose a smaller model, a shorter --context-length or a smaller vocabulary"
-    for parts in range(settings.accumulate + 1, min(settings.batch_size, MOST_PARTS) + 1):
-        if settings.batch_size % parts == 0 and estimate(parts) <= memory:
-            return f"with --accumulate {parts} it takes {estimate(parts) / 1e9:,.1f} GB and gives the same result"
-    return "choose a smaller --batch-size"
 
 
 def _check_length(info: TokenFileInfo, config: ModelConfig):

@@ -32,8 +32,13 @@ class Turnstile:
             self._next = (self._next + 1) % self._threads
             self._changed.notify_all()
 
-    def abort(self):
-        """Tell all waiting threads that this one has failed."""
-        with self._changed:
-            self._broken = True
-            self._changed.notify_all()
+    @contextmanager
+    def aborted_by_failure(self) -> Iterator[None]:
+        """Where the block fails, release all threads that wait for a turn, now and later."""
+        try:
+            yield
+        except BaseException:
+            with self._changed:
+                self._broken = True
+                self._changed.notify_all()
+            raise

@@ -25,7 +25,7 @@ def losses(tmp_path):
             preset_name="nano",
             overrides={"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16, "dropout": 0.1},
             training={"steps": STEPS, "batch_size": 8, "accumulate": 2, "warmup_steps": 30,
-                      "learning_rate": 3e-3, "eval_interval": STEPS, "dtype": dtype},
+                      "learning_rate": 3e-3, "min_learning_rate": 1e-4, "eval_interval": STEPS, "dtype": dtype},
             backend=backend,
             threads=1,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import cli
+from contract.errors import UserError
 from data.grammar import corpus
 from data.prepare import open_tokens
 from data.tokenizers import open_tokenizer
+from harness.checkpoint import load_checkpoint
+from harness.evaluation import Evaluation
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -106,8 +110,8 @@ def test_help_lists_the_commands(run_cli):
     [
         ("prepare", ["TEXT with .bin"]),
         ("tokenizer train", ["TEXT-VOCAB_SIZE.tiktoken"]),
-        ("train", ["data/tense.txt", "a new one in runs/", "1500", "one a processor"]),
-        ("generate", ["begin a new line", "all", "one a processor"]),
+        ("train", ["data/tense.txt", "a new one in runs/", "1500", "one per CPU"]),
+        ("generate", ["begin a new line", "all", "one per CPU"]),
         ("evaluate", ["the run's held-out split"]),
     ],
 )
@@ -303,6 +307,67 @@ def test_parts_and_threads_change_no_result(train):
         assert found == pytest.approx(usual, rel=1e-12)
 
 
+def test_a_schedule_is_explained(train, run_cli):
+    """A warm-up longer than the training is said, and how the rate jumps where a resume names more steps."""
+    folder, _, err = train("--steps 4 --warmup-steps 8 --learning-rate 1e-3")
+    assert (
+        "warm-up     8 steps are more than the training's 4: the learning rate reaches 5.0e-04 of 1.0e-03"
+        in err
+    )
+    folder, _, err = train("--steps 20 --learning-rate 1e-3", "usual")
+    assert "warm-up " not in err
+    assert "schedule " not in err
+    code, _, err = run_cli("train", "--resume", "--out", folder, "--steps", "40")
+    assert code == 0
+    assert (
+        "schedule    learning rate goes from 1.1e-04 up to 5.9e-04: the schedule now ends at step 40, at 1.0e-04"
+        in err
+    )
+    code, _, err = run_cli("train", "--resume", "--out", folder, "--steps", "60", "--learning-rate", "1e-5")
+    assert code == 0
+    assert "goes from 1.0e-04 down to 3.4e-06: the schedule now ends at step 60, at 1.0e-06" in err
+
+
+def test_no_clipping(train):
+    """`--clip inf` is stored as what it means, in valid JSON."""
+    folder, _, _ = train("--steps 1 --clip inf")
+    assert config(folder)["training"]["clip"] is None
+
+
+def test_a_final_evaluation(train, run_cli):
+    """Where the last evaluation of training sees a part, the final one of more is announced and told by its size."""
+    folder, _, err = train("--steps 2 --context-length 4 --eval-tokens 1000000")
+    (row,) = [row for row in metrics(folder) if "final_validation_loss" in row]
+    loss, tokens = row["final_validation_loss"], row["final_validation_tokens"]
+    assert tokens > 1024
+    assert f"step      2  training loss {metrics(folder)[1]['loss']:.4f}  validation loss " in err
+    assert "(1,024 tokens)" in err
+    assert f"final evaluation, of {tokens:,} held-out tokens" in err
+    assert (
+        f"validation loss {loss:.4f} nats per token, perplexity {np.exp(loss):.3f}, "
+        f"over all {tokens + 1:,} held-out tokens\n" in err
+    )
+    found = json.loads(run_cli("info", folder, "--json")[1])
+    assert (found["final_validation_loss"], found["final_validation_tokens"]) == (loss, tokens)
+    assert (found["validation_tokens"], found["training"]["eval_tokens"]) == (1024, 1000000)
+    _, _, err = train("--steps 2 --context-length 4", "usual")
+    assert "final evaluation" not in err
+    assert f"over 1,024 of {tokens + 1:,} held-out tokens\n" in err
+
+
+def test_a_plot_that_cannot_be_written(train, monkeypatch):
+    """It is a line of talk, and the run ends well."""
+
+    def fail(metrics, image):
+        raise UserError("loss.png: no room")
+
+    monkeypatch.setattr("harness.trainer.plot_metrics", fail)
+    folder, out, err = train("--steps 2")
+    assert f"the plot {folder / 'loss.png'} was not drawn: loss.png: no room\n" in err
+    assert f"\ncheckpoints {folder / 'latest'} and" in err
+    assert out
+
+
 def test_clipping_holds_the_norm(train):
     """A tiny limit changes the losses from the second step on, a huge one nothing; the norm before is logged."""
     usual = metrics(train("--steps 3 --clip 1e9 --weight-decay 0")[0])
@@ -314,8 +379,8 @@ def test_clipping_holds_the_norm(train):
 
 
 def test_threads_are_those_asked_for(train, monkeypatch):
-    """`--threads` is what the run is told, and without it there is one a processor."""
-    monkeypatch.setattr("harness.backend.available_processors", lambda: 5)
+    """`--threads` is what the run is told, and without it there is one per CPU."""
+    monkeypatch.setattr("harness.backend.available_cpus", lambda: 5)
     assert "machine     3 threads" in train("--steps 1 --threads 3")[2]
     assert "machine     5 threads" in train("--steps 1", "usual")[2]
 
@@ -550,6 +615,22 @@ def test_evaluate(succeed, trained, text):
     assert err == ""
 
 
+def test_json_has_no_infinity(succeed, trained, monkeypatch):
+    """A number that is not finite, such as the perplexity of a hopeless model, is null for machines."""
+    monkeypatch.setattr("harness.evaluation.evaluate", lambda *a, **k: Evaluation(float("nan"), 5))
+    out, _ = succeed("evaluate", trained[0], "--json")
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert (found["nats_per_token"], found["bits_per_byte"], found["tokens"]) == (None, None, 5)
+    monkeypatch.setattr("harness.evaluation.evaluate", lambda *a, **k: Evaluation(1e6, 5))
+    assert json.loads(succeed("evaluate", trained[0], "--json")[0])["perplexity"] is None
+    assert "perplexity      inf" in succeed("evaluate", trained[0])[0]
+    damaged = load_checkpoint(trained[0] / "latest")
+    damaged.training["losses"] = [1.0, float("inf")]
+    monkeypatch.setattr("harness.checkpoint.load_checkpoint", lambda folder: damaged)
+    found = json.loads(succeed("info", trained[0], "--json")[0], parse_constant=pytest.fail)
+    assert found["training"]["losses"] == [1.0, None]
+
+
 def test_info_tells_the_flags(succeed, train):
     """What a run was given on the command line stands in `info --json`, for machines: one JSON object alone."""
     model = "--d-ff 24 --activation relu --position sinusoidal --dropout 0.25"
@@ -569,6 +650,9 @@ def test_info(succeed, trained):
     assert found["training"]["batch_size"] == 4
     assert found["tokenizer"]["name"] == "bytes"
     assert found["step"] in (15, 30)
+    assert found["validation_tokens"] == metrics(trained[0])[-1]["validation_tokens"]
+    assert found["final_validation_loss"] is None
     plain, _ = succeed("info", trained[0])
     assert f"{found['parameters']:,}" in plain
     assert "model.d_model" in plain
+    assert re.search(rf"\nvalidation_tokens +{found['validation_tokens']:,}\n", plain)

@@ -103,9 +103,9 @@ MISTAKES = [
     (f"{TRAIN} --d-model nan", 2, "Invalid value for '--d-model'"),
     (f"{TRAIN} --n-head 1000000000000", 2, "d_model 16 does not divide into n_head 1000000000000"),
     # more than any machine has
-    (f"{TRAIN} --n-layer 100000000000", 1, "GB of memory to train, and this machine has"),
-    (f"{TRAIN} --d-model 1000000000000", 1, "GB of memory to train, and this machine has"),
-    (f"{TRAIN} --d-ff 1000000000000", 1, "GB of memory to train, and this machine has"),
+    (f"{TRAIN} --n-layer 100000000000", 1, "GB of memory to train, and this process may use"),
+    (f"{TRAIN} --d-model 1000000000000", 1, "GB of memory to train, and this process may use"),
+    (f"{TRAIN} --d-ff 1000000000000", 1, "GB of memory to train, and this process may use"),
     (f"{TRAIN} --batch-size 1000000000000", 1, "choose a smaller --batch-size"),
     (f"{TRAIN} --context-length 1000000000000", 1, "one context takes 1,000,000,000,001"),
     (f"{TRAIN} --steps 99999999999999999999", 2, "steps must be below 2^63"),
@@ -438,11 +438,11 @@ def test_memory_that_runs_out(fail, monkeypatch):
 
 
 def test_a_smaller_machine_refuses_more(fail, monkeypatch):
-    """The memory held against the estimate is the machine's own, and both are named."""
-    monkeypatch.setattr("harness.runs.physical_memory", lambda: 10**7)
+    """The memory held against the estimate is what this process may use, and both are named."""
+    monkeypatch.setattr("harness.memory.available_memory", lambda: 10**7)
     code, err = fail(*TRAIN.split())
     assert code == 1
-    assert "and this machine has 0.0 GB" in err
+    assert "and this process may use 0.0 GB" in err
 
 
 def test_ranks_are_replaced_where_nothing_is_lost(place, tmp_path, monkeypatch):
@@ -463,3 +463,31 @@ def test_ranks_are_replaced_where_nothing_is_lost(place, tmp_path, monkeypatch):
         assert cli.main() == code, command
     ranks = [(tmp_path / name).read_bytes() for name in ("ranked.tiktoken", "other.tiktoken")]
     assert ranks == [(place / "ranked.tiktoken").read_bytes()] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 536870912 bytes. Error code 12 (Cannot allocate memory)",
+            "not enough memory (tried to allocate 536870912 bytes)",
+        ),
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which",
+            "not enough memory (tried to allocate 2.00 GiB)",
+        ),
+        ("[enforce fail] DefaultCPUAllocator: not enough memory: you", "not enough memory"),
+    ],
+)
+def test_memory_that_pytorch_does_not_get(fail, monkeypatch, words, told):
+    """PyTorch's own error of memory, which is no MemoryError, is one line too; its other errors stay what they are."""
+
+    def refuse(*arguments, **settings):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("harness.runs.open_backend", refuse)
+    assert fail(*TRAIN.split()) == (1, f"error: {told}\n")
+    words = "mat1 and mat2 shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match="mat1"):
+        fail(*TRAIN.split())

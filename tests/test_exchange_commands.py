@@ -123,7 +123,7 @@ def test_fine_tuning(succeed, imported, text, tmp_path, backend):
     assert tuned.config == ModelConfig(**CONFIG.to_dict() | {"dropout": 0.25})
     assert tuned.training["from"] == "imported"
     assert tuned.training["batch_size"] == 4
-    assert tuned.training["min_learning_rate"] == 3e-6
+    assert tuned.training["min_learning_rate"] == 1e-5
     moved = max(np.abs(tuned.weights[name] - before.weights[name]).max() for name in before.weights)
     assert 0 < moved < 2e-4  # Adam's first step is the learning rate, from these very weights
     succeed("train", "--resume", "--out", run, "--steps", "2", "--backend", backend)

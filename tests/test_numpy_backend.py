@@ -1,11 +1,13 @@
 """The NumPy backend: threads and micro-batches change no result, and a run can be taken up where it was left."""
 
 import tracemalloc
+from threading import Event, Thread
 
 import numpy as np
 import pytest
 
 from contract.config import preset
+from contract.errors import UserError
 from contract.randomness import DropoutKey
 from contract.weights import parameter_count, weight_table
 from harness.numpy_backend import PROCESS_BYTES, NumpyBackend, _split
@@ -107,6 +109,37 @@ def test_a_failing_thread_ends_the_step(config, monkeypatch):
     np.testing.assert_array_equal(
         loss_and_gradients(backend, 4)[1], loss_and_gradients(backend_of(config), 4)[1]
     )
+
+
+def test_a_thread_that_cannot_start(config, monkeypatch):
+    """Where the system starts no more threads that is one line, and those that did start do not wait for ever."""
+    backend, start, forward, started, refused = (
+        backend_of(config, threads=4),
+        Thread.start,
+        GPT.forward,
+        [],
+        Event(),
+    )
+
+    def start_two(thread):
+        if len(started) == 2:
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    def wait_for_all(*arguments, **options):  # so no thread is free for the work of another
+        refused.wait()
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(Thread, "start", start_two)
+    monkeypatch.setattr(GPT, "forward", wait_for_all)
+    with pytest.raises(
+        UserError, match=r"the system does not start 4 threads \(can't .* fewer with --threads"
+    ):
+        loss_and_gradients(backend, 8)
+    backend._pool.shutdown()  # waits for the threads
+    assert len(started) == 2
 
 
 def test_clip(config):

@@ -231,8 +231,13 @@ def test_a_crash_after_a_resume_loses_no_row(tmp_path):
 def test_a_damaged_line_costs_no_other(tmp_path):
     """Lines that are no rows are left out, each by itself."""
     path = tmp_path / "metrics.jsonl"
-    good = [ROW | {"step": step} for step in range(1, 7)]
+    good = [ROW | {"step": step} for step in range(1, 38)]
     bad = [b"{}x", b"5", b'{"step": "a"}', b"\xff", b"[" * 200_000, b'{"step": 9, "lo']
+    values = (b"null", b'"x"', b"[1]", b"{}", b"true", b"NaN", b"-Infinity", b"1" * 400)
+    names = (b"loss", b"validation_loss", b"final_validation_loss")
+    bad += [b'{"step": 2, "%b": %b}' % (name, value) for name in names for value in values]
+    bad += [b'{"step": %b, "loss": 1.0}' % step for step in (b"-1", b"0", b"-" + b"1" * 400, b"1.5", b"true")]
+    bad += [b'{"step": 2}', b'{"step": 2, "loss": 1.0, "validation_loss": 1.0}']
     lines = [
         line for pair in zip((json.dumps(row).encode() for row in good), bad, strict=True) for line in pair
     ]
@@ -241,6 +246,23 @@ def test_a_damaged_line_costs_no_other(tmp_path):
     with MetricsLog(path, after_step=4) as log:
         assert log.kept == good[:4]
     assert list(read_metrics(path)) == good[:4]
+
+
+def test_a_row_can_be_read_at_once(tmp_path):
+    """Whoever follows the log sees a row as soon as it is written."""
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        log.write(step=1, loss=1.0)
+        assert list(read_metrics(tmp_path / "metrics.jsonl")) == [{"step": 1, "loss": 1.0}]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_log_without_room(tmp_path):
+    """A row that finds no room names the file, once."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log._file.close()
+    log._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(No space left.*--resume"), log:
+        log.write(step=1, loss=1.0)
 
 
 def test_flushing_brings_the_rows_to_the_disk(tmp_path, monkeypatch):
@@ -261,7 +283,8 @@ def test_plot(tmp_path, monkeypatch, evaluated):
         for step in (1, 2, 3):
             log.write(step=step, loss=2.0 / step)
         if evaluated:
-            log.write(step=3, validation_loss=2.1)
+            log.write(step=3, validation_loss=2.1, validation_tokens=8)
+            log.write(step=3, final_validation_loss=5.0, final_validation_tokens=99)  # of other tokens
     figures, save = [], Figure.savefig
 
     def note_save(figure, *arguments, **options):
