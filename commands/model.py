@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from commands.options import BackendOption, DeviceOption, JsonOption, RunArgument, ThreadsOption, option
 from contract.errors import ConfigError
 
@@ -115,8 +113,10 @@ def info(run: RunArgument, as_json: JsonOption = False):
 
 
 def _print_record(record: dict, as_json: bool):
+    from commands.console import show
+
     if as_json:
-        typer.echo(json.dumps(record))
+        show(json.dumps(record))
         return
     rows = {}
     for name, value in record.items():
@@ -128,7 +128,7 @@ def _print_record(record: dict, as_json: bool):
     width = max(map(len, rows))
     for name, value in rows.items():
         if value is not None:
-            typer.echo(f"{name:<{width}}  {_shown(value)}")
+            show(f"{name:<{width}}  {_shown(value)}")
 
 
 def _shown(value) -> str:

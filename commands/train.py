@@ -15,7 +15,7 @@ from commands.options import (
     ThreadsOption,
     option,
 )
-from contract.errors import ConfigError
+from contract.errors import ConfigError, command_line
 
 MODEL_FLAGS = (
     "n_layer",
@@ -149,7 +149,8 @@ def _resume_arguments(given: dict) -> dict:
 
 
 def _train(trainer):
-    from commands.console import interruptible, say, training_progress, write
+    from commands.console import say, training_progress, write
+    from commands.interruption import finishing
     from contract.weights import parameter_count
     from harness.generation import encode_prompt, generate_text
 
@@ -167,17 +168,20 @@ def _train(trainer):
         f"machine     {backend.threads} threads, about {trainer.estimated_memory / 1e6:,.0f} MB of memory at the peak"
     )
     say(f"run         {run.path}")
-    with interruptible() as trainer.interrupted, training_progress(trainer) as trainer.report:
+    ending = "stopping after this step, to save a checkpoint; once more to leave at once"
+    with finishing(ending) as trainer.interrupted, training_progress(trainer) as trainer.report:
         outcome = trainer.train()
     if not outcome.finished:
-        say(f"stopped at step {outcome.step:,}; go on with: python cli.py train --resume --out {run.path}")
+        say(
+            f"stopped at step {outcome.step:,}; go on with: {command_line('train', '--resume', '--out', run.path)}"
+        )
         raise typer.Exit(130)
     say(
         f"trained {outcome.step:,} steps, {outcome.seconds:.1f} s in this session: validation loss "
         f"{outcome.validation.loss:.4f} nats per token, perplexity {outcome.validation.perplexity:.3f}"
     )
     say(f"plot {run.plot}, checkpoints {run.latest} and {run.best}")
-    say(f"\nwhat it writes (more: python cli.py generate {run.path}):\n")
+    say(f"\nwhat it writes (more: {command_line('generate', run.path)}):\n")
     try:
         tokens = encode_prompt(trainer.tokenizer, None)
     except ConfigError:  # a text without line breaks: the sample begins as its held-out part does
