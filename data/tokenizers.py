@@ -107,7 +107,7 @@ def _merge(pieces: Iterator[str], vocab_size: int) -> list[bytes]:
         for piece in pieces:
             merging.write_piece(process.stdin, piece.encode())
         merging.write_piece(process.stdin, b"")
-        process.stdin.flush()
+        process.stdin.close()
         return list(merging.read_pieces(process.stdout))
     except (BrokenPipeError, EOFError):
         raise UserError(
@@ -116,7 +116,10 @@ def _merge(pieces: Iterator[str], vocab_size: int) -> list[bytes]:
         ) from None
     finally:
         process.kill()
-        process.communicate()
+        with contextlib.suppress(BrokenPipeError):  # what it did not live to read
+            process.stdin.close()
+        process.stdout.close()
+        process.wait()
 
 
 def _splittable(text: str | PathLike, progress: Callable[[int], None] | None) -> Iterator[str]:
