@@ -93,7 +93,7 @@ def compute():
 """
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
 def test_native_code_is_interrupted(name):
     """While the main thread computes in C, a signal is acknowledged and ends the process."""
     with program(NATIVE + "compute()") as process:
@@ -181,13 +181,12 @@ def test_an_ignored_hangup_stays_ignored(tmp_path, text):
     assert load_checkpoint(tmp_path / "run" / "latest").step >= 80
 
 
-@pytest.mark.parametrize("name", SIGNALS)
-def test_generation_is_interrupted(tmp_path, text, run_cli, name):
+def test_generation_is_interrupted(tmp_path, text, run_cli):
     """A command without anything to save says that it was interrupted, and no more."""
     assert run_cli("train", "--text", text, "--out", tmp_path / "run", *SMALL, "--steps", 1)[0] == 0
     with start("generate", tmp_path / "run", "--max-new-tokens", 10**8) as process:
         process.stdout.read(20)
-        process.send_signal(getattr(signal, name))
+        process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (130, "error: interrupted\n")
 
@@ -207,7 +206,7 @@ def test_an_interruption_is_one_line(run_cli, monkeypatch):
 
 
 @linux
-@pytest.mark.parametrize("name", [*SIGNALS, "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
 def test_merging_is_interrupted(tmp_path, many_words, name):
     """`tokenizer train` ends in the middle of its merges, with the process that makes them, and leaves no file."""
     out = tmp_path / "ranks.tiktoken"
@@ -245,7 +244,7 @@ HEX = str.maketrans("0123456789", "ghijklmnop")
 
 
 @linux
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGKILL"])
 def test_a_student_ends_with_the_grader(tmp_path, name):
     """However `exercise grade` ends, the process of the file that it runs ends too."""
     mark = tmp_path / "process"
