@@ -95,8 +95,8 @@ def _meet(number, frame):
 def _watch(reader: int):
     """Read the signals as they come."""
     first = None
-    while number := os.read(reader, 1)[0]:
-        now = time.monotonic()
+    while byte := os.read(reader, 1):
+        number, now = byte[0], time.monotonic()
         if number not in _state.handled:
             continue
         if first is None:

@@ -22,17 +22,18 @@ SMALL = (
     "--preset", "nano", "--n-layer", "1", "--n-head", "2", "--d-model", "16", "--context-length", "8",
     "--batch-size", "4", "--threads", "1",
 )  # fmt: skip
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 HOSTILE = "\x1b]0;mine\x07\x1b[2J\x9b31m\u202e"
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell or pseudo-terminals")
 
 
-def shell(line, *arguments, **environment):
+def shell(line, *arguments):
     """Run a shell line in which CLI is the command line and the arguments are $1, $2, ..."""
     line = line.replace("CLI", f'"{sys.executable}" cli.py')
     return subprocess.run(
         ["bash", "-c", line, "bash", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, check=False, env=os.environ | environment,
+        cwd=ROOT, capture_output=True, check=False, env=BUFFERED,
     )  # fmt: skip
 
 
