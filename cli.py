@@ -4,10 +4,11 @@ Text and results go to stdout, talk goes to stderr. A user's mistake is one line
 usage) or 1 (failure). Everything heavy is imported by the command that needs it.
 """
 
-import signal
 import sys
+from pathlib import Path
 
 import typer
+from typer.main import get_command
 
 from commands.bench import bench
 from commands.corpus import prepare, train_tokenizer
@@ -15,11 +16,13 @@ from commands.exchange import export, import_gpt2
 from commands.exercise import grade, list_exercises, start
 from commands.golden import check, list_packs, make
 from commands.golden import export as export_golden
+from commands.interruption import INTERRUPTED, acknowledge, handle_signals, leave_if_interrupted
 from commands.model import evaluate, generate, info
 from commands.parity import parity
+from commands.streams import cap_width, release_stdout, secure_streams
 from commands.study import study
 from commands.train import train
-from contract.errors import UserError, refused_memory
+from contract.errors import UserError, refused_memory, visible
 
 app = typer.Typer(
     help="A GPT whose every gradient is written by hand, in NumPy, beside its twin in PyTorch.",
@@ -50,17 +53,21 @@ for group, (summary, commands) in GROUPS.items():
 
 def main() -> int:
     """Run the command line. returns: the exit code"""
+    cap_width()
     try:
-        return app(standalone_mode=False) or 0
+        # Calling the app would turn an interruption and a broken pipe into exit codes, and not say a word.
+        with get_command(app).make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
+            context.command.invoke(context)
+        return 0
     except UserError as error:
         problem, code = str(error), error.exit_code
     except typer.Exit as exit:
         return exit.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        problem, code = "interrupted", 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stderr.close()
+    except SystemExit:  # rich's answer where the reader of a help page has seen enough
         return 0
+    except KeyboardInterrupt:
+        acknowledge()
+        return INTERRUPTED
     except MemoryError as error:  # NumPy's says how much was asked for
         problem, code = f"not enough memory{f' ({error})' if str(error) else ''}", 1
     except RuntimeError as error:
@@ -75,10 +82,23 @@ def main() -> int:
             raise
         message = error.format_message() or "a command is missing"  # that of a group without one is empty
         problem, code = f"{message}; see --help", error.exit_code
-    print(f"error: {' '.join(problem.split())}", file=sys.stderr)
+    print(f"error: {visible(' '.join(problem.split()))}", file=sys.stderr)
     return code
 
 
+def run():
+    """Be the process of the command line: with streams that last and signals that end it in order."""
+    secure_streams()
+    handle_signals()
+    try:
+        code = main()
+        release_stdout()
+    except KeyboardInterrupt:
+        acknowledge()
+        code = INTERRUPTED
+    leave_if_interrupted(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun is cleared away
-    sys.exit(main())
+    run()

@@ -26,7 +26,7 @@ def bench(
     Each runs in a process of its own, in turn, after a warm-up. The ratio says how many times as fast NumPy is:
     its median over the turns, with the least and the most.
     """
-    from commands.console import say
+    from commands.console import say, show
     from contract.files import require_free
     from harness.backend import check_threads
     from harness.bench import RECIPES, run_recipe, write_results
@@ -46,7 +46,7 @@ def bench(
         say(f"{name}: about {2 * turns + 10} s ...")
         results.append(run_recipe(RECIPES[name], turns=turns, threads=threads, compiled=compile))
         for line in _table(results[-1]):
-            typer.echo(line)
+            show(line)
     if json is not None:
         write_results(json, results, overwrite=overwrite)
 

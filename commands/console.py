@@ -1,12 +1,12 @@
-"""What a person sees while the program works: all of it on stderr, so that stdout carries results alone."""
+"""What a person sees: talk and bars on stderr, so that stdout carries results alone, each by one function."""
 
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,15 +18,24 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from commands.streams import fit_stdout
+from contract.errors import UserError, visible
 from harness.trainer import Progress as TrainingProgress
 from harness.trainer import Trainer
 
-console = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    def show_cursor(self, show: bool = True) -> bool:
+        """Leave the cursor alone: hidden beside a bar, it would stay so after a process that was killed."""
+        return False
+
+
+console = _Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def say(line: str):
-    """Print a line of talk, as it is."""
-    console.print(line, markup=False, soft_wrap=True)
+    """Print a line of talk on stderr."""
+    console.print(visible(line), soft_wrap=True)
 
 
 class Heartbeat:
@@ -129,33 +138,22 @@ class SpikeLines:
             self._more = 0
 
 
-@contextmanager
-def interruptible():
-    """Turn the first Ctrl-C or termination signal into a question; gives the function that answers it.
-
-    The second one interrupts at once, as usual.
-    """
-    seen = False
-
-    def note(number, frame):
-        nonlocal seen
-        seen = True
-        say("stopping after this step, to save a checkpoint; once more to leave at once")
-        for each in handlers:
-            signal.signal(each, handlers[each])
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield lambda: seen
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+def show(line: str = ""):
+    """Print a line of results on stdout."""
+    write(f"{visible(line)}\n")
 
 
 def write(text: str):
-    """Put text on stdout at once, as it is; what the terminal's encoding lacks becomes a question mark."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
-    sys.stdout.flush()
+    """Put text on stdout at once: its very bytes into a file or a pipe, escapes made visible on a terminal.
+
+    What stdout's encoding lacks becomes a question mark. Raises typer.Exit where its reader has seen enough,
+    UserError where it cannot be written.
+    """
+    fit_stdout()
+    try:
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise typer.Exit(0) from None
+    except OSError as error:
+        raise UserError(f"stdout cannot be written ({error.strerror or error})") from None

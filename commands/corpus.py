@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from commands.options import TOKENIZER_HELP, TextArgument, option
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, UserError, quoted
 
 
 def prepare(
@@ -53,4 +53,4 @@ def train_tokenizer(
     with reading_progress(text, "counting") as progress:
         encoding = train_tokenizer(text, vocab_size, progress)
     save_ranks(encoding, out, overwrite=overwrite)
-    say(f"{out}: {encoding.n_vocab:,} tokens; use it with --tokenizer {out}")
+    say(f"{out}: {encoding.n_vocab:,} tokens; use it with {quoted('--tokenizer', out)}")

@@ -24,6 +24,7 @@ def import_gpt2(
     hub's cache.
     """
     from commands.console import say
+    from contract.errors import command_line
     from contract.weights import parameter_count
     from harness.checkpoint import save_checkpoint
     from harness.huggingface_import import find_source, import_gpt2
@@ -36,7 +37,7 @@ def import_gpt2(
     run.unlock()
     say(
         f"{out}: {parameter_count(checkpoint.config):,} parameters, {checkpoint.tokenizer.n_vocab:,} tokens; "
-        f"try: python cli.py generate {out}"
+        f"try: {command_line('generate', out)}"
     )
 
 

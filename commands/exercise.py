@@ -6,17 +6,17 @@ from typing import Annotated
 import typer
 
 from commands.options import JsonOption, option
-from contract.errors import ConfigError
+from contract.errors import ConfigError, command_line
 
 
 def list_exercises():
     """List the exercises, the easiest first."""
-    from commands.console import write
+    from commands.console import show
     from exercises.catalogue import COURSE
 
     width = max(len(exercise.name) for exercise in COURSE)
     for number, exercise in enumerate(COURSE, 1):
-        write(f"{number:>2}  {exercise.name:<{width}}  {exercise.title}\n")
+        show(f"{number:>2}  {exercise.name:<{width}}  {exercise.title}")
 
 
 def start(
@@ -28,18 +28,18 @@ def start(
     ] = None,
 ):
     """Write an exercise's file: equation, shapes, the forward pass given, the backward pass blank. Or give a hint."""
-    from commands.console import say, write
+    from commands.console import say, show
     from exercises.catalogue import find_exercise
     from exercises.start import default_path, write_starter
 
     exercise = find_exercise(name)
     if hint is not None:
-        write(f"{exercise.hint(hint)}\n")
+        show(exercise.hint(hint))
         return
     path = out or default_path(exercise)
     write_starter(exercise, seed, path)
-    say(f"{path}: {exercise.title}. When it is written: python cli.py exercise grade {path}")
-    say(f"Stuck? python cli.py exercise start {exercise.name} --hint 1")
+    say(f"{path}: {exercise.title}. When it is written: {command_line('exercise', 'grade', path)}")
+    say(f"Stuck? {command_line('exercise', 'start', exercise.name, '--hint', 1)}")
 
 
 def grade(
@@ -56,7 +56,7 @@ def grade(
     Each file runs in a process of its own, under limits but with your rights: this is no sandbox.
     Several files end with a summary. The exit code is 1 unless everything is right.
     """
-    from commands.console import say, write
+    from commands.console import say, show
     from exercises.grade import Limits, files_of, identify
     from exercises.grade import grade as grade_file
     from exercises.report import as_json, lines, summary_lines
@@ -72,14 +72,14 @@ def grade(
         grades.append(grade_file(path, seed=seed, limits=limits))
         if not json:
             for line in lines(grades[-1]):
-                write(f"{line}\n")
+                show(line)
         if grades[-1].printed and len(files) == 1 and not json:
             say(f"it printed: {grades[-1].printed}")
     if json:
-        write(as_json(grades) + "\n")
+        show(as_json(grades))
     elif len(grades) > 1:
-        write("\n")
+        show()
         for line in summary_lines(grades):
-            write(f"{line}\n")
+            show(line)
     if not all(each.full for each in grades):
         raise typer.Exit(1)

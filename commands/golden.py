@@ -110,6 +110,7 @@ def export(
 
 def list_packs(as_json: JsonOption = False):
     """Show the packs that come with the project."""
+    from commands.console import show
     from contract.weights import parameter_count
     from parity.packs import load_pack, pack_names
 
@@ -119,7 +120,7 @@ def list_packs(as_json: JsonOption = False):
             {"name": pack.name, "tensors": len(pack.tensors), "config": pack.manifest["config"]}
             for pack in packs
         ]
-        typer.echo(json.dumps(rows))
+        show(json.dumps(rows))
         return
     for pack in packs:
         config, count = pack.config, parameter_count(pack.config)
@@ -132,7 +133,7 @@ def list_packs(as_json: JsonOption = False):
             "tied" if config.tie_embeddings else "untied",
             "bias" if config.bias else "no bias",
         )
-        typer.echo(f"{pack.name:<16} {len(pack.tensors)} tensors, {count:,} parameters: {', '.join(words)}")
+        show(f"{pack.name:<16} {len(pack.tensors)} tensors, {count:,} parameters: {', '.join(words)}")
 
 
 def check(
@@ -150,15 +151,16 @@ def check(
     DUMP has some or all of the pack's tensors under the pack's names. The exit
     code is 1 where one diverges.
     """
+    from commands.console import show
     from parity.check import check_dump
     from parity.check_report import as_record, describe
     from parity.packs import load_pack
 
     report = check_dump(dump, load_pack(golden), dtype=dtype)
     if as_json:
-        typer.echo(json.dumps(as_record(report), allow_nan=False))
+        show(json.dumps(as_record(report), allow_nan=False))
     else:
         for line in describe(report):
-            typer.echo(line)
+            show(line)
     if report.diverging:
         raise typer.Exit(1)

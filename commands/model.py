@@ -5,8 +5,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from commands.options import BackendOption, DeviceOption, JsonOption, RunArgument, ThreadsOption, option
 from contract.errors import ConfigError
 
@@ -122,8 +120,10 @@ def info(run: RunArgument, as_json: JsonOption = False):
 
 
 def _print_record(record: dict, as_json: bool):
+    from commands.console import show
+
     if as_json:
-        typer.echo(json.dumps(_finite(record), allow_nan=False))
+        show(json.dumps(_finite(record), allow_nan=False))
         return
     rows = {}
     for name, value in record.items():
@@ -135,7 +135,7 @@ def _print_record(record: dict, as_json: bool):
     width = max(map(len, rows))
     for name, value in rows.items():
         if value is not None:
-            typer.echo(f"{name:<{width}}  {_shown(value)}")
+            show(f"{name:<{width}}  {_shown(value)}")
 
 
 def _finite(value):

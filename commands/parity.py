@@ -42,18 +42,20 @@ def parity(
             'parity needs PyTorch, which is not installed; run: pip install -c constraints.txt -e ".[torch]"'
         ) from None
 
+    from commands.console import show
+
     if json is not None:
         require_free(json, overwrite)
     comparisons = []
     for comparison in compare_models(run, dtype=dtype, device=device, compiled=compile, seed=seed):
         comparisons.append(comparison)
-        typer.echo(f"{comparison.title}, {dtype}, seed {seed}\n")
+        show(f"{comparison.title}, {dtype}, seed {seed}\n")
         for line in table(comparison):
-            typer.echo(line)
-        typer.echo()
+            show(line)
+        show()
     if json is not None:
         write_json(json, comparisons, device=device, compiled=compile, overwrite=overwrite)
     for comparison in comparisons:
-        typer.echo(summary(comparison))
+        show(summary(comparison))
     if any(comparison.diverging for comparison in comparisons):
         raise typer.Exit(1)

@@ -16,7 +16,7 @@ from commands.options import (
     ThreadsOption,
     option,
 )
-from contract.errors import ConfigError
+from contract.errors import ConfigError, command_line
 from harness.settings import TrainingSettings
 
 MODEL_FLAGS = (
@@ -171,7 +171,8 @@ def _resume_arguments(given: dict) -> dict:
 
 
 def _train(trainer):
-    from commands.console import interruptible, say, training_progress, write
+    from commands.console import say, training_progress, write
+    from commands.interruption import finishing
     from contract.weights import parameter_count
     from harness.generation import encode_prompt, generate_text
 
@@ -200,15 +201,18 @@ def _train(trainer):
             f"schedule    learning rate goes from {before:.1e} {'up' if after > before else 'down'} to {after:.1e}: "
             f"the schedule now ends at step {settings.steps:,}, at {settings.min_learning_rate:.1e}"
         )
+    ending = "stopping after this step, to save a checkpoint; once more to leave at once"
     with (
-        interruptible() as trainer.interrupted,
+        finishing(ending) as trainer.interrupted,
         training_progress(trainer) as (trainer.report, trainer.report_evaluation),
     ):
         outcome = trainer.train()
     if outcome.plot_problem:
         say(f"the plot {run.plot} was not drawn: {outcome.plot_problem}")
     if not outcome.finished:
-        say(f"stopped at step {outcome.step:,}; go on with: python cli.py train --resume --out {run.path}")
+        say(
+            f"stopped at step {outcome.step:,}; go on with: {command_line('train', '--resume', '--out', run.path)}"
+        )
         raise typer.Exit(130)
     validation, held_out = outcome.validation, len(trainer.validation)
     part = "all" if validation.tokens == held_out - 1 else f"{validation.tokens:,} of"
@@ -219,7 +223,7 @@ def _train(trainer):
     )
     plot = "" if outcome.plot_problem else f"plot {run.plot}, "
     say(f"{plot}checkpoints {run.latest} and {run.best}")
-    say(f"\nwhat it writes (more: python cli.py generate {run.path}):\n")
+    say(f"\nwhat it writes (more: {command_line('generate', run.path)}):\n")
     try:
         tokens = encode_prompt(trainer.tokenizer, None)
     except ConfigError:  # a text without line breaks: the sample begins as its held-out part does

@@ -1,6 +1,12 @@
-"""The one kind of error that is shown to a person as a single line, without a traceback."""
+"""What a person is told: the one kind of error that is a line without a traceback, and what such lines are made of."""
 
 import re
+import shlex
+from pathlib import Path
+
+# What a terminal obeys or hides instead of showing it: control characters but for the tab and the line's end, marks
+# that turn the direction of writing, other ends of lines, halves of characters (undecodable bytes of a path).
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -25,3 +31,21 @@ def refused_memory(error: RuntimeError) -> str | None:
         return None
     asked = re.search(r"tried to allocate [\d.,]+ \w+", words, re.IGNORECASE)
     return f"not enough memory ({asked[0][0].lower()}{asked[0][1:]})" if asked else "not enough memory"
+
+
+def visible(text: str) -> str:
+    """Text with escapes in the place of characters that would steer a terminal or turn the words around them about."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def command_line(*arguments: str | Path) -> str:
+    """A command of this program to suggest: `python cli.py` and its arguments, as `quoted` gives them."""
+    return f"python cli.py {quoted(*arguments)}"
+
+
+def quoted(*arguments: str | Path) -> str:
+    """Arguments that can be pasted into a shell; a Path never reads as an option, whatever its name."""
+    return shlex.join(
+        f"./{each}" if isinstance(each, Path) and str(each).startswith("-") else str(each)
+        for each in arguments
+    )

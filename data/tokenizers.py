@@ -10,18 +10,20 @@ import contextlib
 import hashlib
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import rustbpe
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
+from data import merging
 from data.text import stream_text
 
 MAX_VOCAB_SIZE = 1 << 24
@@ -88,13 +90,36 @@ def train_tokenizer(
             f"a vocabulary of {vocab_size} tokens cannot be trained; it holds the 256 bytes and the merges: "
             f"ask for 256 to {MAX_VOCAB_SIZE}"
         )
-    trainer = rustbpe.Tokenizer()
-    # buffer_size counts strings that are held at once: rustbpe's own 8192 would be 8 GiB of our pieces.
-    trainer.train_from_iterator(
-        _splittable(text, progress), vocab_size, buffer_size=os.cpu_count() or 1, pattern=r50k_pat_str
+    return encoding_of("ranks", _merge(_splittable(text, progress), vocab_size))
+
+
+def _merge(pieces: Iterator[str], vocab_size: int) -> list[bytes]:
+    """The tokens that a text's pieces give, in the order of their ranks, learned in a process of its own."""
+    command = [sys.executable, "-P", merging.__file__, str(os.getpid()), str(vocab_size), r50k_pat_str]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    ranks = sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])
-    return encoding_of("ranks", [bytes(token) for token, _ in ranks])
+    try:
+        for piece in pieces:
+            merging.write_piece(process.stdin, piece.encode())
+        merging.write_piece(process.stdin, b"")
+        process.stdin.close()
+        return list(merging.read_pieces(process.stdout))
+    except (BrokenPipeError, EOFError):
+        raise UserError(
+            f"the process that learns the merges ended (exit code {process.wait()}), perhaps out of memory; "
+            "free memory, or train on a smaller text"
+        ) from None
+    finally:
+        process.kill()
+        with contextlib.suppress(BrokenPipeError):  # what it did not live to read
+            process.stdin.close()
+        process.stdout.close()
+        process.wait()
 
 
 def _splittable(text: str | PathLike, progress: Callable[[int], None] | None) -> Iterator[str]:

@@ -270,7 +270,8 @@ def run_file(path: Path, folder: Path, limits: Limits) -> tuple[str, str]:
     environment = os.environ | dict.fromkeys(
         ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"
     )
-    command = [sys.executable, "-I", "-B", "-X", "utf8", str(RUNNER), str(path), str(folder), str(ROOT)]
+    places = [str(RUNNER), str(path), str(folder), str(ROOT), str(os.getpid())]
+    command = [sys.executable, "-I", "-B", "-X", "utf8", *places]
     with open(folder / "printed", "w+b") as printed:
         process = subprocess.Popen(
             command,
@@ -313,6 +314,8 @@ def death(number: int, limits: Limits) -> str:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
+    if name == "SIGALRM":  # before this process looked at the clock: it was suspended
+        return f"took longer than {limits.seconds:g} s; is there a loop that never ends?"
     if name == "SIGXCPU":
         return f"took more than {limits.seconds:g} s of processor time; is there a loop that never ends?"
     if name == "SIGKILL":

@@ -1,12 +1,13 @@
 """The other side of `grade`: runs one student's file in a process of its own, under limits.
 
-    python -I runner.py STUDENT_FILE FOLDER ROOT
+    python -I runner.py STUDENT_FILE FOLDER ROOT GRADER
 
 Reads FOLDER/request.json and request.npz, writes reply.npz and, last, reply.json; no reply means that the
-process did not live to write one. The limits keep accidents from hurting, an endless loop or a list that
-grows for ever; they are no sandbox, and the file runs with the rights of whoever grades it.
+process did not live to write one. It ends with the process GRADER that started it, however that ends. The limits
+keep accidents from hurting, an endless loop or a list that grows for ever; they are no sandbox, and the file runs
+with the rights of whoever grades it.
 
-Imports NumPy and the standard library alone, so that it starts quickly and by its path.
+Imports NumPy, the standard library and what stands on these alone, so that it starts quickly and by its path.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import json
 import linecache
 import os
 import re
+import signal
 import sys
 import traceback
 import types
@@ -37,7 +39,9 @@ class Problem(Exception):
 
 
 def set_limits(memory: int, seconds: int) -> bool:
-    """Bound address space (bytes), processor time and the size of a file. returns: whether memory is bounded"""
+    """Bound address space (bytes), time and the size of a file. returns: whether memory is bounded"""
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds + 1)  # where no grader is left to end it, and the system does not either
     try:
         import resource
     except ImportError:  # Windows
@@ -56,9 +60,8 @@ def set_limits(memory: int, seconds: int) -> bool:
     return True
 
 
-def load(path: Path, root: str, withheld: list[str] | None) -> types.ModuleType:
+def load(path: Path, withheld: list[str] | None) -> types.ModuleType:
     """Run the file as a module of its own, with the answers out of reach unless `withheld` is None."""
-    sys.path.append(root)
     if withheld is not None:
         withhold(withheld)
     sys.addaudithook(stay_alone)
@@ -237,7 +240,7 @@ def place_of(error: BaseException, path: Path) -> tuple[str, str]:
     return frame.f_code.co_name, f"line {number}{note}: "
 
 
-def judge(path: Path, folder: Path, root: str) -> dict:
+def judge(path: Path, folder: Path) -> dict:
     """Run the file on every trial. returns: the reply, whose arrays are in reply.npz"""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     with np.load(folder / "request.npz", allow_pickle=False) as file:
@@ -245,7 +248,7 @@ def judge(path: Path, folder: Path, root: str) -> dict:
     bounded = set_limits(request["memory"], request["seconds"])
     reply, kept = {"problem": "", "memory_bounded": bounded, "trials": []}, {}
     try:
-        module = load(path, root, request["withheld"])
+        module = load(path, request["withheld"])
         for trial in range(len(request["numbers"])):
             found = run_trial(module, request, arrays, trial)
             problems = {}
@@ -269,9 +272,13 @@ def judge(path: Path, folder: Path, root: str) -> dict:
 def main():
     """Judge the file and leave at once, so that no thread or exit handler of its own keeps the process."""
     path, folder, root = Path(sys.argv[1]), Path(sys.argv[2]).resolve(), sys.argv[3]
+    sys.path.append(root)
+    from contract.process import end_with_parent
+
+    end_with_parent(int(sys.argv[4]))
     # Taken aside before the file can put something else in their places.
     leave, dumps, place = os._exit, json.dumps, folder / "reply.json"
-    place.write_text(dumps(judge(path, folder, root)), encoding="utf-8")
+    place.write_text(dumps(judge(path, folder)), encoding="utf-8")
     with contextlib.suppress(BaseException):
         sys.stdout.flush()
     leave(0)

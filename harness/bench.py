@@ -6,9 +6,11 @@ slows the machine for a while slows all of them. A ratio is taken within a turn;
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -154,10 +156,10 @@ def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compil
         raise ConfigError(f"turns must be at least 1, got {turns}")
     threads = threads or available_cpus()
     with ExitStack() as stack:
-        workers = [
-            stack.enter_context(_Worker(name, recipe, threads))
-            for name in contestants(recipe, compiled=compiled)
-        ]
+        workers = []
+        for name in contestants(recipe, compiled=compiled):
+            workers.append(stack.enter_context(_Worker(name, recipe, threads)))
+            workers[-1].ask("warm up")
         for _ in range(turns):
             for worker in workers:
                 worker.measured.turns.append(worker.ask("turn"))
@@ -174,14 +176,16 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a fork would share what was imported and measured
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name, recipe, threads), daemon=True)
-        self._process.start()
+        with _deaf_to_interruptions():
+            self._process.start()
         theirs.close()
 
     def __enter__(self):
-        self.ask("warm up")
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            self._process.kill()
         self._connection.close()  # the process ends when nobody asks any more
         self._process.join(timeout=10)
         self._process.kill()
@@ -196,6 +200,20 @@ class _Worker:
         if problem:
             raise UserError(f"{self.measured.name} cannot be measured: {problem}")
         return answer
+
+
+@contextmanager
+def _deaf_to_interruptions() -> Iterator[None]:
+    """What is started inside leaves Ctrl-C, which a terminal sends to it too, to the process that waits for it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # to start it later would take the block away
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _serve(connection, name: str, recipe: Recipe, threads: int):
@@ -219,7 +237,7 @@ def _serve(connection, name: str, recipe: Recipe, threads: int):
                         connection.send((_peak_flops(), ""))
             except Exception as error:
                 connection.send((None, f"{type(error).__name__}: {error}"))
-    except EOFError:
+    except (EOFError, BrokenPipeError):  # nobody asks any more
         return
 
 

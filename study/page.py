@@ -14,6 +14,7 @@ from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
 from contract.config import ModelConfig
+from contract.errors import visible
 from contract.weights import Weights, parameter_count
 from numpy_llm.adam import CHUNK
 from study.derivations import SIDES, Operation, check, every_function, fits, operations_of, shapes
@@ -143,11 +144,6 @@ def study_page(subject: Subject) -> str:
 def number(value: float) -> str:
     """A number with the digits that tell float32 values apart, as the page's script writes it too."""
     return "0" if value == 0 else f"{value:.9g}"
-
-
-def visible(text: str) -> str:
-    """Text whose control characters, which could turn the words around it about, are written as escapes."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _failing(run: Run, chapters: list[dict]) -> list[dict]:

@@ -488,8 +488,8 @@ def straight(text, tmp_path_factory):
     return base, folder
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT or SIGTERM to one process alone")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process alone")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_stopping_by_signal(straight, tmp_path, name):
     """A signal saves and leaves with 130 and the command to go on; the run then ends as a straight one would."""
     base, straight_run = straight
