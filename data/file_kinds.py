@@ -113,10 +113,12 @@ def _unmarked_unicode(head: bytes) -> str | None:
         text = _decoded(name, head) if len(head) % width == 0 else None
         if not text or "\0" in text or not _is_text(text):
             continue
-        nuls = head[high::width].count(0)
-        # The high bytes alone are NUL: nearly all of them where the text is Latin. Bytes of ASCII between fewer
-        # NULs could be Chinese by chance only; Cyrillic, say, has bytes that no ASCII text has.
-        if width == 4 or (nuls == head.count(0) and (nuls > len(text) / 2 or not ascii_with_nuls)):
+        if width == 4:
+            return name
+        # Latin text has a NUL in nearly every high byte. Bytes of ASCII between fewer NULs could be Chinese by
+        # chance only. Low bytes are rarely NUL; that of U+4E00, the Chinese 1, is.
+        high_nuls, low_nuls = head[high::2].count(0), head[1 - high :: 2].count(0)
+        if low_nuls <= len(text) / 4 and (high_nuls > len(text) / 2 or not ascii_with_nuls):
             return name
     return None
 
