@@ -18,7 +18,7 @@ def prepare(
     from data.prepare import open_tokens
     from harness.runs import prepare
 
-    out = out or text.with_suffix(".bin")
+    out = out or _beside(text, text.with_suffix(".bin"))
     with reading_progress(text, "tokenising") as progress:
         prepare(text, tokenizer, out, validation_fraction=validation_fraction, progress=progress)
     info = open_tokens(out).info
@@ -38,7 +38,7 @@ def train_tokenizer(
     from commands.console import reading_progress, say
     from data.tokenizers import save_ranks, train_tokenizer
 
-    out = out or text.with_name(f"{text.stem}-{vocab_size}.tiktoken")
+    out = out or _beside(text, text.with_name(f"{text.stem}-{vocab_size}.tiktoken"))
     if out.resolve() == text.resolve():
         raise ConfigError(f"{out}: this is the text, which would be lost; name another ranks file with --out")
     if out.exists() and not overwrite:
@@ -47,3 +47,14 @@ def train_tokenizer(
         encoding = train_tokenizer(text, vocab_size, progress)
     save_ranks(encoding, out)
     say(f"{out}: {encoding.n_vocab:,} tokens; use it with --tokenizer {out}")
+
+
+def _beside(text: Path, path: Path) -> Path:
+    """`path`, which is named after a text, unless that is a pipe, beside which nothing can stand."""
+    from data.text import is_pipe
+
+    if is_pipe(text):
+        raise ConfigError(
+            f"{text} is a pipe, after which no file can be named; name the one to write with --out"
+        )
+    return path

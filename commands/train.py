@@ -35,7 +35,11 @@ _FINE_TUNING_FLAGS = [(name.replace("_", "-"), value) for name, value in FINE_TU
 def train(
     context: typer.Context,
     text: Annotated[
-        Path | None, option("UTF-8 text, or a .bin of `prepare`. [default: data/tense.txt]")
+        Path | None,
+        option(
+            "UTF-8 text, or a .bin of `prepare`; with --resume that .bin where it lies now. "
+            "[default: data/tense.txt]"
+        ),
     ] = None,
     tokenizer: Annotated[str | None, option(f"{TOKENIZER_HELP} [default: bytes]")] = None,
     from_: Annotated[
@@ -133,7 +137,8 @@ def _resume_arguments(given: dict) -> dict:
     """The arguments of `resume_run` from the options given beside --resume, or a ConfigError naming a wrong one."""
     from harness.trainer import TrainingSettings
 
-    accepted, settings = ("out", "backend", "device", "threads"), TrainingSettings.__dataclass_fields__
+    accepted = ("out", "text", "backend", "device", "threads")
+    settings = TrainingSettings.__dataclass_fields__
     for name in given:
         if name not in ("resume", *accepted, *MODEL_FLAGS, *settings):
             raise ConfigError(

@@ -61,11 +61,11 @@ def describe_kind(path: Path, head: bytes) -> str | None:
         if head.startswith(magic):
             if magic == b"PK\x03\x04" and _DOCUMENT.match(head, 30):
                 name, advice = "a document (a zip inside)", "open it in its program and save it as UTF-8 text"
-            return f"{name}; {advice.format(file=_quoted(path), new=NEW)}"
+            return f"{name}; {advice.format(file=quoted(path), new=NEW)}"
     if _BZIP2.match(head):
-        return f"a bzip2 archive; unpack it with: bunzip2 -c < {_quoted(path)} > {NEW}"
+        return f"a bzip2 archive; unpack it with: bunzip2 -c < {quoted(path)} > {NEW}"
     if head[257:262] == b"ustar":
-        return f"a tar archive; unpack it with: tar -xOf {_quoted(path)} > {NEW}"
+        return f"a tar archive; unpack it with: tar -xOf {quoted(path)} > {NEW}"
     for mark, name in _WITH_MARK:
         if head.startswith(mark):
             return f"{name} (it starts with {mark.hex(' ')}); {_convert(path, name)}"
@@ -80,7 +80,7 @@ def describe_encoding(path: Path, block: bytes) -> str:
     if characters > 10 * text.count("\ufffd"):
         return (
             "the rest is UTF-8, so the file seems damaged there; mend it, or drop such bytes with: "
-            f"iconv -c -f UTF-8 -t UTF-8 {_quoted(path)} > {NEW}"
+            f"iconv -c -f UTF-8 -t UTF-8 {quoted(path)} > {NEW}"
         )
     samples = []
     for names in _ENCODINGS:
@@ -95,10 +95,10 @@ def describe_encoding(path: Path, block: bytes) -> str:
 
 
 def _convert(path: Path, encoding: str) -> str:
-    return f"convert it with: iconv -f {encoding} -t UTF-8 {_quoted(path)} > {NEW}"
+    return f"convert it with: iconv -f {encoding} -t UTF-8 {quoted(path)} > {NEW}"
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
     """A path as a shell's argument, which no command takes for an option."""
     name = str(path)
     return shlex.quote(f"./{name}" if name.startswith("-") else name)

@@ -277,6 +277,15 @@ class MissingSymbols(UserError):
         self.problem = problem
 
 
+@contextlib.contextmanager
+def tokenizer_is_fixed(advice: str):
+    """Around the encoding for a trained model: `advice` takes the place of that to use another tokenizer."""
+    try:
+        yield
+    except MissingSymbols as error:
+        raise UserError(f"{error.problem}; {advice}") from error
+
+
 def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     """The tokens of a text, all of which is data: `<|endoftext|>` in it is ordinary text.
 

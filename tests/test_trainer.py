@@ -12,12 +12,12 @@ from contract.errors import ConfigError, UserError
 from data.tokenizers import encode
 from harness import trainer as trainer_module
 from harness.checkpoint import load_checkpoint, remove_checkpoint
+from harness.run_corpus import evaluation_tokens
 from harness.run_folder import RunFolder, plot_metrics
 from harness.runs import (
     DEFAULT_RANKS,
     DEFAULT_TEXT,
     default_tokenizer,
-    evaluation_tokens,
     open_model,
     prepare,
     resume_run,
@@ -639,7 +639,7 @@ def test_a_prepared_text(start, text, tmp_path):
     del trainer, held_out  # Windows removes no file that is still open
     (tmp_path / "sentences.bin").unlink()
     with (
-        pytest.raises(UserError, match="is missing, so the run's own text is not at hand"),
+        pytest.raises(UserError, match=r"sentences\.bin is missing: the text of .* is not at hand"),
         evaluation_tokens(path, checkpoint, None),
     ):
         pytest.fail("the block was entered")
