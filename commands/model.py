@@ -60,7 +60,7 @@ def evaluate(
     run: RunArgument,
     text: Annotated[
         Path | None,
-        option("UTF-8 text, or the run's .bin, which means its held-out split. [default: that split]"),
+        option("UTF-8 text, or the .bin that the run was trained on. [default: the run's held-out split]"),
     ] = None,
     batch_size: Annotated[
         int | None, option("Windows at once. [default: 32, or fewer where their logits fill memory]")
