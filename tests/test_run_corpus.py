@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from contract.errors import UserError
 from data.prepare import open_tokens
 from harness.checkpoint import load_checkpoint, save_checkpoint
+from harness.runs import resume_run
 
 SMALL = "--preset nano --n-layer 1 --n-head 2 --d-model 16 --context-length 8 --batch-size 4 --threads 1"
 
@@ -162,6 +164,20 @@ def test_a_run_keeps_its_own_tokens(succeed, fail):
         assert "own/tokens.bin is missing: the text of own is not at hand; bring it back" in fail(*command)
     Path("away.bin").rename("own/tokens.bin")
     succeed(*resume)
+
+
+def test_data_that_changes_under_a_training(run):
+    """Training stops by the file's name; once the file is put back, as the message says, it goes on."""
+    path = Path("data/text.bin")
+    content = path.read_bytes()
+    trainer = resume_run(run, training={"steps": 5})
+    path.write_bytes(bytes(len(content)))
+    with pytest.raises(
+        UserError, match=r"text\.bin: the token file has changed while it was in use .*; put it back"
+    ):
+        trainer.train()
+    path.write_bytes(content)
+    assert resume_run(run, training={"steps": 5}).train().finished
 
 
 # --- too few tokens ---
