@@ -60,7 +60,10 @@ def generate(
 
 def evaluate(
     run: RunArgument,
-    text: Annotated[Path | None, option("UTF-8 text. [default: the run's held-out split]")] = None,
+    text: Annotated[
+        Path | None,
+        option("UTF-8 text, or the .bin that the run was trained on. [default: the run's held-out split]"),
+    ] = None,
     batch_size: Annotated[
         int | None, option("Windows at once. [default: 32, or fewer where their logits fill memory]")
     ] = None,
@@ -76,7 +79,8 @@ def evaluate(
     """Measure how well a trained model predicts a text."""
     from data.tokenizers import token_lengths
     from harness.evaluation import bits_per_byte, default_batch_size, evaluate
-    from harness.runs import evaluation_tokens, open_model
+    from harness.run_corpus import evaluation_tokens
+    from harness.runs import open_model
 
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
@@ -86,7 +90,7 @@ def evaluate(
     with evaluation_tokens(run, checkpoint, text) as tokens:
         result = evaluate(model, tokens, batch_size, stride=stride)
         record = {
-            "text": text.name if text else "held-out split",
+            "text": text.name if text and text.suffix != ".bin" else "held-out split",
             "tokens": result.tokens,
             "nats_per_token": result.loss,
             "perplexity": result.perplexity,

@@ -38,7 +38,11 @@ DEFAULTS = TrainingSettings
 def train(
     context: typer.Context,
     text: Annotated[
-        Path | None, option("UTF-8 text, or a .bin of `prepare`. [default: data/tense.txt]")
+        Path | None,
+        option(
+            "UTF-8 text, or a .bin of `prepare`; with --resume that .bin where it lies now. "
+            "[default: data/tense.txt]"
+        ),
     ] = None,
     tokenizer: Annotated[str | None, option(f"{TOKENIZER_HELP} [default: bytes]")] = None,
     from_: Annotated[
@@ -155,7 +159,8 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _resume_arguments(given: dict) -> dict:
     """The arguments of `resume_run` from the options given beside --resume, or a ConfigError naming a wrong one."""
-    accepted, settings = ("out", "backend", "device", "threads"), TrainingSettings.__dataclass_fields__
+    accepted = ("out", "text", "backend", "device", "threads")
+    settings = TrainingSettings.__dataclass_fields__
     for name in given:
         if name not in ("resume", *accepted, *MODEL_FLAGS, *settings):
             raise ConfigError(

@@ -384,17 +384,18 @@ def _write_error(error: OSError, place: Path) -> OSError | WriteError:
 # Reading and marks
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
     """Open a regular file to read; a pipe or a device, which could block or never end, is refused.
 
+    buffering: as for `open`
     Raises OSError where it cannot be opened, also where it is no regular file.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
-        kind = "a folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "not a regular file"
+        kind = "a folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "a pipe or a device"
         os.close(handle)
-        raise OSError(None, f"it is {kind}", str(path))
-    return open(handle, "rb")
+        raise OSError(None, f"it is {kind}, not a regular file", str(path))
+    return open(handle, "rb", buffering)
 
 
 def sha256_of(path: str | os.PathLike) -> str:

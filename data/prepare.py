@@ -8,6 +8,7 @@ ranks of a tokenizer that is not tiktoken's own.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -21,6 +22,7 @@ from contract.errors import ConfigError, UserError
 from contract.files import write_into
 from contract.schema import read_json, require
 from data.text import stream_text
+from data.token_store import StoredTokens, TokenStore
 from data.tokenizers import (
     encode,
     identity,
@@ -33,7 +35,7 @@ from data.tokenizers import (
 )
 
 FORMAT_VERSION = 1
-SPLIT_REACH = 4096  # tokens that the split may move back to stand behind a line's end
+SPLIT_REACH = 4096  # tokens that the split may move back at most, see `_find_split`
 TOKEN_ENDINGS = (".bin", ".json", ".tiktoken")
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -74,41 +76,15 @@ class TokenFile:
 
     path: Path
     info: TokenFileInfo
-    train: "StoredTokens"
-    validation: "StoredTokens"
+    train: StoredTokens
+    validation: StoredTokens
 
+    def verify(self):
+        """Raise UserError where the file no longer holds what it held when it was opened.
 
-class StoredTokens:
-    """A part of a token file, read where it is asked for: `tokens[a:b]` and `np.array(tokens)` are arrays.
-
-    A memory map would do as well, but what was once read of it counts as the process's memory: in the end the
-    whole file, and on some kernels 2 MB for each window of a batch. Not for several threads at once.
-    """
-
-    _file: int | None = None
-
-    def __init__(self, path: Path, dtype: np.dtype, start: int, stop: int):
-        self._dtype, self._start, self._len = dtype, start, stop - start
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-
-    def __len__(self) -> int:
-        return self._len
-
-    def __getitem__(self, places: slice) -> np.ndarray:
-        start, stop, _ = places.indices(self._len)
-        os.lseek(self._file, (self._start + start) * self._dtype.itemsize, os.SEEK_SET)
-        size, pieces = max(0, stop - start) * self._dtype.itemsize, []
-        while size > 0 and (piece := os.read(self._file, size)):  # no more than 2 GB come at once
-            pieces.append(piece)
-            size -= len(piece)
-        return np.frombuffer(b"".join(pieces), self._dtype)
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self[:].astype(dtype or self._dtype, copy=False)
-
-    def __del__(self):
-        if self._file is not None:
-            os.close(self._file)
+        Reading finds a change by the file's size and times; this takes the hash again, so nothing escapes it.
+        """
+        self.train.store.verify()
 
 
 def info_path(path: str | PathLike) -> Path:
@@ -260,87 +236,97 @@ def _write_tokens(
     }
 
 
+# Where a text is best split, best first, in the bytes of UTF-8: behind a match.
+_BOUNDARIES = {
+    "line": re.compile(rb"\n|\r(?!\n)"),
+    "sentence": re.compile(
+        rb"[.!?](?:[\"')\]]|\xe2\x80[\x99\x9d])*(?=\s)|\xe3\x80\x82|\xef\xbc[\x81\x9f]"
+    ),  # 。！？
+    "word": re.compile(rb"\S(?=\s)"),
+    "character": re.compile(rb"(?![\x80-\xbf])"),
+}
+
+
 def _find_split(file: BinaryIO, tokens: int, encoding: tiktoken.Encoding, fraction: float) -> int:
     """The number of training tokens, at least 1.
 
-    The split stands behind the last token that ends a line among the `SPLIT_REACH` tokens before the place
-    that the fraction asks for, or exactly at that place when there is none.
+    The split stands where the fraction asks for, or a few tokens before it: behind the last line in reach, else
+    the last sentence, word or character. In reach are as many tokens as make the held-out part longer by a
+    tenth, and `SPLIT_REACH` at most.
     """
     target = max(1, round(tokens * (1 - fraction)))
-    if fraction == 0:
+    reach = min(SPLIT_REACH, int(1.1 * fraction * tokens) - (tokens - target))
+    if reach <= 0:
         return target
+    # With a few tokens before the first place and one behind the last, for what a boundary looks at.
+    start = max(0, target - reach - 8)
     dtype = _DTYPES[token_dtype(encoding).name]
-    start = max(0, target - SPLIT_REACH)
     file.seek(start * dtype.itemsize)
-    before = np.frombuffer(file.read((target - start) * dtype.itemsize), dtype)
-    ends_line = np.array([token.endswith(b"\n") for token in token_bytes(encoding)])
-    (places,) = np.nonzero(ends_line[before])
-    return start + int(places[-1]) + 1 if places.size else target
+    ids = np.frombuffer(file.read((target + 1 - start) * dtype.itemsize), dtype)
+    every = token_bytes(encoding)
+    pieces = [every[token] for token in ids]
+    text = b"".join(pieces)
+    places = np.arange(max(1, target - reach), target + 1)
+    ends = np.cumsum([0, *map(len, pieces)])[places - start]  # the same places, in bytes of `text`
+    for boundary in _BOUNDARIES.values():
+        found = places[np.isin(ends, [match.end() for match in boundary.finditer(text)])]
+        if found.size:
+            return int(found[-1])
+    return target
 
 
 # --- read ---
 
 
 def open_tokens(path: str | PathLike) -> TokenFile:
-    """Open a token file, once its size and hash have been held against its JSON.
+    """Open a token file, once its size, hash and largest token have been held against its JSON.
 
-    Raises UserError when either file is missing, damaged or of another format version.
+    Raises UserError when either file is missing, damaged or of another format version; and later, on reading,
+    when the file has changed since.
     """
     path = Path(path)
     info = _read_info(path)
-    dtype = _DTYPES[info.dtype]
     try:
-        size = path.stat().st_size
-        if size != info.tokens * dtype.itemsize:
+        store = TokenStore(path, _DTYPES[info.dtype], info.tokens, info.tokens_sha256)
+        if store.largest >= info.tokenizer["vocab_size"]:
             raise UserError(
-                f"{path}: {size:,} bytes, but {info_path(path).name} says {info.tokens * dtype.itemsize:,}; "
-                "prepare the text again"
+                f"{path}: holds the token {store.largest}, but the vocabulary that {info_path(path).name} names "
+                f"ends at {info.tokenizer['vocab_size'] - 1}; prepare the text again with --overwrite"
             )
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != info.tokens_sha256:
-            raise UserError(
-                f"{path}: its contents are not those that {info_path(path).name} describes "
-                f"(SHA-256 {found[:12]}…, expected {info.tokens_sha256[:12]}…); prepare the text again"
-            )
-        train = StoredTokens(path, dtype, 0, info.train_tokens)
-        validation = StoredTokens(path, dtype, info.train_tokens, info.tokens)
     except OSError as error:
         raise UserError(
-            f"{path}: the token file cannot be read ({error.strerror or error}); prepare the text again"
+            f"{path}: cannot be read ({error.strerror or error}); prepare the text again with --overwrite"
         ) from error
+    train = StoredTokens(store, 0, info.train_tokens)
+    validation = StoredTokens(store, info.train_tokens, info.tokens)
     return TokenFile(path, info, train, validation)
 
 
 def _read_info(path: Path) -> TokenFileInfo:
     beside = info_path(path)
+    again = f"remove {path.name} and {beside.name}, then prepare the text again"
     try:
         found = read_json(beside)
     except OSError as error:
         raise UserError(
             f"{beside}: the token file's JSON cannot be read ({error.strerror or error}); "
-            "keep it beside the token file, or prepare the text again"
+            f"keep it beside the token file, or {again}"
         ) from error
     except ValueError as error:
-        raise UserError(f"{beside}: not valid JSON ({error}); prepare the text again") from error
+        raise UserError(f"{beside}: not valid JSON ({error}); {again}") from error
     version = found.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{beside}: format version {version}, and this program reads {FORMAT_VERSION}; "
-            "prepare the text again"
+            f"{beside}: format version {version}, and this program reads {FORMAT_VERSION}; {again}"
         )
     if found.pop("checksum", None) != _checksum(found):
-        raise UserError(
-            f"{beside}: does not match its checksum: it was changed or damaged; prepare the text again"
-        )
+        raise UserError(f"{beside}: does not match its checksum: it was changed or damaged; {again}")
     try:
         require(found, _INFO)
         info = TokenFileInfo(**found)
         _check_info(info)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{beside}: does not describe a token file ({error}); prepare the text again"
-        ) from error
+        raise UserError(f"{beside}: does not describe a token file ({error}); {again}") from error
     return info
 
 

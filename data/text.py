@@ -1,12 +1,15 @@
 """Text files as a stream of pieces that can be tokenised one by one, in bounded memory."""
 
 import codecs
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 
 from contract.errors import UserError
+from data.file_kinds import HEAD_BYTES, describe_encoding, describe_kind
 
 BLOCK_BYTES = 1 << 20  # read at a time; a piece is usually about as long
 PIECE_BYTES = 4 << 20  # refused beyond this without a place to cut: tiktoken takes some 50 times as much
@@ -97,11 +100,11 @@ def _decode(path: Path, progress: Callable[[int], None] | None) -> Iterator[str]
     """Yield the file's text block by block, without a byte order mark."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     at_start = empty = True
-    read = 0
+    read, block = 0, b""
     for block in _read_blocks(path):
+        _refuse_binary(path, block, read)
         read += len(block)
-        _refuse_binary(path, block, read - len(block))
-        text = _decode_block(decoder, block, path, read)
+        text = _decode_block(decoder, block, path, read, block)
         if progress:
             progress(read)
         if text and at_start:
@@ -110,15 +113,19 @@ def _decode(path: Path, progress: Callable[[int], None] | None) -> Iterator[str]
         if text:
             empty = False
             yield text
-    _decode_block(decoder, b"", path, read)
+    _decode_block(decoder, b"", path, read, block)
     if empty:
-        raise UserError(f"{path}: the file is empty; give a file with UTF-8 text in it")
+        what = "nothing came out of this pipe" if is_pipe(path) else "the file is empty"
+        raise UserError(f"{path}: {what}; give a file with UTF-8 text in it")
 
 
 def _read_blocks(path: Path) -> Iterator[bytes]:
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise UserError(f"{path}: this is a folder; give the path of a UTF-8 text file")
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # reading one may wait, or go on, for ever
+            raise UserError(f"{path}: this is a device; give the path of a UTF-8 text file")
         with open(path, "rb") as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
@@ -130,11 +137,9 @@ def _read_blocks(path: Path) -> Iterator[bytes]:
 
 
 def _refuse_binary(path: Path, block: bytes, offset: int) -> None:
-    if offset == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise UserError(
-            f"{path}: this looks like UTF-16 (it starts with {block[:2].hex(' ')}), not UTF-8; convert it, "
-            f"for example with: iconv -f UTF-16 -t UTF-8"
-        )
+    kind = describe_kind(path, block[:HEAD_BYTES]) if offset == 0 else None
+    if kind:
+        raise UserError(f"{path}: this looks like {kind}")
     nul = block.find(0)
     if nul >= 0:
         raise UserError(
@@ -143,8 +148,13 @@ def _refuse_binary(path: Path, block: bytes, offset: int) -> None:
         )
 
 
-def _decode_block(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, read: int) -> str:
-    """Decode a block that ends `read` bytes into the file; an empty one is the end."""
+def _decode_block(
+    decoder: codecs.IncrementalDecoder, block: bytes, path: Path, read: int, evidence: bytes
+) -> str:
+    """Decode a block that ends `read` bytes into the file; an empty one is the end.
+
+    evidence: bytes of the file by which another encoding may be recognised
+    """
     try:
         return decoder.decode(block, final=not block)
     except UnicodeDecodeError as error:
@@ -152,5 +162,17 @@ def _decode_block(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, 
         offset = read - len(error.object) + error.start
         raise UserError(
             f"{path}: not UTF-8 text (byte 0x{error.object[error.start]:02x} at offset {offset}: "
-            f"{error.reason}); convert it, for example with: iconv -f WINDOWS-1252 -t UTF-8"
+            f"{error.reason}); {describe_encoding(path, evidence)}"
         ) from error
+
+
+# --- what stands at a path ---
+
+
+def is_pipe(path: str | PathLike) -> bool:
+    """Whether a pipe (or socket) stands at a path: it can be read only once."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)

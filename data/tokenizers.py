@@ -15,16 +15,15 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from contract.errors import ConfigError, UserError
-from contract.files import write_file
+from contract.files import open_regular, write_file
 from data import merging
-from data.text import stream_text
+from data.text import is_pipe, stream_text
 
 MAX_VOCAB_SIZE = 1 << 24
 # The pattern's engine keeps a place to come back to for every character of a run of whitespace in front of a
@@ -68,6 +67,11 @@ def _open_gpt2() -> tiktoken.Encoding:
 
 
 def _open_bytes(text: str | PathLike) -> tiktoken.Encoding:
+    if is_pipe(text):
+        raise UserError(
+            f"{text}: a pipe can be read only once, and the tokenizer 'bytes' needs the text twice; save it to a "
+            "file and give that, or use the tokenizer gpt2 or a ranks file"
+        )
     seen = np.zeros(256, bool)
     for piece in stream_text(text, cut_anywhere=True):
         seen[np.frombuffer(piece.encode(), np.uint8)] = True
@@ -154,10 +158,11 @@ def load_ranks(path: str | PathLike, name: str = "ranks") -> tiktoken.Encoding:
     Raises UserError when the file is missing, or naming the line that is wrong.
     """
     try:
-        lines = Path(path).read_bytes().splitlines()
-    except OSError as error:
+        with open_regular(path) as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(
-            f"{path}: the ranks file cannot be read ({error.strerror}); "
+            f"{path}: the ranks file cannot be read ({getattr(error, 'strerror', None) or error}); "
             "give a file that 'tokenizer train' has written"
         ) from error
     tokens: dict[bytes, int] = {}
@@ -261,11 +266,33 @@ def is_bytewise(encoding: tiktoken.Encoding) -> bool:
 # --- text to tokens and back ---
 
 
+class MissingSymbols(UserError):
+    """A text holds symbols that the tokenizer lacks.
+
+    problem: the message without its advice, which is of no use to those who cannot choose the tokenizer
+    """
+
+    def __init__(self, problem: str):
+        super().__init__(
+            f"{problem}; leave them out, or use a tokenizer that knows every byte (gpt2 or trained ranks)"
+        )
+        self.problem = problem
+
+
+@contextlib.contextmanager
+def tokenizer_is_fixed(advice: str):
+    """Around the encoding for a trained model: `advice` takes the place of that to use another tokenizer."""
+    try:
+        yield
+    except MissingSymbols as error:
+        raise UserError(f"{error.problem}; {advice}") from error
+
+
 def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     """The tokens of a text, all of which is data: `<|endoftext|>` in it is ordinary text.
 
     Returns uint16 (T,), or uint32 for a vocabulary beyond 65,536.
-    Raises UserError when the text holds symbols that the tokenizer lacks.
+    Raises MissingSymbols when the text holds symbols that the tokenizer lacks, UserError when it is not valid.
     """
     try:
         data = np.frombuffer(text.encode(), np.uint8)
@@ -288,15 +315,12 @@ def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     return tokens.astype(token_dtype(encoding))
 
 
-def _missing_symbols(encoding: tiktoken.Encoding, text: str) -> UserError:
+def _missing_symbols(encoding: tiktoken.Encoding, text: str) -> MissingSymbols:
     byte_ids = _byte_ids(encoding)
     missing = [c for c in dict.fromkeys(text) if any(byte_ids[byte] < 0 for byte in c.encode())]
     shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in missing[:5])
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return UserError(
-        f"the tokenizer {encoding.name!r} has no token for {shown}{more}; "
-        "leave them out, or use a tokenizer that knows every byte (gpt2 or trained ranks)"
-    )
+    return MissingSymbols(f"the tokenizer {encoding.name!r} has no token for {shown}{more}")
 
 
 class TextDecoder:

@@ -1,7 +1,7 @@
 """Starting a training run, going on with one, and opening what it made."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from math import ceil, inf
 from pathlib import Path
 
@@ -9,13 +9,13 @@ import tiktoken
 
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
-from contract.files import scratch_folder
 from data.batches import windows_per_epoch
-from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare, preprocess_sentences
-from data.tokenizers import identity, load_ranks, open_tokenizer
+from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare
+from data.tokenizers import load_ranks, open_tokenizer, tokenizer_is_fixed
 from harness.backend import Backend, check_threads, open_backend
 from harness.checkpoint import Checkpoint, checkpoint_exists, load_checkpoint
 from harness.memory import check_memory
+from harness.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
 from harness.run_folder import RunFolder, find_checkpoint, new_run
 from harness.settings import TrainingSettings
 from harness.trainer import Trainer
@@ -82,14 +82,12 @@ def start_run(
         if epochs is not None:
             training = training | {"steps": _steps(epochs, corpus.info, config, training)}
         settings = TrainingSettings(**training)
-        _check_length(corpus.info, config)
+        check_length(text, corpus.info, config, base is not None)
         opened = open_training_backend(backend, device, config, settings, threads, base and base.weights)
         del corpus  # an open file cannot be moved on Windows
-    tokens = text.resolve() if text.suffix == ".bin" else None
-    record = {"source": text.name, "tokens": tokens and str(tokens)} | _computed_by(opened, device)
+    corpus = open_tokens(text if text.suffix == ".bin" else run.tokens)
+    record = {"source": text.name} | corpus_record(run, corpus) | _computed_by(opened, device)
     record |= {"from": start.name} if start else {}
-    corpus = open_tokens(tokens or run.tokens)
-    record["tokens_sha256"] = corpus.info.tokens_sha256
     return Trainer(opened, settings, run, corpus, encoding, record=record)
 
 
@@ -98,13 +96,16 @@ def _training_corpus(
 ) -> tuple[TokenFile, tiktoken.Encoding]:
     """The tokens to train on, prepared in `out` unless `text` is a token file, and what made them."""
     if text.suffix != ".bin":
-        chosen = base.tokenizer if base else tokenizer or default_tokenizer(text)
-        encoding = prepare(text, chosen, out, progress=progress)
+        if base:
+            with tokenizer_is_fixed("leave them out, or train a new model without --from"):
+                encoding = prepare(text, base.tokenizer, out, progress=progress)
+        else:
+            encoding = prepare(text, tokenizer or default_tokenizer(text), out, progress=progress)
         return open_tokens(out), encoding
     if tokenizer is not None:
         raise ConfigError(f"{text} is a token file with a tokenizer of its own; leave --tokenizer out")
     corpus, encoding = (open_tokens(text), base.tokenizer) if base else open_prepared(text)
-    _check_tokenizer(corpus, encoding)
+    check_tokenizer(corpus, encoding, "give its text itself" if base else "prepare the text again")
     return corpus, encoding
 
 
@@ -122,6 +123,7 @@ def resume_run(
     *,
     training: dict | None = None,
     overrides: dict | None = None,
+    text: Path | None = None,
     backend: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -130,6 +132,7 @@ def resume_run(
 
     training, overrides: settings given again, as for `start_run`. Those in `CHANGEABLE` take effect, and those in
         `CHANGEABLE_RATES` where the steps grow; another must be what the run has
+    text: the token file that the run was started with, where it cannot be found, see `run_corpus`
     backend, device, threads: None takes the run's; another adds up in another order, so the last bits may differ
 
     Raises UserError where there is nothing to go on with, ConfigError naming a setting that would change the run.
@@ -143,7 +146,7 @@ def resume_run(
             raise UserError(
                 f"{out} has no checkpoint yet to go on from; start the run again with --overwrite"
             )
-        trainer = _resumed(run, training or {}, overrides or {}, backend, device, threads)
+        trainer = _resumed(run, training or {}, overrides or {}, text, backend, device, threads)
         undo.pop_all()  # the trainer unlocks it when it has trained
     return trainer
 
@@ -161,8 +164,12 @@ def _latest_checkpoint(run: RunFolder) -> Checkpoint:
         ) from None
 
 
-def _resumed(run: RunFolder, training: dict, overrides: dict, backend, device, threads) -> Trainer:
+def _resumed(
+    run: RunFolder, training: dict, overrides: dict, text: Path | None, backend, device, threads
+) -> Trainer:
     checkpoint = _latest_checkpoint(run)
+    if text:
+        check_named(text, run, checkpoint)
     kept = checkpoint.training | checkpoint.config.to_dict()
     settings = _resumed_settings(run, checkpoint, training)
     for name, value in overrides.items():
@@ -172,9 +179,9 @@ def _resumed(run: RunFolder, training: dict, overrides: dict, backend, device, t
     device = device or (kept["device"] if backend == kept["backend"] else "cpu")
     threads = kept["threads"] if threads is None else threads
     opened = open_training_backend(backend, device, checkpoint.config, settings, threads, checkpoint.weights)
-    record = {name: kept[name] for name in ("source", "tokens", "tokens_sha256", "from") if name in kept}
-    record |= _computed_by(opened, device)
-    corpus = run_corpus(run, checkpoint)
+    corpus = run_corpus(run, checkpoint, text)
+    record = {name: kept[name] for name in ("source", "from") if name in kept}
+    record |= corpus_record(run, corpus) | _computed_by(opened, device)
     trainer = Trainer(opened, settings, run, corpus, checkpoint.tokenizer, record=record)
     trainer.resume(checkpoint)
     if trainer.done:
@@ -254,32 +261,6 @@ def open_model(
     ), checkpoint
 
 
-def run_corpus(run: RunFolder, checkpoint: Checkpoint) -> TokenFile:
-    """The tokens that a run was trained on.
-
-    Raises UserError where they are gone or are no longer those of the checkpoint's tokenizer.
-    """
-    tokens = checkpoint.training.get("tokens")
-    path = Path(tokens) if tokens else run.tokens
-    if not path.exists():
-        raise UserError(f"{path} is missing, so the run's own text is not at hand; name a text with --text")
-    corpus = open_tokens(path)
-    _check_tokenizer(corpus, checkpoint.tokenizer)
-    if corpus.info.tokens_sha256 != checkpoint.training["tokens_sha256"]:
-        raise UserError(
-            f"{path} holds another text than the one that {run.path} was trained on; bring the old one back, or "
-            "start a run of its own with --from"
-        )
-    return corpus
-
-
-def _check_tokenizer(corpus: TokenFile, tokenizer: tiktoken.Encoding):
-    if corpus.info.tokenizer["sha256"] != identity(tokenizer)["sha256"]:
-        raise UserError(
-            f"{corpus.path} was made by another tokenizer than the model's; prepare the text again"
-        )
-
-
 def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfig:
     """The configuration of trained weights with another dropout; all else that differs is refused."""
     for name, value in overrides.items():
@@ -289,35 +270,3 @@ def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfi
                 f"{name} {getattr(config, name)}; leave it out"
             )
     return ModelConfig(**config.to_dict() | overrides)
-
-
-@contextmanager
-def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
-    """The tokens to evaluate a model on, int (N,), there as long as the block lasts.
-
-    run: the folder that the user named; text: a UTF-8 text, None for the run's own held-out split
-    """
-    if text is None:
-        folder = RunFolder(run if RunFolder(run).holds_a_run() else run.parent)
-        yield run_corpus(folder, checkpoint).validation
-        return
-    with scratch_folder() as folder:
-        path = folder / "tokens.bin"
-        preprocess_sentences(text, checkpoint.tokenizer, path, validation_fraction=0)
-        corpus = open_tokens(path)
-        yield corpus.train
-        del corpus  # Windows removes no file that is still open
-
-
-def _check_length(info: TokenFileInfo, config: ModelConfig):
-    wanted = config.context_length + 1
-    if info.train_tokens < wanted:
-        raise UserError(
-            f"{info.source} has {info.train_tokens:,} tokens to train on, but one context takes {wanted:,}; "
-            "give a longer text or a smaller --context-length"
-        )
-    if info.validation_tokens < 2:
-        raise UserError(
-            f"{info.source} leaves {info.validation_tokens} tokens to validate on, and at least 2 are "
-            "needed; give a longer text"
-        )

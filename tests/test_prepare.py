@@ -10,6 +10,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import data.text
 from contract.errors import ConfigError, UserError
@@ -92,7 +94,7 @@ def test_tinyshakespeare(tmp_path):
     assert info.tokenizer["vocab_size"] == 65
     opened = open_tokens(tmp_path / "shakespeare.bin")
     assert encoding.decode([*opened.train[:], *opened.validation[:]]).encode() == SHAKESPEARE.read_bytes()
-    assert 0 <= 0.9 * info.tokens - info.train_tokens < SPLIT_REACH
+    assert info.train_tokens == 1_003_836  # behind the last line within reach of nine tenths
     assert encoding.decode(opened.train[-1:]) == "\n"
 
 
@@ -126,26 +128,52 @@ def test_slices_are_those_of_an_array(text, tmp_path, ranks):
     ("content", "fraction", "expected"),
     [
         ("a" * 100, 0.1, 90),
-        ("a" * 50 + "\n" + "a" * 49, 0.1, 51),
+        ("a" * 50 + "\n" + "a" * 49, 0.1, 90),  # the line ends too far away
+        ("a" * 88 + "\n" + "a" * 11, 0.1, 89),
         ("a" * 89 + "\n" + "a" * 10, 0.1, 90),
         ("a" * 90 + "\n" + "a" * 9, 0.1, 90),
         ("a\n" * 50, 0.25, 74),
+        ("a" * 40 + "\n" + "a" * 3 + ". b" + "c " + "a" * 51, 0.5, 45),  # the line ends too far away
+        ("a" * 45 + "\n" + ". b" + "c " + "a" * 49, 0.5, 46),  # a line before a nearer sentence
+        ("a" * 45 + ".” b" + "c " + "a" * 47, 0.5, 49),  # a sentence before a nearer word
+        ("a" * 45 + " b" + "c" * 53, 0.5, 45),  # a word before a nearer character
+        ("é" * 25 + "é" * 25, 0.33, 66),  # a character rather than half of one: 67 was asked for
+        ("a" * 44 + "。" + "é" * 27, 0.5, 47),
         ("\n" + "a" * (SPLIT_REACH * 2 + 1), 0.5, SPLIT_REACH + 1),
-        ("\n" + "a" * (SPLIT_REACH * 2 - 1), 0.5, 1),
+        ("a" * 510_000 + "\n" + "a" * 489_999, 0.48, 520_000),  # SPLIT_REACH is less than a tenth here
+        ("a" * 517_000 + "\n" + "a" * 482_999, 0.48, 517_001),
         ("a\n" * 50 + "b", 0.0, 101),
         ("a", 0.9, 1),
         ("ab", 0.9, 1),
+        ("CHAPTER I\n" + "word " * 800, 0.1, 3609),
     ],
 )
 def test_split(tmp_path, content, fraction, expected):
-    """The split stands behind the last line's end within reach before its place, or at its place."""
+    """The split stands behind a line, sentence, word or character a little before its place, or at its place."""
     path = tmp_path / "split.txt"
     path.write_bytes(content.encode())
     encoding = open_tokenizer("bytes", path)
     info = preprocess_sentences(path, encoding, tmp_path / "split.bin", validation_fraction=fraction)
     assert info.train_tokens == expected
     opened = open_tokens(tmp_path / "split.bin")
-    assert (len(opened.train), len(opened.validation)) == (expected, len(content) - expected)
+    assert (len(opened.train), len(opened.validation)) == (expected, len(content.encode()) - expected)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    lines=st.lists(st.text("ab é。.!'\"\r", max_size=60), min_size=1, max_size=30),
+    end=st.sampled_from(["", "\n", " ", "\r\n"]),
+    fraction=st.floats(0, 0.999),
+)
+def test_the_held_out_share_is_what_was_asked(tmp_path_factory, ranks, lines, end, fraction):
+    """Whatever the lines, it differs by a tenth at most, or by the part of a token that cannot be cut."""
+    path = tmp_path_factory.getbasetemp() / "share.txt"
+    path.write_bytes("x".join([*lines, "x"]).replace("x", end or "x").encode() or b"x")
+    for encoding in (ranks, open_tokenizer("bytes", path)):
+        out = path.with_suffix(".bin")
+        info = preprocess_sentences(path, encoding, out, validation_fraction=fraction, overwrite=True)
+        wanted = min(fraction * info.tokens, info.tokens - 1)  # one is always left to train on
+        assert abs(info.validation_tokens - wanted) <= max(0.1 * wanted, 0.5) + 1e-6
 
 
 def test_large_vocabularies_take_uint32(tmp_path):

@@ -1,6 +1,7 @@
 """Streaming and tokenizers: pieces give the whole text's tokens, and what goes in comes out."""
 
 import base64
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import data.text
 from contract.errors import ConfigError, UserError
 from contract.files import STAGED
+from data.prepare import open_tokens, preprocess_sentences
 from data.text import LETTERS, NUMBERS, OTHERS, stream_text
 from data.tokenizers import (
     TextDecoder,
@@ -209,6 +211,49 @@ def test_files_that_cannot_be_read(folder):
     with pytest.raises(UserError) as error:
         next(stream_text("a\0b"))
     one_line(error, "cannot be read")
+
+
+@pytest.fixture
+def pipe():
+    """A function that gives the path of a pipe with some content in it."""
+    ends = []
+
+    def open_pipe(content):
+        reading, writing = os.pipe()
+        ends.append(reading)
+        os.write(writing, content)
+        os.close(writing)
+        return Path(f"/dev/fd/{reading}")
+
+    yield open_pipe
+    for end in ends:
+        os.close(end)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system gives its pipes no paths")
+def test_a_pipe_is_read_once(folder, pipe, ranks):
+    """Whatever reads a text once takes it from a pipe; the tokenizer of its bytes says what it needs."""
+    text = "it's a text, which is read once\n" * 5
+    assert "".join(stream_text(pipe(text.encode()))) == text
+    preprocess_sentences(pipe(text.encode()), ranks, folder / "piped.bin")
+    assert open_tokens(folder / "piped.bin").info.text_bytes == len(text)
+    path = write(folder / "unpiped.txt", text)
+    assert identity(train_tokenizer(pipe(text.encode()), 260)) == identity(train_tokenizer(path, 260))
+    with pytest.raises(UserError) as error:
+        open_tokenizer("bytes", pipe(text.encode()))
+    one_line(error, "a pipe can be read only once", "save it to a file", "gpt2", "ranks file")
+    with pytest.raises(UserError) as error:
+        next(stream_text(pipe(b"")))
+    one_line(error, "nothing came out of this pipe")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no /dev/zero")
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero"])
+def test_a_device_is_no_text(path):
+    """What may wait or go on for ever is not read at all."""
+    with pytest.raises(UserError) as error:
+        next(stream_text(path))
+    one_line(error, f"{path}: this is a device")
 
 
 def test_a_run_without_a_cut_is_refused_not_held(folder):

@@ -15,12 +15,12 @@ from data.tokenizers import encode
 from harness import trainer as trainer_module
 from harness.checkpoint import checkpoint_exists, load_checkpoint, save_checkpoint
 from harness.evaluation import Evaluation
+from harness.run_corpus import evaluation_tokens
 from harness.run_folder import RunFolder, plot_metrics
 from harness.runs import (
     DEFAULT_RANKS,
     DEFAULT_TEXT,
     default_tokenizer,
-    evaluation_tokens,
     open_model,
     prepare,
     resume_run,
@@ -906,7 +906,7 @@ def test_a_prepared_text(start, text, tmp_path):
     del trainer, held_out  # Windows removes no file that is still open
     (tmp_path / "sentences.bin").unlink()
     with (
-        pytest.raises(UserError, match="is missing, so the run's own text is not at hand"),
+        pytest.raises(UserError, match=r"sentences\.bin is missing: the text of .* is not at hand"),
         evaluation_tokens(path, checkpoint, None),
     ):
         pytest.fail("the block was entered")

@@ -1,0 +1,143 @@
+"""What a file is that is not UTF-8 text, and the command that makes UTF-8 text of it.
+
+`describe_kind` recognises formats by their first bytes and UTF-16 or UTF-32 by mark or NULs. The bytes of an 8-bit
+or multi-byte encoding do not say which it is: `describe_encoding` names all common ones that can decode them.
+"""
+
+import codecs
+import re
+import unicodedata
+from pathlib import Path
+
+from contract.errors import quoted
+
+HEAD_BYTES = 4096  # enough to recognise a file by
+SAMPLE_LENGTH = 12  # characters, by which a person recognises the right encoding
+NEW = "NEW.txt"  # stands for the converted file in the commands
+
+# First bytes, what the file is, the command that unpacks it (or what else to do).
+_FORMATS = (
+    (b"\x1f\x8b", "a gzip archive", "unpack it with: gunzip -c < {file} > {new}"),
+    (b"PK\x03\x04", "a zip archive", "unpack it with: unzip -p {file} > {new}"),
+    (b"\xfd7zXZ\0", "an xz archive", "unpack it with: xz -dc < {file} > {new}"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it with: zstd -dc < {file} > {new}"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it with: 7z x {file}"),
+    (b"Rar!\x1a\x07", "a rar archive", "unpack it with: unrar x {file}"),
+    (b"%PDF-", "a PDF", "take its text out with: pdftotext {file} {new}"),
+    (b"\x89PNG\r\n\x1a\n", "a picture (PNG)", "give a UTF-8 text file"),
+    (b"\xff\xd8\xff", "a picture (JPEG)", "give a UTF-8 text file"),
+    (b"PAR1", "a table (Parquet)", "write its column of text to a UTF-8 text file"),
+    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer", "fetch the file itself with: git lfs pull"),
+)  # fmt: skip
+_BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17\x72\x45\x38\x50\x90)")
+# The first member of a document that is a zip inside: Word, Excel, LibreOffice, EPUB.
+_DOCUMENT = re.compile(rb"\[Content_Types\]\.xml|_rels/|docProps/|word/|mimetype|META-INF/")
+_WITH_MARK = (  # UTF-32 first: its mark begins as that of UTF-16 does
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+# By the names that both iconv and Python know; of a line the first one that decodes the bytes. Those of several
+# bytes a character come first: bytes that are something else seldom fit them.
+_ENCODINGS = (
+    ("GB18030",),
+    ("BIG5", "CP950"),
+    ("SHIFT_JIS", "CP932"),
+    ("EUC-JP",),
+    ("EUC-KR", "CP949"),
+    ("WINDOWS-1252", "MACINTOSH"),
+    ("WINDOWS-1250",),
+    ("WINDOWS-1251",),
+    ("KOI8-R",),
+)
+
+
+def describe_kind(path: Path, head: bytes) -> str | None:
+    """What a file is if its first bytes, some `HEAD_BYTES`, are not those of UTF-8 text, and what to do.
+
+    returns: "a gzip archive; unpack it with: ...", or None where they may be UTF-8 text or something unknown
+    """
+    for magic, name, advice in _FORMATS:
+        if head.startswith(magic):
+            if magic == b"PK\x03\x04" and _DOCUMENT.match(head, 30):
+                name, advice = "a document (a zip inside)", "open it in its program and save it as UTF-8 text"
+            return f"{name}; {advice.format(file=quoted(path), new=NEW)}"
+    if _BZIP2.match(head):
+        return f"a bzip2 archive; unpack it with: bunzip2 -c < {quoted(path)} > {NEW}"
+    if head[257:262] == b"ustar":
+        return f"a tar archive; unpack it with: tar -xOf {quoted(path)} > {NEW}"
+    for mark, name in _WITH_MARK:
+        if head.startswith(mark):
+            return f"{name} (it starts with {mark.hex(' ')}); {_convert(path, name)}"
+    name = _unmarked_unicode(head[:HEAD_BYTES])
+    return f"{name} (by its NUL bytes); {_convert(path, name)}" if name else None
+
+
+def describe_encoding(path: Path, block: bytes) -> str:
+    """What to do with a file whose bytes, of which `block` is a part, are not UTF-8."""
+    text = block.decode(errors="replace")
+    characters = sum(not character.isascii() for character in text)
+    if characters > 10 * text.count("\ufffd"):
+        return (
+            "the rest is UTF-8, so the file seems damaged there; mend it, or drop such bytes with: "
+            f"iconv -c -f UTF-8 -t UTF-8 {quoted(path)} > {NEW}"
+        )
+    samples = []
+    for names in _ENCODINGS:
+        readings = ((name, _sample(name, block)) for name in names)
+        samples += next(([f"{name} ({sample!r})"] for name, sample in readings if sample), [])
+    found = (
+        f"of the common ones these can decode it: {', '.join(samples)}"
+        if samples
+        else "none of the common ones fits"
+    )
+    return f"its encoding must be known ({found}); {_convert(path, 'ENCODING')}"
+
+
+def _convert(path: Path, encoding: str) -> str:
+    return f"convert it with: iconv -f {encoding} -t UTF-8 {quoted(path)} > {NEW}"
+
+
+def _unmarked_unicode(head: bytes) -> str | None:
+    """The name of the UTF-32 or UTF-16 without a mark that `head` seems to be, for which it must hold NULs."""
+    if 0 not in head:
+        return None
+    ascii_with_nuls = all(byte in b"\0\t\n\r" or 32 <= byte < 127 for byte in head)
+    for name, width, high in (("UTF-32LE", 4, 3), ("UTF-32BE", 4, 0), ("UTF-16LE", 2, 1), ("UTF-16BE", 2, 0)):
+        text = _decoded(name, head) if len(head) % width == 0 else None
+        if not text or "\0" in text or not _is_text(text):
+            continue
+        if width == 4:
+            return name
+        # Latin text has a NUL in nearly every high byte. Bytes of ASCII between fewer NULs could be Chinese by
+        # chance only. Low bytes are rarely NUL; that of U+4E00, the Chinese 1, is.
+        high_nuls, low_nuls = head[high::2].count(0), head[1 - high :: 2].count(0)
+        if low_nuls <= len(text) / 4 and (high_nuls > len(text) / 2 or not ascii_with_nuls):
+            return name
+    return None
+
+
+def _sample(name: str, block: bytes) -> str | None:
+    """The beginning of what is not ASCII in `block` if it is text in the encoding `name`, else None."""
+    text = _decoded(name, block)
+    if text is None or not _is_text(text):
+        return None
+    start = next((place for place, character in enumerate(text) if not character.isascii()), 0)
+    return text[start : start + SAMPLE_LENGTH]
+
+
+def _decoded(name: str, data: bytes) -> str | None:
+    """The text of bytes that may end inside a character; None where they are of another encoding."""
+    try:
+        return codecs.getincrementaldecoder(name)().decode(data)
+    except UnicodeDecodeError:
+        return None
+
+
+def _is_text(text: str) -> bool:
+    """Whether all characters are assigned, and none is a control character but for whitespace."""
+    return all(
+        character.isspace() or unicodedata.category(character) not in ("Cc", "Cn", "Co", "Cs")
+        for character in set(text)
+    )

@@ -1,0 +1,121 @@
+"""The tokens of a token file, read where they are asked for, from a file that may not change meanwhile."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.errors import UserError
+from contract.files import open_regular
+
+SCAN_BYTES = 1 << 20  # read at a time when a file is hashed; a multiple of every token's size
+
+
+class TokenStore:
+    """An open token file whose bytes must stay what its JSON describes. Not for several threads at once.
+
+    path: the file; dtype: of a token; tokens: how many it holds; sha256: of its bytes
+    largest: the largest token in it
+
+    Raises UserError where the bytes are others, OSError where they cannot be read.
+    """
+
+    _file = None
+
+    def __init__(self, path: Path, dtype: np.dtype, tokens: int, sha256: str):
+        self.path, self.dtype, self._sha256 = path, dtype, sha256
+        self._file = open_regular(path, buffering=0)  # what another process writes is seen at once
+        self._stamp = self._find_stamp()
+        if self._stamp.size != tokens * dtype.itemsize:
+            raise UserError(
+                f"{path}: {self._stamp.size:,} bytes, but its JSON says {tokens * dtype.itemsize:,}; "
+                "prepare the text again with --overwrite"
+            )
+        found, self.largest = self._scan()
+        if found != sha256:
+            raise UserError(
+                f"{path}: its contents are not those that its JSON describes "
+                f"(SHA-256 {found[:12]}…, expected {sha256[:12]}…); prepare the text again with --overwrite"
+            )
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The tokens `start` to `stop`, read-only. Raises UserError where the file has changed."""
+        size, pieces = max(0, stop - start) * self.dtype.itemsize, []
+        try:
+            if self._find_stamp() != self._stamp:
+                self.verify()
+            self._file.seek(start * self.dtype.itemsize)
+            while size > 0 and (piece := self._file.read(size)):  # no more than 2 GB come at once
+                pieces.append(piece)
+                size -= len(piece)
+        except OSError as error:
+            raise self._changed(error.strerror or str(error)) from error
+        if size > 0:
+            raise self._changed("it is shorter now")
+        return np.frombuffer(b"".join(pieces), self.dtype)
+
+    def verify(self):
+        """Raise UserError where the hash is another than at opening."""
+        try:
+            stamp = self._find_stamp()  # before hashing, so that a later change is found by the next reading
+            found, _ = self._scan()
+        except OSError as error:
+            raise self._changed(error.strerror or str(error)) from error
+        if found != self._sha256:
+            raise self._changed(f"SHA-256 {found[:12]}…, expected {self._sha256[:12]}…")
+        self._stamp = stamp
+
+    def _changed(self, found: str) -> UserError:
+        return UserError(
+            f"{self.path}: the token file has changed while it was in use ({found}); put it back as it was, or "
+            "prepare the same text again with --overwrite, then go on"
+        )
+
+    def _find_stamp(self) -> "_Stamp":
+        status = os.fstat(self._file.fileno())
+        return _Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def _scan(self) -> tuple[str, int]:
+        """The SHA-256 of the file and the largest token in it."""
+        digest, largest = hashlib.sha256(), 0
+        self._file.seek(0)
+        while block := self._file.read(SCAN_BYTES):
+            digest.update(block)
+            tokens = np.frombuffer(block, self.dtype, len(block) // self.dtype.itemsize)
+            largest = max(largest, int(tokens.max(initial=0)))
+        return digest.hexdigest(), largest
+
+    def __del__(self):
+        if self._file is not None:
+            self._file.close()
+
+
+class _Stamp(NamedTuple):
+    """What of a file's status changes with its contents."""
+
+    size: int
+    modified: int
+    changed: int  # by a rename or chmod, too
+
+
+class StoredTokens:
+    """A part of a token file, read where it is asked for: `tokens[a:b]` and `np.array(tokens)` are arrays.
+
+    A memory map would do as well, but what was once read of it counts as the process's memory: in the end the
+    whole file, and on some kernels 2 MB for each window of a batch.
+    """
+
+    def __init__(self, store: TokenStore, start: int, stop: int):
+        self.store, self._start, self._len = store, start, stop - start
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        start, stop, _ = places.indices(self._len)
+        return self.store.read(self._start + start, self._start + stop)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[:].astype(dtype or self.store.dtype, copy=False)
