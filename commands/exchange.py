@@ -14,6 +14,7 @@ def import_gpt2(
     ],
     out: Annotated[Path, option("Run folder to make.")],
     dropout: Annotated[float | None, option("For later training. [default: the published rate]")] = None,
+    revision: Annotated[str | None, option("Branch, tag or commit on the hub. [default: main]")] = None,
     overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite")] = False,
 ):
     """Make a run of a published GPT-2, to generate with, evaluate, train on or export.
@@ -27,12 +28,13 @@ def import_gpt2(
     from contract.errors import command_line
     from contract.weights import parameter_count
     from harness.checkpoint import save_checkpoint
-    from harness.huggingface_import import find_source, import_gpt2
+    from harness.huggingface_import import find_source, import_gpt2, origin
     from harness.run_folder import RunFolder, new_run
 
     run = RunFolder(out)
-    with new_run(run, overwrite=overwrite) as staged:
-        checkpoint = import_gpt2(find_source(source), dropout=dropout, note=say)
+    with new_run(run, overwrite=overwrite, way="") as staged:
+        folder = find_source(source, revision)
+        checkpoint = import_gpt2(folder, origin=origin(source, folder), dropout=dropout, note=say)
         save_checkpoint(staged.latest, checkpoint)
     run.unlock()
     say(

@@ -42,13 +42,22 @@ STAGED = ".twin-gpt-tmp"
 
 
 class WriteError(UserError):
-    """A file that cannot be written. reason: the system's, such as "No space left on device"."""
+    """A file that cannot be written.
 
-    def __init__(self, path: str | Path, error: OSError):
-        self.reason = error.strerror or str(error)
-        super().__init__(
-            f"{path}: cannot be written ({self.reason}); free disk space, fix permissions, or name another place"
-        )
+    path: its own or its folder's; reason: the system's, such as "No space left on device"
+    what, way: what could not be written there, and what to do, for the message
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        reason: str,
+        *,
+        what: str = "",
+        way: str = "free disk space, fix permissions, or name another place",
+    ):
+        self.path, self.reason = Path(path), reason
+        super().__init__(f"{path}: {what}cannot be written ({reason}); {way}")
 
 
 # Writing
@@ -131,6 +140,10 @@ def write_into(
             raise
     except OSError as error:
         raise _write_error(error, folder) from error
+    except WriteError as error:
+        if STAGED not in str(error.path):
+            raise
+        raise WriteError(folder, error.reason) from error  # nobody wants to read the staging folder's name
 
 
 @contextmanager
@@ -220,7 +233,7 @@ def _staging(folder: Path) -> Iterator[Path]:
     finally:
         try:
             _finish(place, folder)  # where an error or Ctrl-C came in the middle of the change
-            shutil.rmtree(place, ignore_errors=True)
+            _remove(place)
         finally:
             if lock is not None:
                 os.close(lock)
@@ -287,6 +300,13 @@ def _finish(staged: Path, folder: Path):
     _flush_folder(folder)
 
 
+def _remove(staged: Path):
+    """Remove a staging folder; first, at once, what `replaced_folders` finds, so that nobody reads half of it."""
+    with suppress(OSError):
+        os.replace(staged / "old", staged / "gone")
+    shutil.rmtree(staged, ignore_errors=True)
+
+
 def clear_leftovers(folder: Path):
     """Clear what writers in `folder` left whose processes have died; a change that had begun is finished first."""
     try:
@@ -300,7 +320,7 @@ def clear_leftovers(folder: Path):
         try:
             with suppress(OSError):
                 _finish(place, folder)
-                shutil.rmtree(place, ignore_errors=True)
+                _remove(place)
         finally:
             os.close(lock)
 
@@ -373,12 +393,12 @@ def _is_device(path: Path) -> bool:
 
 
 def _write_error(error: OSError, place: Path) -> OSError | WriteError:
-    """What to raise for an error of writing at `place`: nobody wants to read the staging folder's name."""
+    """What to raise for an error that came while `place` was written."""
     if isinstance(error, BrokenPipeError):
         return error
     name = str(error.filename or "")
     inside = not name or STAGED in name or Path(name).absolute().is_relative_to(place.absolute().parent)
-    return WriteError(place, error) if inside else error
+    return WriteError(place, error.strerror or str(error)) if inside else error
 
 
 # Reading and marks

@@ -22,6 +22,8 @@ from typing import NamedTuple
 import tiktoken
 
 from contract.errors import UserError
+from contract.files import open_regular
+from contract.schema import read_json
 from data.tokenizers import encoding_of, token_bytes
 
 END_OF_TEXT = "<|endoftext|>"
@@ -69,7 +71,7 @@ def read_vocabulary(folder: Path) -> tiktoken.Encoding | None:
             raise UserError(f"{absent} is missing beside {present.name}; get both files")
         if vocab.is_file():
             added = folder / "added_tokens.json"
-            ids = _read_json(vocab) | (_read_json(added) if added.is_file() else {})
+            ids = _read_json(vocab, {str: int}) | (_read_json(added, {str: int}) if added.is_file() else {})
             return _encoding_of(Vocabulary(ids, _read_merges(merges)), vocab)
     path = folder / TOKENIZER_FILE
     return _encoding_of(_read_tokenizer_file(path), path) if path.is_file() else None
@@ -81,20 +83,19 @@ def _refusal(path: Path, problem: str) -> UserError:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            return file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); get it again") from None
 
 
-def _read_json(path: Path) -> dict:
-    text = _read_text(path)
+def _read_json(path: Path, schema=dict) -> dict:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); get it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__} where an object was expected; get it again")
-    return content
+        return read_json(path, schema)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); get it again") from None
+    except ValueError as error:
+        raise _refusal(path, str(error)) from None
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
@@ -111,8 +112,15 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
+_TOKENIZER = {
+    "model": {"type": str, "vocab": {str: int}, "merges": list},
+    "pre_tokenizer": {"type": str},
+    "added_tokens": ([{"content": str, "id": int}], None),
+}
+
+
 def _read_tokenizer_file(path: Path) -> Vocabulary:
-    content = _read_json(path)
+    content = _read_json(path, _TOKENIZER)
     try:
         model, before = content["model"], content["pre_tokenizer"]
         wanted = {
@@ -126,7 +134,7 @@ def _read_tokenizer_file(path: Path) -> Vocabulary:
         for name, (found, expected) in wanted.items():
             if found != expected:
                 raise _refusal(path, f"{name} is {found!r}, and GPT-2's is {expected!r}")
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+        added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
         merges = [
             tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
         ]

@@ -11,7 +11,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from contextlib import suppress
@@ -22,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.errors import ConfigError, UserError
+from contract.files import scratch_folder
+from contract.schema import read_json
 from exercises.catalogue import EXERCISES, find_exercise
 from exercises.diagnosis import diagnose, relative_error
 from exercises.exercise import TRIALS, Exercise, Trial, finite_differences
@@ -90,6 +91,12 @@ class Reply(NamedTuple):
 
 
 DEFAULT_LIMITS = Limits()
+# What the runner writes, or a student's file in its place.
+REPLY = {
+    "problem": str,
+    "memory_bounded": bool,
+    "trials": [{"problems": {str: str}, "changed": [str]}],
+}
 
 
 @dataclass
@@ -139,12 +146,12 @@ def grade(
         result.seed = seed
     exercise = EXERCISES[result.exercise]
     trials = exercise.trials(result.seed)
-    with tempfile.TemporaryDirectory(prefix="exercise-", ignore_cleanup_errors=True) as folder:
-        write_request(Path(folder), exercise, trials, limits, trusted)
-        result.problem, result.printed = run_file(path.resolve(), Path(folder), limits)
+    with scratch_folder() as folder:
+        write_request(folder, exercise, trials, limits, trusted)
+        result.problem, result.printed = run_file(path.resolve(), folder, limits)
         if not result.problem:
             try:
-                reply = read_reply(Path(folder))
+                reply = read_reply(folder)
             except Exception:  # a missing or spoilt reply: a student's file may have written anything there
                 result.problem = (
                     "gives no answer: take out exit, and whatever puts something else in the place of Python's or "
@@ -342,7 +349,7 @@ def read_reply(folder: Path) -> Reply:
     with zipfile.ZipFile(folder / "reply.npz") as archive:
         if sum(member.file_size for member in archive.infolist()) > LARGEST_REPLY:
             raise ValueError("reply.npz unpacks to more than the runner writes")
-    reply = json.loads((folder / "reply.json").read_text(encoding="utf-8"))
+    reply = read_json(folder / "reply.json", REPLY)
     with np.load(folder / "reply.npz", allow_pickle=False) as file:
         arrays = {name: file[name].astype(np.float64) for name in file}
     if not reply["problem"] and len(reply["trials"]) != TRIALS:

@@ -20,7 +20,7 @@ import numpy as np
 import tiktoken
 
 from contract.config import ModelConfig
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, UserError, command_line
 from contract.files import WriteError, replace_folder, replaced_folders, sha256_of
 from contract.schema import read_json, require
 from contract.weights import Weights, weight_table
@@ -45,16 +45,11 @@ _RECORD = {
     "step": _COUNT,
     "validation_loss": (float, None),
     "training": {
-        "dtype": (str, None),
-        "source": (str, None),
-        "from": (str, None),
-        "tokens": (str, None),
-        "tokens_sha256": (str, None),
-        "backend": (str, None),
-        "device": (str, None),
-        "threads": (_COUNT, None),
-        "best_loss": (float, None),
-        "evaluated": (_COUNT, None),
+        **dict.fromkeys(("dtype", "source", "revision", "from", "backend", "device"), (str, None)),
+        **dict.fromkeys(("tokens", "tokens_relative", "tokens_sha256"), (str, None)),
+        **dict.fromkeys(("threads", "evaluated", "best_step", "train_tokens"), (_COUNT, None)),
+        **dict.fromkeys(("validation_tokens", "final_validation_tokens"), (_COUNT, None)),
+        **dict.fromkeys(("best_loss", "final_validation_loss"), (float, None)),
     },
     "files": {str: str},
 }
@@ -97,9 +92,8 @@ def save_checkpoint(folder: str | PathLike, checkpoint: Checkpoint):
         way = "free disk space or fix permissions, then continue with --resume"
         if checkpoint_exists(Path(folder)):
             way = f"the one before is kept; {way}"
-        raise UserError(
-            f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({error.reason}); {way}"
-        ) from error
+        what = f"the checkpoint of step {checkpoint.step} "
+        raise WriteError(folder, error.reason, what=what, way=way) from error
 
 
 def checkpoint_files(folder: Path) -> set[str] | None:
@@ -266,7 +260,13 @@ def _read_config(folder: Path) -> dict:
     try:
         record = read_json(path)
         kind, version = record["format"], record["format_version"]
-    except (ValueError, KeyError) as error:
+    except KeyError as error:
+        if "model_type" in record:
+            raise UserError(
+                f"{folder} holds a published model, no checkpoint; {import_advice(folder)}"
+            ) from None
+        raise UserError(f"{path} is not a checkpoint's: it has no {error}; use another checkpoint") from None
+    except ValueError as error:
         raise UserError(
             f"{path} is damaged or not a checkpoint's ({error}); use another checkpoint"
         ) from None
@@ -288,6 +288,11 @@ def _read_config(folder: Path) -> dict:
     except ValueError as error:
         raise UserError(f"{path} does not describe a checkpoint: {error}; use another checkpoint") from None
     return record
+
+
+def import_advice(source: Path) -> str:
+    """What to do with a published model, a folder or a name on the hub."""
+    return f"import it first: {command_line('import-gpt2', source, '--out', Path('runs') / source.name)}"
 
 
 def _verified_tensors(folder: Path, name: str, record: dict) -> dict[str, StoredTensor]:

@@ -5,7 +5,6 @@ that `model.safetensors.index.json` lists, and optionally the vocabulary. Tensor
 place where the model keeps them, so that a model takes its own size in memory and little more.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import numpy as np
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
+from contract.schema import read_json
 from contract.weights import Weights, weight_table
 from data.tokenizers import open_tokenizer
 from data.vocabulary import FILE_NAMES, SETTINGS_FILE, TOKENIZER_FILE, read_vocabulary
@@ -45,25 +45,34 @@ _FETCHED = [
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
-def find_source(source: str) -> Path:
+def find_source(source: str, revision: str | None = None) -> Path:
     """The folder that `source` means: itself, or the one that a hub name such as "openai-community/gpt2" gets.
+
+    revision: of a hub name: a branch, tag or commit; None for the main branch
 
     Raises ConfigError for what is neither, UserError where the model cannot be fetched.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() and revision is None:
         return path
+    if path.is_dir():
+        raise ConfigError(f"--revision {revision} is of a model on the hub, but {path} is a folder; omit it")
     if path.exists():
         raise ConfigError(f"{path} is a file; name the folder that holds it, with {CONFIG} and {MODEL}")
     if not _HUB_NAME.fullmatch(source):
         raise ConfigError(f"no folder {source}, and it is no hub name such as openai-community/gpt2 either")
-    return _fetch(source)
+    return _fetch(source, revision)
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
         from huggingface_hub.utils import disable_progress_bars
     except ModuleNotFoundError as error:
         if error.name != "huggingface_hub":
@@ -75,12 +84,14 @@ def _fetch(name: str) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        return Path(snapshot_download(name, allow_patterns=_FETCHED))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FETCHED))
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(
             f"no folder {name} here, and the hub shows no model of that name; check the spelling, "
             "or log in there if it is private"
         ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"the hub's model {name} has no revision {revision}; check the spelling") from None
     except (HfHubHTTPError, OSError, RuntimeError) as error:
         raise UserError(
             f"no folder {name} here, and it could not be fetched from the hub ({type(error).__name__}); where "
@@ -88,18 +99,36 @@ def _fetch(name: str) -> Path:
         ) from error
 
 
+def origin(source: str, folder: Path) -> dict[str, str]:
+    """What to remember of where a model comes from: its name, and of one from the hub the commit too."""
+    if Path(source).expanduser().is_dir():
+        return {"source": folder.resolve().name}
+    return {"source": source, "revision": folder.name}
+
+
 def import_gpt2(
-    folder: Path, *, dropout: float | None = None, note: Callable[[str], None] = lambda line: None
+    folder: Path,
+    *,
+    origin: dict[str, str] | None = None,
+    dropout: float | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Checkpoint:
     """The model in `folder`, ready to be saved as a checkpoint.
 
+    origin: see the function of that name; None for the folder's name
     dropout: for later training, in place of the published rates
     note: told in a line what a user should know and did not ask for
     Raises UserError naming what is missing, extra, damaged, or computes another function.
     """
     fields = _read_object(folder / CONFIG, folder)
     config = config_from_published(fields, dropout)
-    stored, others = _match(_stored(folder), config, folder)
+    found = _stored(folder)
+    if config.n_layer > len(found):  # before a table of a million layers is built
+        raise UserError(
+            f"{folder / CONFIG} says n_layer {config.n_layer:,}, but the weights are {len(found)} tensors; "
+            "get the files that belong together"
+        )
+    stored, others = _match(found, config, folder)
     dtype = _dtype_of(stored, note)
     weights = Weights.zeros(config, dtype)
     for name, place in sorted(published_places(config).items(), key=lambda row: -weights[row[0]].size):
@@ -118,27 +147,24 @@ def import_gpt2(
         config=config,
         weights=weights,
         tokenizer=_tokenizer(folder, config, note),
-        training={"dtype": str(dtype), "source": folder.resolve().name},
+        training={"dtype": str(dtype)} | (origin or {"source": folder.resolve().name}),
     )
 
 
 # --- files ---
 
 
-def _read_object(path: Path, folder: Path) -> dict:
+def _read_object(path: Path, folder: Path, schema=dict) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, schema)
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no {path.name}; name a folder as Hugging Face publishes it"
         ) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); get it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__} where an object was expected; get it again")
-    return content
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); get it again") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not as published: {error}; get it again") from None
 
 
 def _stored(folder: Path) -> dict[str, StoredTensor]:
@@ -150,11 +176,11 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
         beside = f"; {pickle.name} is a pickle, which is never read" if pickle.is_file() else ""
         raise UserError(f"{folder} holds neither {MODEL} nor {INDEX}{beside}; get the model as safetensors")
     index = folder / INDEX
-    shard_of = _read_object(index, folder).get("weight_map")
-    if not isinstance(shard_of, dict) or not shard_of:
-        raise UserError(f"{index} has no weight_map, which lists the shards; get it again")
+    shard_of = _read_object(index, folder, {"weight_map": {str: str}})["weight_map"]
+    if not shard_of:
+        raise UserError(f"{index} has an empty weight_map, which should list the shards; get it again")
     stored: dict[str, StoredTensor] = {}
-    for shard in dict.fromkeys(map(str, shard_of.values())):
+    for shard in dict.fromkeys(shard_of.values()):
         # Both systems' separators everywhere: a folder must not mean one thing here and another there.
         if re.search(r"[/\\:\0]", shard) or shard in ("", ".", ".."):
             raise UserError(

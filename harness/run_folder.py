@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from contract.errors import UserError
 from contract.files import open_regular, visible_items, write_file, write_into
 from data.prepare import TOKEN_ENDINGS, token_files
-from harness.checkpoint import checkpoint_exists, checkpoint_files
+from harness.checkpoint import checkpoint_exists, checkpoint_files, import_advice
 
 LOCK = ".lock"
 _SOFTWARE = "twin-gpt"  # what a plot says that it was made with
@@ -74,10 +74,10 @@ class RunFolder:
         """Whether the folder that was locked still stands at its place, and not another."""
         return self._folder == _identity(self.path)
 
-    def replaceable(self, overwrite: bool) -> list[str]:
+    def replaceable(self, overwrite: bool, way: str = "continue it with --resume, ") -> list[str]:
         """The names of what a run has left here, which `overwrite` gives away; none where there is no run.
 
-        Whatever else lies in the folder stays.
+        Whatever else lies in the folder stays. way: what else may be done about a run here, for the message
         Raises UserError where a run stands here and is not to be overwritten, or where the name of a run's file is
         taken by something that no run wrote.
         """
@@ -99,7 +99,7 @@ class RunFolder:
                     "choose another --out"
                 )
         if found and not overwrite:
-            has, way = "", "continue it with --resume, "
+            has = ""
             if not checkpoint_exists(self.resumable):
                 has, way = " that has no checkpoint yet", ""
             raise UserError(
@@ -114,20 +114,24 @@ def _holds_only_a_checkpoint(folder: Path) -> bool:
 
 
 @contextmanager
-def new_run(run: RunFolder, *, overwrite: bool) -> Iterator[RunFolder]:
+def new_run(
+    run: RunFolder, *, overwrite: bool, way: str = "continue it with --resume, "
+) -> Iterator[RunFolder]:
     """A staging folder, whose files move into the run's own once the block has gone well.
 
     So a run that cannot start leaves nothing behind, and the run that it should replace stays. `run` is locked
-    afterwards: no other process comes between its start and its training.
+    afterwards: no other process comes between its start and its training. way: see `RunFolder.replaceable`
     Raises UserError where a run stands there and `overwrite` is not set, or something else does.
     """
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"{run.path} is a file, expected a folder; choose another --out")
-    run.replaceable(overwrite)  # before anything is tokenised
+    run.replaceable(overwrite, way)  # before anything is tokenised
 
     def replaceable() -> list[str]:
         run.lock()
-        return run.replaceable(overwrite)  # again: another process may have started a run in the meantime
+        return run.replaceable(
+            overwrite, way
+        )  # again: another process may have started a run in the meantime
 
     try:
         with write_into(run.path, replaceable) as staged:
@@ -168,7 +172,10 @@ def find_checkpoint(path: Path) -> Path:
             return place
     found = "an empty folder" if path.is_dir() and not any(path.iterdir()) else "no checkpoint"
     found = found if path.exists() else "nothing"
-    raise UserError(f"no run at {path}: found {found}; name the --out folder of a training run")
+    way = "name the --out folder of a training run"
+    if not path.exists() and str(path).count("/") == 1 and str(path)[0] not in "./":
+        way += f", or, if that is a model on the hub, {import_advice(path)}"
+    raise UserError(f"no run at {path}: found {found}; {way}")
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

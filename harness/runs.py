@@ -9,6 +9,7 @@ import tiktoken
 
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
+from contract.schema import require
 from data.batches import windows_per_epoch
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare
 from data.tokenizers import load_ranks, open_tokenizer, tokenizer_is_fixed
@@ -25,6 +26,12 @@ DEFAULT_RANKS = DEFAULT_TEXT.with_suffix(".tiktoken")
 # Settings that --resume may change: how far the run goes and how it is evaluated; with more steps, the rates too.
 CHANGEABLE = ("steps", "eval_interval", "eval_tokens")
 CHANGEABLE_RATES = ("learning_rate", "min_learning_rate")
+# What a checkpoint must say for its training to go on.
+RESUMABLE = {
+    **dict.fromkeys(("backend", "device", "tokens_sha256"), str),
+    **dict.fromkeys(("steps", "batch_size", "threads"), range(1, 2**63)),
+    "evaluated": range(2**63),
+}
 
 
 def open_prepared(path: Path) -> tuple[TokenFile, tiktoken.Encoding]:
@@ -171,6 +178,12 @@ def _resumed(
     if text:
         check_named(text, run, checkpoint)
     kept = checkpoint.training | checkpoint.config.to_dict()
+    try:
+        require(kept, RESUMABLE)
+    except ValueError as error:
+        raise UserError(
+            f"{run.resumable} does not say what its training goes on with ({error}); start a new run with --from"
+        ) from None
     settings = _resumed_settings(run, checkpoint, training)
     for name, value in overrides.items():
         if value != kept[name]:
@@ -249,12 +262,11 @@ def open_model(
     path: a run's folder, of which the best checkpoint is taken, or a checkpoint's own
     """
     checkpoint = load_checkpoint(find_checkpoint(path))
-    dtype = checkpoint.training.get("dtype", "float32")
     return open_backend(
         backend,
         checkpoint.config,
         checkpoint.weights,
-        dtype=dtype,
+        dtype=checkpoint.weights.flat.dtype.name,
         threads=threads,
         device=device,
         take_weights=True,

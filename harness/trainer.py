@@ -139,11 +139,11 @@ class Trainer:
         training, earlier = checkpoint.training, TrainingSettings.from_dict(checkpoint.training)
         self.step = checkpoint.step
         self.evaluated, self.validation_loss = training["evaluated"], checkpoint.validation_loss
-        self.best_loss, self.best_step = training["best_loss"], training.get("best_step")
+        self.best_loss, self.best_step = training.get("best_loss"), training.get("best_step")
         if "validation_tokens" in training:
             self.validation_tokens = training["validation_tokens"]
-            self.final_loss = training["final_validation_loss"]
-            self.final_tokens = training["final_validation_tokens"]
+            self.final_loss = training.get("final_validation_loss")
+            self.final_tokens = training.get("final_validation_tokens")
         elif self.evaluated == earlier.steps:  # written when the last evaluation was the final one
             self.final_loss = self.validation_loss
         if earlier.rate(self.step) != self.settings.rate(self.step):

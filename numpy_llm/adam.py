@@ -105,20 +105,18 @@ def gradient_norm(gradients: Weights) -> float:
     Twin: torch_llm.adam.gradient_norm
     """
     flat = gradients.flat
-    norm = _norm(flat, 1.0)
+    norm = float(np.sqrt(_sum_of_squares(flat)))
     if norm == 0 or not np.isfinite(norm):  # the squares vanished or overflowed: scale them
         largest = float(max(flat.max(), -flat.min()))
-        norm = largest * _norm(flat, largest) if 0 < largest < np.inf else largest
+        norm = largest * _sum_of_squares(flat, largest) ** 0.5 if 0 < largest < np.inf else largest
     return norm
 
 
-def _norm(flat, unit):
-    """The Euclidean norm of a flat buffer, counted in `unit`."""
+def _sum_of_squares(flat, unit=None):
+    """The sum over a flat buffer, whose numbers are counted in `unit`."""
     total = 0.0
     with np.errstate(all="ignore"):
         for at in range(0, flat.size, CHUNK):
-            piece = flat[at : at + CHUNK]
-            if unit != 1:
-                piece = piece / unit
+            piece = flat[at : at + CHUNK] if unit is None else flat[at : at + CHUNK] / unit
             total += float(piece @ piece)
-    return float(np.sqrt(total))
+    return total

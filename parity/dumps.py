@@ -4,7 +4,6 @@ Everything in a dump is taken for damaged or hostile until shown otherwise: no p
 the folder, and nothing larger than what the pack has under the name.
 """
 
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from contract.errors import UserError
+from contract.files import open_regular
+from contract.schema import read_json
 
 DTYPES = ("float64", "float32", "int64", "int32")
 _UNREADABLE = (
@@ -76,20 +77,21 @@ def _entries(path: Path, golden) -> Iterator[tuple]:
         yield from _listed(path)
     elif path.suffix == ".npz":
         # Opened here: NumPy leaves a file open that turns out to be no archive.
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is no archive")
             for name in archive.files:
                 yield name, lambda name=name: _member(archive, name, golden)
     else:
-        with safe_open(path, framework="numpy") as file:
+        with open_regular(path), safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118
                 yield name, lambda name=name: _stored(file, name)
 
 
 def _array(file: Path) -> np.ndarray:
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    with open_regular(file):  # a pipe would be waited for
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError("it is an .npz archive under another name")
@@ -112,7 +114,7 @@ def _stored(file, name: str) -> np.ndarray:
 
 
 def _listed(path: Path) -> Iterator[tuple]:
-    listing = json.loads(path.read_text(encoding="utf-8"))
+    listing = read_json(path)
     rows = listing["tensors"]
     rows = [{"name": name, **row} for name, row in rows.items()] if isinstance(rows, dict) else rows
     for row in rows:
@@ -131,7 +133,8 @@ def read_raw(folder: Path, row: Mapping) -> np.ndarray:
         wanted *= axis
     if size != wanted:
         raise ValueError(f"{file} has {size} bytes where shape {shape} in {dtype} needs {wanted}")
-    return np.fromfile(folder / file, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    with open_regular(folder / file) as numbers:
+        return np.fromfile(numbers, np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
 
 def _sized(file: Path, golden) -> np.ndarray:
@@ -141,7 +144,8 @@ def _sized(file: Path, golden) -> np.ndarray:
             f"{file.name} has {size} bytes where shape {wanted.shape} needs {4 * wanted.size} or {8 * wanted.size}"
         )
     kind = "i" if wanted.dtype.kind == "i" else "f"
-    return np.fromfile(file, f"<{kind}{size // wanted.size}").reshape(wanted.shape)
+    with open_regular(file) as numbers:
+        return np.fromfile(numbers, f"<{kind}{size // wanted.size}").reshape(wanted.shape)
 
 
 def _checked(path: Path, name: str, tensor: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -315,3 +316,29 @@ def test_import_needs_neither_torch_nor_transformers(published, tmp_path):
     arguments = [sys.executable, "-c", program, published, tmp_path / "run", tmp_path / "out"]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_published_model_is_no_run(fail, succeed, published, tmp_path, monkeypatch):
+    """Who generates from a published folder is told the command that imports it, which works; so for a hub's name."""
+    monkeypatch.chdir(tmp_path)
+    for source in (published, Path("openai-community/gpt2")):
+        error = fail(1, "generate", source, "--prompt", "A")
+        name = source.name
+        assert f"import it first: python cli.py import-gpt2 {source} --out runs/{name}" in error
+    succeed("import-gpt2", published, "--out", "runs/model")
+    succeed("generate", "runs/model", "--prompt", "The", "--max-new-tokens", "2")
+    error = fail(1, "import-gpt2", published, "--out", "runs/model")
+    assert "already holds a run; replace it with --overwrite" in error
+    assert "--resume" not in error
+    succeed("import-gpt2", published, "--out", "runs/model", "--overwrite")
+
+
+def test_a_configuration_that_claims_more_layers_than_its_file(fail, published, tmp_path):
+    """A million layers beside the weights of one are refused at once."""
+    folder = tmp_path / "model"
+    shutil.copytree(published, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 10**6}))
+    assert "says n_layer 1,000,000, but the weights are" in fail(
+        1, "import-gpt2", folder, "--out", tmp_path / "run"
+    )

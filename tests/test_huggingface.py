@@ -18,7 +18,7 @@ from data.tokenizers import encoding_of
 from harness.checkpoint import Checkpoint
 from harness.export import export
 from harness.huggingface import config_from_published, published_config, published_places, published_terms
-from harness.huggingface_import import find_source, import_gpt2
+from harness.huggingface_import import find_source, import_gpt2, origin
 from harness.tensor_file import stored_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -530,17 +530,22 @@ def hub(monkeypatch):
 
 
 def test_fetching(hub, published):
-    """A hub name is fetched, its weights for other programs left there."""
+    """A hub name is fetched, at a revision where one is given, its weights for other programs left there."""
     folder, calls = published(), []
 
-    def download(name, *, allow_patterns):
-        calls.append((name, allow_patterns))
+    def download(name, *, revision, allow_patterns):
+        calls.append((name, revision, allow_patterns))
         return str(folder)
 
     hub(download)
-    assert find_source("openai-community/gpt2") == folder
-    ((name, patterns),) = calls
-    assert name == "openai-community/gpt2"
+    assert find_source("openai-community/gpt2") == find_source("openai-community/gpt2", "v1") == folder
+    (name, revision, patterns), (_, second, _) = calls
+    assert (name, revision, second) == ("openai-community/gpt2", None, "v1")
+    where = origin("openai-community/gpt2", folder)
+    assert where == {"source": "openai-community/gpt2", "revision": folder.name}
+    assert import_gpt2(folder, origin=where).training["source"] == "openai-community/gpt2"
+    with pytest.raises(ConfigError, match="omit it"):
+        find_source(str(folder), "v1")
     from huggingface_hub.utils import filter_repo_objects
 
     listed = [

@@ -221,7 +221,7 @@ ADAMW = [
           "moment_corrected"),
     _code("adam.gradient_norm", "flat = gradients.flat",
           "return float(sum(np.linalg.norm(g) for g in gradients.values()))", "norm_of_norms"),
-    _code("adam.gradient_norm", "np.sqrt(", "(", "norm_squared"),
+    _code("adam.gradient_norm", "float(np.sqrt(", "float((", "norm_squared"),
     _code("adam.clip_gradients", "return norm", "return min(norm, max_norm)", "norm_after_clipping"),
     _code("adam.Adam.update", "size, 0.0)", "size, self.weight_decay)", "decay_on_vectors"),
     _code(_STEP, "weight *= 1 - learning_rate * decay", "pass", "decay_missing"),
