@@ -70,6 +70,11 @@ class RunFolder:
         """Whether a run was started here."""
         return checkpoint_exists(self.latest) or self.metrics.exists() or self.tokens.exists()
 
+    def holds(self, path: Path) -> bool:
+        """Whether `path` is the run itself, or a file or checkpoint of it."""
+        own = (self.path, self.latest, self.best, *map(self.tokens.with_suffix, TOKEN_ENDINGS), self.metrics)
+        return path.resolve() in {each.resolve() for each in own}
+
     def is_there(self) -> bool:
         """Whether the folder that was locked still stands at its place, and not another."""
         return self._folder == _identity(self.path)

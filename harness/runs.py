@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from math import ceil, inf
+from os import PathLike
 from pathlib import Path
 
 import tiktoken
@@ -50,15 +51,15 @@ def default_tokenizer(text: Path) -> str:
 
 
 def start_run(
-    out: Path,
+    out: str | PathLike,
     *,
-    text: Path = DEFAULT_TEXT,
+    text: str | PathLike = DEFAULT_TEXT,
     tokenizer: str | None = None,
     preset_name: str = "tense",
     overrides: dict | None = None,
     training: dict,
     epochs: float | None = None,
-    start: Path | None = None,
+    start: str | PathLike | None = None,
     backend: str = "numpy",
     device: str = "cpu",
     threads: int | None = None,
@@ -76,6 +77,12 @@ def start_run(
 
     Raises UserError where anything does not fit; nothing has been written or replaced then.
     """
+    out, text, start = Path(out), Path(text), start and Path(start)
+    for flag, source in (("--text", text), ("--from", start)):
+        if overwrite and source and RunFolder(out).holds(source):
+            raise ConfigError(
+                f"{flag} {source} is of the run that --overwrite replaces; choose another --out"
+            )
     base = None if start is None else load_checkpoint(find_checkpoint(start))
     if base and tokenizer is not None:
         raise ConfigError(f"--tokenizer does not go with --from: {start} has the tokenizer it was made with")
@@ -126,7 +133,7 @@ def _steps(epochs: float, info: TokenFileInfo, config: ModelConfig, training: di
 
 
 def resume_run(
-    out: Path,
+    out: str | PathLike,
     *,
     training: dict | None = None,
     overrides: dict | None = None,
@@ -144,7 +151,7 @@ def resume_run(
 
     Raises UserError where there is nothing to go on with, ConfigError naming a setting that would change the run.
     """
-    run = RunFolder(out)
+    run = RunFolder(Path(out))
     with ExitStack() as undo:
         if checkpoint_exists(run.resumable):
             run.lock()  # before reading: another process may be writing

@@ -464,6 +464,19 @@ def test_another_text_is_not_taken_for_the_runs_own(start, text, tmp_path):
         resume_run(trainer.run.path)
 
 
+@pytest.mark.parametrize("source", [{"text": "tokens.bin"}, {"start": ""}, {"start": "best"}], ids=str)
+def test_a_run_is_not_replaced_by_what_starts_from_it(start, source):
+    """Neither the tokens nor the weights that a run is to start from go with the run that it replaces."""
+    trainer = start()
+    trainer.train()
+    folder = trainer.run.path
+    arguments = {name: str(folder / part) for name, part in source.items()}
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+    with pytest.raises(ConfigError, match="is of the run that --overwrite replaces"):
+        start_run(str(folder), training={"steps": 2, "batch_size": 2}, overwrite=True, **arguments)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"} == before
+
+
 def test_a_folder_in_the_runs_place(start, tmp_path):
     """Where the run's folder was moved away and another stands in its place, nothing is written there."""
     trainer = start()
