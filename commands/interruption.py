@@ -40,7 +40,7 @@ _state = _Interruption()
 
 
 def handle_signals():
-    """From now on end by SIGINT, SIGTERM and SIGHUP as this module says, but for those that are ignored (nohup)."""
+    """From now on end by SIGINT, SIGTERM and SIGHUP as this module says; a SIGHUP that is ignored (nohup) stays so."""
     reader, writer = os.pipe()
     if os.name != "nt":
         os.set_blocking(writer, False)
@@ -48,7 +48,8 @@ def handle_signals():
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+        # Of the others a script's "&" ignores SIGINT, and yet the person who sends it wants the run to end.
+        if number is not None and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
             _state.handled.add(number)
             signal.signal(number, _meet)
 
