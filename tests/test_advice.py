@@ -195,9 +195,7 @@ def test_advice_is_followed(place, run_cli, case):
 def test_a_suggested_command_can_be_pasted(place, run_cli, monkeypatch, name):
     """Whatever a run's folder is called, the command that goes on with it does, and runs nothing else."""
     out = f"./{name}" if name.startswith("-") else name
-    monkeypatch.setattr(
-        "harness.trainer.Trainer._train_step", lambda *_: os.kill(os.getpid(), 2) or (1.0, False)
-    )
+    monkeypatch.setattr("commands.interruption.finishing", lambda line: nullcontext(lambda: True))
     shutil.rmtree("run")
     code, _, error = run_cli(*shlex.split(TRAIN), "--out", out)
     assert code == 130
