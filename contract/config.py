@@ -17,6 +17,9 @@ from typing import Literal, get_args
 
 from contract.errors import ConfigError
 
+# Bounds of what is built before anything of a file proves that its numbers are meant.
+MAX_LAYERS = 10_000
+MAX_SINUSOIDS = 1 << 28
 Activation = Literal["relu", "gelu_tanh"]
 Position = Literal["sinusoidal", "learned"]
 
@@ -54,6 +57,8 @@ class ModelConfig:
     def __post_init__(self):
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff"):
             _require_positive_integer(name, getattr(self, name))
+        if self.n_layer > MAX_LAYERS:
+            raise ConfigError(f"n_layer must be at most {MAX_LAYERS:,}, got {self.n_layer:,}")
         if self.d_model % self.n_head:
             raise ConfigError(
                 f"d_model {self.d_model} does not divide into n_head {self.n_head} heads; "
@@ -62,6 +67,11 @@ class ModelConfig:
         if self.position == "sinusoidal" and self.d_model % 2:
             raise ConfigError(
                 f"sinusoidal positions need an even d_model (sine and cosine pairs), got {self.d_model}"
+            )
+        if self.position == "sinusoidal" and self.context_length * self.d_model > MAX_SINUSOIDS:
+            raise ConfigError(
+                f"sinusoidal positions for context_length {self.context_length:,} and d_model {self.d_model:,} are a "
+                f"table of more than {MAX_SINUSOIDS:,} numbers; choose a shorter context"
             )
         _require_choice("activation", self.activation, get_args(Activation))
         _require_choice("position", self.position, get_args(Position))

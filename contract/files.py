@@ -114,16 +114,20 @@ def require_free(path: str | os.PathLike, overwrite: bool, taken: str = TAKEN):
 
 @contextmanager
 def write_into(
-    folder: str | os.PathLike, replaceable: Callable[[], Collection[str]] = tuple
+    folder: str | os.PathLike,
+    replaceable: Callable[[], Collection[str]] = tuple,
+    shown: Path | None = None,
 ) -> Iterator[Path]:
     """A private folder whose contents move into `folder`, all or none, when the block has gone well.
 
     folder: made where it is missing, with those above it, and removed again after an error
     replaceable: called before the change begins: the names in `folder` that may go. What the block made takes their
         places, the others are removed. It raises UserError where anything in the way must stay.
+    shown: what a person knows the new items by, for the message of an error; None for the folder
     Raises UserError where another item has one of the new names, WriteError where a file cannot be written.
     """
     folder = Path(folder)
+    shown = shown or folder
     if folder.is_symlink() and not folder.exists():
         raise UserError(f"{folder} is a link to nothing; remove it, or choose another name")
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -139,11 +143,11 @@ def write_into(
                     place.rmdir()
             raise
     except OSError as error:
-        raise _write_error(error, folder) from error
+        raise _write_error(error, shown) from error
     except WriteError as error:
         if STAGED not in str(error.path):
             raise
-        raise WriteError(folder, error.reason) from error  # nobody wants to read the staging folder's name
+        raise WriteError(shown, error.reason) from error  # nobody wants to read the staging folder's name
 
 
 @contextmanager
@@ -180,7 +184,7 @@ def replace_folder(
         own()
         return {folder.name} if folder.exists() else ()
 
-    with write_into(folder.parent, replaceable) as new:
+    with write_into(folder.parent, replaceable, shown=folder) as new:
         (new / folder.name).mkdir()
         yield new / folder.name
         if folder.is_dir():

@@ -140,7 +140,7 @@ def preprocess_sentences(
     text, out = Path(text), Path(out)
     _check_settings(text, out, validation_fraction)
     _replaceable(out, encoding, overwrite)
-    with write_into(out.parent, lambda: _replaceable(out, encoding, overwrite)) as new:
+    with write_into(out.parent, lambda: _replaceable(out, encoding, overwrite), shown=out) as new:
         fresh = new / out.name
         with open(fresh, "w+b") as token_file:
             counts = _write_tokens(text, encoding, token_file, progress)

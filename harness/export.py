@@ -104,7 +104,8 @@ def _write_torch(checkpoint: Checkpoint, folder: Path):
     try:
         torch.save(tensors, folder / "model.pt")
     except RuntimeError as error:  # what PyTorch makes of a full disk
-        raise OSError(None, str(error).partition("\n")[0], str(folder / "model.pt")) from error
+        reason = "PyTorch failed to write it: is the disk full?"
+        raise OSError(None, reason, str(folder / "model.pt")) from error
     _write_beside(checkpoint, folder)
 
 

@@ -200,7 +200,8 @@ def save_pack(pack: Pack, folder: Path, *, overwrite: bool = False):
     # `ascontiguousarray` would make an array of one number of a scalar.
     tensors = {name: np.array(tensor, order="C") for name, tensor in pack.tensors.items()}
     text = manifest_text(pack.manifest | {"checksum": _checksum(pack.manifest)})
-    with write_into(folder, lambda: replaceable_pack(pack.name, folder, overwrite)) as new:
+    place = folder / f"{pack.name}.json"
+    with write_into(folder, lambda: replaceable_pack(pack.name, folder, overwrite), shown=place) as new:
         (new / f"{pack.name}.safetensors").write_bytes(save(tensors))
         (new / f"{pack.name}.json").write_bytes(text)
 

@@ -468,12 +468,20 @@ def test_any_edited_field_is_one_line(make, tmp_path):
         assert "\n" not in str(error.value), title
 
 
-@pytest.mark.parametrize("layers", [10**6, 10**30])
-def test_more_layers_than_tensors(make, tmp_path, layers):
-    """A configuration of a kilobyte that claims a million layers costs nothing."""
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_layer": 9999}, r"n_layer 9,999, but model\.safetensors has 16 tensors"),
+        ({"n_layer": 10**30}, "n_layer must be at most 10,000"),
+        ({"position": "sinusoidal", "context_length": 10**12}, "are a table of more than"),
+        ({"vocab_size": 10**30, "d_ff": 10**30}, "does not fit its configuration"),
+    ],
+)
+def test_a_configuration_that_claims_too_much(make, tmp_path, changes, words):
+    """A kilobyte that claims a million layers or a terabyte of positions costs nothing."""
     save_checkpoint(tmp_path / "latest", make())
-    reseal(tmp_path / "latest", lambda record: record["model"].update(n_layer=layers))
-    with pytest.raises(UserError, match=rf"n_layer {layers:,}, but model\.safetensors has 16 tensors"):
+    reseal(tmp_path / "latest", lambda record: record["model"].update(changes))
+    with pytest.raises(UserError, match=words):
         load_checkpoint(tmp_path / "latest")
 
 

@@ -334,11 +334,13 @@ def test_a_published_model_is_no_run(fail, succeed, published, tmp_path, monkeyp
 
 
 def test_a_configuration_that_claims_more_layers_than_its_file(fail, published, tmp_path):
-    """A million layers beside the weights of one are refused at once."""
+    """Thousands of layers beside the weights of one are refused at once."""
     folder = tmp_path / "model"
     shutil.copytree(published, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 10**6}))
-    assert "says n_layer 1,000,000, but the weights are" in fail(
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 9999}))
+    assert "says n_layer 9,999, but the weights are" in fail(
         1, "import-gpt2", folder, "--out", tmp_path / "run"
     )
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 10**6}))
+    assert "n_layer must be at most" in fail(1, "import-gpt2", folder, "--out", tmp_path / "run")
