@@ -21,8 +21,9 @@ import tiktoken
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError, command_line
-from contract.files import WriteError, replace_folder, replaced_folders, sha256_of
+from contract.files import WriteError, replace_folder, sha256_of
 from contract.schema import read_json, require
+from contract.staging import replaced_folders
 from contract.weights import Weights, weight_table
 from data.tokenizers import identity, load_ranks, open_tokenizer, save_ranks
 from harness.tensor_file import StoredTensor, save_tensors, stored_tensors

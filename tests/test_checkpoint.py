@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contract import files
+from contract import staging
 from contract.errors import ConfigError, UserError
 from contract.files import sha256_of
 from contract.weights import initial_weights, weight_table
@@ -278,7 +278,7 @@ def test_an_interrupted_save_loses_nothing(make, tmp_path, monkeypatch):
             calls = count()
             for owner, names in (
                 (module, ("save_tensors", "save_ranks")),
-                (files, ("_flush_folder",)),
+                (staging, ("_flush_folder",)),
                 (os, ("fsync", "replace")),
                 (shutil, ("rmtree",)),
                 (type(folder), ("mkdir", "rename", "write_text", "unlink")),

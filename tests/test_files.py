@@ -13,14 +13,13 @@ import pytest
 from contract.config import preset
 from contract.errors import ConfigError, UserError
 from contract.files import (
-    STAGED,
-    clear_leftovers,
     open_regular,
     scratch_folder,
     write_file,
     write_into,
 )
 from contract.schema import read_json, require
+from contract.staging import STAGED, clear_leftovers
 from contract.weights import initial_weights
 from data.prepare import prepare
 from data.tokenizers import load_ranks
@@ -239,6 +238,8 @@ def test_mount_points(tmp_path, made):
         for writer in ("run", "export npz", "checkpoint", "pack raw"):
             for overwrite in (False, True):
                 writers(place, made, overwrite)[writer]()
+            assert not list(place.glob(f".*{STAGED}"))
+            assert len(list(place.iterdir())) > 2
             for path in place.iterdir():
                 subprocess.run(["rm", "-r", str(path)], check=True)
     finally:

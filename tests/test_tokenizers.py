@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import data.text
 from contract.errors import ConfigError, UserError
-from contract.files import STAGED
+from contract.staging import STAGED
 from data.prepare import open_tokens, preprocess_sentences
 from data.text import LETTERS, NUMBERS, OTHERS, stream_text
 from data.tokenizers import (

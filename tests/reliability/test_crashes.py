@@ -14,7 +14,7 @@ import pytest
 from processes import ROOT, SMALL, assert_one_line, command, run
 
 from contract.errors import UserError
-from contract.files import STAGED
+from contract.staging import STAGED
 from harness.checkpoint import checkpoint_exists, load_checkpoint
 from harness.run_folder import RunFolder
 
