@@ -29,11 +29,9 @@ from data.tokenizers import (
     token_lengths,
     train_tokenizer,
 )
+from tests.shared_files import CACHE, SHAKESPEARE, needs_corpora, require_cache
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
-SHAKESPEARE = SHARED / "corpora" / "tinyshakespeare.txt"
-needs_corpora = pytest.mark.skipif(not SHAKESPEARE.exists(), reason="../shared/corpora is absent")
 
 # Everything that the pattern, Python and UTF-8 see differently, and pieces of contractions.
 NASTY = [
@@ -66,10 +64,8 @@ def ranks(folder):
 
 @pytest.fixture(scope="module")
 def gpt2():
-    cache = SHARED / "tiktoken_cache"
-    if not cache.exists():
-        pytest.skip("../shared/tiktoken_cache is absent")
-    with mock.patch.dict("os.environ", TIKTOKEN_CACHE_DIR=str(cache)):
+    require_cache()
+    with mock.patch.dict("os.environ", TIKTOKEN_CACHE_DIR=str(CACHE)):
         return open_tokenizer("gpt2")
 
 
