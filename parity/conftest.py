@@ -6,12 +6,10 @@ import pytest
 
 from parity import tolerances
 
-FAULTS = pytest.StashKey[list]()
-
 
 class _WithoutTorch(pytest.Module):
     def collect(self):
-        pytest.skip("PyTorch is not installed, so there is no twin to compare", allow_module_level=True)
+        pytest.skip("needs PyTorch (pip install -e '.[dev]')", allow_module_level=True)
 
 
 def pytest_pycollect_makemodule(module_path, parent):
@@ -21,24 +19,28 @@ def pytest_pycollect_makemodule(module_path, parent):
     return None
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Models this small are slower on several threads."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
-def record_fault(request):
+def record_fault(record_property):
     """A function that takes a fault and where its proof saw it, None where it did not, for the table at the end."""
-    return lambda fault, where: request.config.stash.setdefault(FAULTS, []).append((fault, where))
+    return lambda fault, where: record_property("fault", (fault.title, fault.check, where))
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist sends the errors that it observed."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["observed"] = [
+            [*key, error] for key, error in tolerances.observed().items()
+        ]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """The main process receives them."""
+    for quantity, dtype, error in getattr(node, "workeroutput", {}).get("observed", []):
+        tolerances.observe(quantity, dtype, error)
+
+
+def pytest_terminal_summary(terminalreporter):
     """The figures that `parity/tolerances.py` and the README quote."""
     observed = tolerances.observed()
     if observed:
@@ -48,10 +50,11 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.line(
                 f"{quantity:<24} {dtype}  observed {error:7.1e}   recorded {recorded:7.1e}   limit {limit:g}"
             )
-    faults = config.stash.get(FAULTS, [])
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    faults = [fault for report in reports for name, fault in report.user_properties if name == "fault"]
     if faults:
         terminalreporter.section("injected faults, the proof that must see each, and where it did")
-        for fault, where in faults:
-            terminalreporter.line(f"{fault.title:<44} {fault.check:<13} {where or 'SURVIVED'}")
-        killed = sum(where is not None for _, where in faults)
+        for title, check, where in faults:
+            terminalreporter.line(f"{title:<44} {check:<13} {where or 'SURVIVED'}")
+        killed = sum(where is not None for _, _, where in faults)
         terminalreporter.line(f"{killed} of {len(faults)} faults killed")

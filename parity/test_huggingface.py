@@ -7,15 +7,14 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
+transformers = pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
 
 import numpy_llm  # noqa: E402
 import torch_llm  # noqa: E402
@@ -272,7 +271,7 @@ def test_full_size(full_size, tmp_path):
 
 
 MEASURE = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from harness.checkpoint import save_checkpoint
 from harness.huggingface_import import import_gpt2
@@ -288,22 +287,25 @@ if what == "import":
     save_checkpoint(run / "latest", import_gpt2(source))
 else:
     open_model(run)
-print(json.dumps({"bytes": peak() - before, "torch": "torch" in sys.modules}))
+times = os.times()
+seconds = times.user + times.system  # of the CPU, however busy it is
+print(json.dumps({"bytes": peak() - before, "seconds": seconds, "torch": "torch" in sys.modules}))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="needs Linux (its /proc tells the peak memory)"
+)
 def test_loading_is_quick_and_lean(full_size, tmp_path):
     """Import, and opening what it made, take seconds and at most 1.3 times the file's size; NumPy alone."""
     _, folder = full_size
     size = (folder / "model.safetensors").stat().st_size
     for what in ("import", "open"):
-        started = time.perf_counter()
         arguments = [sys.executable, "-c", MEASURE, what, folder, tmp_path / "run"]
         done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
-        seconds, found = time.perf_counter() - started, json.loads(done.stdout)
-        print(f"{what}: {seconds:.1f} s, {found['bytes'] / size:.2f} times {size:,} bytes")
+        found = json.loads(done.stdout)
+        print(f"{what}: {found['seconds']:.1f} s, {found['bytes'] / size:.2f} times {size:,} bytes")
         assert size <= found["bytes"] < 1.3 * size
         assert not found["torch"]
-        assert seconds < 30
+        assert found["seconds"] < 30

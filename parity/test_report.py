@@ -229,6 +229,6 @@ def test_compiled(run_cli, checkpoint):
     """`torch.compile` makes the same outputs and weights' gradients, masks of dropout included."""
     code, out, err = run_cli(checkpoint, "--compile")
     if "torch.compile does not work here" in err:
-        pytest.skip(err)
+        pytest.skip(f"needs what torch.compile needs (apt-get install g++): {err.strip()}")
     assert code == 0
     assert sorted(row.split()[0] for row in rows(out)) == sorted([*weight_table(CONFIG), "logits", "loss"])

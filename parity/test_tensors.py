@@ -71,10 +71,10 @@ def hold_in_float64(case: Case):
 
 
 def hold_in_float32(case: Case):
-    exact = twin_passes(torch_llm, case, "float64")[0]
+    exact = twin_pass(torch_llm, case.config, case.inputs("float64"), traced=True)
     assume(cancellation(exact) > CANCELLATION["float32"])
-    assume(_sensitivity(case, exact) < SENSITIVITY)
     assume(case.config.activation != "relu" or kink_distance(exact) > KINK)
+    assume(_sensitive_tensor(case, exact) is None)  # last, as it takes more passes
     compare_case(case, "float32", Twins()).require()
 
 
@@ -118,19 +118,21 @@ def test_zeros_are_those_of_mathematics():
         )
 
 
-def _sensitivity(case: Case, exact: Record) -> float:
-    """How far any tensor moves, relative to its size, when the weights are moved as float32 rounds them.
+def _sensitive_tensor(case: Case, exact: Record) -> str | None:
+    """A tensor that moves by SENSITIVITY of its size when the weights are moved as float32 rounds them.
 
     Computed in float64 by PyTorch alone, so that no mistake of the reference can excuse itself.
     """
-    random, worst = np.random.default_rng(case.seed), 0.0
+    random = np.random.default_rng(case.seed)
     for _ in range(3):
         moved = case.inputs("float64")
         moved.weights.flat *= 1 + 2.0**-24 * random.choice([-1, 1], moved.weights.flat.size)
         record = twin_pass(torch_llm, case.config, moved, traced=True)
         for quantity, ours, theirs in zip(QUANTITIES, exact, record, strict=True):
-            worst = max(worst, *(row.error for row in compare(quantity, ours, theirs, "float64")))
-    return worst
+            for row in compare(quantity, ours, theirs, "float64"):
+                if row.error >= SENSITIVITY:
+                    return row.name
+    return None
 
 
 def test_rounding_widens_a_limit_and_nothing_else():

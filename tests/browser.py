@@ -17,7 +17,7 @@ _FLAGS = (
     "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-dev-shm-usage",
     "--remote-debugging-port=0", "--remote-allow-origins=*", "about:blank",
 )  # fmt: skip
-_PATIENCE = 60  # seconds
+_PATIENCE = 600  # seconds; never waited for on a machine that works, however busy it is
 
 
 def find_browser() -> str | None:
@@ -41,7 +41,7 @@ def open_browser(program: str, profile: Path):
             connection.close()
         process.terminate()
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -498,7 +498,7 @@ def test_numbers_that_are_not_finite(make, tmp_path, file, value):
         load_checkpoint(tmp_path / "latest", with_optimizer=True)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes (Linux or macOS)")
 @pytest.mark.parametrize("name", FILES[1:])
 def test_a_pipe_in_a_files_place(make, tmp_path, name):
     """Nobody waits for ever for a pipe that stands where a file should be."""
@@ -544,7 +544,7 @@ def test_numpy_numbers_and_plain_paths(make, tmp_path):
     assert_same(load_checkpoint(str(tmp_path / "model")), make(3))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.skipif(os.name == "nt", reason="needs Linux or macOS (Windows has no such permissions)")
 def test_files_have_the_usual_permissions(make, tmp_path):
     """Who may read the folder may read every file in it, as with any other program."""
     usual = tmp_path / "usual"

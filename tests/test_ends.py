@@ -22,8 +22,12 @@ SMALL = (
 )  # fmt: skip
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process alone")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+pytestmark = pytest.mark.skipif(
+    os.name == "nt", reason="needs Linux or macOS (Windows sends no signal to one process alone)"
+)
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs Linux (which ends a process with its parent)"
+)
 
 
 def start(*arguments, **options):

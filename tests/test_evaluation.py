@@ -16,7 +16,9 @@ from harness.generation import encode_prompt, generate_text
 from harness.runs import DEFAULT_RANKS
 from numpy_llm.model import GPT
 
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="needs PyTorch (pip install -e '.[dev]')"
+)
 
 
 @pytest.fixture(params=["numpy", pytest.param("torch", marks=needs_torch)])

@@ -115,7 +115,7 @@ def test_stride_is_seen(succeed, fail, imported, text):
 def test_fine_tuning(succeed, imported, text, tmp_path, backend):
     """`train --from` starts from the weights, keeps model and tokenizer, and can be resumed."""
     if backend == "torch":
-        pytest.importorskip("torch")
+        pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
     run = tmp_path / "tuned"
     before = load_checkpoint(imported / "latest")
     flags = ("--text", text, "--out", run, "--backend", backend, "--warmup-steps", "0", "--dropout", "0.25")
@@ -216,7 +216,7 @@ def test_export_and_import_give_the_same_bits(succeed, imported, tmp_path):
 
 def test_export_torch(succeed, imported, tmp_path):
     """A `state_dict` that is read without running code, and that the twin loads strictly."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
     from torch_llm import GPT
 
     succeed("export", imported, "--format", "torch", "--out", tmp_path / "out")
@@ -247,7 +247,7 @@ def test_export_npz(succeed, imported, tmp_path):
 def test_export_overwrites_only_an_export(succeed, fail, imported, tmp_path, format):
     """An export is replaced when told, whole; a folder with anything else in it never is."""
     if format == "torch":
-        pytest.importorskip("torch")
+        pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
     out = tmp_path / "out"
     arguments = ("export", imported, "--format", format, "--out", out)
     out.mkdir()  # an empty folder is no loss

@@ -31,7 +31,7 @@ from parity.pack_export import export_pack
 from parity.packs import load_pack, save_pack
 
 posix = pytest.mark.skipif(
-    os.name == "nt", reason="Windows has no such files or signals; run it on Linux or macOS"
+    os.name == "nt", reason="needs Linux or macOS (Windows has no such files or signals)"
 )
 ROOT = Path(__file__).parents[1]
 
@@ -133,7 +133,7 @@ WRITERS = list(writers(Path(), (None, None, None), False))
 def test_every_writer_over_the_users_files(tmp_path, made, writer, overwrite, contents):
     """A folder full of the user's files under all names that we use: refused in one line, and nothing has changed."""
     if contents == "link" and os.name == "nt":
-        pytest.skip("links need rights on Windows; run it on Linux or macOS")
+        pytest.skip("needs Linux or macOS (links need rights on Windows)")
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     for place in (folder, elsewhere):
         for name in FOLDERS:
@@ -223,7 +223,7 @@ def test_links_are_followed(tmp_path, made):
 
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0,
-    reason="only root may mount a file system; run it as root",
+    reason="needs root (who may mount a file system)",
 )
 def test_mount_points(tmp_path, made):
     """A volume, as containers have them, takes runs, exports and checkpoints, again and again."""
@@ -231,9 +231,7 @@ def test_mount_points(tmp_path, made):
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True, check=False)
     if mounted.returncode:
-        pytest.skip(
-            f"no tmpfs can be mounted here ({mounted.stderr.decode().strip()}); run it where root may mount"
-        )
+        pytest.skip("needs a system that lets root mount a tmpfs (not a container without that right)")
     try:
         for writer in ("run", "export npz", "checkpoint", "pack raw"):
             for overwrite in (False, True):

@@ -20,9 +20,9 @@ from harness.export import export
 from harness.huggingface import config_from_published, published_config, published_places, published_terms
 from harness.huggingface_import import find_source, import_gpt2, origin
 from harness.tensor_file import stored_tensors
+from tests.shared_files import CACHE, require_cache
 
 ROOT = Path(__file__).parents[1]
-CACHE = ROOT.parent / "shared" / "tiktoken_cache"
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -136,7 +136,7 @@ def test_half_precision_becomes_float32(published, dtype):
         expected = {name: value.astype(np.float16).astype(np.float32) for name, value in original.items()}
         save_file({name: value.astype(np.float16) for name, value in original.items()}, folder / MODEL)
     else:
-        torch = pytest.importorskip("torch")
+        torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
         from safetensors.torch import save_file as save_tensors
 
         halves = {name: torch.from_numpy(value).to(torch.bfloat16) for name, value in original.items()}
@@ -177,7 +177,7 @@ def test_published_sizes_are_the_presets():
 
 def test_fields_are_those_of_transformers():
     """Each field that GPT2Config knows is read, refused, or without effect on what is computed."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
     fields = transformers.GPT2Config().to_dict()
     harmless = {
         "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label",
@@ -501,8 +501,7 @@ def test_vocabularies_of_another_size(published):
 
 def test_gpt2_without_its_files(published, monkeypatch):
     """A folder without vocabulary files has GPT-2's where its size is GPT-2's; the user is told."""
-    if not CACHE.exists():
-        pytest.skip("../shared/tiktoken_cache is absent")
+    require_cache()
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(CACHE))
     folder, said = published(), []
     for name in ("vocab.json", "merges.txt"):
@@ -523,7 +522,7 @@ def test_gpt2_without_its_files(published, monkeypatch):
 @pytest.fixture
 def hub(monkeypatch):
     """`huggingface_hub`, and a function that sets what its `snapshot_download` does."""
-    module = pytest.importorskip("huggingface_hub")
+    module = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub (pip install -e '.[dev]')")
     # the progress bars' switch is the process's
     monkeypatch.setattr(module.utils, "disable_progress_bars", lambda: None)
     return lambda download: monkeypatch.setattr(module, "snapshot_download", download)

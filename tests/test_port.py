@@ -13,7 +13,7 @@ from parity.packs import pack_names
 SOURCE = Path(__file__).parents[1] / "examples" / "port.c"
 COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler is installed")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler (apt-get install gcc libc6-dev)")
 
 
 def _compiled(source: str, folder: Path, *flags: str) -> Path:
@@ -25,7 +25,7 @@ def _compiled(source: str, folder: Path, *flags: str) -> Path:
 
 
 def _run(program: Path, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.fixture(scope="module")

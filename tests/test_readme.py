@@ -55,7 +55,7 @@ def test_the_rooms_shown_exist():
         assert (ROOT / line.split()[0]).exists(), line
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is installed")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (apt-get install gcc libc6-dev)")
 def test_the_first_verified_layer(tmp_path):
     """The porter's way: the program shown has the mistake that is shown, and is right once that is put right."""
     (program,) = re.findall(r"```c\n(.*?)```", README, re.DOTALL)

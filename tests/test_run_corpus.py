@@ -233,7 +233,7 @@ def test_advice_with_trained_weights(run, succeed, fail):
     succeed(*start, "--text", "text.txt")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes (Linux or macOS)")
 @pytest.mark.parametrize(
     "command", [("prepare", "pipe"), ("tokenizer", "train", "pipe", "--vocab-size", 300)]
 )

@@ -255,7 +255,7 @@ def test_a_row_can_be_read_at_once(tmp_path):
         assert list(read_metrics(tmp_path / "metrics.jsonl")) == [{"step": 1, "loss": 1.0}]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux)")
 def test_a_log_without_room(tmp_path):
     """A row that finds no room names the file, once."""
     log = MetricsLog(tmp_path / "metrics.jsonl")

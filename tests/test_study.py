@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="PyTorch is not installed, and the page shows both twins")
-pytest.importorskip("jinja2", reason="the extra 'study' is not installed")
-pytest.importorskip("latex2mathml", reason="the extra 'study' is not installed")
+pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
+pytest.importorskip("jinja2", reason="needs the extra 'study' (pip install -e '.[dev]')")
+pytest.importorskip("latex2mathml", reason="needs the extra 'study' (pip install -e '.[dev]')")
 
 import numpy_llm
 from cli import main

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-pytest.importorskip("torch", reason="PyTorch is not installed, and the page shows both twins")
-pytest.importorskip("jinja2", reason="the extra 'study' is not installed")
-pytest.importorskip("latex2mathml", reason="the extra 'study' is not installed")
-pytest.importorskip("websocket", reason="websocket-client, which drives the browser, is not installed")
+pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
+pytest.importorskip("jinja2", reason="needs the extra 'study' (pip install -e '.[dev]')")
+pytest.importorskip("latex2mathml", reason="needs the extra 'study' (pip install -e '.[dev]')")
+pytest.importorskip("websocket", reason="needs websocket-client (pip install -e '.[dev]')")
 
 import numpy_llm
 from contract.trace import Trace
@@ -25,7 +25,7 @@ from tests.browser import find_browser, open_browser
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(
     BROWSER is None,
-    reason="no Chromium is installed: `apt-get install chromium`, or name its program in CHROMIUM",
+    reason="needs Chromium (apt-get install chromium, or name its program in CHROMIUM)",
 )
 # Looks like markup in every way that has fooled a page.
 TEXT = "The baby </script><img src=x onerror=alert(1)> is &amp; sleeping."

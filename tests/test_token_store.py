@@ -88,7 +88,7 @@ def test_the_advice_helps(tokens, text, tmp_path):
     np.testing.assert_array_equal(open_tokens(tokens.path).train[:], wanted)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows moves and removes no open file")
+@pytest.mark.skipif(os.name == "nt", reason="needs Linux or macOS (Windows moves and removes no open file)")
 @pytest.mark.parametrize(
     "touch",
     [
@@ -171,7 +171,7 @@ def test_a_tokenizer_of_another_form(tokens, tokenizer):
         open_tokens(tokens.path)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes (Linux or macOS)")
 @pytest.mark.parametrize("name", ["tokens.bin", "tokens.json", "tokens.tiktoken"])
 def test_a_pipe_is_no_file(tokens, tmp_path, name):
     """Where a token file, its JSON or ranks should be, a pipe, a device or a folder is refused at once."""

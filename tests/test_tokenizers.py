@@ -32,11 +32,9 @@ from data.tokenizers import (
     token_lengths,
     train_tokenizer,
 )
+from tests.shared_files import CACHE, SHAKESPEARE, needs_corpora, require_cache
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
-SHAKESPEARE = SHARED / "corpora" / "tinyshakespeare.txt"
-needs_corpora = pytest.mark.skipif(not SHAKESPEARE.exists(), reason="../shared/corpora is absent")
 
 # Everything that the pattern, Python and UTF-8 see differently, and pieces of contractions.
 NASTY = [
@@ -69,10 +67,8 @@ def ranks(folder):
 
 @pytest.fixture(scope="module")
 def gpt2():
-    cache = SHARED / "tiktoken_cache"
-    if not cache.exists():
-        pytest.skip("../shared/tiktoken_cache is absent")
-    with mock.patch.dict("os.environ", TIKTOKEN_CACHE_DIR=str(cache)):
+    require_cache()
+    with mock.patch.dict("os.environ", TIKTOKEN_CACHE_DIR=str(CACHE)):
         return open_tokenizer("gpt2")
 
 
@@ -230,7 +226,7 @@ def pipe():
         os.close(end)
 
 
-@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system gives its pipes no paths")
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd (Linux or macOS)")
 def test_a_pipe_is_read_once(folder, pipe, ranks):
     """Whatever reads a text once takes it from a pipe; the tokenizer of its bytes says what it needs."""
     text = "it's a text, which is read once\n" * 5
@@ -247,7 +243,7 @@ def test_a_pipe_is_read_once(folder, pipe, ranks):
     one_line(error, "nothing came out of this pipe")
 
 
-@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no /dev/zero")
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero (Linux or macOS)")
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/zero"])
 def test_a_device_is_no_text(path):
     """What may wait or go on for ever is not read at all."""

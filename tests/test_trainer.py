@@ -31,7 +31,9 @@ from harness.settings import TrainingSettings
 from harness.spikes import SpikeDetector
 from harness.trainer import CHECKPOINT_SECONDS, Progress, Trainer
 
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="needs PyTorch (pip install -e '.[dev]')"
+)
 BACKENDS = ["numpy", pytest.param("torch", marks=needs_torch)]
 # PyTorch splits nothing this small over threads, and two that wait for each other on a busy machine take minutes.
 THREADS = {"numpy": 2, "torch": 1}

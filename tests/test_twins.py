@@ -17,7 +17,7 @@ from contract.randomness import DropoutKey
 from contract.trace import NO_TRACE, Trace
 from contract.weights import Weights, initial_weights, parameter_count, weight_table
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed, so there is no twin to compare")
+torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
 
 # These need PyTorch, so they come after the skip.
 import numpy_llm  # noqa: E402
@@ -425,7 +425,7 @@ def test_one_backend_goes_on_where_the_other_stopped(config, first, second):
 def test_an_absent_device_is_named(device):
     """A device that is not there is one line that says which are."""
     if (device == "cuda" and torch.cuda.is_available()) or (device == "mps" and torch.mps.is_available()):
-        pytest.skip(f"this machine has {device}")
+        pytest.skip(f"needs a machine without {device}")
     settings = {"seed": 0, "dtype": "float32", "threads": 1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0}
     with pytest.raises(ConfigError, match=rf"no device '{device}' .* choose .*cpu") as error:
         TorchBackend(CONFIGS["relu, sinusoidal, tied"], device=device, **settings)

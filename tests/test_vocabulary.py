@@ -13,11 +13,9 @@ from data import vocabulary
 from data.tokenizers import encode, encoding_of, identity, load_ranks, token_bytes, train_tokenizer
 from data.vocabulary import END_OF_TEXT, read_vocabulary, vocabulary_files, vocabulary_of
 from harness.runs import DEFAULT_RANKS, DEFAULT_TEXT
+from tests.shared_files import CACHE, SHAKESPEARE, require_cache
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
-SHAKESPEARE = SHARED / "corpora" / "tinyshakespeare.txt"
-CACHE = SHARED / "tiktoken_cache"
 # tiktoken's cache names a file by the SHA-1 of where it came from.
 ENCODER, MERGES = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
 
@@ -25,8 +23,7 @@ ENCODER, MERGES = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d94
 @pytest.fixture(scope="module")
 def gpt2_files(tmp_path_factory):
     """GPT-2's vocabulary files, under the names that Hugging Face gives them."""
-    if not CACHE.exists():
-        pytest.skip("../shared/tiktoken_cache is absent")
+    require_cache()
     folder = tmp_path_factory.mktemp("gpt2")
     for cached, name in ((ENCODER, "vocab.json"), (MERGES, "merges.txt")):
         shutil.copyfile(CACHE / cached, folder / name)
@@ -35,7 +32,7 @@ def gpt2_files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gpt2_tokenizer(gpt2_files):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
     return transformers.GPT2TokenizerFast.from_pretrained(gpt2_files, local_files_only=True)
 
 
@@ -148,7 +145,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("which", ["trained", "default", "bytes"])
 def test_exported_tokenizer(which, trained, tmp_path):
     """AutoTokenizer opens what was written for trained ranks and for bytes, and gives the same tokens and texts."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
     if which == "bytes":
         ours = encoding_of("bytes", [bytes([n]) for n in (10, *range(32, 127))])
         texts = [
