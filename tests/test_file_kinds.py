@@ -33,12 +33,17 @@ def message(path) -> str:
     return str(error.value)
 
 
+def require(program: str):
+    """Skip where a program that a message advises is missing."""
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program} (on Debian, apt-get install unzip zip xz-utils bzip2 zstd tar)")
+
+
 def follow(path, text, encoding="ENCODING"):
     """Run the command that a file's message ends with, in the file's folder; the text that it makes is `text`."""
     command = re.search(r"(?:with: )(.*)$", message(path))[1].replace("ENCODING", encoding)
     program = shlex.split(command)[0]
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
+    require(program)
     subprocess.run(command, shell=True, cwd=path.parent, check=True, timeout=60)
     new = path.with_name("NEW.txt")
     assert "".join(stream_text(new)) == text
@@ -123,8 +128,7 @@ def test_archives(tmp_path, command, kind, name):
     """An archive is named, with a command that unpacks it whatever its file is called."""
     (tmp_path / "text").write_text(ENGLISH)
     program = command.split()[0]
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
+    require(program)
     path = tmp_path / name
     with path.open("wb") as file:
         subprocess.run([*command.split(), "text"], cwd=tmp_path, check=True, stdout=file, timeout=60)
