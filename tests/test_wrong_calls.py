@@ -14,7 +14,7 @@ from contract.weights import Weights, WeightSpec, initial_weights, parameter_cou
 from data.batches import Windows, evaluation_batches, windows_per_epoch
 from harness.backend import open_backend
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed, so there is no twin to compare")
+torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
 
 import torch_llm  # noqa: E402  (it needs PyTorch, so it comes after the skip)
 from torch_llm.model import _check_batch  # noqa: E402
