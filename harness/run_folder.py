@@ -87,20 +87,18 @@ class RunFolder:
         taken by something that no run wrote.
         """
         tokens = token_files(self.tokens)
-        own = {
-            self.latest.name: _holds_only_a_checkpoint,
-            self.best.name: _holds_only_a_checkpoint,
-            **dict.fromkeys(
-                (self.tokens.with_suffix(end).name for end in TOKEN_ENDINGS), lambda path: path in tokens
-            ),
-            self.metrics.name: is_metrics_log,
-            self.plot.name: is_plot,
+        is_own = {
+            **dict.fromkeys((self.latest, self.best), lambda path: checkpoint_files(path) is not None),
+            **dict.fromkeys(map(self.tokens.with_suffix, TOKEN_ENDINGS), lambda path: path in tokens),
+            self.metrics: is_metrics_log,
+            self.plot: is_plot,
         }
-        found = [name for name in own if os.path.lexists(self.path / name)]
-        for name in found:
-            if (self.path / name).is_symlink() or not own[name](self.path / name):
+        found = [path for path in is_own if os.path.lexists(path)]
+        for path in found:
+            others = [path] if path.is_symlink() or not is_own[path](path) else _others(path)
+            if others:
                 raise UserError(
-                    f"{self.path} holds {name}, which no run wrote or which holds more than that, so it is kept; "
+                    f"{self.path} holds {others[0].relative_to(self.path)}, which no run wrote, so it is kept; "
                     "choose another --out"
                 )
         if found and not overwrite:
@@ -110,12 +108,13 @@ class RunFolder:
             raise UserError(
                 f"{self.path} already holds a run{has}; {way}replace it with --overwrite, or choose another --out"
             )
-        return found
+        return [path.name for path in found]
 
 
-def _holds_only_a_checkpoint(folder: Path) -> bool:
-    own = checkpoint_files(folder)
-    return own is not None and own.issuperset(visible_items(folder))
+def _others(place: Path) -> list[Path]:
+    """What lies in a checkpoint's folder beside its own files."""
+    own = checkpoint_files(place) if place.is_dir() else None
+    return [] if own is None else [place / name for name in visible_items(place) if name not in own]
 
 
 @contextmanager
