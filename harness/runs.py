@@ -79,7 +79,7 @@ def start_run(
     """
     out, text, start = Path(out), Path(text), start and Path(start)
     for flag, source in (("--text", text), ("--from", start)):
-        if overwrite and source and RunFolder(out).holds(source):
+        if overwrite and source and out.is_dir() and RunFolder(out).holds(source):
             raise ConfigError(
                 f"{flag} {source} is of the run that --overwrite replaces; choose another --out"
             )

@@ -114,7 +114,7 @@ def test_the_run_is_what_is_compared(run_cli, checkpoint, tmp_path):
     """The values in the file are those of the checkpoint's weights, of the seed's tokens and masks."""
     found = []
     for seed in (3, 3, 4):
-        assert run_cli(checkpoint, "--seed", seed, "--json", tmp_path / "parity.json")[0] == 0
+        assert run_cli(checkpoint, "--seed", seed, "--json", tmp_path / "parity.json", "--overwrite")[0] == 0
         tensors = json.loads((tmp_path / "parity.json").read_text())["comparisons"][0]["tensors"]
         found.append({(row["quantity"], row["name"]): row["reference"] for row in tensors})
     assert found[0] == found[1] != found[2]

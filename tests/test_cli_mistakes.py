@@ -103,7 +103,7 @@ MISTAKES = [
     (f"{TRAIN} --d-model nan", 2, "Invalid value for '--d-model'"),
     (f"{TRAIN} --n-head 1000000000000", 2, "d_model 16 does not divide into n_head 1000000000000"),
     # more than any machine has
-    (f"{TRAIN} --n-layer 100000000000", 1, "GB of memory to train, and this process may use"),
+    (f"{TRAIN} --n-layer 100000000000", 2, "n_layer must be at most 10,000, got 100,000,000,000"),
     (f"{TRAIN} --d-model 1000000000000", 1, "GB of memory to train, and this process may use"),
     (f"{TRAIN} --d-ff 1000000000000", 1, "GB of memory to train, and this process may use"),
     (f"{TRAIN} --batch-size 1000000000000", 1, "choose a smaller --batch-size"),
