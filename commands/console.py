@@ -110,7 +110,7 @@ def training_progress(trainer: Trainer, clock: Callable[[], float] = monotonic):
 
         def report_evaluation(done: int, total: int):
             if done == 0:
-                say(f"final evaluation, of {total:,} held-out tokens")
+                say(f"final evaluation on {total:,} held-out tokens")
                 bar.reset(row, total=total, description="final evaluation")
             bar.update(row, completed=done)
             heartbeat.say(lambda: f"final evaluation  {done:,} of {total:,} tokens")

@@ -347,7 +347,7 @@ def test_a_final_evaluation(train, run_cli):
     assert tokens > 1024
     assert f"step      2  training loss {metrics(folder)[1]['loss']:.4f}  validation loss " in err
     assert "(1,024 tokens)" in err
-    assert f"final evaluation, of {tokens:,} held-out tokens" in err
+    assert f"final evaluation on {tokens:,} held-out tokens" in err
     assert (
         f"validation loss {loss:.4f} nats per token, perplexity {np.exp(loss):.3f}, "
         f"over all {tokens + 1:,} held-out tokens\n" in err

@@ -15,7 +15,7 @@ from exercises.start import starter
 from harness.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120  # seconds; no test waits so long, on whatever machine, unless it fails
+PATIENCE = 600  # seconds; no test waits so long, on whatever machine, unless it fails
 SMALL = (
     "--preset", "nano", "--n-layer", "1", "--n-head", "2", "--d-model", "16", "--context-length", "8",
     "--batch-size", "4", "--threads", "1",

@@ -44,7 +44,7 @@ def follow(path, text, encoding="ENCODING"):
     command = re.search(r"(?:with: )(.*)$", message(path))[1].replace("ENCODING", encoding)
     program = shlex.split(command)[0]
     require(program)
-    subprocess.run(command, shell=True, cwd=path.parent, check=True, timeout=60)
+    subprocess.run(command, shell=True, cwd=path.parent, check=True, timeout=600)
     new = path.with_name("NEW.txt")
     assert "".join(stream_text(new)) == text
     preprocess_sentences(new, open_tokenizer("bytes", new), path.with_name("new.bin"))
@@ -131,7 +131,7 @@ def test_archives(tmp_path, command, kind, name):
     require(program)
     path = tmp_path / name
     with path.open("wb") as file:
-        subprocess.run([*command.split(), "text"], cwd=tmp_path, check=True, stdout=file, timeout=60)
+        subprocess.run([*command.split(), "text"], cwd=tmp_path, check=True, stdout=file, timeout=600)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         assert f"this looks like {kind}" in message(Path(name))

@@ -252,7 +252,7 @@ def test_devices_and_pipes_are_written_to_and_stay(tmp_path):
     with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
         with write_file(pipe) as file:
             file.write(b"through")
-        assert reader.communicate(timeout=60)[0] == b"through"
+        assert reader.communicate(timeout=600)[0] == b"through"
     with write_file("/dev/null", overwrite=True) as file:
         file.write(b"gone")
     assert pipe.is_fifo()

@@ -96,7 +96,7 @@ def test_the_final_evaluation(said):
     for done in range(0, 10_001, 1000):
         report_evaluation(done, 10_000)
         clock[0] += 4
-    assert said[0] == "final evaluation, of 10,000 held-out tokens"
+    assert said[0] == "final evaluation on 10,000 held-out tokens"
     assert said[1:] == [f"final evaluation  {done:,} of 10,000 tokens" for done in (3000, 6000, 9000)]
 
 
