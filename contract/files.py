@@ -216,8 +216,10 @@ def _is_device(path: Path) -> bool:
         mode = path.stat().st_mode
     except (OSError, ValueError):
         return False
-    special = not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
-    return special or path.absolute().parts[1:2] in (("dev",), ("proc",))
+    stream = path.absolute().parts[:2] == ("/", "proc") or str(path.absolute()).startswith(
+        ("/dev/std", "/dev/fd/")
+    )
+    return stream or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _write_error(error: OSError, place: Path) -> OSError | WriteError:

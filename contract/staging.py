@@ -12,6 +12,7 @@ and finishes the change or takes it back. That never touches anything but what l
 """
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -27,6 +28,7 @@ except ImportError:  # Windows: nothing is locked there, and what a killed proce
     fcntl = None
 
 STAGED = ".twin-gpt-tmp"
+_NAME = re.compile(rf"\.[0-9a-f]{{16}}{re.escape(STAGED)}")
 
 
 @contextmanager
@@ -36,10 +38,11 @@ def staging(folder: Path) -> Iterator[Path]:
     while True:
         place = folder / f".{secrets.token_hex(8)}{STAGED}"
         place.mkdir()
-        lock = _lock(place)
-        if lock is None or place.exists():
+        lock = _lock(place, wait=True)
+        if place.exists():
             break
-        os.close(lock)  # another process took it for a dead one's before it was locked
+        if lock is not None:  # another process took it for a dead one's before it was locked
+            os.close(lock)
     try:
         (place / "new").mkdir()
         yield place
@@ -115,11 +118,11 @@ def _remove(staged: Path):
 def clear_leftovers(folder: Path):
     """Clear what writers in `folder` left whose processes have died; a change that had begun is finished first."""
     try:
-        found = [entry.name for entry in os.scandir(folder) if entry.name.endswith(STAGED)]
+        found = [folder / entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name)]
     except OSError:
         return
-    for place in (folder / name for name in found):
-        lock = _lock(place)
+    for place in found:
+        lock = _lock(place, wait=False)
         if lock is None:  # its process lives
             continue
         try:
@@ -135,15 +138,18 @@ def replaced_folders(folder: Path) -> list[Path]:
     return sorted(folder.parent.glob(f".*{STAGED}/old/{escape(folder.name)}"))
 
 
-def _lock(place: Path) -> int | None:
-    """A descriptor that holds the lock of our own folder `place`; None where it cannot be had."""
+def _lock(place: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds the lock of our own folder `place`; None where it cannot be had.
+
+    wait: until another process, which is clearing the folder, is done
+    """
     try:
         handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
     except (OSError, AttributeError):  # AttributeError: Windows
         return None
     try:
         if os.fstat(handle).st_uid == os.geteuid():
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             return handle
     except OSError:
         pass

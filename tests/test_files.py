@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -360,15 +362,15 @@ def test_leftovers_of_dead_processes(tmp_path):
     )
     command = [sys.executable, "-c", program, str(tmp_path / "page")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    (tmp_path / f".mine{STAGED}").write_text("a file, whatever its name")
+    (tmp_path / f".mine{STAGED}").mkdir()  # a folder of the user's, whatever its name
     with subprocess.Popen(command, **pipes) as dead, subprocess.Popen(command, **pipes) as living:
         assert [process.stdout.readline() for process in (dead, living)] == ["there\n"] * 2
         dead.send_signal(signal.SIGKILL)
         dead.wait()
-        assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
+        assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3
         with write_file(tmp_path / "other") as file:
             file.write(b"next")
-        assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+        assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
         living.communicate("\n")
         assert living.returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [f".mine{STAGED}", "other", "page"]
@@ -385,6 +387,35 @@ def test_a_planted_staging_folder_removes_nothing(tmp_path):
     clear_leftovers(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     assert not place.exists() or os.name == "nt"
+
+
+def test_many_writers_in_one_folder(tmp_path):
+    """Writers that begin and end at once do not take each other's staging folders for a dead one's."""
+
+    def write(name):
+        for number in range(40):
+            with write_file(tmp_path / f"{name}-{number}") as file:
+                file.write(b"whole")
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write, name) for name in "abcd"]:
+            done.result()
+    found = fingerprint(tmp_path)
+    assert len(found) == 160
+    assert set(found.values()) == {("file", b"whole")}
+
+
+def test_a_file_in_memory_is_no_device(tmp_path):
+    """What lies below /dev/shm is a file like any other, and is not overwritten unless that is asked for."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        pytest.skip("needs /dev/shm (Linux)")
+    with (
+        tempfile.NamedTemporaryFile(dir=memory) as file,
+        pytest.raises(UserError, match="already exists"),
+        write_file(file.name),
+    ):
+        pytest.fail("the block was entered")
 
 
 def test_scratch_folders_go(tmp_path, monkeypatch):
