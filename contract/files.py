@@ -9,6 +9,7 @@ How a change is made whole is the business of `contract.staging`.
 """
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from contract.errors import UserError
-from contract.staging import STAGED, commit, staging
+from contract.staging import STAGED, commit, is_staging, staging
 
 SUMS = "SHA256SUMS"
+_STREAM = re.compile("/dev/(stdin|stdout|stderr)|(/dev|/proc/[^/]+)/fd/[0-9]+")
 _SUMS_TITLE = "# twin-gpt export"
 TAKEN = "replace it with --overwrite, or choose another name"
 
@@ -69,7 +71,7 @@ def write_file(
             with tempfile.TemporaryFile() as file:
                 yield file
                 file.seek(0)
-                with open(path, "wb") as device:
+                with open(path, "ab") as device:  # /dev/stdout may lead to a file that is appended to
                     shutil.copyfileobj(file, device)
             return
         require_free(path, overwrite, taken)
@@ -80,7 +82,7 @@ def write_file(
                 yield file
             if target.exists():
                 shutil.copymode(target, new)
-            commit(staged, target.parent, lambda: {target.name} if overwrite else ())
+            commit(staged, target.parent, lambda: {target.name} if overwrite and not target.is_dir() else ())
     except OSError as error:
         raise _write_error(error, path) from error
 
@@ -150,10 +152,10 @@ def replace_folder(
     folder = Path(os.path.realpath(folder))
 
     def own() -> Collection[str]:
-        names = marked_files(folder) if folder.is_dir() else None
-        if names is None and (not folder.is_dir() if folder.exists() else folder.is_symlink()):
-            raise UserError(f"{folder} is no folder; choose another name")
-        if names is None and folder.is_dir() and (found := visible_items(folder)):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, expected a folder; choose another name")
+        names = marked_files(folder) if folder.is_dir() else ()
+        if names is None and (found := visible_items(folder)):
             raise UserError(
                 f"{folder} holds {found[0]}, which this program did not write, so it is kept; choose another name"
             )
@@ -166,14 +168,19 @@ def replace_folder(
         return
 
     def replaceable() -> Collection[str]:
-        own()
-        return {folder.name} if folder.exists() else ()
+        names = own()
+        if not folder.exists():
+            return ()
+        shutil.copymode(folder, fresh)
+        keep_others(
+            folder, fresh, names
+        )  # now, so that nothing is missed that came while the new was written
+        return {folder.name}
 
     with write_into(folder.parent, replaceable, shown=folder) as new:
-        (new / folder.name).mkdir()
-        yield new / folder.name
-        if folder.is_dir():
-            keep_others(folder, new / folder.name, marked_files(folder) or ())
+        fresh = new / folder.name
+        fresh.mkdir()
+        yield fresh
 
 
 def keep_others(old: Path, new: Path, own: Collection[str]):
@@ -199,7 +206,7 @@ def _link(source, target):
 
 def visible_items(folder: Path) -> list[str]:
     """The names in a folder, sorted; what a writer stages there does not count."""
-    return sorted(name for name in os.listdir(folder) if not name.endswith(STAGED))
+    return sorted(name for name in os.listdir(folder) if not is_staging(folder / name))
 
 
 @contextmanager
@@ -216,10 +223,9 @@ def _is_device(path: Path) -> bool:
         mode = path.stat().st_mode
     except (OSError, ValueError):
         return False
-    stream = path.absolute().parts[:2] == ("/", "proc") or str(path.absolute()).startswith(
-        ("/dev/std", "/dev/fd/")
+    return _STREAM.fullmatch(os.path.abspath(path)) is not None or not (
+        stat.S_ISREG(mode) or stat.S_ISDIR(mode)
     )
-    return stream or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _write_error(error: OSError, place: Path) -> OSError | WriteError:

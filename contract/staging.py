@@ -4,8 +4,8 @@ New items are made in a staging folder inside the folder that they belong to, so
 
     FOLDER/.0123456789abcdef.twin-gpt-tmp/
         new/    what is being made
-        go/     the same once it is complete and on the disk: its name says that the change has begun
-        old/    what it replaces
+        old/    what it replaces, moved here when the new is complete and on the disk
+        go/     `new`, renamed when all that goes has gone: from here on the change is finished, whatever comes
 
 The staging folder is locked as long as its process lives. The next writer in FOLDER finds one whose process has died
 and finishes the change or takes it back. That never touches anything but what lies in the staging folder.
@@ -29,6 +29,7 @@ except ImportError:  # Windows: nothing is locked there, and what a killed proce
 
 STAGED = ".twin-gpt-tmp"
 _NAME = re.compile(rf"\.[0-9a-f]{{16}}{re.escape(STAGED)}")
+_PARTS = {"new", "old", "go", "gone"}
 
 
 @contextmanager
@@ -72,12 +73,13 @@ def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]
             _flush_folder(folder)
             return
         (staged / "old").mkdir()
-        os.replace(staged / "new", staged / "go")
-        _flush_folder(staged)
         try:
-            for name in sorted(going, key=names.count):  # what is only removed goes first: see `_finish`
-                if os.path.lexists(folder / name):
+            for name in going:
+                if Path(name).name == name and os.path.lexists(folder / name):
                     os.replace(folder / name, staged / "old" / name)
+            _flush_folder(folder)
+            os.replace(staged / "new", staged / "go")
+            _flush_folder(staged)
             _finish(staged, folder)
         except OSError:
             _take_back(staged, folder, names)
@@ -85,27 +87,22 @@ def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]
 
 
 def _take_back(staged: Path, folder: Path, names: Collection[str]):
-    """Undo a change of which a part failed."""
-    for name in names:
-        if not os.path.lexists(staged / "go" / name):
-            os.replace(folder / name, staged / "go" / name)
-    for name in os.listdir(staged / "old"):
-        os.replace(staged / "old" / name, folder / name)
-    os.replace(staged / "go", staged / "new")
+    """Undo a change of which a part failed; `_finish` then brings back what it would have replaced."""
+    if (staged / "go").is_dir():
+        for name in names:
+            if not os.path.lexists(staged / "go" / name):
+                os.replace(folder / name, staged / "go" / name)
+        os.replace(staged / "go", staged / "new")
 
 
 def _finish(staged: Path, folder: Path):
-    """Finish a change that has begun, or take it back where what it replaces still stands in its way."""
-    go, old = staged / "go", staged / "old"
-    if not go.is_dir():
-        return
-    moves = [(go / name, folder / name) for name in os.listdir(go)]
-    if any(os.path.lexists(target) for _, target in moves):
-        moves = [(old / name, folder / name) for name in os.listdir(old)]
-    for source, target in moves:
-        if not os.path.lexists(target):
-            os.replace(source, target)
-    _flush_folder(folder)
+    """Move to `folder` what still has to go there: the new, once it is in `go`, else what it was to replace."""
+    source = staged / "go" if (staged / "go").is_dir() else staged / "old"
+    if source.is_dir():
+        for name in os.listdir(source):
+            if not os.path.lexists(folder / name):
+                os.replace(source / name, folder / name)
+        _flush_folder(folder)
 
 
 def _remove(staged: Path):
@@ -118,7 +115,7 @@ def _remove(staged: Path):
 def clear_leftovers(folder: Path):
     """Clear what writers in `folder` left whose processes have died; a change that had begun is finished first."""
     try:
-        found = [folder / entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name)]
+        found = [folder / name for name in os.listdir(folder) if is_staging(folder / name)]
     except OSError:
         return
     for place in found:
@@ -133,8 +130,18 @@ def clear_leftovers(folder: Path):
             os.close(lock)
 
 
+def is_staging(place: Path) -> bool:
+    """Whether `place` is a staging folder, by its name and by all that it holds."""
+    if not _NAME.fullmatch(place.name) or place.is_symlink() or not place.is_dir():
+        return False
+    with suppress(OSError):
+        return _PARTS.issuperset(os.listdir(place))
+    return False
+
+
 def replaced_folders(folder: Path) -> list[Path]:
     """Where a folder stands whose replacement has just begun, or was broken off."""
+    folder = Path(os.path.realpath(folder))
     return sorted(folder.parent.glob(f".*{STAGED}/old/{escape(folder.name)}"))
 
 
@@ -144,7 +151,7 @@ def _lock(place: Path, *, wait: bool) -> int | None:
     wait: until another process, which is clearing the folder, is done
     """
     try:
-        handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     except (OSError, AttributeError):  # AttributeError: Windows
         return None
     try:
@@ -180,14 +187,18 @@ def _flush(place: Path):
             _flush(inner)
         _flush_folder(place)
         return
-    with open(place, "rb+") as file:
-        os.fsync(file.fileno())
+    if place.is_file():
+        _flush_handle(os.open(place, os.O_RDONLY if os.name == "posix" else os.O_RDWR))
 
 
 def _flush_folder(folder: Path):
     if os.name == "posix":  # Windows cannot open a folder, and flushes renames by itself
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with suppress(OSError):  # nor do all file systems flush one
+            _flush_handle(os.open(folder, os.O_RDONLY))
+
+
+def _flush_handle(handle: int):
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

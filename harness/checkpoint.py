@@ -10,7 +10,7 @@ every instant; every file is verified by its hash when it is read. Nothing is ev
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from os import PathLike
@@ -103,7 +103,9 @@ def checkpoint_files(folder: Path) -> set[str] | None:
         record = read_json(folder / CONFIG, {"format": str, "files": {str: str}})
     except (OSError, ValueError):
         return None
-    return {CONFIG, *record["files"]} if record["format"] == FORMAT else None
+    names = {CONFIG, *record["files"]}
+    plain = all(Path(name).name == name for name in names)  # a foreign file may claim what lies elsewhere
+    return names if record["format"] == FORMAT and plain else None
 
 
 def load_checkpoint(folder: str | PathLike, *, with_optimizer: bool = False) -> Checkpoint:
@@ -239,13 +241,16 @@ def _write_files(folder: Path, checkpoint: Checkpoint):
 # Reading
 
 
-def _places(folder: Path) -> tuple[Path, ...]:
-    """Where the checkpoint may stand: at its place, or beside it while it is replaced.
+def _places(folder: Path) -> Iterator[Path]:
+    """Where the checkpoint may stand, each looked for when it is asked for: at its place, or beside it.
 
     The folder comes once more, as its replacement may be done between two looks. "NAME.old" is where earlier versions
     of this program left the old one when the power went.
     """
-    return folder, *replaced_folders(folder), folder.with_name(f"{folder.name}.old"), folder
+    yield folder
+    yield from replaced_folders(folder)
+    yield folder.with_name(f"{folder.name}.old")
+    yield folder
 
 
 def _complete(folder: Path) -> Path:

@@ -32,7 +32,8 @@ class RunFolder:
     path: the folder; it need not exist yet
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str | os.PathLike):
+        path = Path(path)
         self.path = path
         self.latest = path / "latest"
         self.best = path / "best"
@@ -63,7 +64,7 @@ class RunFolder:
         self._folder = _identity(self.path)
 
     def unlock(self):
-        """Let others have it, however often it was locked."""
+        """Release the lock, even if acquired more than once."""
         self._lock.release(force=True)
 
     def holds_a_run(self) -> bool:
@@ -165,12 +166,12 @@ def unused_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: str | os.PathLike) -> Path:
     """The checkpoint that `path` means: itself, or the best, or else the latest, of the run folder it is.
 
     Raises UserError where there is none.
     """
-    run = RunFolder(path)
+    path, run = Path(path), RunFolder(path)
     for place in (path, run.best, run.latest):
         if checkpoint_exists(place):
             return place
@@ -246,7 +247,9 @@ def _line(row: dict) -> str:
 def read_metrics(path: Path) -> Iterator[dict]:
     """The rows of a metrics file, without lines that were cut short or damaged; none where there is no file."""
     if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with open_regular(path) as file:
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+        for line in lines:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
@@ -297,7 +300,7 @@ def is_metrics_log(path: Path) -> bool:
     for line in beginning.splitlines():
         with suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if _is_row(row) and (row.keys() >= {"learning_rate", "gradient_norm"} or "loss" not in row):
+            if _is_row(row) and row.keys() >= {"loss", "learning_rate", "gradient_norm"}:
                 return True
     return size == 0
 

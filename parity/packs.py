@@ -215,6 +215,8 @@ def replaceable_pack(name: str, folder: Path, overwrite: bool) -> list[str]:
     try:
         if found:
             _verified(read_json(folder / f"{name}.json"))
+        if any((folder / each).is_symlink() or not (folder / each).is_file() for each in found):
+            raise ValueError
     except (OSError, ValueError):
         raise UserError(
             f"{folder / found[0]} already exists and is no golden pack's; choose another NAME or --out"
