@@ -63,8 +63,10 @@ def main() -> int:
         problem, code = str(error), error.exit_code
     except typer.Exit as exit:
         return exit.exit_code
-    except SystemExit:  # rich's answer where the reader of a help page has seen enough
-        return 0
+    except SystemExit as exit:
+        if isinstance(exit.__context__, BrokenPipeError):  # the reader of a help page has seen enough
+            return 0
+        raise
     except KeyboardInterrupt:
         acknowledge()
         return INTERRUPTED

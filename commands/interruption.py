@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 INTERRUPTED = 130  # the exit code, of SIGTERM and SIGHUP too
 INTERRUPTED_LINE = "error: interrupted"
 NATIVE_SECONDS = 1.0  # that native code may go on after the first signal
-CLEANUP_SECONDS = 10.0  # that clearing away may take after it
+CLEANUP_SECONDS = 10.0  # allowed for cleanup after it
 # timeout(1) sends SIGTERM twice at once, and a terminal that closes sends SIGHUP twice: from its shell, and from the
 # system when the shell is gone. Neither is a person who asks again.
 REPEAT_SECONDS = 1.0

@@ -165,7 +165,7 @@ def _resume_arguments(given: dict) -> dict:
         if name not in ("resume", *accepted, *MODEL_FLAGS, *settings):
             raise ConfigError(
                 f"--{name.strip('_').replace('_', '-')} does not go with --resume: the run keeps what it was started "
-                "with; leave it out"
+                "with; omit it"
             )
     if "out" not in given:
         raise ConfigError("--resume needs --out, the folder of the run to go on with")
@@ -200,8 +200,8 @@ def _train(trainer):
             f"warm-up     {settings.warmup_steps:,} steps are more than the training's {settings.steps:,}: the "
             f"learning rate reaches {settings.rate(settings.steps - 1):.1e} of {settings.learning_rate:.1e}"
         )
-    if trainer.rate_change:
-        before, after = trainer.rate_change
+    before, after = trainer.rate_change or (0.0, 0.0)
+    if f"{before:.1e}" != f"{after:.1e}":
         say(
             f"schedule    learning rate goes from {before:.1e} {'up' if after > before else 'down'} to {after:.1e}: "
             f"the schedule now ends at step {settings.steps:,}, at {settings.min_learning_rate:.1e}"

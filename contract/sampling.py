@@ -13,7 +13,7 @@ def check_sampling(
     temperature: float, top_k: int | None, top_p: float | None, seed: int = 0, sequence: int = 0
 ):
     """Raise ConfigError unless the settings of `sample` make sense."""
-    keep_all = "; leave it out to keep every token"
+    keep_all = "; omit it to keep every token"
     check_number("temperature", temperature, lambda t: 0 <= t < np.inf, "0 (greedy) or a positive number")
     if top_k is not None:
         whole = isinstance(top_k, Integral)

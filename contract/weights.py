@@ -151,23 +151,27 @@ def check_weights(weights: Mapping[str, np.ndarray], config: ModelConfig):
 
     They have the names and shapes of `weight_table(config)`, in any order, and float32 or float64 in all.
     """
-    if not isinstance(weights, Mapping):
-        raise ConfigError(f"weights must be arrays by name, got {type(weights).__name__}")
-    found = {name: np.asarray(weight) for name, weight in weights.items()}
-    expected = {name: spec.shape for name, spec in weight_table(config).items()}
+    check_tensors("weights", weights, {name: spec.shape for name, spec in weight_table(config).items()})
+
+
+def check_tensors(what: str, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]):
+    """The same for any tensors by name, whose shapes are `expected`; what: what they are, for the message"""
+    if not isinstance(tensors, Mapping):
+        raise ConfigError(f"{what} must be arrays by name, got {type(tensors).__name__}")
+    found = {name: np.asarray(tensor) for name, tensor in tensors.items()}
     for name in [*expected, *found]:
         wanted, got = expected.get(name, "none"), found[name].shape if name in found else "none"
         if wanted != got:
-            raise ConfigError(f"weights of another model: {name}: expected {wanted}, got {got}")
+            raise ConfigError(f"{what} of another model: {name}: expected {wanted}, got {got}")
     dtype = next(iter(found.values())).dtype
     check_dtype(dtype)
-    for name, weight in found.items():
-        if weight.dtype != dtype:
-            raise ConfigError(f"weights of two dtypes: expected {name} in {dtype}, got {weight.dtype}")
+    for name, tensor in found.items():
+        if tensor.dtype != dtype:
+            raise ConfigError(f"{what} of two dtypes: expected {name} in {dtype}, got {tensor.dtype}")
         # Two reductions, as nan passes through both and neither makes a temporary array.
-        if not (np.isfinite(weight.min()) and np.isfinite(weight.max())):
-            place = tuple(map(int, np.argwhere(~np.isfinite(weight))[0]))
-            raise ConfigError(f"weights must be finite, but {name}{list(place)} is {weight[place]}")
+        if not (np.isfinite(tensor.min()) and np.isfinite(tensor.max())):
+            place = tuple(map(int, np.argwhere(~np.isfinite(tensor))[0]))
+            raise ConfigError(f"{what} must be finite, but {name}{list(place)} is {tensor[place]}")
 
 
 def check_layout(what: str, values: Weights, layout: tuple):

@@ -118,4 +118,4 @@ class StoredTokens:
         return self.store.read(self._start + start, self._start + stop)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self[:].astype(dtype or self.store.dtype, copy=False)
+        return self[:].astype(dtype or self.store.dtype, copy=bool(copy))

@@ -274,7 +274,7 @@ class MissingSymbols(UserError):
 
     def __init__(self, problem: str):
         super().__init__(
-            f"{problem}; leave them out, or use a tokenizer that knows every byte (gpt2 or trained ranks)"
+            f"{problem}; omit them, or use a tokenizer that knows every byte (gpt2 or trained ranks)"
         )
         self.problem = problem
 

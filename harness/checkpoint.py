@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
+from contract.checks import check_whole
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError, command_line
 from contract.files import WriteError, replace_folder, sha256_of
 from contract.schema import read_json, require
 from contract.staging import replaced_folders
-from contract.weights import Weights, weight_table
+from contract.weights import Weights, check_tensors, check_weights, weight_table
 from data.tokenizers import identity, load_ranks, open_tokenizer, save_ranks
 from harness.tensor_file import StoredTensor, save_tensors, stored_tensors
 
@@ -183,26 +184,20 @@ def checkpoint_exists(folder: Path) -> bool:
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with its numbers as JSON has them. Raises ConfigError for one that could not be read again."""
-    shapes = {name: spec.shape for name, spec in weight_table(checkpoint.config).items()}
-    tables = [("weight", checkpoint.weights, shapes)]
+    check_weights(checkpoint.weights, checkpoint.config)
     if checkpoint.optimizer is not None:
+        shapes = {name: np.shape(value) for name, value in checkpoint.weights.items()}
         moments = {f"{moment}.{name}": shape for moment in "mv" for name, shape in shapes.items()}
-        tables.append(("moment", checkpoint.optimizer, moments))
-    for kind, tensors, wanted in tables:
-        found = {name: np.shape(value) for name, value in tensors.items()}
-        if odd := first_difference(found, wanted):
-            raise ConfigError(f"a checkpoint's {kind} {odd}")
-        for name, value in tensors.items():
-            if np.asarray(value).dtype.name not in ("float32", "float64"):
-                raise ConfigError(
-                    f"a checkpoint's {kind} {name} has dtype {np.asarray(value).dtype}, expected float32 or float64"
-                )
+        check_tensors("moments", checkpoint.optimizer, moments)
     step, loss = checkpoint.step, checkpoint.validation_loss
-    if not isinstance(step, int | np.integer) or isinstance(step, bool) or not 0 <= step < 2**63:
-        raise ConfigError(f"a checkpoint's step must be a whole number of at least 0, got {step!r}")
+    check_whole("a checkpoint's step", step, 0)
     try:
         training = json.loads(json.dumps(checkpoint.training, default=lambda value: value.item()))
         loss = None if loss is None else float(loss)
+        require(
+            {"validation_loss": loss, "training": training},
+            {name: _RECORD[name] for name in ("validation_loss", "training")},
+        )
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"a checkpoint's training settings and loss must be JSON values ({error})"
@@ -317,7 +312,7 @@ def _copy(stored: Mapping[str, StoredTensor], target: Mapping[str, np.ndarray]):
         target[name][...] = stored[name].read()
         if not np.isfinite(target[name]).all():
             raise UserError(
-                f"{stored[name].path}: {name} holds nan or infinity, so the model computes nothing; "
+                f"{stored[name].path}: {name} contains nan or infinity: the file is corrupt; "
                 "use another checkpoint"
             )
 

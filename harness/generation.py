@@ -15,9 +15,9 @@ def encode_prompt(tokenizer: tiktoken.Encoding, prompt: str | None) -> list[int]
     Raises ConfigError for an empty prompt, UserError for symbols that the tokenizer lacks.
     """
     if prompt == "":
-        raise ConfigError("the prompt is empty; give some text, or leave --prompt out to begin a new line")
+        raise ConfigError("the prompt is empty; give some text, or omit --prompt to begin a new line")
     if prompt is not None:
-        with tokenizer_is_fixed("leave them out"):
+        with tokenizer_is_fixed("omit them"):
             return encode(tokenizer, prompt).tolist()
     try:
         return encode(tokenizer, "\n").tolist()

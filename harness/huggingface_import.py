@@ -138,7 +138,7 @@ def import_gpt2(
         if not np.isfinite(weights[name]).all():
             at = tuple(map(int, np.argwhere(~np.isfinite(weights[name]))[0]))
             raise UserError(
-                f"{stored[name].path}: {place.name} holds {weights[name][at]}, which is no number to compute with; "
+                f"{stored[name].path}: {place.name} holds {weights[name][at]}, so the file is corrupt; "
                 "get the model again"
             )
     _check_tied_output(others.get(OUTPUT), weights)

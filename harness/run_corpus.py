@@ -53,18 +53,20 @@ def run_corpus(
         except UserError as error:
             problems.append(str(error))
     advice = "bring it back" if named or not checkpoint.training.get("tokens") else "name it with --text"
-    raise UserError(f"{'; '.join(problems)}: the text of {run.path} is not at hand; {advice}, or {otherwise}")
+    raise UserError(
+        f"{'; '.join(problems)}: the text of {run.path} cannot be found; {advice}, or {otherwise}"
+    )
 
 
 def check_named(text: Path, run: RunFolder, checkpoint: Checkpoint):
     """Raise ConfigError where `text` cannot name the tokens of a run that goes on."""
     if not checkpoint.training.get("tokens"):
         raise ConfigError(
-            f"--text does not go with --resume: {run.path} has its own tokens, in {run.tokens.name}; leave it out"
+            f"--text does not go with --resume: {run.path} has its own tokens, in {run.tokens.name}; omit it"
         )
     if text.suffix != ".bin":
         raise ConfigError(
-            f"{text} is no token file, and {run.path} was started with one; name that with --text, or leave it out"
+            f"{text} is no token file, and {run.path} was started with one; name that with --text, or omit it"
         )
 
 
@@ -91,7 +93,7 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
         return
     with scratch_folder() as folder:
         path = folder / "tokens.bin"
-        with tokenizer_is_fixed("leave them out"):
+        with tokenizer_is_fixed("omit them"):
             preprocess_sentences(text, checkpoint.tokenizer, path, validation_fraction=0)
         corpus = open_tokens(path)
         yield corpus.train

@@ -68,8 +68,9 @@ class RunFolder:
         self._lock.release(force=True)
 
     def holds_a_run(self) -> bool:
-        """Whether a run was started here."""
-        return checkpoint_exists(self.latest) or self.metrics.exists() or self.tokens.exists()
+        """Whether a run was started here, by the marks of its files."""
+        log = self.metrics.exists() and is_metrics_log(self.metrics)
+        return checkpoint_exists(self.latest) or log or bool(token_files(self.tokens))
 
     def holds(self, path: Path) -> bool:
         """Whether `path` is the run itself, or a file or checkpoint of it."""

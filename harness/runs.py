@@ -111,13 +111,13 @@ def _training_corpus(
     """The tokens to train on, prepared in `out` unless `text` is a token file, and what made them."""
     if text.suffix != ".bin":
         if base:
-            with tokenizer_is_fixed("leave them out, or train a new model without --from"):
+            with tokenizer_is_fixed("omit them, or train a new model without --from"):
                 encoding = prepare(text, base.tokenizer, out, progress=progress)
         else:
             encoding = prepare(text, tokenizer or default_tokenizer(text), out, progress=progress)
         return open_tokens(out), encoding
     if tokenizer is not None:
-        raise ConfigError(f"{text} is a token file with a tokenizer of its own; leave --tokenizer out")
+        raise ConfigError(f"{text} is a token file with a tokenizer of its own; omit --tokenizer")
     corpus, encoding = (open_tokens(text), base.tokenizer) if base else open_prepared(text)
     check_tokenizer(corpus, encoding, "give its text itself" if base else "prepare the text again")
     return corpus, encoding
@@ -286,6 +286,6 @@ def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfi
         if name != "dropout" and value != getattr(config, name):
             raise ConfigError(
                 f"--{name.replace('_', '-')} {value} contradicts --from {start}, whose weights are of "
-                f"{name} {getattr(config, name)}; leave it out"
+                f"{name} {getattr(config, name)}; omit it"
             )
     return ModelConfig(**config.to_dict() | overrides)

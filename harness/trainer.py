@@ -180,11 +180,19 @@ class Trainer:
                 evaluation = self._evaluate_finally(metrics)
         finished = self.step == settings.steps and evaluation is not None
         if finished:
-            self._verify()
+            self._verify_tokens()
         problem = self._plot()
         return Outcome(
             self.step, finished, evaluation if finished else None, perf_counter() - started, problem
         )
+
+    def _verify_tokens(self):
+        try:
+            self._verify()
+        except UserError as error:
+            raise UserError(
+                f"{error}. All steps are done, but some may have seen other tokens: train again"
+            ) from None
 
     def _plot(self) -> str:
         """Draw the plot. returns: why that was not possible, or ""; a training is not lost for want of a plot"""
@@ -329,10 +337,10 @@ class Trainer:
         metrics.flush()  # a checkpoint never knows of a step that the log does not
         if not self.run.is_there():  # a checkpoint alone, without the run's tokens, would be no use
             raise UserError(
-                f"{self.run.path} has vanished while the run was training; its checkpoints went with it"
+                f"{self.run.path} was moved or removed while the run was training; start a new run"
             )
         checkpoint = self._checkpoint()
-        for name, value in checkpoint.weights.items():
+        for name, value in (*checkpoint.weights.items(), *checkpoint.optimizer.items()):
             if not np.isfinite(value).all():  # a step more would have shown it, but it was told to stop
                 raise UserError(f"step {self.step}: {name} is no longer finite; {self._advice()}")
         save_checkpoint(place, checkpoint)

@@ -80,7 +80,7 @@ def _untraced_pass(config, inputs, place, compiled: bool):
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"torch.compile does not work here ({reason}); it needs a C++ compiler (or Triton on a GPU): install "
-            "one, or leave --compile out"
+            "one, or omit --compile"
         ) from error
 
 

@@ -151,7 +151,7 @@ CASES = {
         "train a new model without --from",
         [f"train --text other.txt {MODEL} --out other"],
     ),
-    "a prompt without text": (nothing, "generate run --prompt ''", "leave --prompt out", ["generate run"]),
+    "a prompt without text": (nothing, "generate run --prompt ''", "omit --prompt", ["generate run"]),
     "a pack in the way": (
         lambda: None,
         "golden export gpt2-tied --out run",

@@ -161,7 +161,7 @@ def test_a_run_keeps_its_own_tokens(succeed, fail):
         assert "--text does not go with --resume: own has its own tokens" in fail(*resume, "--text", name)
     Path("own/tokens.bin").rename("away.bin")
     for command in (resume, ("evaluate", "own")):
-        assert "own/tokens.bin is missing: the text of own is not at hand; bring it back" in fail(*command)
+        assert "own/tokens.bin is missing: the text of own cannot be found; bring it back" in fail(*command)
     Path("away.bin").rename("own/tokens.bin")
     succeed(*resume)
 
@@ -222,10 +222,10 @@ def test_advice_with_trained_weights(run, succeed, fail):
     assert "one context takes 9; give a longer text\n" in err
     Path("new.txt").write_text(Path("text.txt").read_text() + "日")
     err = fail(*start, "--text", "new.txt")
-    assert "has no token for '日' (U+65E5); leave them out, or train a new model without --from\n" in err
+    assert "has no token for '日' (U+65E5); omit them, or train a new model without --from\n" in err
     succeed("train", "--text", "new.txt", "--out", "c", "--steps", 1, *SMALL.split())
     for command in (("evaluate", run, "--text", "new.txt"), ("generate", run, "--prompt", "日")):
-        assert fail(*command).endswith("has no token for '日' (U+65E5); leave them out\n")
+        assert fail(*command).endswith("has no token for '日' (U+65E5); omit them\n")
     succeed("prepare", "new.txt")
     err = fail(*start, "--text", "new.bin")
     assert "new.bin was made by another tokenizer than the model's; give its text itself\n" in err

@@ -490,7 +490,7 @@ def test_a_folder_in_the_runs_place(start, tmp_path):
         return False
 
     trainer.interrupted = move_away
-    with pytest.raises(UserError, match="has vanished while the run was training"):
+    with pytest.raises(UserError, match="was moved or removed while the run was training"):
         trainer.train()
     assert list(trainer.run.path.iterdir()) == []
     assert load_checkpoint(tmp_path / "away" / "latest").step == 5
@@ -911,7 +911,7 @@ def test_a_prepared_text(start, text, tmp_path):
     other = start("other")
     other.train()
     assert rows(trainer.run) == rows(other.run)
-    with pytest.raises(ConfigError, match="leave --tokenizer out"):
+    with pytest.raises(ConfigError, match="omit --tokenizer"):
         start("third", text=tmp_path / "sentences.bin", tokenizer="bytes")
 
     path = trainer.run.path
@@ -921,7 +921,7 @@ def test_a_prepared_text(start, text, tmp_path):
     del trainer, held_out  # Windows removes no file that is still open
     (tmp_path / "sentences.bin").unlink()
     with (
-        pytest.raises(UserError, match=r"sentences\.bin is missing: the text of .* is not at hand"),
+        pytest.raises(UserError, match=r"sentences\.bin is missing: the text of .* cannot be found"),
         evaluation_tokens(path, checkpoint, None),
     ):
         pytest.fail("the block was entered")

@@ -294,7 +294,7 @@ def test_a_vanished_folder(tmp_path, text):
         folder.rename(tmp_path / "away")
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert err.splitlines()[-1].startswith(f"error: {folder} has vanished while the run was training")
+    assert err.splitlines()[-1].startswith(f"error: {folder} was moved or removed while the run was training")
     assert not folder.exists()
     assert load_checkpoint(tmp_path / "away" / "latest").step >= 200
 
