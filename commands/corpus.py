@@ -18,7 +18,7 @@ def prepare(
     from commands.console import reading_progress, say
     from data.prepare import open_tokens, prepare
 
-    out = out or _beside(text, text.with_suffix(".bin"))
+    out = out or _beside(text, ".bin")
     with reading_progress(text, "tokenising") as progress:
         prepare(
             text,
@@ -43,25 +43,27 @@ def train_tokenizer(
 ):
     """Learn byte-pair ranks from a text, for `--tokenizer`."""
     from commands.console import reading_progress, say
+    from contract.files import require_free
     from data.tokenizers import save_ranks, train_tokenizer
 
-    out = out or _beside(text, text.with_name(f"{text.stem}-{vocab_size}.tiktoken"))
+    out = out or _beside(text, f"-{vocab_size}.tiktoken")
     if out.resolve() == text.resolve():
         raise ConfigError(f"{out}: this is the text, which would be lost; name another ranks file with --out")
-    if out.exists() and not overwrite:  # before the work, and again in `save_ranks`
-        raise UserError(f"{out} already exists; replace it with --overwrite, or choose another --out")
+    require_free(out, overwrite)
     with reading_progress(text, "counting") as progress:
         encoding = train_tokenizer(text, vocab_size, progress)
     save_ranks(encoding, out, overwrite=overwrite)
     say(f"{out}: {encoding.n_vocab:,} tokens; use it with {quoted('--tokenizer', out)}")
 
 
-def _beside(text: Path, path: Path) -> Path:
-    """`path`, which is named after a text, unless that is a pipe, beside which nothing can stand."""
+def _beside(text: Path, ending: str) -> Path:
+    """The file that is named after a text, unless that is a pipe or a folder, beside which nothing can stand."""
     from data.text import is_pipe
 
     if is_pipe(text):
         raise ConfigError(
             f"{text} is a pipe, after which no file can be named; name the one to write with --out"
         )
-    return path
+    if text.is_dir():
+        raise UserError(f"{text}: this is a folder; give the path of a UTF-8 text file")
+    return text.with_name(f"{text.stem}{ending}")

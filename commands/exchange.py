@@ -61,9 +61,10 @@ def export(
     npz: the same arrays for NumPy.
     """
     from commands.console import say
+    from contract.files import visible_items
     from harness.checkpoint import load_checkpoint
     from harness.export import export
     from harness.run_folder import find_checkpoint
 
     export(load_checkpoint(find_checkpoint(run)), format, out, overwrite=overwrite)
-    say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    say(f"{out}: {', '.join(visible_items(out))}")

@@ -45,7 +45,8 @@ def handle_signals():
     if os.name != "nt":
         os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    with suppress(RuntimeError):  # no thread can start here: signals are answered between two instructions
+        threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         # Of the others a script's "&" ignores SIGINT, and yet the person who sends it wants the run to end.

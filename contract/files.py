@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from contract.errors import UserError
-from contract.staging import STAGED, commit, is_staging, staging
+from contract.staging import STAGED, clear_leftovers, commit, is_staging, staging
 
 SUMS = "SHA256SUMS"
 _STREAM = re.compile("/dev/(stdin|stdout|stderr)|(/dev|/proc/[^/]+)/fd/[0-9]+")
@@ -150,6 +150,8 @@ def replace_folder(
     Raises UserError where `folder` holds something and has no mark, WriteError where it cannot be written.
     """
     folder = Path(os.path.realpath(folder))
+    for place in (folder.parent, folder):
+        clear_leftovers(place)
 
     def own() -> Collection[str]:
         if folder.exists() and not folder.is_dir():
@@ -271,6 +273,7 @@ def exported_files(folder: Path, overwrite: bool) -> Collection[str]:
 
     Raises UserError where the folder holds anything that no export wrote, or that was changed since.
     """
+    clear_leftovers(folder)
     if not folder.exists():
         return ()
     if not folder.is_dir():

@@ -174,10 +174,15 @@ def check_tensors(what: str, tensors: Mapping[str, np.ndarray], expected: Mappin
             raise ConfigError(f"{what} must be finite, but {name}{list(place)} is {tensor[place]}")
 
 
-def check_layout(what: str, values: Weights, layout: tuple):
-    """Raise ConfigError, naming the first that differs, unless `values` are `Weights` of this layout."""
+def check_buffer(what: str, values):
+    """Raise ConfigError unless `values` are `Weights`."""
     if not isinstance(values, Weights):
         raise ConfigError(f"{what} must be contract.weights.Weights, one buffer, got {type(values).__name__}")
+
+
+def check_layout(what: str, values: Weights, layout: tuple):
+    """Raise ConfigError, naming the first that differs, unless `values` are `Weights` of this layout."""
+    check_buffer(what, values)
     if values.layout == layout:
         return
     for wanted, got in zip_longest(layout, values.layout, fillvalue=("nothing", "more")):

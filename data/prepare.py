@@ -21,6 +21,7 @@ import tiktoken
 from contract.errors import ConfigError, UserError
 from contract.files import write_into
 from contract.schema import read_json, require
+from contract.staging import clear_leftovers
 from data.text import stream_text
 from data.token_store import StoredTokens, TokenStore
 from data.tokenizers import (
@@ -182,6 +183,7 @@ def _replaceable(out: Path, encoding: tiktoken.Encoding, overwrite: bool) -> lis
 
     A file that has the encoding's ranks already stays as it is.
     """
+    clear_leftovers(out.parent)
     own = token_files(out)
     found = [path for path in map(out.with_suffix, TOKEN_ENDINGS) if os.path.lexists(path)]
     found = [path for path in found if path.suffix != ".tiktoken" or not _holds(path, identity(encoding))]

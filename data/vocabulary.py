@@ -148,6 +148,8 @@ def _read_tokenizer_file(path: Path) -> Vocabulary:
 def _encoding_of(vocabulary: Vocabulary, path: Path) -> tiktoken.Encoding:
     """The encoding with these ids, proven to give the files' tokens (see the top of this file)."""
     ids, merges = vocabulary
+    if not ids:
+        raise _refusal(path, "it has no tokens")
     for token, id in ids.items():
         if not isinstance(id, int) or isinstance(id, bool) or not isinstance(token, str) or not token:
             raise _refusal(path, f"the token {token!r} has the id {id!r}, not a whole number")

@@ -184,6 +184,9 @@ def checkpoint_exists(folder: Path) -> bool:
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with its numbers as JSON has them. Raises ConfigError for one that could not be read again."""
+    for name, kind in (("config", ModelConfig), ("tokenizer", tiktoken.Encoding)):
+        if not isinstance(getattr(checkpoint, name, None), kind):
+            raise ConfigError(f"a checkpoint's {name} must be a {kind.__name__}, got {checkpoint!r:.60}")
     check_weights(checkpoint.weights, checkpoint.config)
     if checkpoint.optimizer is not None:
         shapes = {name: np.shape(value) for name, value in checkpoint.weights.items()}
@@ -192,7 +195,7 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     step, loss = checkpoint.step, checkpoint.validation_loss
     check_whole("a checkpoint's step", step, 0)
     try:
-        training = json.loads(json.dumps(checkpoint.training, default=lambda value: value.item()))
+        training = json.loads(json.dumps(checkpoint.training, default=lambda value: value.tolist()))
         loss = None if loss is None else float(loss)
         require(
             {"validation_loss": loss, "training": training},

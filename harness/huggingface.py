@@ -3,6 +3,7 @@
 Everything here is a translation that import and export both read; the files are their business.
 """
 
+from math import inf
 from typing import NamedTuple
 
 from contract.config import ModelConfig
@@ -216,7 +217,9 @@ def published_terms(config: ModelConfig) -> ModelConfig:
 
 
 def _as_float(value):
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if abs(value) < 2**53 else inf
+    return value
 
 
 def _shown(value) -> str:

@@ -150,7 +150,9 @@ def _open_own(path: Path, run: RunFolder, checkpoint: Checkpoint) -> TokenFile:
     if corpus.info.tokens_sha256 != kept.get("tokens_sha256"):
         raise UserError(f"{path} holds another text than the one that {run.path} was trained on")
     train_tokens = corpus.info.train_tokens
-    if train_tokens != kept.get("train_tokens", train_tokens):  # runs of earlier versions do not record it
+    if train_tokens != (
+        kept.get("train_tokens") or train_tokens
+    ):  # runs of earlier versions do not record it
         raise UserError(
             f"{path} holds {train_tokens:,} tokens to train on, where {run.path} had {kept['train_tokens']:,} of them"
         )

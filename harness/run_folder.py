@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from contract.errors import UserError
 from contract.files import open_regular, visible_items, write_file, write_into
+from contract.staging import clear_leftovers
 from data.prepare import TOKEN_ENDINGS, token_files
 from harness.checkpoint import checkpoint_exists, checkpoint_files, import_advice
 
@@ -88,6 +89,7 @@ class RunFolder:
         Raises UserError where a run stands here and is not to be overwritten, or where the name of a run's file is
         taken by something that no run wrote.
         """
+        clear_leftovers(self.path)
         tokens = token_files(self.tokens)
         is_own = {
             **dict.fromkeys((self.latest, self.best), lambda path: checkpoint_files(path) is not None),
@@ -173,6 +175,8 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     Raises UserError where there is none.
     """
     path, run = Path(path), RunFolder(path)
+    for place in (path, path.parent):
+        clear_leftovers(place)
     for place in (path, run.best, run.latest):
         if checkpoint_exists(place):
             return place
@@ -205,9 +209,11 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, after_step: int = 0):
         self._path = path
+        if os.path.lexists(path) and not is_metrics_log(path):
+            raise UserError(f"{path} is in the place of the run's log, but no run wrote it; move it away")
         self.kept = [row for row in read_metrics(path) if row["step"] <= after_step] if after_step else []
         # Rewritten beside the log and renamed: a crash right after a resume loses no earlier row.
-        with write_file(path, overwrite=is_metrics_log(path), taken="no run wrote it; move it away") as file:
+        with write_file(path, overwrite=True) as file:
             file.writelines(_line(row).encode() for row in self.kept)
         self._file = path.open("a", encoding="utf-8", buffering=1)  # lines, for who follows the run
 
@@ -284,7 +290,9 @@ def plot_metrics(metrics: Path, image: Path):
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    with write_file(image, overwrite=is_plot(image), taken="no run drew it; move it away") as file:
+    if os.path.lexists(image) and not is_plot(image):
+        raise UserError(f"{image} is in the place of the run's plot, but no run drew it; move it away")
+    with write_file(image, overwrite=True) as file:
         figure.savefig(file, format="png", metadata={"Software": _SOFTWARE})
 
 

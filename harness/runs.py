@@ -1,5 +1,6 @@
 """Starting a training run, going on with one, and opening what it made."""
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from math import ceil, inf
@@ -11,11 +12,12 @@ import tiktoken
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
 from contract.schema import require
+from contract.staging import clear_leftovers
 from data.batches import windows_per_epoch
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare
 from data.tokenizers import load_ranks, open_tokenizer, tokenizer_is_fixed
 from harness.backend import Backend, check_threads, open_backend
-from harness.checkpoint import Checkpoint, checkpoint_exists, load_checkpoint
+from harness.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
 from harness.memory import check_memory
 from harness.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
 from harness.run_folder import RunFolder, find_checkpoint, new_run
@@ -151,7 +153,8 @@ def resume_run(
 
     Raises UserError where there is nothing to go on with, ConfigError naming a setting that would change the run.
     """
-    run = RunFolder(Path(out))
+    run = RunFolder(out)
+    clear_leftovers(run.path)
     with ExitStack() as undo:
         if checkpoint_exists(run.resumable):
             run.lock()  # before reading: another process may be writing
@@ -182,11 +185,16 @@ def _resumed(
     run: RunFolder, training: dict, overrides: dict, text: Path | None, backend, device, threads
 ) -> Trainer:
     checkpoint = _latest_checkpoint(run)
+    for place in (run.latest, run.best):
+        if os.path.lexists(place) and checkpoint_files(place) is None:
+            raise UserError(f"{place} is in the place of a checkpoint, but is none; move it away, then go on")
     if text:
         check_named(text, run, checkpoint)
     kept = checkpoint.training | checkpoint.config.to_dict()
     try:
         require(kept, RESUMABLE)
+        if missing := TrainingSettings.__dataclass_fields__.keys() - kept.keys() - {"eval_tokens"}:
+            raise ValueError(f"it has no {min(missing)}")
     except ValueError as error:
         raise UserError(
             f"{run.resumable} does not say what its training goes on with ({error}); start a new run with --from"

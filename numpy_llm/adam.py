@@ -3,7 +3,7 @@
 import numpy as np
 
 from contract.checks import check_adam, check_learning_rate, check_max_norm
-from contract.weights import Weights, check_layout
+from contract.weights import Weights, check_buffer, check_layout
 
 # A piece of each buffer that stays in a core's cache while all of an update's operations pass over it.
 CHUNK = 1 << 15
@@ -32,6 +32,7 @@ class Adam:
 
     def __init__(self, weights: Weights, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
         check_adam(beta1, beta2, eps, weight_decay)
+        check_buffer("weights", weights)
         self.weights = weights
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
         self.m = np.zeros_like(weights.flat)
@@ -93,6 +94,7 @@ def clip_gradients(gradients: Weights, max_norm: float) -> float:
     Source: Pascanu et al. 2013, algorithm 1. Twin: torch_llm.adam.clip_gradients
     """
     check_max_norm(max_norm)
+    check_buffer("gradients", gradients)
     norm = gradient_norm(gradients)
     if norm > max_norm and np.isfinite(norm):
         gradients.flat *= max_norm / norm

@@ -12,6 +12,7 @@ import numpy as np
 
 from contract.checks import check_batch
 from contract.config import ModelConfig
+from contract.errors import ConfigError
 from contract.randomness import DropoutKey
 from contract.trace import NO_TRACE, Trace
 from contract.weights import (
@@ -178,6 +179,8 @@ class GPT:
     """
 
     def __init__(self, config: ModelConfig, weights: Weights | None = None, *, seed=0, dtype="float32"):
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(f"config must be a ModelConfig, got {type(config).__name__}")
         self.config = config
         if weights is None:
             weights = initial_weights(config, seed, dtype)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from contract.errors import UserError
 from contract.files import open_regular
-from contract.schema import read_json
+from contract.schema import read_json, require
 
 DTYPES = ("float64", "float32", "int64", "int32")
 _UNREADABLE = (
@@ -114,8 +114,8 @@ def _stored(file, name: str) -> np.ndarray:
 
 
 def _listed(path: Path) -> Iterator[tuple]:
-    listing = read_json(path)
-    rows = listing["tensors"]
+    rows = read_json(path, {"tensors": (list, dict)})["tensors"]
+    require(rows, {str: dict} if isinstance(rows, dict) else [{"name": str}], "tensors")
     rows = [{"name": name, **row} for name, row in rows.items()] if isinstance(rows, dict) else rows
     for row in rows:
         yield str(row["name"]), lambda row=row: read_raw(path.parent, row)

@@ -85,6 +85,8 @@ def export_pack(pack: Pack, format: str, out: Path, *, dtype: str = "float64", o
         for name, tensor in pack.tensors.items()
     }
     if format == "npz":
+        if out.suffix != ".npz":
+            raise ConfigError(f"--out {out} must end in .npz, by which `check` knows what it is")
         with write_file(out, overwrite=overwrite) as file:
             np.savez(file, **tensors)
         return

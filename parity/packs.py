@@ -23,6 +23,7 @@ from contract.files import open_regular, write_into
 from contract.randomness import generator, uniform
 from contract.sampling import sample
 from contract.schema import read_json, require, shown
+from contract.staging import clear_leftovers
 from contract.trace import Trace
 from contract.weights import Weights, parameter_count, weight_table
 from parity.cases import lively_weights
@@ -211,6 +212,7 @@ def replaceable_pack(name: str, folder: Path, overwrite: bool) -> list[str]:
 
     Raises UserError where they are there and not given away, or are no pack's.
     """
+    clear_leftovers(folder)
     found = [f"{name}{end}" for end in (".json", ".safetensors") if os.path.lexists(folder / f"{name}{end}")]
     try:
         if found:

@@ -521,7 +521,6 @@ def test_a_pipe_in_a_files_place(make, tmp_path, name):
         {"step": True},
         {"validation_loss": "x"},
         {"training": {"steps": {1, 2}}},
-        {"training": {"steps": np.zeros(2)}},
         {"training": {"best_loss": np.nan}},
         {"training": {"tokens": 5}},
         {"training": [1]},

@@ -409,6 +409,34 @@ def test_a_change_of_several_files_is_whole(tmp_path, monkeypatch, names):
     assert stage >= 5
 
 
+@pytest.mark.parametrize("writer", ["run", "export npz", "tokens", "pack"])
+def test_a_half_made_change_is_finished_before_anybody_looks(tmp_path, made, monkeypatch, writer):
+    """Wherever a process dies in replacing its own, the next one replaces it: the folder never locks itself."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write = writers(folder, made, True)[writer]
+    write()
+    replace = os.replace
+    for stage in range(0, 30, 2):
+        calls = iter(range(1000))
+
+        def dying(source, target, calls=calls, stage=stage):
+            if next(calls) >= stage:
+                raise PowerCut
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying)
+            try:
+                write()
+                break
+            except PowerCut:
+                pass
+        write()
+    assert not list(folder.glob(f".*{STAGED}"))
+    assert stage >= 4
+
+
 @posix
 def test_leftovers_of_dead_processes(tmp_path):
     """The next writer clears what a killed one left, and nothing of a living one's or of the user's."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 from itertools import count
 from pathlib import Path
@@ -477,6 +478,35 @@ def test_a_run_is_not_replaced_by_what_starts_from_it(start, source):
     with pytest.raises(ConfigError, match="is of the run that --overwrite replaces"):
         start_run(str(folder), training={"steps": 2, "batch_size": 2}, overwrite=True, **arguments)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"} == before
+
+
+@pytest.mark.parametrize("name", ["latest", "best"])
+def test_a_folder_of_the_users_in_a_checkpoints_place(start, name):
+    """It is told before the first step, not when the first checkpoint finds no place."""
+    trainer = start()
+    trainer.train()
+    place = trainer.run.path / name
+    (place / "config.json").unlink()
+    with pytest.raises(
+        UserError, match=rf"{name} is in the place of a checkpoint, but is none; move it away"
+    ):
+        resume_run(trainer.run.path, training={"steps": 30})
+    shutil.move(place, trainer.run.path / "away")
+    assert resume_run(trainer.run.path, training={"steps": 30}).train().finished
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes (Linux or macOS)")
+def test_a_pipe_in_a_runs_folder(start):
+    """Nobody waits for it: the log's is told in a line, the plot's costs the plot alone."""
+    trainer = start()
+    trainer.train()
+    for path in (trainer.run.metrics, trainer.run.plot):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    with pytest.raises(UserError, match="no run drew it"):
+        plot_metrics(trainer.run.metrics.with_name("none"), trainer.run.plot)
+    with pytest.raises((UserError, OSError), match=r"not a regular file|no run wrote it"):
+        resume_run(trainer.run.path, training={"steps": 30}).train()
 
 
 def test_a_folder_in_the_runs_place(start, tmp_path):

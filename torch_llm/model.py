@@ -16,6 +16,7 @@ from torch import nn
 
 from contract.checks import check_batch
 from contract.config import ModelConfig
+from contract.errors import ConfigError
 from contract.randomness import DropoutKey
 from contract.trace import NO_TRACE, Trace
 from contract.weights import check_weights, initial_weights, weight_table
@@ -126,6 +127,8 @@ class GPT(nn.Module):
         dtype="float32",
     ):
         super().__init__()
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(f"config must be a ModelConfig, got {type(config).__name__}")
         self.config = config
         if weights is None:
             weights = initial_weights(config, seed, dtype)
