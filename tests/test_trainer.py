@@ -500,11 +500,12 @@ def test_a_pipe_in_a_runs_folder(start):
     """Nobody waits for it: the log's is told in a line, the plot's costs the plot alone."""
     trainer = start()
     trainer.train()
-    for path in (trainer.run.metrics, trainer.run.plot):
-        path.unlink(missing_ok=True)
-        os.mkfifo(path)
+    trainer.run.plot.unlink(missing_ok=True)
+    os.mkfifo(trainer.run.plot)
     with pytest.raises(UserError, match="no run drew it"):
-        plot_metrics(trainer.run.metrics.with_name("none"), trainer.run.plot)
+        plot_metrics(trainer.run.metrics, trainer.run.plot)
+    trainer.run.metrics.unlink()
+    os.mkfifo(trainer.run.metrics)
     with pytest.raises((UserError, OSError), match=r"not a regular file|no run wrote it"):
         resume_run(trainer.run.path, training={"steps": 30}).train()
 
