@@ -82,8 +82,7 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
         raise UserError(
             f"{config} is not JSON with an object ({error}); write the configuration's fields by name"
         ) from None
-    defaults = {"bias": True, "tie_embeddings": True, "norm_eps": 1e-5, "dropout": 0.0}
-    return make_pack(name, ModelConfig.from_dict(defaults | fields), **settings)
+    return make_pack(name, ModelConfig.from_dict(fields), **settings)
 
 
 def export(

@@ -6,13 +6,14 @@ Dimension letters, used in every shape comment of the project:
     T  time             tokens of a sequence, at most `context_length`
     C  channels         `d_model`, the width of the residual stream
     H  heads            `n_head`
-    D  head size        C / H
+    K  key/value heads  `n_kv_head`, which divides H
+    D  head size        `head_size`, C / H unless given
     F  feed-forward     `d_ff`, the hidden width of the feed-forward layer
     V  vocabulary       `vocab_size`
     L  layers           `n_layer`
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Literal, get_args
 
 from contract.errors import ConfigError
@@ -31,12 +32,17 @@ class ModelConfig:
     vocab_size: V, number of token ids
     context_length: the most tokens that the model can see at once
     n_layer, n_head, d_model, d_ff: L, H, C, F
+    head_size: D, an integer once constructed; None means C / H, and then H must divide C
+    n_kv_head: K, an integer once constructed; None means H, which is all that the twins compute so far
     activation: "relu" (Vaswani et al. 2017, section 3.3) or "gelu_tanh" (GPT-2's GELU)
     position: "sinusoidal" (fixed; Vaswani et al. 2017, section 3.5) or "learned" (GPT-2)
     bias: whether linear layers and layer norms add a bias; the output projection never does
     tie_embeddings: whether the output projection is the token embedding (Press & Wolf 2017)
     norm_eps: added to the variance inside the root of each layer norm
     dropout: probability of zeroing, after embedding, softmax, attention output and feed-forward
+
+    A copy by `dataclasses.replace` keeps every field that it does not name: to change d_model or n_head, pass
+    head_size=None and n_kv_head=None too.
 
     Raises ConfigError naming the field, what was found and what fits.
     """
@@ -53,17 +59,15 @@ class ModelConfig:
     tie_embeddings: bool = True
     norm_eps: float = 1e-5
     dropout: float = 0.0
+    head_size: int | None = None
+    n_kv_head: int | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff"):
             _require_positive_integer(name, getattr(self, name))
+        self._fill_in_heads()
         if self.n_layer > MAX_LAYERS:
             raise ConfigError(f"n_layer must be at most {MAX_LAYERS:,}, got {self.n_layer:,}")
-        if self.d_model % self.n_head:
-            raise ConfigError(
-                f"d_model {self.d_model} does not divide into n_head {self.n_head} heads; "
-                "choose a d_model that is a multiple of n_head"
-            )
         if self.position == "sinusoidal" and self.d_model % 2:
             raise ConfigError(
                 f"sinusoidal positions need an even d_model (sine and cosine pairs), got {self.d_model}"
@@ -83,10 +87,28 @@ class ModelConfig:
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
 
-    @property
-    def head_size(self) -> int:
-        """D, the channels of one attention head."""
-        return self.d_model // self.n_head
+    def _fill_in_heads(self):
+        """Give `head_size` and `n_kv_head` their defaults, so that they are always integers, and check them."""
+        if self.head_size is None:
+            if self.d_model % self.n_head:
+                raise ConfigError(
+                    f"d_model {self.d_model} does not divide into n_head {self.n_head} heads; "
+                    "choose a d_model that is a multiple of n_head"
+                )
+            object.__setattr__(self, "head_size", self.d_model // self.n_head)  # the dataclass is frozen
+        if self.n_kv_head is None:
+            object.__setattr__(self, "n_kv_head", self.n_head)
+        for name in ("head_size", "n_kv_head"):
+            _require_positive_integer(name, getattr(self, name))
+        if self.n_head % self.n_kv_head:
+            raise ConfigError(
+                f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}; each key/value head serves "
+                "the same number of query heads"
+            )
+        if self.n_kv_head != self.n_head:
+            raise ConfigError(
+                f"n_kv_head must equal n_head {self.n_head}, got {self.n_kv_head}; grouped queries are not supported"
+            )
 
     def to_dict(self) -> dict:
         """The fields by name, ready for JSON."""
@@ -94,9 +116,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "ModelConfig":
-        """The inverse of `to_dict`; raises ConfigError for a field that is missing or unknown."""
-        known = {field.name for field in fields(cls)}
-        for problem, names in (("unknown", values.keys() - known), ("missing", known - values.keys())):
+        """The inverse of `to_dict`. A missing field takes its default, so that files from before it still open.
+
+        Raises ConfigError for an unknown field, or a missing one that has no default.
+        """
+        known = {field.name: field.default for field in fields(cls)}
+        required = {name for name, default in known.items() if default is MISSING}
+        for problem, names in (("unknown", values.keys() - known), ("missing", required - values.keys())):
             if names:
                 raise ConfigError(f"model configuration with {problem} field {', '.join(sorted(names))}")
         return cls(**values)

@@ -45,6 +45,7 @@ def weight_table(config: ModelConfig) -> dict[str, WeightSpec]:
     positions, and the default run ends at 2.4 nats per token where it otherwise ends at 1.35.
     """
     V, C, F = config.vocab_size, config.d_model, config.d_ff
+    H, K, D = config.n_head, config.n_kv_head, config.head_size
     std, residual_std = 0.02, 0.02 / (2 * config.n_layer) ** 0.5
     embedding_std = C**-0.5 if config.position == "sinusoidal" else std
     table: dict[str, WeightSpec] = {}
@@ -68,8 +69,8 @@ def weight_table(config: ModelConfig) -> dict[str, WeightSpec]:
     for layer in range(config.n_layer):
         block = f"blocks.{layer}"
         norm(f"{block}.norm_1")
-        linear(f"{block}.attention.query_key_value", 3 * C, C, std)
-        linear(f"{block}.attention.output", C, C, residual_std)
+        linear(f"{block}.attention.query_key_value", (H + 2 * K) * D, C, std)
+        linear(f"{block}.attention.output", C, H * D, residual_std)
         norm(f"{block}.norm_2")
         linear(f"{block}.feed_forward.up", F, C, std)
         linear(f"{block}.feed_forward.down", C, F, residual_std)

@@ -3,6 +3,7 @@
 Everything here is a translation that import and export both read; the files are their business.
 """
 
+from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
@@ -186,7 +187,13 @@ def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -
     """The fields of a published `config.json` for weights that were written in `published_terms(config)`.
 
     dtype: of the weights; end_of_text: the token id of <|endoftext|>, None for a vocabulary without it
+    Raises UserError for heads that GPT-2's files cannot express.
     """
+    if config.n_head * config.head_size != config.d_model:
+        raise UserError(
+            f"GPT-2's files need n_head · head_size = d_model, got {config.n_head} · {config.head_size} and "
+            f"{config.d_model}; choose --format npz or torch"
+        )
     activations = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     return {
         "model_type": "gpt2",
@@ -213,7 +220,7 @@ def published_terms(config: ModelConfig) -> ModelConfig:
 
     Positions are a table of weights there, and every layer has biases, if only zeros.
     """
-    return ModelConfig(**config.to_dict() | {"position": "learned", "bias": True})
+    return replace(config, position="learned", bias=True)
 
 
 def _as_float(value):

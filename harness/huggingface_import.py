@@ -8,6 +8,7 @@ place where the model keeps them, so that a model takes its own size in memory a
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -275,7 +276,7 @@ def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[
         return config, weights
     try:
         wanted = ModelConfig.from_dict(own)
-        wanted = ModelConfig(**wanted.to_dict() | {"dropout": config.dropout})
+        wanted = replace(wanted, dropout=config.dropout)
     except (ConfigError, TypeError, AttributeError):
         wanted = None
     if wanted is None or published_terms(wanted) != config:
@@ -290,10 +291,10 @@ def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[
             note(
                 "the positions are no longer the fixed sinusoids of the export, so they are learned ones now"
             )
-            wanted = ModelConfig(**wanted.to_dict() | {"position": "learned"})
+            wanted = replace(wanted, position="learned")
     if not wanted.bias and any(value.any() for name, value in weights.items() if name.endswith(".bias")):
         note("the biases are no longer the zeros of the export, so the model has biases now")
-        wanted = ModelConfig(**wanted.to_dict() | {"bias": True})
+        wanted = replace(wanted, bias=True)
     restored = Weights.zeros(wanted, weights.flat.dtype)
     for name, view in restored.items():
         view[...] = weights[name]

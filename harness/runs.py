@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from math import ceil, inf
 from os import PathLike
 from pathlib import Path
@@ -296,4 +297,4 @@ def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfi
                 f"--{name.replace('_', '-')} {value} contradicts --from {start}, whose weights are of "
                 f"{name} {getattr(config, name)}; omit it"
             )
-    return ModelConfig(**config.to_dict() | overrides)
+    return replace(config, **overrides)

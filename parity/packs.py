@@ -7,6 +7,7 @@ check one.
 
 import json
 import os
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -91,7 +92,7 @@ def make_pack(
 
     Raises ConfigError for an impossible batch or a pack of more than 1 GB.
     """
-    config = ModelConfig.from_dict(config.to_dict() | {"dropout": 0.0})
+    config = replace(config, dropout=0.0)
     T = min(max(config.context_length - 1, 1), 64) if T is None else T
     _check_size(config, B, T, seed, steps)
     given = Weights.zeros(config, "float64")

@@ -445,6 +445,8 @@ def edits(record):
             )
     for name in record["model"]:
         for other in (None, "x", -1, [], {}, 10**400):
+            if other is None and name in ("head_size", "n_kv_head"):  # their default
+                continue
             yield (
                 f"model {name}",
                 lambda record, name=name, other=other: record["model"].update({name: other}),

@@ -1,7 +1,7 @@
 """The model's configuration: what it refuses and says, its dictionary, its presets."""
 
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
@@ -14,6 +14,16 @@ NO_SIZES = (0, -1, 2.0, "4", None, True)
 INVALID = [
     *[pytest.param({name: value}, [name], id=f"{name}={value!r}") for name in SIZES for value in NO_SIZES],
     pytest.param({"n_head": 4}, ["d_model 6", "n_head 4"], id="heads that do not divide"),
+    *[
+        pytest.param({name: value}, [name, repr(value)], id=f"{name}={value!r}")
+        for name in ("head_size", "n_kv_head")
+        for value in NO_SIZES
+        if value is not None
+    ],
+    pytest.param({"n_head": 6, "n_kv_head": 4}, ["n_kv_head 4 does not divide n_head 6"], id="K divides H"),
+    pytest.param(
+        {"n_head": 2, "n_kv_head": 1}, ["n_kv_head must equal n_head 2, got 1"], id="grouped queries"
+    ),
     pytest.param(
         {"position": "sinusoidal", "d_model": 5, "n_head": 1},
         ["even d_model", "5"],
@@ -67,6 +77,8 @@ def test_invalid_field(tiny_config, changes, words):
         {"norm_eps": 0.999},
         {"d_model": 5, "n_head": 1},
         {"n_head": 6},
+        {"n_head": 4, "head_size": 5},
+        {"n_head": 3, "n_kv_head": 3},
         {"position": "sinusoidal"},
         {"activation": "relu"},
         dict.fromkeys(SIZES, 1),
@@ -77,7 +89,19 @@ def test_valid_limits(tiny_config, changes):
     """The edges of what is possible are accepted, and survive as they are."""
     config = tiny_config(**changes)
     assert {name: getattr(config, name) for name in changes} == changes
-    assert config.head_size * config.n_head == config.d_model
+    if "head_size" not in changes:
+        assert config.head_size * config.n_head == config.d_model
+    assert config.n_kv_head == config.n_head
+
+
+def test_head_size_is_always_an_integer(tiny_config):
+    """What is omitted is filled in at once, so that a config is equal to the one that says it."""
+    config = tiny_config(n_head=3, head_size=None, n_kv_head=None)
+    assert (config.head_size, config.n_kv_head) == (2, 3)
+    assert config == tiny_config(n_head=3, head_size=2, n_kv_head=3)
+    assert config != tiny_config(n_head=3, head_size=4)
+    wider = replace(config, d_model=9, head_size=None)
+    assert wider == tiny_config(n_head=3, d_model=9)
 
 
 def test_defaults():
@@ -111,15 +135,27 @@ def test_dictionary_round_trip(name):
 
 
 def test_dictionary_with_wrong_fields(tiny_config):
-    """A dictionary with a field too many or too few is refused by that field's name."""
+    """A dictionary with an unknown field, or without one that has no default, is refused by that field's name."""
     values = tiny_config().to_dict()
     with pytest.raises(ConfigError, match="unknown field rotary_base"):
         ModelConfig.from_dict(values | {"rotary_base": 1})
-    for name in values:
+    required = (*SIZES, "activation", "position")
+    for name in required:
         with pytest.raises(ConfigError, match=f"missing field {name}$"):
             ModelConfig.from_dict({other: value for other, value in values.items() if other != name})
+    assert ModelConfig.from_dict({name: values[name] for name in required}) == tiny_config()
     with pytest.raises(ConfigError, match="dropout"):
         ModelConfig.from_dict(values | {"dropout": 2})
+
+
+def test_dictionary_of_an_older_file():
+    """A file from before head_size and n_kv_head opens as the same model."""
+    config = preset("nano", vocab_size=11)
+    older = {
+        name: value for name, value in config.to_dict().items() if name not in ("head_size", "n_kv_head")
+    }
+    assert len(older) == len(config.to_dict()) - 2
+    assert ModelConfig.from_dict(older) == config
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,15 @@ def test_table_sinusoidal(tiny_config):
     assert rows(weight_table(tiny_config(position="sinusoidal"))) == expected
 
 
+def test_table_of_another_head_size(tiny_config):
+    """With H 4 and D 5, query, key and value have (H + 2K)·D rows, and the output reads H·D channels of C."""
+    table = weight_table(tiny_config(n_head=4, head_size=5))
+    assert table["blocks.0.attention.query_key_value.weight"].shape == (60, 6)
+    assert table["blocks.0.attention.query_key_value.bias"].shape == (60,)
+    assert table["blocks.0.attention.output.weight"].shape == (6, 20)
+    assert table["blocks.0.attention.output.bias"].shape == (6,)
+
+
 def test_table_of_more_layers(tiny_config):
     """Layers repeat under their number, and projections into the stream start smaller by 1/√(2L)."""
     table = weight_table(tiny_config(n_layer=3))
