@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from contract.numbers import magnitude, relative_error
 from exercises.exercise import Exercise, Outputs, Trial, float_tensors
 
 FITS = 1e-9  # an explanation fits where nothing is left but this share of the largest magnitude
@@ -29,12 +30,6 @@ class Hint(NamedTuple):
 
     text: str
     cause: str
-
-
-def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
-    """The largest difference over the largest magnitude of what is wanted; inf beside a tensor of zeros."""
-    scale, difference = np.abs(wanted).max(initial=0), np.abs(found - wanted).max(initial=0)
-    return float(difference / scale) if scale else (0.0 if difference == 0 else float("inf"))
 
 
 def diagnose(
@@ -253,7 +248,7 @@ def _terms(exercise, trials, output, found, wanted) -> str:
         name
         for name in terms[0]
         if all(
-            np.abs(parts[name]).max() > FITS * np.abs(right).max()
+            magnitude(parts[name]) > FITS * magnitude(right)
             for parts, right in zip(terms, wanted, strict=True)
         )
     ]
@@ -330,7 +325,7 @@ def _places(error: np.ndarray, wanted: np.ndarray) -> str:
 
 def _least(wanted: np.ndarray) -> float:
     """The least difference that counts."""
-    return FITS * float(np.abs(wanted).max())
+    return FITS * magnitude(wanted)
 
 
 def _list(places) -> str:
@@ -346,7 +341,7 @@ def _worst_place(found: np.ndarray, wanted: np.ndarray) -> str:
     difference = np.abs(found - wanted)
     index = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
     share = relative_error(found, wanted)
-    least = ROUNDING * np.abs(wanted).max()
+    least = ROUNDING * magnitude(wanted)
     yours, right = (array[index] if abs(array[index]) > least else 0.0 for array in (found, wanted))
     return (
         f"the largest error is at {list(index)}: yours {yours:.6g}, right {right:.6g} "

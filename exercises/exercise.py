@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.errors import ConfigError
+from contract.numbers import slope
 from contract.randomness import generator
 
 TRIALS = 2
@@ -138,7 +139,8 @@ def finite_differences(exercise: Exercise, trial: Trial, seed: int) -> dict[str,
     found = {}
     for name, tensor in float_tensors(trial.inputs).items():
         places = np.sort(random.permutation(tensor.size)[:PLACES])
-        found[f"d{name}"] = Differences(places, np.array([_slope(loss, tensor, place) for place in places]))
+        slopes = [slope(loss, tensor, STEP, index=np.unravel_index(place, tensor.shape)) for place in places]
+        found[f"d{name}"] = Differences(places, np.array(slopes))
     return found
 
 
@@ -150,18 +152,3 @@ def float_tensors(inputs: dict) -> Outputs:
             if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f":
                 found[inner] = tensor
     return found
-
-
-def _slope(loss, tensor: np.ndarray, place: int) -> float:
-    """The slope of the loss by one element, which is restored.
-
-    Two central differences, whose errors of order h² cancel:
-
-        (8 (loss(x + h) - loss(x - h)) - (loss(x + 2h) - loss(x - 2h))) / 12h
-    """
-    value, losses = tensor.flat[place], []
-    for steps in (1, -1, 2, -2):
-        tensor.flat[place] = value + steps * STEP
-        losses.append(loss())
-    tensor.flat[place] = value
-    return (8 * (losses[0] - losses[1]) - (losses[2] - losses[3])) / (12 * STEP)

@@ -22,9 +22,10 @@ import numpy as np
 
 from contract.errors import ConfigError, UserError
 from contract.files import scratch_folder
+from contract.numbers import magnitude, relative_error
 from contract.schema import read_json
 from exercises.catalogue import EXERCISES, find_exercise
-from exercises.diagnosis import diagnose, relative_error
+from exercises.diagnosis import diagnose
 from exercises.exercise import TRIALS, Exercise, Trial, finite_differences
 
 ROOT = Path(__file__).parents[1]
@@ -395,12 +396,11 @@ def judge_output(exercise, trials, solutions, name, reply, differences, clues) -
         return Mark(name, False, None, None, problem, cause_of(problem))
     if any(array.shape != right.shape for array, right in zip(found, wanted, strict=True)):
         return Mark(name, False, None, None, *diagnose(exercise, trials, name, found, solutions, **clues))
-    # np.max, because Python's max would let a later nan go unseen.
-    error = float(np.max([relative_error(array, right) for array, right in zip(found, wanted, strict=True)]))
+    error = max(relative_error(array, right) for array, right in zip(found, wanted, strict=True))
     difference_error = None
     if differences is not None:
-        scale = float(np.abs(wanted[0]).max())
-        difference_error = float(np.abs(found[0].flat[differences.places] - differences.values).max() / scale)
+        at_places = found[0].flat[differences.places]
+        difference_error = relative_error(at_places, differences.values, magnitude(wanted[0]))
     right = error <= LIMIT and (difference_error is None or difference_error <= DIFFERENCE_LIMIT)
     if right:
         return Mark(name, True, error, difference_error, "", "")

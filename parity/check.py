@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.errors import ConfigError
+from contract.numbers import magnitude, relative_error
 from parity.compare import Row
 from parity.dataflow import Dataflow
 from parity.dumps import read_dump
@@ -172,11 +173,7 @@ def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
 def _error_of_swapped(flow: Dataflow, row: Row) -> float:
     """How far the dump's tensor is from the golden one when its bytes are read in the other order."""
     found, golden, scale = flow.found[row.name], flow.golden[row.name], flow.scales[row.name]
-    if found.shape != golden.shape:
-        return inf
-    with np.errstate(all="ignore"):
-        error = float(np.abs(found.byteswap().astype(np.float64) - golden).max(initial=0)) / (scale or 1.0)
-    return error if isfinite(error) else inf
+    return relative_error(found.byteswap(), golden, scale or 1.0)
 
 
 def _with_sound(flow: Dataflow, fault: Fault) -> Fault:
@@ -271,9 +268,8 @@ def _follows(
     if row.problem:
         return False
     expected = _recompute(flow, operation)
-    scale = max(float(np.abs(expected).max(initial=0)), flow.scales[row.name])
-    difference = np.abs(np.asarray(flow.found[row.name], np.float64) - expected).max(initial=0)
-    return not (isfinite(scale) and float(difference) > slack * row.limit * scale)
+    scale = max(magnitude(expected), flow.scales[row.name])
+    return not (isfinite(scale) and relative_error(flow.found[row.name], expected, scale) > slack * row.limit)
 
 
 def _recompute(flow: Dataflow, operation: Operation) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from contract.numbers import magnitude, relative_error
 from parity.tolerances import limit, observe
 
 
@@ -126,7 +127,7 @@ def compare(
             lacking = "twin" if name in reference else "reference"
             rows.append(_incomparable(quantity, name, shape, dtype, f"missing in the {lacking}"))
             continue
-        scale = float(np.abs(reference[name]).max(initial=0)) or flowing
+        scale = magnitude(reference[name]) or flowing
         rows.append(_compare_tensor(quantity, name, reference[name], twin[name], dtype, scale))
         flowing = scale
     return rows
@@ -138,8 +139,7 @@ def _compare_tensor(quantity, name, reference, twin, dtype, scale) -> Row:
         return _incomparable(quantity, name, np.shape(reference), dtype, problem)
     difference = np.abs(np.asarray(twin, np.float64) - np.asarray(reference, np.float64))
     index = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
-    worst = float(difference[index])
-    error = worst / scale if scale else (inf if worst else 0.0)
+    error = relative_error(twin, reference, scale)
     values = float(reference[index]), float(twin[index])
     return Row(quantity, name, reference.shape, error, limit(quantity, dtype), index, *values)
 

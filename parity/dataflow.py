@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from contract.numbers import magnitude
 from contract.weights import weight_table
 from parity.operations import (
     CONTINUATIONS,
@@ -66,7 +67,7 @@ class Dataflow:
         for name in self.order:
             row = rows[name.partition("[")[0]]
             self.limits[name] = float(row[dtype])
-            self.scales[name] = float(np.abs(self.golden[name]).max(initial=0)) or float(row["scale"])
+            self.scales[name] = magnitude(self.golden[name]) or float(row["scale"])
         self.vocabulary = config.vocab_size
         self._gradients = {}
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.config import ModelConfig
+from contract.numbers import magnitude, relative_error
 from parity.operations import Operation
 
 MOST = 3  # explanations that are told; some mistakes have the same result on some models
@@ -108,12 +109,7 @@ def results(each: Mistake, setting: Setting, operation, inputs, expected, specif
 
 def _error(wanted: np.ndarray, found: np.ndarray) -> float:
     """The largest difference relative to the larger magnitude; inf where shapes differ or a number is not finite."""
-    if wanted.shape != found.shape or not (np.isfinite(wanted).all() and np.isfinite(found).all()):
-        return np.inf
-    scale = max(float(np.abs(wanted).max(initial=0)), float(np.abs(found).max(initial=0)))
-    with np.errstate(over="ignore"):
-        difference = float(np.abs(np.asarray(found, np.float64) - wanted).max(initial=0))
-    return difference / scale if scale else 0.0
+    return relative_error(found, wanted, max(magnitude(wanted), magnitude(found)))
 
 
 def _constant_factor(expected: np.ndarray, found: np.ndarray, close: float) -> list[Explanation]:

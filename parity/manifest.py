@@ -5,6 +5,7 @@ from hashlib import sha256
 import numpy as np
 
 from contract.config import ModelConfig
+from contract.numbers import magnitude
 from contract.weights import weight_table
 from parity.operations import CONTINUATIONS, Operation, given_names, pass_operations
 from parity.recompute import KINDS
@@ -99,7 +100,7 @@ def manifest(name: str, config: ModelConfig, seed: int, adamw: dict, sampling: d
     rows, flowing = [], 0.0
     for each, operation in origins(config, tensors).items():
         # A tensor of zeros is a difference of terms that cancel: it is held to the size of what flows in.
-        flowing = float(np.abs(tensors[each]).max(initial=0)) or flowing
+        flowing = magnitude(tensors[each]) or flowing
         rows.append(_row(each, tensors[each], operation, quantity(each, config), flowing))
     return {
         "format": FORMAT,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from contract.numbers import magnitude, relative_error
 from parity.dataflow import Dataflow
 from parity.explanations import Explanation, Mistake, Setting, known_mistakes, results
 from parity.operations import Operation, forward_operations
@@ -41,13 +42,13 @@ def same_mistake(
     if found.shape != flow.golden[gradient].shape or not np.isfinite(found).all() or not np.any(found):
         return []
     places = np.unique(np.linspace(0, found.size - 1, min(found.size, MOST_NUMBERS)).astype(int))
-    wanted, scale = found.flat[places], float(np.abs(found).max())
+    wanted, scale = found.flat[places], magnitude(found)
     by_name, fitting = {each.name: each for each in known_mistakes()}, []
     for explanation in explanations:
         if explanation.name not in by_name:
             continue
         forms = _gradients(flow, tensor, kind, by_name[explanation.name], places)
-        errors = np.abs(forms - wanted).max(axis=-1) / scale if len(forms) else np.array([])
+        errors = np.array([relative_error(form, wanted, scale) for form in forms])
         if (errors <= close).any():
             fitting.append(explanation._replace(error=float(errors[errors <= close].min())))
     return fitting

@@ -3,6 +3,7 @@
 import numpy as np
 
 from contract.config import ModelConfig, preset
+from contract.numbers import slope
 from harness.huggingface import PREFIX, published_places
 from parity.cases import Case
 from parity.compare import Comparison, ParityError, compare
@@ -45,9 +46,7 @@ def check_differences(twins: Twins):
         found = {name: np.empty_like(weight) for name, weight in model.weights.items()}
         for name, weight in model.weights.items():
             for index in np.ndindex(weight.shape):
-                direction = np.zeros_like(weight)
-                direction[index] = 1
-                found[name][index] = _derivative(loss, weight, direction)
+                found[name][index] = slope(loss, weight, STEP, index=index)
         rows = compare("central difference", gradients, found, "float64")
         Comparison(f"differences of {case.title}", "float64", case.seed, rows).require()
 
@@ -62,7 +61,7 @@ def check_directions(twins: Twins):
         direction = random.standard_normal(weight.shape)
         direction /= np.linalg.norm(direction)
         slopes[name] = np.array(np.vdot(gradients[name], direction))
-        found[name] = np.array(_derivative(loss, weight, direction))
+        found[name] = np.array(slope(loss, weight, STEP, direction=direction))
         # The slope is a sum that may come out near 0 by chance: its error is relative to the gradient's length.
         slopes[name], found[name] = (
             np.append(value, np.linalg.norm(gradients[name])) for value in (slopes[name], found[name])
@@ -83,21 +82,6 @@ def _differentiated(twins: Twins, case: Case):
         return float(model.forward(inputs.tokens, inputs.targets, dropout=inputs.dropout)[1])
 
     return model, record.weight_gradients, loss
-
-
-def _derivative(loss, weight: np.ndarray, direction: np.ndarray) -> float:
-    """The slope of the loss along `direction` of a weight, which is restored.
-
-    Two central differences, whose errors of order h² cancel: the wide step leaves little to rounding.
-
-        (8 (loss(x + h) - loss(x - h)) - (loss(x + 2h) - loss(x - 2h))) / 12h
-    """
-    start, losses = weight.copy(), []
-    for steps in (1, -1, 2, -2):
-        weight[...] = start + steps * STEP * direction
-        losses.append(loss())
-    weight[...] = start
-    return (8 * (losses[0] - losses[1]) - (losses[2] - losses[3])) / (12 * STEP)
 
 
 # Hugging Face

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from contract.config import ModelConfig
-from study.formulas import Formula, central_difference, symbol_latex
+from study.formulas import Formula, partial_derivative, symbol_latex
 from study.source import Excerpt, excerpt, variables
 from study.witness import CONTEXT_LENGTH, SIZES, Witness, find_function, rerun
 
@@ -227,7 +227,7 @@ class _Reading:
                 raise ValueError(f"{formula.text}: {left} has no value")
             self.values[left] = formula.evaluate(1, self.values, self.sizes)
             return 0.0
-        return formula.error(self.values, self.sizes, central_difference(self._rerun, self.values))
+        return formula.error(self.values, self.sizes, partial_derivative(self._rerun, self.values))
 
     def _rerun(self, by: str, value: np.ndarray, of: str) -> np.ndarray:
         """The symbol `of` with the symbol `by` changed: by the function that takes it, else by its formula."""

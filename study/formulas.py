@@ -14,6 +14,8 @@ from itertools import product
 
 import numpy as np
 
+from contract.numbers import central_difference, magnitude, relative_error
+
 # What a formula may call, beside `sum` and `partial`: its numbers here, its looks in `_LATEX_CALLS`.
 FUNCTIONS = {
     "exp": math.exp,
@@ -26,7 +28,7 @@ FUNCTIONS = {
     "where": lambda condition, value, otherwise: value if condition else otherwise,
 }
 CONSTANTS = {"pi": math.pi, "inf": math.inf}
-_STEP = 1e-5  # of central differences: error of order h², rounding of order 1e-16 / h
+_STEP = 1e-5  # of central differences: error of order h⁴, rounding of order 1e-16 / h
 
 
 class Formula:
@@ -64,7 +66,7 @@ class Formula:
         """The numbers of one side, an axis for each index on the left, in the order of their appearance.
 
         values: array by symbol; sizes: int by dimension
-        partial: see `central_difference`; needed where a derivative occurs
+        partial: see `partial_derivative`; needed where a derivative occurs
         """
         free = self._free_indices()
         tree = ast.fix_missing_locations(ast.Expression(_Quote().visit(_copy(self.sides[side]))))
@@ -84,9 +86,8 @@ class Formula:
         finite = np.isfinite(found[-1])
         if not all((np.isfinite(each) == finite).all() for each in found):
             return math.inf
-        scale = np.abs(found[-1][finite]).max(initial=0) or 1.0
         right = found[-1][finite]
-        return max(float(np.abs(each[finite] - right).max(initial=0) / scale) for each in found[:-1])
+        return max(relative_error(each[finite], right, magnitude(right) or 1.0) for each in found[:-1])
 
     def _free_indices(self) -> list[str]:
         names = [node.id for node in ast.walk(self.sides[0]) if isinstance(node, ast.Name)]
@@ -96,7 +97,7 @@ class Formula:
         return list(dict.fromkeys(name for name in names if name in self.indices and name not in bound))
 
 
-def central_difference(run: Callable[[str, np.ndarray, str], np.ndarray], values: Mapping[str, np.ndarray]):
+def partial_derivative(run: Callable[[str, np.ndarray, str], np.ndarray], values: Mapping[str, np.ndarray]):
     """What `partial` means: the change of one number per change of another, both named with their indices.
 
     run: (symbol, its changed value, wanted symbol) -> the wanted symbol's value with that change
@@ -106,12 +107,13 @@ def central_difference(run: Callable[[str, np.ndarray, str], np.ndarray], values
     def partial(of: str, at: tuple[int, ...], by: str, where: tuple[int, ...]) -> float:
         place = (0,) * (values[by].ndim - len(where)) + where
         if (of, by, place) not in found:
-            changed = []
-            for step in (_STEP, -_STEP):
+
+            def changed(step):
                 value = np.array(values[by])
                 value[place] += step
-                changed.append(np.array(run(by, value, of)))
-            found[of, by, place] = (changed[0] - changed[1]) / (2 * _STEP)
+                return np.array(run(by, value, of))
+
+            found[of, by, place] = central_difference(changed, _STEP)
         return float(_Tensor(found[of, by, place])[at])
 
     return partial

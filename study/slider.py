@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.config import ModelConfig
+from contract.numbers import central_difference
 from numpy_llm import GPT
 
 POINTS = 31  # places of the slider, an odd number so that ε = 0 is one of them
@@ -39,7 +40,7 @@ def sweeps(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.nd
     inputs, targets = tokens[None, :-1], tokens[None, 1:]
     _, _, cache = model.forward(inputs, targets)
     gradients = model.backward(cache)
-    most = max(4, int(_WORK / (model.weights.flat.size * len(tokens) * (POINTS + 2))))
+    most = max(4, int(_WORK / (model.weights.flat.size * len(tokens) * (POINTS + 4))))
     names = list(gradients)
     chosen = (
         names if len(names) <= most else [names[i] for i in np.linspace(0, len(names) - 1, most, dtype=int)]
@@ -62,6 +63,6 @@ def _sweep(model: GPT, name: str, gradient: np.ndarray, inputs, targets) -> Swee
         finally:
             weight[index] = value
 
-    difference = (loss(_STEP) - loss(-_STEP)) / (2 * _STEP)
+    difference = central_difference(loss, _STEP)
     losses = [loss(step) for step in steps]
     return Sweep(name, index, value, float(gradient[index]), difference, steps.tolist(), losses)

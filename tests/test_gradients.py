@@ -14,6 +14,7 @@ import pytest
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError
+from contract.numbers import slope
 from contract.randomness import DropoutKey
 from contract.trace import Trace
 from contract.weights import Weights
@@ -29,22 +30,9 @@ KEY = DropoutKey(seed=3, step=5, first_sequence=1)
 
 
 def numerical_gradient(loss, tensor):
-    """The derivative by every element x of `tensor`, which is restored afterwards.
-
-    Two central differences, whose errors of order h² cancel: the wide step leaves little to rounding.
-
-        (8 (loss(x + h) - loss(x - h)) - (loss(x + 2h) - loss(x - 2h))) / 12h
-    """
-    gradient = np.empty_like(tensor)
-    for index in np.ndindex(tensor.shape):
-        value = tensor[index]
-        losses = []
-        for steps in (1, -1, 2, -2):
-            tensor[index] = value + steps * STEP
-            losses.append(loss())
-        tensor[index] = value
-        gradient[index] = (8 * (losses[0] - losses[1]) - (losses[2] - losses[3])) / (12 * STEP)
-    return gradient
+    """The derivative by every element of `tensor`, which is restored afterwards."""
+    slopes = [slope(loss, tensor, STEP, index=index) for index in np.ndindex(tensor.shape)]
+    return np.array(slopes, tensor.dtype).reshape(tensor.shape)
 
 
 def assert_close(name, actual, expected, limit, seed):

@@ -37,7 +37,7 @@ from study.derivations import (
     operations_of,
     shapes,
 )
-from study.formulas import Formula, central_difference
+from study.formulas import Formula, partial_derivative
 from study.page import Subject, axis_names, number, shape_letters, study_page, visible
 from study.page import math as mathml
 from study.proof import proof_strip
@@ -192,10 +192,10 @@ def test_what_formulas_cannot_say_is_refused():
         Formula("y == [1]", {}).latex({})
 
 
-def test_a_central_difference():
+def test_a_partial_derivative():
     """The derivative of x², one number at a time."""
     values = {"x": np.array([1.0, 3.0])}
-    partial = central_difference(lambda by, value, of: value**2, values)
+    partial = partial_derivative(lambda by, value, of: value**2, values)
     assert partial("y", (1,), "x", (1,)) == pytest.approx(6)
     assert partial("y", (0,), "x", (1,)) == 0
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from contract.numbers import central_difference
 from contract.randomness import DropoutKey, dropout_mask
 from contract.trace import NO_TRACE, Trace
 from numpy_llm.model import GPT
@@ -117,15 +118,16 @@ def test_traced_values(gpt):
 @pytest.mark.parametrize("name", NAMES[:-1])
 def test_traced_gradients(gpt, name):
     """A traced gradient is the loss's central difference by that very tensor, nudged inside the pass."""
-    step = 1e-5
     trace, *_ = traced(gpt)
     gradient = trace.gradients[name]
     expected = np.empty_like(gradient)
     for index in np.ndindex(gradient.shape):
-        above, below = (
-            gpt.forward(TOKENS, TARGETS, dropout=KEY, trace=Nudge(name, index, by))[1] for by in (step, -step)
+        expected[index] = central_difference(
+            lambda by, index=index: gpt.forward(TOKENS, TARGETS, dropout=KEY, trace=Nudge(name, index, by))[
+                1
+            ],
+            1e-5,
         )
-        expected[index] = (above - below) / (2 * step)
     errors = np.abs(gradient - expected) / np.abs(expected).max()
     index = np.unravel_index(errors.argmax(), errors.shape)
     assert errors[index] <= 1e-6, (

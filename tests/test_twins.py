@@ -13,6 +13,7 @@ import pytest
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError
+from contract.numbers import relative_error
 from contract.randomness import DropoutKey
 from contract.trace import NO_TRACE, Trace
 from contract.weights import Weights, initial_weights, parameter_count, weight_table
@@ -239,8 +240,8 @@ def example(config: ModelConfig, B=3, T=7):
 def assert_close(found, wanted, name, limit=1e-12):
     found, wanted = (each.detach().numpy() if torch.is_tensor(each) else each for each in (found, wanted))
     assert found.shape == wanted.shape, name
-    error = np.abs(found - wanted).max()
-    assert error <= limit * np.abs(wanted).max(), f"{name}: error {error} beside {np.abs(wanted).max()}"
+    error = relative_error(found, wanted)
+    assert error <= limit, f"{name}: error {error}, limit {limit}"
 
 
 def run_torch(config, weights, tokens, targets, *, dropout=None, trace=NO_TRACE):
