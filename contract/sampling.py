@@ -1,12 +1,23 @@
 """From logits to the next token, the same in both twins because it exists once."""
 
 from numbers import Integral
+from typing import NamedTuple
 
 import numpy as np
 
 from contract.checks import check_number, check_whole
 from contract.errors import ConfigError
 from contract.randomness import uniform
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn; see `sample`, whose `position` is not a setting but counts on."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    sequence: int = 0
 
 
 def check_sampling(

@@ -4,19 +4,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from contract.checks import check_prompt, check_whole
-from contract.sampling import check_sampling, sample
+from contract.decoding import decode
+from contract.sampling import Sampling
 
 
 class KeyValueCache:
     """The keys and values of the tokens seen so far, for every attention layer.
 
     A token's key and value depend on it and on those before it, so they stay valid as long as no token
-    changes its place. Memory: 2 · L · C · context_length numbers.
+    changes its place. Memory: 2 · L · K · D · context_length numbers.
     """
 
     def __init__(self, config, dtype):
-        shape = (config.n_layer, 2, 1, config.n_head, config.context_length, config.head_size)
+        shape = (config.n_layer, 2, 1, config.n_kv_head, config.context_length, config.head_size)
         layers = np.empty(shape, dtype)
         self._layers = {f"blocks.{layer}.attention": layers[layer] for layer in range(config.n_layer)}
         self.length = 0  # tokens whose keys and values every layer holds
@@ -24,7 +24,7 @@ class KeyValueCache:
     def extend(self, name, key, value):
         """Append the new tokens' keys and values to the layer called `name`.
 
-        key, value: float (1, H, T, D); returns: key, value (1, H, length + T, D), earlier tokens included
+        key, value: float (1, K, T, D); returns: key, value (1, K, length + T, D), earlier tokens included
         """
         stop = self.length + key.shape[2]
         keys, values = self._layers[name]
@@ -58,32 +58,15 @@ def generate(
         tokens are drawn, for logits that are not finite.
     Twin: torch_llm.generate.generate
     """
-    check_sampling(temperature, top_k, top_p, seed, sequence)
-    check_whole("max_new_tokens", max_new_tokens)
-    tokens = check_prompt(tokens, model.config)
-    return _generate(model, tokens, max_new_tokens, temperature, top_k, top_p, seed, sequence, use_cache)
-
-
-def _generate(model, tokens, max_new_tokens, temperature, top_k, top_p, seed, sequence, use_cache):
-    context_length = model.config.context_length
-    kv_cache = None
-    for _ in range(max_new_tokens):
-        if kv_cache is None or kv_cache.length == context_length or not use_cache:
-            kv_cache = KeyValueCache(model.config, model.dtype)
-            unseen = tokens[-context_length:]
-        logits = next_token_logits(model, unseen, kv_cache)
-        token = sample(
-            logits,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            sequence=sequence,
-            position=len(tokens),
-        )
-        tokens.append(token)
-        unseen = [token]
-        yield token
+    return decode(
+        tokens,
+        max_new_tokens,
+        config=model.config,
+        sampling=Sampling(temperature, top_k, top_p, seed, sequence),
+        next_logits=lambda unseen, kv_cache: next_token_logits(model, unseen, kv_cache),
+        new_cache=lambda: KeyValueCache(model.config, model.dtype),
+        use_cache=use_cache,
+    )
 
 
 def next_token_logits(model, tokens, kv_cache):

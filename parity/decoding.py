@@ -1,13 +1,16 @@
-"""Decoding: the same tokens from both twins, with the key/value cache and without it."""
+"""Decoding: both twins write the tokens of the definition, with the key/value cache and without it."""
 
 from functools import lru_cache
 from importlib import import_module
+from itertools import product
 from types import ModuleType
 
 import numpy as np
 import torch
 
+import numpy_llm
 from contract.config import ModelConfig
+from contract.sampling import sample
 from parity.cases import Case, lively_weights
 from parity.compare import Comparison, ParityError, compare
 from parity.passes import Twins
@@ -42,30 +45,38 @@ def write_texts(package: ModuleType, dtype: str, sampling: str, use_cache: bool)
     ]
 
 
-@lru_cache(maxsize=8)  # many changed references are held against the same twin
-def _twin_texts(package: ModuleType, sampling: str, use_cache: bool) -> list[list[int]]:
+@lru_cache(maxsize=8)  # many changed twins are held against the same other one
+def _texts(package: ModuleType, sampling: str, use_cache: bool) -> list[list[int]]:
     return write_texts(package, "float64", sampling, use_cache)
 
 
+@lru_cache
+def _defined_texts(sampling: str) -> list[list[int]]:
+    """What decoding means, without the loop that the twins share: a pass over the last window, a draw, and again."""
+    model, texts = numpy_llm.GPT(DECODER, lively_weights(DECODER, SEED, "float64")), prompts()
+    for number, tokens in enumerate(texts):
+        for _ in range(NEW_TOKENS):
+            logits = model.forward(np.array([tokens[-DECODER.context_length :]]))[0][0, -1]
+            place = {"sequence": number, "position": len(tokens)}
+            tokens.append(sample(logits, **SAMPLINGS[sampling], **place))
+    return [tokens[-NEW_TOKENS:] for tokens in texts]
+
+
 def check_generation(twins: Twins):
-    """In float64 both twins write the same tokens, greedy and sampled, with the cache and without it.
+    """In float64 both twins write the tokens of the definition, greedy and sampled, cache or not.
 
     Prompts are shorter and longer than the context, and what is written goes beyond its edge.
     """
-    for sampling in SAMPLINGS:
-        for use_cache in (True, False):
-            wanted = _twin_texts(twins.twin, sampling, use_cache)
-            model = twins.reference.GPT(DECODER, lively_weights(DECODER, SEED, "float64"))
-            settings = SAMPLINGS[sampling] | {"use_cache": use_cache}
-            for number, prompt in enumerate(prompts()):
-                found = model.generate(prompt, NEW_TOKENS, sequence=number, **settings)
-                at = first_difference(found, wanted[number])
-                if at is not None:
-                    raise ParityError(
-                        f"{sampling}, cache {use_cache}, seed {SEED}, prompt {number} {prompt}: new token {at} "
-                        f"is {found[at]} in the reference, {wanted[number][at]} in the twin",
-                        f"token {at} of prompt {number}, {sampling}",
-                    )
+    for sampling, use_cache, package in product(SAMPLINGS, (True, False), twins):
+        texts = zip(prompts(), _texts(package, sampling, use_cache), _defined_texts(sampling), strict=True)
+        for number, (prompt, found, wanted) in enumerate(texts):
+            at = first_difference(found, wanted)
+            if at is not None:
+                raise ParityError(
+                    f"{sampling}, cache {use_cache}, seed {SEED}, prompt {number} {prompt}: new token {at} "
+                    f"is {found[at]} in {package.__name__}, expected {wanted[at]}",
+                    f"token {at} of prompt {number}, {sampling}",
+                )
 
 
 def check_generation_in_float32(twins: Twins) -> int:

@@ -182,13 +182,13 @@ DECODING_FAULTS = [
           "values[:, :, self.length : stop] = value", "values[:, :, self.length : stop] = key", "generation"),
     Fault("cache: position of the new token lost", f"{_MODEL}.GPT.stream_forward",
           "kv_cache.length if kv_cache is not None else 0", "0", "generation"),
-    Fault("window one token short", f"{_GENERATE}._generate",
+    Fault("window one token short", "contract.decoding._decode",
           "tokens[-context_length:]", "tokens[1 - context_length :]", "generation"),
     Fault("logits of the first token", f"{_GENERATE}.next_token_logits", "x[0, -1]", "x[0, 0]", "generation"),
-    Fault("draw of another position", f"{_GENERATE}._generate",
+    Fault("draw of another position", "contract.decoding._decode",
           "position=len(tokens)", "position=len(tokens) - 1", "generation"),
-    Fault("draw of another sequence", f"{_GENERATE}._generate", "sequence=sequence", "sequence=0", "generation"),
-    Fault("top-k forgotten", f"{_GENERATE}._generate", "top_k=top_k", "top_k=None", "generation"),
+    Fault("draw of another sequence", f"{_GENERATE}.generate", "seed, sequence)", "seed, 0)", "generation"),
+    Fault("top-k forgotten", f"{_GENERATE}.generate", "temperature, top_k,", "temperature, None,", "generation"),
 ]
 
 TWIN_FAULTS = [
@@ -208,8 +208,8 @@ TWIN_FAULTS = [
           '"weight_decay": 0.0', '"weight_decay": weight_decay', "adamw"),
     Fault("twin: clipped by norm + 1e-6", "torch_llm.adam.clip_gradients",
           "max_norm / norm", "max_norm / (norm + 1e-6)", "adam"),
-    Fault("twin: window one token short", "torch_llm.generate._generate",
-          "tokens[-context_length:]", "tokens[1 - context_length :]", "generation"),
+    Fault("twin: cache: one position short", "torch_llm.generate.next_token_logits",
+          "+= len(tokens)", "+= len(tokens) - 1", "generation"),
 ]
 # fmt: on
 

@@ -17,7 +17,8 @@ from parity.passes import Twins
 class Fault(NamedTuple):
     """A mistake and the proof that must see it.
 
-    place: the function or class to break, such as "numpy_llm.layers.gelu_forward", or a whole file
+    place: the function or class to break, such as "numpy_llm.layers.gelu_forward", or a whole file; one of
+        `contract` is broken for the reference alone
     old, new: what to write instead of what; `old` must stand there exactly once, docstrings aside
     check: a name in `parity.checks.CHECKS`
     """
@@ -35,7 +36,7 @@ def injected(fault: Fault | None) -> Iterator[Twins]:
 
     None makes a copy of the reference without a fault, which every proof must let pass.
     """
-    package = fault.place.partition(".")[0] if fault else "numpy_llm"
+    package = "torch_llm" if fault and fault.place.startswith("torch_llm.") else "numpy_llm"
     finder = _CopyFinder(package, _faulty_sources(package, fault))
     sys.meta_path.insert(0, finder)
     try:
@@ -49,10 +50,16 @@ def injected(fault: Fault | None) -> Iterator[Twins]:
 
 def _faulty_sources(package: str, fault: Fault | None) -> dict[str, str]:
     """The sources of a package by file name, one of them changed."""
-    folder = Path(__file__).parents[1] / package
-    sources = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    rooms = Path(__file__).parents[1]
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in (rooms / package).glob("*.py")}
     if fault:
-        _, file, *qualified_name = fault.place.split(".")
+        room, file, *qualified_name = fault.place.split(".")
+        if room != package:  # a file of the contract, which the copy gets as one of its own
+            sources = {
+                name: source.replace(f"from {room}.{file} ", f"from {package}.{file} ")
+                for name, source in sources.items()
+            }
+            sources[file] = (rooms / room / f"{file}.py").read_text(encoding="utf-8")
         sources[file] = _replace(fault, sources[file], qualified_name)
     return sources
 

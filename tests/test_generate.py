@@ -75,12 +75,12 @@ def test_cached_logits(gpt, cuts):
 
 def test_cache_extends():
     """The cache returns what it was given, in order, for each layer apart."""
-    gpt_config = type("Config", (), {"n_layer": 2, "n_head": 2, "context_length": 5, "head_size": 3})
+    gpt_config = type("Config", (), {"n_layer": 2, "n_kv_head": 2, "context_length": 5, "head_size": 3})
     cache = KeyValueCache(gpt_config, np.float32)
     random = np.random.default_rng(0)
     key, value = random.normal(size=(2, 2, 1, 2, 5, 3)).astype(
         np.float32
-    )  # (key or value, layer, 1, H, T, D)
+    )  # (key or value, layer, 1, K, T, D)
     for start, stop in ((0, 3), (3, 4), (4, 5)):
         for layer in (0, 1):
             keys, values = cache.extend(
