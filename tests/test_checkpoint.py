@@ -470,6 +470,15 @@ def test_any_edited_field_is_one_line(make, tmp_path):
         assert "\n" not in str(error.value), title
 
 
+def test_a_checkpoint_from_before_a_field_opens(make, tmp_path):
+    """A model's record without the fields that came later, as earlier releases wrote it, is the same model."""
+    save_checkpoint(tmp_path / "latest", make())
+    reseal(
+        tmp_path / "latest", lambda record: [record["model"].pop(name) for name in ("head_size", "n_kv_head")]
+    )
+    assert_same(load_checkpoint(tmp_path / "latest", with_optimizer=True), make())
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -1,5 +1,6 @@
 """From logits to a token: which tokens are kept, how often each is drawn, and on what a draw depends."""
 
+import inspect
 from math import exp
 from unittest import mock
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError
 from contract.randomness import uniform
-from contract.sampling import check_sampling, sample
+from contract.sampling import Sampling, check_sampling, sample
 
 LOGITS = np.array([0.5, 2.0, -1.0, 2.0, 0.0, 1.0])
 
@@ -204,3 +205,9 @@ def test_possible_settings():
     """The edges of what makes sense are accepted."""
     for options in ((0, None, None), (0.0, 1, 1.0), (100.0, 10**9, 1e-9)):
         check_sampling(*options)
+
+
+def test_the_settings_are_those_of_sample():
+    """The grouped settings have the names and defaults of `sample`, and lack only the draw's position."""
+    settings = {name: each.default for name, each in inspect.signature(sample).parameters.items()}
+    assert Sampling()._asdict() | {"logits": inspect.Parameter.empty, "position": 0} == settings
