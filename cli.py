@@ -1,7 +1,7 @@
-"""The command line: `python cli.py --help` lists the commands, which `commands/` holds.
+"""The command line: `python cli.py --help` lists the commands; `commands/` has their code.
 
-Text and results go to stdout, talk goes to stderr. A user's mistake is one line and exit code 2 (wrong
-usage) or 1 (failure). Everything heavy is imported by the command that needs it.
+Results go to stdout, progress and messages to stderr. A user's mistake is one line and exit code 2 (usage) or
+1 (failure). Each command imports what it needs, so that start-up stays fast.
 """
 
 import sys
@@ -25,7 +25,7 @@ from commands.train import train
 from contract.errors import UserError, refused_memory, visible
 
 app = typer.Typer(
-    help="A GPT whose every gradient is written by hand, in NumPy, beside its twin in PyTorch.",
+    help="A GPT written twice: every gradient by hand in NumPy, and its twin in PyTorch.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -34,13 +34,13 @@ for command in (prepare, train, generate, evaluate, info, import_gpt2, export, p
     app.command()(command)
 
 GROUPS = {
-    "tokenizer": ("Make tokenizers.", {"train": train_tokenizer}),
+    "tokenizer": ("Train tokenizers.", {"train": train_tokenizer}),
     "golden": (
-        "Trusted tensors, to hold a port of the model against.",
+        "Reference tensors to check a port of the model against.",
         {"list": list_packs, "export": export_golden, "make": make},
     ),
     "exercise": (
-        "Write backward passes yourself, and have them judged.",
+        "Write backward passes yourself and have them graded.",
         {"list": list_exercises, "start": start, "grade": grade},
     ),
 }
@@ -55,7 +55,7 @@ def main() -> int:
     """Run the command line. returns: the exit code"""
     cap_width()
     try:
-        # Calling the app would turn an interruption and a broken pipe into exit codes, and not say a word.
+        # Calling the app itself would turn an interrupt or a broken pipe into a silent exit code.
         with get_command(app).make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
             context.command.invoke(context)
         return 0
@@ -64,13 +64,13 @@ def main() -> int:
     except typer.Exit as exit:
         return exit.exit_code
     except SystemExit as exit:
-        if isinstance(exit.__context__, BrokenPipeError):  # the reader of a help page has seen enough
+        if isinstance(exit.__context__, BrokenPipeError):  # the reader of a help page has closed the pipe
             return 0
         raise
     except KeyboardInterrupt:
         acknowledge()
         return INTERRUPTED
-    except MemoryError as error:  # NumPy's says how much was asked for
+    except MemoryError as error:  # NumPy's message says how much was requested
         problem, code = f"not enough memory{f' ({error})' if str(error) else ''}", 1
     except RuntimeError as error:
         if (problem := refused_memory(error)) is None:
@@ -80,16 +80,18 @@ def main() -> int:
         where = f"{error.filename}: " if error.filename else ""
         problem, code = f"{where}{error.strerror or error}", 1
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what every error of the option parser has
+        if not hasattr(error, "format_message"):  # every error of the option parser has it
             raise
-        message = error.format_message() or "a command is missing"  # that of a group without one is empty
+        message = (
+            error.format_message() or "a command is missing"
+        )  # a group without a command gives an empty message
         problem, code = f"{message}; see --help", error.exit_code
     print(f"error: {visible(' '.join(problem.split()))}", file=sys.stderr)
     return code
 
 
 def run():
-    """Be the process of the command line: with streams that last and signals that end it in order."""
+    """Run the command line as this process, with robust streams and signal handlers, and exit."""
     secure_streams()
     handle_signals()
     try:

@@ -1,1 +1,1 @@
-"""The commands of `cli.py`, a file for each kind of work: they parse, call the rooms below, and print."""
+"""The commands of `cli.py`, a file per kind of work. They parse, call the packages below, and print."""

@@ -15,16 +15,16 @@ def bench(
     recipes: Annotated[
         list[str] | None, typer.Argument(help=r"nano, tense, medium, gpt2, decode. \[default: all]")
     ] = None,
-    turns: Annotated[int, option("How often each backend gets its turn, of about a second.")] = 7,
-    compile: Annotated[bool, option("Measure torch.compile too.", "--compile")] = False,
+    turns: Annotated[int, option("Turns per backend, about a second each.")] = 7,
+    compile: Annotated[bool, option("Also measure torch.compile.", "--compile")] = False,
     threads: ThreadsOption = None,
-    json: Annotated[Path | None, option("Write the figures for machines to this file.")] = None,
+    json: Annotated[Path | None, option("JSON file to write the figures to.")] = None,
     overwrite: Annotated[bool, option("Replace the file in --json.", "--overwrite")] = False,
 ):
     """Measure NumPy against PyTorch on this machine: step time, rate, memory.
 
-    Each runs in a process of its own, in turn, after a warm-up. The ratio says how many times as fast NumPy is:
-    its median over the turns, with the least and the most.
+    Each backend runs in its own process, in turn, after a warm-up. The ratio is NumPy's speed over the other's:
+    the median over the turns, with the minimum and the maximum.
     """
     from commands.console import say, show
     from contract.files import require_free
@@ -52,9 +52,10 @@ def bench(
 
 
 def _table(result):
-    """The lines of a recipe: a contestant each."""
+    """The lines of a recipe, one per contestant."""
     recipe, unit = result.recipe, "run" if result.recipe.new_tokens else "step"
-    yield f"{recipe.name:<14} {'ms a ' + unit + ' (range)':<24} {'tokens/s':>9} {'of peak':>8} {'memory':>9}  NumPy is"
+    times = f"ms per {unit} (range)"
+    yield f"{recipe.name:<14} {times:<24} {'tokens/s':>9} {'of peak':>8} {'memory':>9}  NumPy is"
     for each in result.contestants:
         seconds, typical = each.seconds, median(each.seconds)
         times = f"{1e3 * typical:.1f} ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"

@@ -1,4 +1,4 @@
-"""What a person sees: talk and bars on stderr, so that stdout carries results alone, each by one function."""
+"""Printing: messages and progress bars on stderr, results alone on stdout."""
 
 import sys
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from harness.trainer import Trainer
 
 class _Console(Console):
     def show_cursor(self, show: bool = True) -> bool:
-        """Leave the cursor alone: hidden beside a bar, it would stay so after a process that was killed."""
+        """Leave the cursor alone: a killed process would leave it hidden."""
         return False
 
 
@@ -34,14 +34,14 @@ console = _Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def say(line: str):
-    """Print a line of talk on stderr."""
+    """Print a message on stderr."""
     console.print(visible(line), soft_wrap=True)
 
 
 class Heartbeat:
-    """Says a line every `SECONDS` where stderr is no terminal, so that a log shows that the work goes on.
+    """Prints a line every `SECONDS` if stderr is not a terminal, so that a log shows progress.
 
-    clock: gives seconds
+    clock: returns seconds
     """
 
     SECONDS = 10
@@ -50,7 +50,7 @@ class Heartbeat:
         self._clock, self._last = clock, clock()
 
     def say(self, line: Callable[[], str]):
-        """Say a line, made where it is said, unless one was said a short while ago."""
+        """Print a line, unless one was printed less than `SECONDS` ago; `line` is called only to print it."""
         if not console.is_terminal and self._clock() - self._last >= self.SECONDS:
             self._last = self._clock()
             say(line())
@@ -58,9 +58,9 @@ class Heartbeat:
 
 @contextmanager
 def reading_progress(path: Path, task: str):
-    """A bar over the bytes of a file; gives the function that takes the bytes read so far.
+    """A progress bar over the bytes of a file; yields the function to call with the bytes read so far.
 
-    Where stderr is no terminal it is a line now and then.
+    If stderr is not a terminal, a line every `Heartbeat.SECONDS` replaces the bar.
     """
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     size = path.stat().st_size if path.is_file() else None
@@ -82,10 +82,10 @@ MAX_SPIKE_LINES = 3
 
 @contextmanager
 def training_progress(trainer: Trainer, clock: Callable[[], float] = monotonic):
-    """A bar over the steps with loss, tokens per second and time left, and a line for each evaluation.
+    """A progress bar over the steps with loss, tokens per second and time left, and a line per evaluation.
 
-    Gives two functions: one takes the trainer's reports, the other those of its final evaluation. Where stderr is no
-    terminal the lines appear alone, and one now and then between them.
+    Yields two functions: one takes the trainer's reports, the other those of its final evaluation. If stderr is not
+    a terminal, the lines appear without the bar, with a line every `Heartbeat.SECONDS` between them.
     """
     tokens, steps = trainer.settings.batch_size * trainer.windows.context_length, trainer.settings.steps
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
@@ -119,13 +119,13 @@ def training_progress(trainer: Trainer, clock: Callable[[], float] = monotonic):
 
 
 class SpikeLines:
-    """Says the first spikes of the training loss one by one, of the later ones how many there were."""
+    """Reports the first spikes of the training loss one by one, and counts the later ones."""
 
     def __init__(self):
         self._said = self._more = 0
 
     def update(self, progress: TrainingProgress, line: str):
-        """Take the report of a step; line: what is said of the step."""
+        """Take the report of a step; line: the text that describes the step."""
         if progress.spike and self._said < MAX_SPIKE_LINES:
             self._said += 1
             say(f"{line}, a spike")
@@ -133,7 +133,7 @@ class SpikeLines:
             self._more += 1
         if progress.validation and self._more:
             say(
-                f"step {progress.step:>6}  {self._more} more spike{'s' * (self._more > 1)} of the training loss"
+                f"step {progress.step:>6}  {self._more} more spike{'s' * (self._more > 1)} in the training loss"
             )
             self._more = 0
 
@@ -144,10 +144,10 @@ def show(line: str = ""):
 
 
 def write(text: str):
-    """Put text on stdout at once: its very bytes into a file or a pipe, escapes made visible on a terminal.
+    """Write text to stdout and flush: unchanged to a file or a pipe, with visible escapes on a terminal.
 
-    What stdout's encoding lacks becomes a question mark. Raises typer.Exit where its reader has seen enough,
-    UserError where it cannot be written.
+    Characters missing from stdout's encoding become question marks. Raises typer.Exit if the reader has closed
+    the pipe, UserError if writing fails.
     """
     fit_stdout()
     try:

@@ -11,10 +11,12 @@ def prepare(
     text: TextArgument,
     tokenizer: Annotated[str, option(TOKENIZER_HELP)] = "bytes",
     out: Annotated[Path | None, option("Token file to write. [default: TEXT with .bin]")] = None,
-    validation_fraction: Annotated[float, option("Share of the tokens, at the end, held out.")] = 0.1,
+    validation_fraction: Annotated[
+        float, option("Fraction of the tokens, from the end, held out for validation.")
+    ] = 0.1,
     overwrite: Annotated[bool, option("Replace an earlier token file in --out.", "--overwrite")] = False,
 ):
-    """Turn a text into a token file, of which `train --text` can take several runs."""
+    """Turn a text into a token file, which `train --text` can use for several runs."""
     from commands.console import reading_progress, say
     from data.prepare import open_tokens, prepare
 
@@ -30,18 +32,18 @@ def prepare(
         )
     info = open_tokens(out).info
     say(
-        f"{out}: {info.tokens:,} tokens of {info.tokenizer['vocab_size']:,} kinds from {info.text_bytes:,} bytes, "
-        f"{info.train_tokens:,} to train and {info.validation_tokens:,} to validate"
+        f"{out}: {info.tokens:,} tokens, vocabulary {info.tokenizer['vocab_size']:,}, from {info.text_bytes:,} bytes: "
+        f"{info.train_tokens:,} for training and {info.validation_tokens:,} for validation"
     )
 
 
 def train_tokenizer(
     text: TextArgument,
-    vocab_size: Annotated[int, option("Tokens to end with, at least 256.")],
+    vocab_size: Annotated[int, option("Tokens in the vocabulary, at least 256.")],
     out: Annotated[Path | None, option("Ranks file to write. [default: TEXT-VOCAB_SIZE.tiktoken]")] = None,
     overwrite: Annotated[bool, option("Replace the file in --out.", "--overwrite")] = False,
 ):
-    """Learn byte-pair ranks from a text, for `--tokenizer`."""
+    """Train byte-pair ranks on a text, for `--tokenizer`."""
     from commands.console import reading_progress, say
     from contract.files import require_free
     from data.tokenizers import save_ranks, train_tokenizer
@@ -57,12 +59,12 @@ def train_tokenizer(
 
 
 def _beside(text: Path, ending: str) -> Path:
-    """The file that is named after a text, unless that is a pipe or a folder, beside which nothing can stand."""
+    """The default file to write, named after a text. Raises ConfigError for a pipe, UserError for a folder."""
     from data.text import is_pipe
 
     if is_pipe(text):
         raise ConfigError(
-            f"{text} is a pipe, after which no file can be named; name the one to write with --out"
+            f"{text} is a pipe, which gives the output no name; name the file to write with --out"
         )
     if text.is_dir():
         raise UserError(f"{text}: this is a folder; give the path of a UTF-8 text file")

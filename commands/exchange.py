@@ -1,4 +1,4 @@
-"""Models from and for other programs: `import-gpt2` and `export`."""
+"""Exchange models with other programs: `import-gpt2` and `export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,19 +10,21 @@ from commands.options import RunArgument, option
 
 def import_gpt2(
     source: Annotated[
-        str, typer.Argument(help="Folder as Hugging Face publishes it, or a hub name to fetch it by.")
+        str, typer.Argument(help="Folder in Hugging Face's format, or the name of a model on the hub.")
     ],
-    out: Annotated[Path, option("Run folder to make.")],
-    dropout: Annotated[float | None, option("For later training. [default: the published rate]")] = None,
+    out: Annotated[Path, option("Run folder to create.")],
+    dropout: Annotated[
+        float | None, option("Dropout for later training. [default: the published rate]")
+    ] = None,
     revision: Annotated[str | None, option("Branch, tag or commit on the hub. [default: main]")] = None,
     overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite")] = False,
 ):
-    """Make a run of a published GPT-2, to generate with, evaluate, train on or export.
+    """Import a published GPT-2 as a run, to generate, evaluate, fine-tune or export.
 
     SOURCE holds config.json, model.safetensors (or shards with their index) and
     the vocabulary: vocab.json with merges.txt, or tokenizer.json. A name such as
-    openai-community/gpt2 is fetched once, with the extra "hub", and kept in the
-    hub's cache.
+    openai-community/gpt2 is downloaded once, to the hub's cache; this needs the
+    extra "hub".
     """
     from commands.console import say
     from contract.errors import command_line
@@ -45,17 +47,17 @@ def import_gpt2(
 
 def export(
     run: RunArgument,
-    out: Annotated[Path, option("Folder to make.")],
+    out: Annotated[Path, option("Folder to create.")],
     format: Annotated[str, option("huggingface, torch or npz.")] = "huggingface",
     overwrite: Annotated[bool, option("Replace an earlier export in --out.", "--overwrite")] = False,
 ):
     """Write a trained model for other programs.
 
-    huggingface: for GPT2LMHeadModel and AutoTokenizer, which give the same logits
-    and tokens. Fixed positions become a table and absent biases zeros; import-gpt2
-    turns both back. Two differences are Hugging Face's: its tokenizer reads
-    <|endoftext|> in a text as one token where the vocabulary has it, and drops
-    symbols that a vocabulary of bytes lacks, which are refused here.
+    huggingface: for GPT2LMHeadModel and AutoTokenizer, with the same logits and
+    tokens. Fixed positions become a table, absent biases zeros; import-gpt2 turns
+    both back. Hugging Face's tokenizer differs in two ways: it reads <|endoftext|>
+    in a text as one token if the vocabulary has it, and it drops symbols missing
+    from a vocabulary of bytes, which this program refuses.
 
     torch: a state_dict that torch.load(weights_only=True) reads.
     npz: the same arrays for NumPy.

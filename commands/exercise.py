@@ -1,4 +1,4 @@
-"""Learning by doing: `exercise list`, `exercise start` and `exercise grade`."""
+"""Backward passes to write yourself: `exercise list`, `exercise start` and `exercise grade`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from contract.errors import ConfigError, command_line
 
 
 def list_exercises():
-    """List the exercises, the easiest first."""
+    """List the exercises, easiest first."""
     from commands.console import show
     from exercises.catalogue import COURSE
 
@@ -20,14 +20,16 @@ def list_exercises():
 
 
 def start(
-    name: Annotated[str, typer.Argument(help="Exercise, as `exercise list` names it.")],
-    out: Annotated[Path | None, option("File to write, never over another. [default: NAME.py]")] = None,
-    seed: Annotated[int, option("Of the instance: shapes and numbers. A student each.")] = 0,
+    name: Annotated[str, typer.Argument(help="Name of the exercise, from `exercise list`.")],
+    out: Annotated[
+        Path | None, option("File to write; an existing one is never overwritten. [default: NAME.py]")
+    ] = None,
+    seed: Annotated[int, option("Seed of the shapes and numbers; give each student another.")] = 0,
     hint: Annotated[
-        int | None, option("Write nothing, and tell this hint: 1 is the gentlest. [default: none]")
+        int | None, option("Print this hint and write nothing; 1 is the gentlest. [default: none]")
     ] = None,
 ):
-    """Write an exercise's file: equation, shapes, the forward pass given, the backward pass blank. Or give a hint."""
+    """Write an exercise file: equation, shapes, forward pass; the backward pass is blank. Or print a hint."""
     from commands.console import say, show
     from exercises.catalogue import find_exercise
     from exercises.start import default_path, write_starter
@@ -38,22 +40,22 @@ def start(
         return
     path = out or default_path(exercise)
     write_starter(exercise, seed, path)
-    say(f"{path}: {exercise.title}. When it is written: {command_line('exercise', 'grade', path)}")
+    say(f"{path}: {exercise.title}. To grade it: {command_line('exercise', 'grade', path)}")
     say(f"Stuck? {command_line('exercise', 'start', exercise.name, '--hint', 1)}")
 
 
 def grade(
     files: Annotated[
-        list[Path], typer.Argument(help="Files that `exercise start` wrote, filled in, or folders of them.")
+        list[Path], typer.Argument(help="Filled-in files of `exercise start`, or folders of them.")
     ],
-    seed: Annotated[int | None, option("Instance to grade on. [default: the file's own]")] = None,
-    time_limit: Annotated[float, option("Seconds that a file may take.")] = 10.0,
-    memory_limit: Annotated[int, option("MB that a file may use, where the system bounds it.")] = 1024,
+    seed: Annotated[int | None, option("Seed to grade with. [default: the file's own]")] = None,
+    time_limit: Annotated[float, option("Time limit per file, in seconds.")] = 10.0,
+    memory_limit: Annotated[int, option("Memory limit per file, in MB, if the system supports one.")] = 1024,
     json: JsonOption = False,
 ):
-    """Judge each output against the reference and finite differences, with a hint where it is wrong.
+    """Compare each output with the reference and finite differences, with a hint if it is wrong.
 
-    Each file runs in a process of its own, under limits but with your rights: this is no sandbox.
+    Each file runs in its own process, under limits but with your permissions: this is not a sandbox.
     Several files end with a summary. The exit code is 1 unless everything is right.
     """
     from commands.console import say, show
@@ -65,7 +67,7 @@ def grade(
         raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {seed}")
     limits = Limits(time_limit, memory_limit).check()
     files = [file for path in files for file in files_of(path)]
-    for path in files:  # a name that is no file is told before a class is graded for minutes
+    for path in files:  # report a wrong name before a class is graded for minutes
         identify(path)
     grades = []
     for path in files:

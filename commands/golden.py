@@ -1,4 +1,4 @@
-"""Trusted tensors for those who port the model: `golden make`, `golden export`, `golden list` and `check`."""
+"""Reference tensors for a port of the model: `golden make`, `golden export`, `golden list` and `check`."""
 
 import json
 from pathlib import Path
@@ -12,23 +12,23 @@ from contract.errors import ConfigError, UserError
 
 def make(
     name: Annotated[
-        str | None, typer.Argument(help=r"Name of the pack. \[default: those of the project, again]")
+        str | None, typer.Argument(help=r"Name of the pack. \[default: remake the project's packs]")
     ] = None,
-    config: Annotated[Path | None, option("JSON file with the fields of a model's configuration.")] = None,
-    run: Annotated[Path | None, option("Run or checkpoint whose trained weights to take.")] = None,
+    config: Annotated[Path | None, option("JSON file with the fields of a model configuration.")] = None,
+    run: Annotated[Path | None, option("Run or checkpoint to take trained weights from.")] = None,
     out: Annotated[Path | None, option("Folder to write to. [default: parity/golden, or . for NAME]")] = None,
-    batch_size: Annotated[int, option("Sequences of the batch.")] = 3,
+    batch_size: Annotated[int, option("Sequences per batch.")] = 3,
     tokens: Annotated[
-        int | None, option("Tokens of a sequence. [default: context length less one, at most 64]")
+        int | None, option("Tokens per sequence. [default: context length minus one, at most 64]")
     ] = None,
     steps: Annotated[int, option("Steps of AdamW; 0 for none.")] = 10,
-    seed: Annotated[int, option("Of the batch and of random weights.")] = 3,
+    seed: Annotated[int, option("Seed of the batch and of random weights.")] = 3,
     overwrite: Annotated[bool, option("Replace earlier packs of these names.", "--overwrite")] = False,
 ):
     """Make golden packs: every tensor of a pass, its gradient, and steps of AdamW.
 
-    With NAME and --config a pack of that model with random weights; with NAME and
-    --run one of a trained model. A large model makes a large pack.
+    NAME with --config makes a pack of that model with random weights; NAME with
+    --run makes one of a trained model. A large model makes a large pack.
     """
     from commands.console import say
     from parity.packs import COMMITTED, GOLDEN, make_pack, replaceable_pack, save_pack
@@ -57,10 +57,10 @@ def _require_plain(name: str):
     from parity.packs import COMMITTED
 
     if Path(name).name != name or not name.strip(". "):
-        raise ConfigError(f"{name!r} cannot name a file; choose a plain name, and the folder with --out")
+        raise ConfigError(f"{name!r} is not a plain file name; choose one, and the folder with --out")
     if name in COMMITTED:
         raise ConfigError(
-            f"{name} is a pack of the project, which `check` would take for yours; choose another NAME"
+            f"{name} is a pack of the project, which `check` would use instead of yours; choose another NAME"
         )
 
 
@@ -80,16 +80,16 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
         fields = read_json(config)
     except ValueError as error:
         raise UserError(
-            f"{config} is not JSON with an object ({error}); write the configuration's fields by name"
+            f"{config} is not a JSON object ({error}); give the configuration's fields by name"
         ) from None
     return make_pack(name, ModelConfig.from_dict(fields), **settings)
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="A pack of `golden list`, or the path of one.")],
-    out: Annotated[Path | None, option("Folder or file to make. [default: NAME, or NAME.npz]")] = None,
+    name: Annotated[str, typer.Argument(help="Name of a pack, from `golden list`, or its path.")],
+    out: Annotated[Path | None, option("Folder or file to create. [default: NAME, or NAME.npz]")] = None,
     format: Annotated[str, option("raw, npz or npy.")] = "raw",
-    dtype: Annotated[str, option("Of the real numbers: float64 or float32.")] = "float64",
+    dtype: Annotated[str, option("float64 or float32, for the real numbers.")] = "float64",
     overwrite: Annotated[bool, option("Replace an earlier export in --out.", "--overwrite")] = False,
 ):
     """Write a pack for languages without safetensors.
@@ -108,7 +108,7 @@ def export(
 
 
 def list_packs(as_json: JsonOption = False):
-    """Show the packs that come with the project."""
+    """List the packs that come with the project."""
     from commands.console import show
     from contract.weights import parameter_count
     from parity.packs import load_pack, pack_names
@@ -139,16 +139,16 @@ def check(
     dump: Annotated[
         Path, typer.Argument(help="Your tensors: .safetensors, .npz, or a folder of .npy or .bin files.")
     ],
-    golden: Annotated[str, option("A pack of `golden list`, or the path of one.")],
+    golden: Annotated[str, option("Name of a pack, from `golden list`, or its path.")],
     dtype: Annotated[
-        str | None, option("Whose limits to apply: float32 or float64. [default: what the dump holds]")
+        str | None, option("Precision whose limits apply: float32 or float64. [default: the dump's]")
     ] = None,
     as_json: JsonOption = False,
 ):
-    """Find the first operation that goes wrong in your implementation, and say why.
+    """Find the first wrong operation in your implementation, and say why.
 
     DUMP has some or all of the pack's tensors under the pack's names. The exit
-    code is 1 where one diverges.
+    code is 1 if one diverges.
     """
     from commands.console import show
     from parity.check import check_dump

@@ -1,9 +1,9 @@
-"""How every command ends by Ctrl-C, a termination signal or a closed terminal (SIGHUP).
+"""How every command ends on Ctrl-C, a termination signal or a closed terminal (SIGHUP).
 
-Python runs a signal's handler in the main thread, between two of its own instructions: not while a long matrix
-product or a backward pass of PyTorch runs there. So a thread watches as well. Python's C code puts the number of
-each signal into a pipe at once, and the thread reads it: it acknowledges the first signal on stderr, ends the process
-where the main thread does not come out of native code, and ends it at the second Ctrl-C.
+Python runs a signal handler in the main thread between two bytecode instructions, so not during a long matrix product
+or a backward pass of PyTorch. Therefore a thread watches as well. Python's C code writes the number of each signal to
+a pipe at once, and the thread reads it: it acknowledges the first signal on stderr, and ends the process at the second
+Ctrl-C or if the main thread stays in native code.
 """
 
 import os
@@ -16,18 +16,18 @@ from contextlib import contextmanager, suppress
 
 INTERRUPTED = 130  # the exit code, of SIGTERM and SIGHUP too
 INTERRUPTED_LINE = "error: interrupted"
-NATIVE_SECONDS = 1.0  # that native code may go on after the first signal
+NATIVE_SECONDS = 1.0  # native code may run this long after the first signal
 CLEANUP_SECONDS = 10.0  # allowed for cleanup after it
-# timeout(1) sends SIGTERM twice at once, and a terminal that closes sends SIGHUP twice: from its shell, and from the
-# system when the shell is gone. Neither is a person who asks again.
+# timeout(1) sends SIGTERM twice at once, and a closing terminal sends SIGHUP twice: from its shell, and from the
+# system when the shell has exited. Neither is a second request by a person.
 REPEAT_SECONDS = 1.0
 
 
 class _Interruption:
-    """What is known of the signals of this process.
+    """The state of this process's signals.
 
-    handled: the signals that end it; line: what acknowledges one while work may come to its own end, else ""
-    came: whether there was one; reached: whether the main thread has met it; said: whether it was acknowledged
+    handled: the signals that end it; line: acknowledges one while work may finish by itself, else ""
+    came: one has arrived; reached: the main thread has seen it; said: it was acknowledged
     """
 
     def __init__(self):
@@ -40,16 +40,16 @@ _state = _Interruption()
 
 
 def handle_signals():
-    """From now on end by SIGINT, SIGTERM and SIGHUP as this module says; a SIGHUP that is ignored (nohup) stays so."""
+    """End on SIGINT, SIGTERM and SIGHUP from now on; an ignored SIGHUP (nohup) stays ignored."""
     reader, writer = os.pipe()
     if os.name != "nt":
         os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    with suppress(RuntimeError):  # no thread can start here: signals are answered between two instructions
+    with suppress(RuntimeError):  # no thread can start: the main thread alone answers signals
         threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        # Of the others a script's "&" ignores SIGINT, and yet the person who sends it wants the run to end.
+        # A script's "&" ignores SIGINT too, but whoever sends one wants the run to end.
         if number is not None and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
             _state.handled.add(number)
             signal.signal(number, _meet)
@@ -57,9 +57,9 @@ def handle_signals():
 
 @contextmanager
 def finishing(line: str) -> Iterator[Callable[[], bool]]:
-    """Let the work inside come to its own end; gives the function that says whether it was told to.
+    """Let the work inside finish by itself; yields the function that says whether a signal has arrived.
 
-    line: what acknowledges the first signal
+    line: acknowledges the first signal
     """
     _state.line = line
     try:
@@ -71,7 +71,7 @@ def finishing(line: str) -> Iterator[Callable[[], bool]]:
 
 
 def acknowledge(line: str = INTERRUPTED_LINE):
-    """Say on stderr that a signal has come, unless that was said; wait where it is being said."""
+    """Acknowledge a signal on stderr, once; wait if another thread is doing so."""
     with _state.saying:
         if not _state.said:
             _state.said = bool(_state.handled)
@@ -79,7 +79,7 @@ def acknowledge(line: str = INTERRUPTED_LINE):
 
 
 def leave_if_interrupted(code: int):
-    """End the process after a signal, without waiting for threads that still compute; return where none came."""
+    """End the process after a signal without waiting for threads that still compute; return if none arrived."""
     if _state.came.is_set():
         with _state.saying:
             os._exit(code)
@@ -95,7 +95,7 @@ def _meet(number, frame):
 
 
 def _watch(reader: int):
-    """Read the signals as they come."""
+    """Read the signals as they arrive."""
     first = None
     while byte := os.read(reader, 1):
         number, now = byte[0], time.monotonic()
@@ -110,9 +110,9 @@ def _watch(reader: int):
 
 
 def _follow():
-    """Acknowledge the first signal, and end the process unless it may come to its own end."""
+    """Acknowledge the first signal, and end the process unless it may finish by itself."""
     line = _state.line
-    # In a thread of its own, since a stderr that nobody reads may block it.
+    # In its own thread, since a stderr that nobody reads may block.
     threading.Thread(target=acknowledge, args=(line or INTERRUPTED_LINE,), daemon=True).start()
     if not line:
         if _state.reached.wait(NATIVE_SECONDS):
@@ -123,5 +123,5 @@ def _follow():
 def _leave():
     with suppress(OSError):
         if os.isatty(2):
-            os.write(2, b"\r\x1b[K")  # where a bar may stand
+            os.write(2, b"\r\x1b[K")  # erase a progress bar
     os._exit(INTERRUPTED)

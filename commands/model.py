@@ -1,4 +1,4 @@
-"""What a trained model is good for: `generate`, `evaluate` and `info`."""
+"""Use a trained model: `generate`, `evaluate` and `info`."""
 
 import json
 from math import isfinite
@@ -8,24 +8,26 @@ from typing import Annotated
 from commands.options import BackendOption, DeviceOption, JsonOption, RunArgument, ThreadsOption, option
 from contract.errors import ConfigError
 
-# What a checkpoint says beside its validation loss: over how many tokens that is, and the final evaluation.
+# Shown beside a checkpoint's validation loss: its number of tokens, and the final evaluation.
 EVALUATIONS = ("validation_tokens", "final_validation_loss", "final_validation_tokens")
 
 
 def generate(
     run: RunArgument,
-    prompt: Annotated[str | None, option("Text to continue. [default: begin a new line]")] = None,
-    max_new_tokens: Annotated[int, option("Tokens to add.")] = 100,
+    prompt: Annotated[str | None, option("Text to continue. [default: start a new line]")] = None,
+    max_new_tokens: Annotated[int, option("Tokens to generate.")] = 100,
     temperature: Annotated[float, option("Divides the logits; 0 is greedy.")] = 0.8,
-    top_k: Annotated[int | None, option("Draw among the k likeliest tokens. [default: all]")] = None,
-    top_p: Annotated[float | None, option("Draw among the likeliest that reach p. [default: all]")] = None,
-    seed: Annotated[int, option("Of the draws.")] = 0,
-    num_samples: Annotated[int, option("Texts to write, one after the other.")] = 1,
+    top_k: Annotated[int | None, option("Sample from the k most likely tokens. [default: all]")] = None,
+    top_p: Annotated[
+        float | None, option("Sample from the most likely tokens that sum to p. [default: all]")
+    ] = None,
+    seed: Annotated[int, option("Seed of the sampling.")] = 0,
+    num_samples: Annotated[int, option("Texts to generate, one after the other.")] = 1,
     backend: BackendOption = "numpy",
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
 ):
-    """Write text with a trained model, token by token as it comes."""
+    """Generate text with a trained model, printed token by token."""
     from commands.console import say, write
     from harness.generation import encode_prompt, generate_text
     from harness.runs import open_model
@@ -65,11 +67,11 @@ def evaluate(
         option("UTF-8 text, or the .bin that the run was trained on. [default: the run's held-out split]"),
     ] = None,
     batch_size: Annotated[
-        int | None, option("Windows at once. [default: 32, or fewer where their logits fill memory]")
+        int | None, option("Windows per batch. [default: 32, or fewer if their logits would fill memory]")
     ] = None,
     stride: Annotated[
         int | None,
-        option("Tokens from window to window: fewer give each more context. [default: the context length]"),
+        option("Tokens between windows: fewer give each token more context. [default: the context length]"),
     ] = None,
     as_json: JsonOption = False,
     backend: BackendOption = "numpy",
@@ -143,7 +145,7 @@ def _print_record(record: dict, as_json: bool):
 
 
 def _finite(value):
-    """The same with None for every number that is not finite, which JSON does not have."""
+    """The same with None for every number that is not finite, since JSON has none."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The proof on the user's own machine: `parity`."""
+"""Compare the twins on the user's machine: `parity`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,21 +15,21 @@ def parity(
         typer.Argument(help=r"Run or checkpoint. \[default: random weights in the shapes of tense and nano]"),
     ] = None,
     dtype: Annotated[
-        str, option("float32, as in training, or float64, which rounding cannot blur.")
+        str, option("float32, as in training, or float64, nearly without rounding error.")
     ] = "float32",
     device: Annotated[str, option(DEVICE_HELP)] = "cpu",
     compile: Annotated[
-        bool, option("Compile the twin: outputs and weights' gradients alone.", "--compile")
+        bool, option("Compile the twin; compare only outputs and gradients of weights.", "--compile")
     ] = False,
-    seed: Annotated[int, option("Of tokens, dropout masks and random weights.")] = 0,
-    json: Annotated[Path | None, option("Write the same for machines to this file.")] = None,
+    seed: Annotated[int, option("Seed of tokens, dropout masks and random weights.")] = 0,
+    json: Annotated[Path | None, option("JSON file to write the result to.")] = None,
     overwrite: Annotated[bool, option("Replace the file in --json.", "--overwrite")] = False,
 ):
-    """Hold every tensor of PyTorch against NumPy's, on your machine.
+    """Compare every tensor of PyTorch with NumPy's, on your machine.
 
     An error is the largest difference, relative to the largest magnitude.
-    "Untraced" is what training runs: fused attention, no tensor kept.
-    The exit code is 1 where a tensor differs.
+    "Untraced" is the pass that training runs: fused attention, no tensor kept.
+    The exit code is 1 if a tensor differs.
     """
     from contract.files import require_free
 

@@ -1,4 +1,4 @@
-"""The three standard streams, made to outlive whatever they lead to."""
+"""The three standard streams, made robust: a closed, full or unread one never ends the work."""
 
 import io
 import os
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class _LastingStderr(io.TextIOWrapper):
-    """Stderr where a failure to write is no failure of the work: what cannot be said is lost, and nothing else."""
+    """Stderr that ignores failed writes: a message may be lost, the work continues."""
 
     def write(self, text: str) -> int:
         try:
@@ -22,9 +22,9 @@ class _LastingStderr(io.TextIOWrapper):
 
 
 def secure_streams():
-    """Open the standard streams that are closed, onto nothing, and let stderr fail without a word.
+    """Open closed standard streams on the null device, and let stderr fail silently.
 
-    No file of ours then takes the place of a closed stream.
+    Otherwise a file opened later would take the descriptor of a closed stream.
     """
     for descriptor in range(3):
         try:
@@ -32,7 +32,7 @@ def secure_streams():
         except OSError:
             os.set_inheritable(
                 os.open(os.devnull, os.O_RDWR), True
-            )  # the lowest number that is free: this one
+            )  # takes the lowest free descriptor: this one
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     fit_stdout()
@@ -43,13 +43,13 @@ def secure_streams():
 
 
 def fit_stdout():
-    """Let stdout take any text: no line's end is translated, and what its encoding lacks becomes a question mark."""
+    """Let stdout take any text: line ends unchanged, characters missing from its encoding as question marks."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace", newline="")
 
 
 def release_stdout():
-    """Flush stdout before the interpreter does, which would end with code 120 where nobody reads any more."""
+    """Flush stdout before the interpreter does, which would exit with code 120 if the reader has closed the pipe."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -57,7 +57,7 @@ def release_stdout():
 
 
 def cap_width():
-    """Forget a width of the terminal that the environment claims and that help cannot be laid out in."""
+    """Ignore a terminal width in the environment that help cannot be laid out in."""
     for name in ("COLUMNS", "TERMINAL_WIDTH"):
         if not re.fullmatch("[1-9][0-9]{0,2}", os.environ.get(name, "")):
-            os.environ.pop(name, None)  # the terminal's own counts then
+            os.environ.pop(name, None)  # then the terminal's own width applies

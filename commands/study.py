@@ -17,15 +17,15 @@ def study(
         typer.Argument(help=r"Run or checkpoint. \[default: random weights in the default model's shape]"),
     ] = None,
     text: Annotated[
-        str, option("What goes through the model; each token but the first is predicted.")
+        str, option("Text to run through the model, which predicts each token but the first.")
     ] = "The baby is sleeping.",
     out: Annotated[Path, option("HTML file to write.")] = Path("study.html"),
     overwrite: Annotated[bool, option("Replace the file in --out.", "--overwrite")] = False,
 ):
     """Write a page that shows backpropagation by hand beside autograd.
 
-    Every operation with its formulas, the lines of both twins, and the tensors
-    of a real pass over your text, in one file that any browser opens offline.
+    It shows every operation with its formulas, the code of both twins, and the
+    tensors of a real pass over your text: one file, for any browser, offline.
     """
     from commands.console import say
 

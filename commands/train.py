@@ -29,7 +29,7 @@ MODEL_FLAGS = (
     "position",
     "dropout",
 )
-# From trained weights: small steps, which change them gently, on few of their often long windows.
+# For trained weights: small steps, and few windows per batch, which are often long.
 FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5}
 _FINE_TUNING_FLAGS = [(name.replace("_", "-"), value) for name, value in FINE_TUNING.items()]
 DEFAULTS = TrainingSettings
@@ -40,7 +40,7 @@ def train(
     text: Annotated[
         Path | None,
         option(
-            "UTF-8 text, or a .bin of `prepare`; with --resume that .bin where it lies now. "
+            "UTF-8 text, or a .bin of `prepare`; with --resume, the new path of that .bin. "
             "[default: data/tense.txt]"
         ),
     ] = None,
@@ -48,7 +48,7 @@ def train(
     from_: Annotated[
         Path | None,
         option(
-            "Run or checkpoint to start from, with its weights, model and tokenizer. The defaults then are "
+            "Run or checkpoint to take weights, model and tokenizer from. The defaults become "
             f"{', '.join(f'--{name} {value}' for name, value in _FINE_TUNING_FLAGS)}.",
             "--from",
         ),
@@ -57,10 +57,10 @@ def train(
         str, option("tense, nano, gpt2, gpt2-medium, gpt2-large or gpt2-xl.", panel=MODEL)
     ] = "tense",
     n_layer: Annotated[int | None, option("Transformer blocks.", panel=MODEL)] = None,
-    n_head: Annotated[int | None, option("Attention heads a block.", panel=MODEL)] = None,
+    n_head: Annotated[int | None, option("Attention heads per block.", panel=MODEL)] = None,
     d_model: Annotated[int | None, option("Channels of the residual stream.", panel=MODEL)] = None,
-    d_ff: Annotated[int | None, option("Hidden feed-forward channels.", panel=MODEL)] = None,
-    context_length: Annotated[int | None, option("Tokens that the model sees at once.", panel=MODEL)] = None,
+    d_ff: Annotated[int | None, option("Hidden channels of the feed-forward layer.", panel=MODEL)] = None,
+    context_length: Annotated[int | None, option("Tokens the model sees at once.", panel=MODEL)] = None,
     activation: Annotated[str | None, option("relu or gelu_tanh.", panel=MODEL)] = None,
     position: Annotated[str | None, option("sinusoidal or learned.", panel=MODEL)] = None,
     dropout: Annotated[float | None, option("Probability of dropping an activation.", panel=MODEL)] = None,
@@ -72,7 +72,7 @@ def train(
     ] = None,
     batch_size: Annotated[int, option("Sequences per step.", panel=TRAINING)] = DEFAULTS.batch_size,
     accumulate: Annotated[
-        int, option("Parts to cut a batch into: less memory, same result.", panel=TRAINING)
+        int, option("Micro-batches per batch: less memory, same result.", panel=TRAINING)
     ] = DEFAULTS.accumulate,
     learning_rate: Annotated[float, option("Peak learning rate.", panel=TRAINING)] = DEFAULTS.learning_rate,
     min_learning_rate: Annotated[
@@ -84,12 +84,12 @@ def train(
         option("Steps to reach the peak. [default: a tenth of the steps, at most 100]", panel=TRAINING),
     ] = None,
     weight_decay: Annotated[
-        float, option("AdamW's pull to 0, on matrices.", panel=TRAINING)
+        float, option("Weight decay of AdamW, on matrices only.", panel=TRAINING)
     ] = DEFAULTS.weight_decay,
-    beta1: Annotated[float, option("Adam's decay of the mean.", panel=TRAINING)] = DEFAULTS.beta1,
-    beta2: Annotated[float, option("Adam's decay of the mean square.", panel=TRAINING)] = DEFAULTS.beta2,
+    beta1: Annotated[float, option("Adam's decay rate of the mean.", panel=TRAINING)] = DEFAULTS.beta1,
+    beta2: Annotated[float, option("Adam's decay rate of the mean square.", panel=TRAINING)] = DEFAULTS.beta2,
     clip: Annotated[
-        float, option("Largest gradient norm; inf: no clipping.", panel=TRAINING)
+        float, option("Maximum gradient norm; inf turns clipping off.", panel=TRAINING)
     ] = DEFAULTS.clip,
     eval_interval: Annotated[
         int, option("Steps between evaluations and checkpoints.", panel=TRAINING)
@@ -97,22 +97,22 @@ def train(
     eval_tokens: Annotated[
         int | None,
         option(
-            "Held-out tokens of the final evaluation. [default: all, at most 2^21 and half of those trained on]",
+            "Held-out tokens of the final evaluation. [default: all, at most 2^21 and half the tokens trained on]",
             panel=TRAINING,
         ),
     ] = None,
-    seed: Annotated[int, option("Of weights, order and dropout.", panel=TRAINING)] = DEFAULTS.seed,
+    seed: Annotated[int, option("Seed of weights, batch order and dropout.", panel=TRAINING)] = DEFAULTS.seed,
     dtype: Annotated[str, option("float32 or float64.", panel=TRAINING)] = DEFAULTS.dtype,
     backend: BackendOption = "numpy",
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     out: Annotated[Path | None, option("Run folder. [default: a new one in runs/]", panel=PLACE)] = None,
-    resume: Annotated[bool, option("Go on with the run in --out.", "--resume", panel=PLACE)] = False,
+    resume: Annotated[bool, option("Continue the run in --out.", "--resume", panel=PLACE)] = False,
     overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite", panel=PLACE)] = False,
 ):
-    """Train a GPT on a text, keep its checkpoints and show what it writes.
+    """Train a GPT on a text, save checkpoints and print a sample.
 
-    Without options: the project's own corpus, in about a minute.
+    Without options: on the project's own corpus, in a minute or two.
     """
     from harness.runs import DEFAULT_TEXT, resume_run, start_run
 
@@ -126,9 +126,7 @@ def train(
         if steps is not None and epochs is not None:
             raise ConfigError("--steps and --epochs both say how long to train; give one of them")
         if from_ and "preset" in given:
-            raise ConfigError(
-                "--preset does not go with --from, which has a model of its own; give one of them"
-            )
+            raise ConfigError("--preset does not go with --from, which has its own model; give one of them")
         text = text or DEFAULT_TEXT
         settings = {name: context.params[name] for name in TrainingSettings.__dataclass_fields__}
         if from_:
@@ -158,17 +156,17 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 def _resume_arguments(given: dict) -> dict:
-    """The arguments of `resume_run` from the options given beside --resume, or a ConfigError naming a wrong one."""
+    """The arguments of `resume_run` from the options given with --resume. Raises ConfigError naming a wrong one."""
     accepted = ("out", "text", "backend", "device", "threads")
     settings = TrainingSettings.__dataclass_fields__
     for name in given:
         if name not in ("resume", *accepted, *MODEL_FLAGS, *settings):
             raise ConfigError(
-                f"--{name.strip('_').replace('_', '-')} does not go with --resume: the run keeps what it was started "
-                "with; omit it"
+                f"--{name.strip('_').replace('_', '-')} does not go with --resume: the run keeps its own settings; "
+                "omit it"
             )
     if "out" not in given:
-        raise ConfigError("--resume needs --out, the folder of the run to go on with")
+        raise ConfigError("--resume needs --out, the folder of the run to continue")
     return {name: given[name] for name in accepted if name in given} | {
         "training": {name: given[name] for name in settings if name in given},
         "overrides": {name: given[name] for name in MODEL_FLAGS if name in given},
@@ -197,8 +195,8 @@ def _train(trainer):
     say(f"run         {run.path}")
     if settings.warmup_steps > settings.steps:
         say(
-            f"warm-up     {settings.warmup_steps:,} steps are more than the training's {settings.steps:,}: the "
-            f"learning rate reaches {settings.rate(settings.steps - 1):.1e} of {settings.learning_rate:.1e}"
+            f"warm-up     {settings.warmup_steps:,} steps exceed the training's {settings.steps:,}: the "
+            f"learning rate only reaches {settings.rate(settings.steps - 1):.1e} of {settings.learning_rate:.1e}"
         )
     before, after = trainer.rate_change or (0.0, 0.0)
     if f"{before:.1e}" != f"{after:.1e}":
@@ -206,17 +204,17 @@ def _train(trainer):
             f"schedule    learning rate goes from {before:.1e} {'up' if after > before else 'down'} to {after:.1e}: "
             f"the schedule now ends at step {settings.steps:,}, at {settings.min_learning_rate:.1e}"
         )
-    ending = "stopping after this step, to save a checkpoint; once more to leave at once"
+    ending = "stopping after this step to save a checkpoint; interrupt again to quit at once"
     with (
         finishing(ending) as trainer.interrupted,
         training_progress(trainer) as (trainer.report, trainer.report_evaluation),
     ):
         outcome = trainer.train()
     if outcome.plot_problem:
-        say(f"the plot {run.plot} was not drawn: {outcome.plot_problem}")
+        say(f"could not draw the plot {run.plot}: {outcome.plot_problem}")
     if not outcome.finished:
         say(
-            f"stopped at step {outcome.step:,}; go on with: {command_line('train', '--resume', '--out', run.path)}"
+            f"stopped at step {outcome.step:,}; continue with: {command_line('train', '--resume', '--out', run.path)}"
         )
         raise typer.Exit(130)
     validation, held_out = outcome.validation, len(trainer.validation)
@@ -228,10 +226,10 @@ def _train(trainer):
     )
     plot = "" if outcome.plot_problem else f"plot {run.plot}, "
     say(f"{plot}checkpoints {run.latest} and {run.best}")
-    say(f"\nwhat it writes (more: {command_line('generate', run.path)}):\n")
+    say(f"\na sample (more: {command_line('generate', run.path)}):\n")
     try:
         tokens = encode_prompt(trainer.tokenizer, None)
-    except ConfigError:  # a text without line breaks: the sample begins as its held-out part does
+    except ConfigError:  # a text without line breaks: start the sample as its held-out part does
         tokens = trainer.validation[:1].tolist()
     for piece in generate_text(backend, trainer.tokenizer, tokens, 100, temperature=0.8, seed=settings.seed):
         write(piece)

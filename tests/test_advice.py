@@ -202,6 +202,6 @@ def test_a_suggested_command_can_be_pasted(place, run_cli, monkeypatch, name):
     assert code == 130
     monkeypatch.undo()
     monkeypatch.chdir(place)
-    suggested = re.search(r"go on with: python cli\.py (.*)", error)[1]
+    suggested = re.search(r"continue with: python cli\.py (.*)", error)[1]
     assert run_cli(*shlex.split(suggested))[0] == 0
     assert not Path("X").exists()

@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[de
 
 
 def test_recipes_are_those_of_the_documents():
-    """The recipes have the shapes that BENCHMARKS.md names."""
+    """The recipes have the shapes that docs/benchmarks.md names."""
     shapes = {
         name: (*(getattr(recipe.config, field) for field in ("n_layer", "n_head", "d_model", "vocab_size")),
                recipe.batch_size, recipe.config.context_length)

@@ -116,7 +116,7 @@ def test_help_lists_the_commands(run_cli):
         ("prepare", ["TEXT with .bin"]),
         ("tokenizer train", ["TEXT-VOCAB_SIZE.tiktoken"]),
         ("train", ["data/tense.txt", "a new one in runs/", "1500", "one per CPU"]),
-        ("generate", ["begin a new line", "all", "one per CPU"]),
+        ("generate", ["start a new line", "all", "one per CPU"]),
         ("evaluate", ["the run's held-out split"]),
     ],
 )
@@ -316,7 +316,7 @@ def test_a_schedule_is_explained(train, run_cli):
     """A warm-up longer than the training is said, and how the rate jumps where a resume names more steps."""
     folder, _, err = train("--steps 4 --warmup-steps 8 --learning-rate 1e-3")
     assert (
-        "warm-up     8 steps are more than the training's 4: the learning rate reaches 5.0e-04 of 1.0e-03"
+        "warm-up     8 steps exceed the training's 4: the learning rate only reaches 5.0e-04 of 1.0e-03"
         in err
     )
     folder, _, err = train("--steps 20 --learning-rate 1e-3", "usual")
@@ -368,7 +368,7 @@ def test_a_plot_that_cannot_be_written(train, monkeypatch):
 
     monkeypatch.setattr("harness.trainer.plot_metrics", fail)
     folder, out, err = train("--steps 2")
-    assert f"the plot {folder / 'loss.png'} was not drawn: loss.png: no room\n" in err
+    assert f"could not draw the plot {folder / 'loss.png'}: loss.png: no room\n" in err
     assert f"\ncheckpoints {folder / 'latest'} and" in err
     assert out
 
@@ -515,7 +515,7 @@ def test_stopping_by_signal(straight, tmp_path, name):
     assert process.returncode == 130
     stopped = config(tmp_path / "run")["step"]
     assert 100 <= stopped < 1500
-    assert f"stopped at step {stopped:,}; go on with: python cli.py train --resume --out" in err
+    assert f"stopped at step {stopped:,}; continue with: python cli.py train --resume --out" in err
     resume = [sys.executable, "cli.py", "train", "--resume", "--out", tmp_path / "run"]
     subprocess.run(resume, cwd=ROOT, capture_output=True, check=True)
     assert metrics(tmp_path / "run") == metrics(straight_run)

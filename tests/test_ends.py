@@ -182,7 +182,8 @@ def test_an_ignored_hangup_stays_ignored(tmp_path, text):
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert (
-        "stopping after this step, to save a checkpoint; once more to leave at once\nstopped at step" in err
+        "stopping after this step to save a checkpoint; interrupt again to quit at once\nstopped at step"
+        in err
     )
     assert load_checkpoint(tmp_path / "run" / "latest").step >= 80
 

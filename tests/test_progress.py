@@ -81,9 +81,9 @@ def test_many_spikes_are_counted(said, monkeypatch):
         "step      3  training loss 2.0000, a spike",
         "step     10  training loss 2.0000, a spike",
         "step     11  training loss 2.0000, a spike",
-        "step     50  2 more spikes of the training loss",
+        "step     50  2 more spikes in the training loss",
         "step     50  training loss 2.0000  validation loss 1.5000 (2,048 tokens)  11 tokens/s",
-        "step    100  1 more spike of the training loss",
+        "step    100  1 more spike in the training loss",
         "step    100  training loss 2.0000  validation loss 1.5000 (2,048 tokens)  11 tokens/s",
     ]
 

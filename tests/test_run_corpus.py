@@ -240,4 +240,4 @@ def test_advice_with_trained_weights(run, succeed, fail):
 def test_a_pipe_names_no_file(fail, command):
     """What is written is not named after a pipe, which may stand anywhere."""
     os.mkfifo("pipe")
-    assert "name the one to write with --out" in fail(*command)
+    assert "name the file to write with --out" in fail(*command)

@@ -201,7 +201,7 @@ def test_a_bar_hides_no_cursor(hostile_run, tmp_path):
     assert "tokens/s" in shown  # the bar was drawn
     assert "\x1b[?25" not in shown
     assert "\x07" not in shown
-    assert "\\x1b" in shown.rpartition("what it writes")[2]
+    assert "\\x1b" in shown.rpartition("a sample")[2]
 
 
 def test_escapes_in_names(hostile_run, run_cli, tmp_path):
@@ -223,7 +223,7 @@ def test_suggested_commands_are_quoted(name, run_cli, monkeypatch, tmp_path):
     assert shlex.split(quoted("--out", Path(name)))[1] == (f"./{name}" if name == "-x" else name)
     monkeypatch.chdir(tmp_path)
     _, _, err = run_cli("exercise", "start", "relu", f"--out={name}")
-    command = err.splitlines()[0].split("When it is written: ")[1]
+    command = err.splitlines()[0].split("To grade it: ")[1]
     *words, path = shlex.split(command)
     assert words == ["python", "cli.py", "exercise", "grade"]
     assert Path(path).resolve() == tmp_path / name
