@@ -17,7 +17,7 @@ from commands.options import (
     option,
 )
 from contract.errors import ConfigError, command_line
-from harness.settings import TrainingSettings
+from harness.training.settings import TrainingSettings
 
 MODEL_FLAGS = (
     "n_layer",
@@ -114,14 +114,14 @@ def train(
 
     Without options: the project's own corpus, in about a minute.
     """
-    from harness.runs import DEFAULT_TEXT, resume_run, start_run
+    from harness.training.runs import DEFAULT_TEXT, resume_run, start_run
 
     given = {name: context.params[name] for name in context.params if _is_given(context, name)}
     if resume:
         trainer = resume_run(**_resume_arguments(given))
     else:
         from commands.console import reading_progress
-        from harness.run_folder import unused_folder
+        from harness.training.run_folder import unused_folder
 
         if steps is not None and epochs is not None:
             raise ConfigError("--steps and --epochs both say how long to train; give one of them")
@@ -179,7 +179,7 @@ def _train(trainer):
     from commands.console import say, training_progress, write
     from commands.interruption import finishing
     from contract.weights import parameter_count
-    from harness.generation import encode_prompt, generate_text
+    from harness.training.generation import encode_prompt, generate_text
 
     backend, settings, run = trainer.backend, trainer.settings, trainer.run
     say(f"model       {parameter_count(backend.config):,} parameters, {backend.name}, {settings.dtype}")

@@ -22,8 +22,8 @@ torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[de
 # These need PyTorch, so they come after the skip.
 import numpy_llm  # noqa: E402
 import torch_llm  # noqa: E402
-from harness.backend import open_backend  # noqa: E402
-from harness.torch_backend import TorchBackend  # noqa: E402
+from harness.training.backend import open_backend  # noqa: E402
+from harness.training.torch_backend import TorchBackend  # noqa: E402
 from numpy_llm.attention import causal_mask  # noqa: E402
 from torch_llm.attention import causal_mask as torch_causal_mask  # noqa: E402
 from torch_llm.generate import KeyValueCache  # noqa: E402
@@ -160,7 +160,7 @@ def test_docstrings_name_the_twin(file):
     [
         (("contract", "numpy_llm"), None),
         (("torch_llm",), {"numpy_llm", "data", "harness"}),
-        (("cli", "harness.runs", "harness.backend"), {"torch", "torch_llm"}),
+        (("cli", "harness.training.runs", "harness.training.backend"), {"torch", "torch_llm"}),
     ],
     ids=["numpy_llm", "torch_llm", "harness"],
 )
