@@ -1,6 +1,7 @@
 """What the trainer asks of a backend, and the one place that opens a backend by name."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.trace import Trace
 from harness.training.machine import available_cpus
+from harness.training.settings import TrainingSettings
 
 BACKENDS = ("numpy", "torch")
 MAX_THREADS = 1024
@@ -19,11 +21,13 @@ class Backend(Protocol):
 
     name: the name that opens it
     config: the model's configuration
+    device: "cpu", "cuda" or "mps"
     threads: how many threads it computes with
     """
 
     name: str
     config: ModelConfig
+    device: str
     threads: int
 
     def loss_and_gradients(
@@ -66,46 +70,50 @@ class Backend(Protocol):
         """Yield tokens that continue `tokens`; `sampling` as in `numpy_llm.generate.generate`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BackendSettings:
+    """How a backend computes.
+
+    seed: of initial weights and dropout; dtype: "float32" or "float64"
+    threads: None for one per CPU that this process may use
+    device: "cpu" or, for PyTorch, "cuda" or "mps"
+    beta1, beta2, weight_decay: of AdamW
+    take_weights: whether the backend may train the given weights in place where it needs no copy
+
+    Raises ConfigError for an impossible number of threads.
+    """
+
+    seed: int = TrainingSettings.seed
+    dtype: str = TrainingSettings.dtype
+    threads: int | None = None
+    device: str = "cpu"
+    beta1: float = TrainingSettings.beta1
+    beta2: float = TrainingSettings.beta2
+    weight_decay: float = TrainingSettings.weight_decay
+    take_weights: bool = False
+
+    def __post_init__(self):
+        check_threads(self.threads)
+        object.__setattr__(self, "threads", self.threads or available_cpus())  # the dataclass is frozen
+
+    @property
+    def adam(self) -> dict[str, float]:
+        """The settings of AdamW."""
+        return {"beta1": self.beta1, "beta2": self.beta2, "weight_decay": self.weight_decay}
+
+
 def open_backend(
-    name: str,
-    config: ModelConfig,
-    weights: Mapping[str, np.ndarray] | None = None,
-    *,
-    seed: int = 0,
-    dtype: str = "float32",
-    threads: int | None = None,
-    device: str = "cpu",
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    weight_decay: float = 0.0,
-    take_weights: bool = False,
+    name: str, config: ModelConfig, weights: Mapping[str, np.ndarray] | None = None, **settings
 ) -> Backend:
     """A backend ready to train or generate.
 
     name: "numpy" or "torch"; PyTorch is imported only for the latter
-    weights: what to start from; None draws initial weights from `seed`
-    dtype: "float32" or "float64"; threads: None takes one per CPU that this process may use
-    device: "cpu" or, for PyTorch, "cuda" or "mps"
-    take_weights: whether the backend may keep `weights` themselves and train them, where a copy is not needed
+    weights: what to start from; None draws initial weights from the seed
+    settings: fields of BackendSettings
 
-    Raises ConfigError for an unknown name or an impossible number of threads, UserError where PyTorch is
-    asked for and not installed.
+    Raises ConfigError for an unknown name or impossible settings, UserError where PyTorch is not installed.
     """
-    check_threads(threads)
-    settings = {
-        "seed": seed,
-        "dtype": dtype,
-        "threads": threads or available_cpus(),
-        "beta1": beta1,
-        "beta2": beta2,
-        "weight_decay": weight_decay,
-        "take_weights": take_weights,
-    }
-    if name == "torch":
-        settings["device"] = device
-    elif device != "cpu":
-        raise ConfigError(f"NumPy computes on the cpu alone, got --device {device}; add --backend torch")
-    return backend_class(name)(config, weights, **settings)
+    return backend_class(name)(config, weights, BackendSettings(**settings))
 
 
 def backend_class(name: str) -> type:

@@ -256,8 +256,7 @@ def _unit(name: str, recipe: Recipe, threads: int) -> Callable[[], None]:
     if name == TRANSFORMERS:
         return _transformers_unit(recipe, threads)
     config = recipe.config
-    training = {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1}
-    backend = open_backend(NUMPY if name == NUMPY else TORCH, config, threads=threads, **training)
+    backend = open_backend(NUMPY if name == NUMPY else TORCH, config, threads=threads)
     if name == COMPILED:
         import torch
 

@@ -12,7 +12,6 @@ every instant; every file is verified by its hash when it is read. Nothing is ev
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from contract.checks import check_whole
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError, command_line
 from contract.files import WriteError, replace_folder, sha256_of
-from contract.schema import read_json, require
+from contract.schema import pop_checksum, read_json, require, write_record
 from contract.staging import replaced_folders
 from contract.weights import Weights, check_tensors, check_weights, weight_table
 from data.tokenizers import identity, load_ranks, open_tokenizer, save_ranks
@@ -232,8 +231,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint):
         "training": checkpoint.training,
         "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     }
-    record["checksum"] = _checksum(record)
-    (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(folder / CONFIG, record)
 
 
 # Reading
@@ -283,7 +281,7 @@ def _read_config(folder: Path) -> dict:
             f"{path} is of format {kind!r} version {version!r}, but this program reads {FORMAT!r} "
             f"version {FORMAT_VERSION}; use the release that wrote it"
         )
-    if record.pop("checksum", None) != _checksum(record):
+    if not pop_checksum(record):
         raise UserError(
             f"{path} does not match its checksum: it was changed or damaged; use another checkpoint"
         )
@@ -345,7 +343,3 @@ def _verify(folder: Path, name: str, record: dict):
             f"{path} does not match its hash ({path.stat().st_size:,} bytes): it was cut short or damaged; "
             "use another checkpoint"
         )
-
-
-def _checksum(record: dict) -> str:
-    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -13,10 +13,11 @@ from threadpoolctl import ThreadpoolController
 
 from contract.checks import check_targets
 from contract.config import ModelConfig
-from contract.errors import UserError
+from contract.errors import ConfigError, UserError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
 from contract.weights import Weights, check_weights, parameter_count, weight_table
+from harness.training.backend import BackendSettings
 from harness.training.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate
@@ -34,37 +35,27 @@ class NumpyBackend:
     run is bit-identical for one seed and thread count.
     """
 
-    name = "numpy"
+    name, device = "numpy", "cpu"
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        weights=None,
-        *,
-        seed,
-        dtype,
-        threads,
-        beta1,
-        beta2,
-        weight_decay,
-        take_weights=False,
-    ):
+    def __init__(self, config: ModelConfig, weights, settings: BackendSettings):
         keep_freed_memory()
-        self.config, self.seed, self.threads = config, seed, threads
-        if weights and not (take_weights and isinstance(weights, Weights) and weights.flat.dtype == dtype):
-            weights = _as_weights(config, weights, dtype)
-        self.model = GPT(config, weights, seed=seed, dtype=dtype)
-        self._optimizer_settings = {"beta1": beta1, "beta2": beta2, "weight_decay": weight_decay}
-        self._optimizer: AdamW | None = None
-        self._pool = ThreadPoolExecutor(threads)
+        if settings.device != self.device:
+            raise ConfigError(
+                f"NumPy computes on the cpu alone, got --device {settings.device}; add --backend torch"
+            )
+        self.config, self.seed, self.threads = config, settings.seed, settings.threads
+        as_they_are = isinstance(weights, Weights) and weights.flat.dtype == settings.dtype
+        if weights and not (settings.take_weights and as_they_are):
+            weights = _as_weights(config, weights, settings.dtype)
+        self.model = GPT(config, weights, seed=settings.seed, dtype=settings.dtype)
+        self._adam = settings.adam
+        self._pool = ThreadPoolExecutor(self.threads)
         self._blas = ThreadpoolController()
 
-    @property
+    @cached_property
     def optimizer(self) -> AdamW:
         """AdamW over the model's weights; its moments exist from the first use on."""
-        if self._optimizer is None:
-            self._optimizer = AdamW(self.model.weights, **self._optimizer_settings)
-        return self._optimizer
+        return AdamW(self.model.weights, **self._adam)
 
     @cached_property
     def _gradients(self) -> Weights:

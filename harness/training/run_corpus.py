@@ -9,7 +9,7 @@ import tiktoken
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError, command_line
 from contract.files import scratch_folder
-from data.prepare import TokenFile, TokenFileInfo, open_tokens, preprocess_sentences
+from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare
 from data.tokenizers import identity, tokenizer_is_fixed
 from harness.training.checkpoint import Checkpoint
 from harness.training.run_folder import RunFolder
@@ -94,7 +94,7 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
     with scratch_folder() as folder:
         path = folder / "tokens.bin"
         with tokenizer_is_fixed("omit them"):
-            preprocess_sentences(text, checkpoint.tokenizer, path, validation_fraction=0)
+            prepare(text, checkpoint.tokenizer, path, validation_fraction=0)
         corpus = open_tokens(path)
         yield corpus.train
         del corpus  # Windows removes no file that is still open

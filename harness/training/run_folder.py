@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from contract.errors import UserError
-from contract.files import open_regular, visible_items, write_file, write_into
+from contract.files import open_regular, replaceable_items, visible_items, write_file, write_into
 from contract.staging import clear_leftovers
 from data.prepare import TOKEN_ENDINGS, token_files
 from harness.training.checkpoint import checkpoint_exists, checkpoint_files, import_advice
@@ -52,12 +52,13 @@ class RunFolder:
         )
 
     def lock(self):
-        """Keep other processes from writing to this run; the system unlocks it if this process dies.
+        """Keep other processes from writing to this run, until `unlock` or the end of this process.
 
-        Raises UserError where another process has it.
+        Raises UserError where another process has the lock.
         """
         try:
-            self._lock.acquire(timeout=0)
+            if not self._lock.is_locked:
+                self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
                 f"{self.path} is in use: another process trains there; wait for it, or choose another --out"
@@ -65,8 +66,17 @@ class RunFolder:
         self._folder = _identity(self.path)
 
     def unlock(self):
-        """Release the lock, even if acquired more than once."""
-        self._lock.release(force=True)
+        """Release the lock, if this object has it."""
+        self._lock.release()
+
+    @contextmanager
+    def unlocked_on_failure(self) -> Iterator[None]:
+        """Release the lock where the block fails, and keep it where the block goes well."""
+        try:
+            yield
+        except BaseException:
+            self.unlock()
+            raise
 
     def holds_a_run(self) -> bool:
         """Whether a run was started here, by the marks of its files."""
@@ -85,40 +95,38 @@ class RunFolder:
     def replaceable(self, overwrite: bool, way: str = "continue it with --resume, ") -> list[str]:
         """The names of what a run has left here, which `overwrite` gives away; none where there is no run.
 
-        Whatever else lies in the folder stays. way: what else may be done about a run here, for the message
+        Whatever else lies in the folder stays. way: what else to do about a run here, for the message
         Raises UserError where a run stands here and is not to be overwritten, or where the name of a run's file is
         taken by something that no run wrote.
         """
-        clear_leftovers(self.path)
-        tokens = token_files(self.tokens)
+        tokens = map(self.tokens.with_suffix, TOKEN_ENDINGS)
         is_own = {
-            **dict.fromkeys((self.latest, self.best), lambda path: checkpoint_files(path) is not None),
-            **dict.fromkeys(map(self.tokens.with_suffix, TOKEN_ENDINGS), lambda path: path in tokens),
+            **dict.fromkeys(tokens, lambda path: path in token_files(self.tokens)),
             self.metrics: is_metrics_log,
             self.plot: is_plot,
         }
-        found = [path for path in is_own if os.path.lexists(path)]
-        for path in found:
-            others = [path] if path.is_symlink() or not is_own[path](path) else _others(path)
-            if others:
-                raise UserError(
-                    f"{self.path} holds {others[0].relative_to(self.path)}, which no run wrote, so it is kept; "
-                    "choose another --out"
-                )
-        if found and not overwrite:
-            has = ""
-            if not checkpoint_exists(self.resumable):
-                has, way = " that has no checkpoint yet", ""
-            raise UserError(
-                f"{self.path} already holds a run{has}; {way}replace it with --overwrite, or choose another --out"
-            )
-        return [path.name for path in found]
+
+        def foreign(path: Path) -> Path | None:
+            if path in (self.latest, self.best):
+                return _foreign_in_checkpoint(path)
+            return path if path.is_symlink() or not is_own[path](path) else None
+
+        def taken() -> str:
+            advice = f"{way}replace it with --overwrite, or choose another --out"
+            if checkpoint_exists(self.resumable):
+                return f"{self.path} already holds a run; {advice}"
+            return f"{self.path} already holds a run that has no checkpoint yet; {advice.removeprefix(way)}"
+
+        names = [path.name for path in (self.latest, self.best, *is_own)]
+        return replaceable_items(self.path, dict.fromkeys(names, foreign), overwrite, kind="run", taken=taken)
 
 
-def _others(place: Path) -> list[Path]:
-    """What lies in a checkpoint's folder beside its own files."""
-    own = checkpoint_files(place) if place.is_dir() else None
-    return [] if own is None else [place / name for name in visible_items(place) if name not in own]
+def _foreign_in_checkpoint(place: Path) -> Path | None:
+    """What in a checkpoint's folder is not its own, the folder itself where it is none; None where all is its own."""
+    own = checkpoint_files(place) if place.is_dir() and not place.is_symlink() else None
+    if own is None:
+        return place
+    return next((place / name for name in visible_items(place) if name not in own), None)
 
 
 @contextmanager
@@ -141,12 +149,8 @@ def new_run(
             overwrite, way
         )  # again: another process may have started a run in the meantime
 
-    try:
-        with write_into(run.path, replaceable) as staged:
-            yield RunFolder(staged)
-    except BaseException:
-        run.unlock()
-        raise
+    with run.unlocked_on_failure(), write_into(run.path, replaceable) as staged:
+        yield RunFolder(staged)
 
 
 @contextmanager

@@ -3,9 +3,25 @@
 from dataclasses import asdict, dataclass, fields
 from math import inf, isinf
 from numbers import Integral, Real
+from typing import NamedTuple
 
 from contract.errors import ConfigError
 from harness.training.schedule import learning_rate
+
+# Defaults of a run that starts from trained weights: small steps, which change them gently, on few of their often
+# long windows.
+FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5}
+
+
+class Machine(NamedTuple):
+    """What computes.
+
+    backend: "numpy" or "torch"; device: "cpu" or, for PyTorch, "cuda" or "mps"; threads: None for one per CPU
+    """
+
+    backend: str = "numpy"
+    device: str = "cpu"
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

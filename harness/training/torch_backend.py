@@ -1,6 +1,7 @@
 """The PyTorch twin as a backend, on the processor or an accelerator."""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from contract.errors import ConfigError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
 from contract.weights import parameter_count
+from harness.training.backend import BackendSettings
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate
 from torch_llm.layers import cross_entropy
@@ -22,43 +24,28 @@ PROCESS_BYTES = 370 << 20  # Python with PyTorch and all that a training run imp
 class TorchBackend:
     """See `harness.training.backend.Backend`.
 
-    device: "cpu", "cuda" or "mps"; weights and moments come and go as NumPy arrays wherever they are kept
+    Weights and moments come and go as NumPy arrays, whatever device keeps them.
 
     Raises ConfigError for a device that this machine or its PyTorch lacks, or that cannot compute in `dtype`.
     """
 
     name = "torch"
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        weights=None,
-        *,
-        seed,
-        dtype,
-        threads,
-        beta1,
-        beta2,
-        weight_decay,
-        take_weights=False,  # they are copied in any case
-        device="cpu",
-    ):
-        self.device = open_device(device, dtype)
-        self.config, self.seed, self.threads = config, seed, threads
-        torch.set_num_threads(threads)
+    def __init__(self, config: ModelConfig, weights, settings: BackendSettings):
+        dtype, self.device = settings.dtype, settings.device
+        device = open_device(self.device, dtype)
+        self.config, self.seed, self.threads = config, settings.seed, settings.threads
+        torch.set_num_threads(self.threads)
         if weights is not None:
             weights = {name: np.asarray(value, dtype) for name, value in weights.items()}
-        self.model = GPT(config, weights, seed=seed, dtype=dtype).to(self.device)
+        self.model = GPT(config, weights, seed=self.seed, dtype=dtype).to(device)
         self._weights = dict(self.model.named_parameters())
-        self._optimizer_settings = {"beta1": beta1, "beta2": beta2, "weight_decay": weight_decay}
-        self._optimizer: AdamW | None = None
+        self._adam = settings.adam
 
-    @property
+    @cached_property
     def optimizer(self) -> AdamW:
         """AdamW over the model's weights; its moments exist from the first use on."""
-        if self._optimizer is None:
-            self._optimizer = AdamW(self._weights, **self._optimizer_settings)
-        return self._optimizer
+        return AdamW(self._weights, **self._adam)
 
     def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
         self.model.zero_grad()

@@ -70,7 +70,10 @@ class Trainer:
     corpus: object with `train` and `validation`, int (N,) each; its `verify()`, where it has one, raises UserError
         where they are no longer what they were. tokenizer: what made them
     record: what else the checkpoints should remember of the run, as JSON values
-    report: called after every step; interrupted: asked after every step whether to save and leave
+
+    Attributes to set before `train`:
+
+    report: called after every step; interrupted: called after every step, whether to save and stop
     report_evaluation: called in the final evaluation with the tokens predicted so far, at first 0, and their total
     clock: gives seconds, for `CHECKPOINT_SECONDS`
     """
@@ -84,16 +87,15 @@ class Trainer:
         tokenizer,
         *,
         record: dict | None = None,
-        report: Callable[[Progress], None] = lambda progress: None,
-        report_evaluation: Callable[[int, int], None] = lambda tokens, total: None,
-        interrupted: Callable[[], bool] = lambda: False,
-        clock: Callable[[], float] = monotonic,
     ):
         self.backend, self.settings, self.run, self.tokenizer = backend, settings, run, tokenizer
         self.windows = Windows(corpus.train, backend.config.context_length, settings.seed)
         self.validation = corpus.validation
-        self.record, self.report, self.interrupted = record or {}, report, interrupted
-        self.report_evaluation, self.clock = report_evaluation, clock
+        self.record = record or {}
+        self.report: Callable[[Progress], None] = lambda progress: None
+        self.report_evaluation: Callable[[int, int], None] = lambda tokens, total: None
+        self.interrupted: Callable[[], bool] = lambda: False
+        self.clock: Callable[[], float] = monotonic
         self.step = 0  # steps done
         # What the checkpoints remember of the evaluations: the last, at step `evaluated`; the final one, where it
         # was made after the step that is now the last; the best.
@@ -155,7 +157,7 @@ class Trainer:
         Raises UserError where a loss or a gradient stops being finite, and the last checkpoint stays; or where
         the tokens cannot be read or have changed, and the steps done are saved.
         """
-        self.run.lock()  # again, where starting or resuming has locked it
+        self.run.lock()  # starting or resuming has locked it; a second call of `train` has not
         try:
             return self._train()
         finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from contract.files import sha256_of
-from harness.training import checkpoint as checkpoint_module
+from contract.schema import checksum
 
 MODEL = "--n-layer 1 --n-head 2 --d-model 8 --context-length 8 --batch-size 2 --steps 4 --eval-interval 2"
 TRAIN = f"train --text text.txt {MODEL} --threads 1"
@@ -50,7 +50,7 @@ def change_record(change):
         change(record)
         record["files"] = {name: sha256_of(path.parent / name) for name in record["files"]}
         record.pop("checksum")
-        path.write_text(json.dumps(record | {"checksum": checkpoint_module._checksum(record)}))
+        path.write_text(json.dumps(record | {"checksum": checksum(record)}))
 
     return apply
 

@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 from contract.config import ModelConfig
 from contract.errors import UserError
 from contract.weights import initial_weights
+from data.prepare import DEFAULT_RANKS, DEFAULT_TEXT
 from data.tokenizers import encode, encoding_of, load_ranks
 from harness.exchange.export import export
 from harness.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from harness.training.runs import DEFAULT_RANKS, DEFAULT_TEXT, open_model
+from harness.training.runs import open_model
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(

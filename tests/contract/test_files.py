@@ -26,7 +26,7 @@ from contract.files import (
 from contract.schema import read_json, require
 from contract.staging import STAGED, clear_leftovers
 from contract.weights import initial_weights
-from data.prepare import prepare
+from data.prepare import DEFAULT_RANKS, prepare
 from data.tokenizers import load_ranks, save_ranks
 from exercises.catalogue import find_exercise
 from exercises.start import write_starter
@@ -34,7 +34,6 @@ from harness.exchange.export import export
 from harness.training.bench import write_results
 from harness.training.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, save_checkpoint
 from harness.training.run_folder import MetricsLog, RunFolder, new_run, plot_metrics
-from harness.training.runs import DEFAULT_RANKS
 from parity.pack_export import export_pack
 from parity.packs import load_pack, save_pack
 

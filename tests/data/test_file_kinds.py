@@ -11,7 +11,7 @@ import pytest
 
 from contract.errors import UserError
 from data.file_kinds import describe_kind
-from data.prepare import open_tokens, preprocess_sentences
+from data.prepare import open_tokens, prepare
 from data.text import stream_text
 from data.tokenizers import open_tokenizer
 
@@ -47,7 +47,7 @@ def follow(path, text, encoding="ENCODING"):
     subprocess.run(command, shell=True, cwd=path.parent, check=True, timeout=600)
     new = path.with_name("NEW.txt")
     assert "".join(stream_text(new)) == text
-    preprocess_sentences(new, open_tokenizer("bytes", new), path.with_name("new.bin"))
+    prepare(new, open_tokenizer("bytes", new), path.with_name("new.bin"))
     assert open_tokens(path.with_name("new.bin")).info.text_bytes == len(text.encode())
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import data.text
 from contract.errors import ConfigError, UserError
-from data.prepare import FORMAT_VERSION, SPLIT_REACH, _checksum, info_path, open_tokens, preprocess_sentences
+from contract.schema import checksum
+from data.prepare import FORMAT_VERSION, SPLIT_REACH, info_path, open_tokens, prepare
 from data.tokenizers import identity, open_tokenizer, save_ranks, train_tokenizer
 from tests.shared_files import SHAKESPEARE, needs_corpora
 
@@ -64,7 +65,7 @@ def test_token_file_is_the_whole_text(text, tmp_path, ranks, kind, block_bytes):
     """The parts of a token file, one after the other, are the tokens of the text encoded at once."""
     encoding = ranks if kind == "ranks" else open_tokenizer("bytes", text)
     with mock.patch.object(data.text, "BLOCK_BYTES", block_bytes):
-        info = preprocess_sentences(text, encoding, tmp_path / "out.bin")
+        info = prepare(text, encoding, tmp_path / "out.bin")
     opened = open_tokens(tmp_path / "out.bin")
     expected = encoding.encode_ordinary(PROSE * 20)
     assert [*opened.train[:], *opened.validation[:]] == expected
@@ -75,7 +76,7 @@ def test_token_file_is_the_whole_text(text, tmp_path, ranks, kind, block_bytes):
 def test_info_describes_both_files(text, tmp_path, ranks):
     """The JSON has the tokenizer's identity, counts that add up, true hashes, and a name without a path."""
     out = tmp_path / "out.bin"
-    info = preprocess_sentences(text, ranks, out, validation_fraction=0.25)
+    info = prepare(text, ranks, out, validation_fraction=0.25)
     found = json.loads((tmp_path / "out.json").read_bytes())
     assert found["format_version"] == FORMAT_VERSION
     assert found["tokenizer"] == info.tokenizer == identity(ranks)
@@ -91,7 +92,7 @@ def test_info_describes_both_files(text, tmp_path, ranks):
 def test_tinyshakespeare(tmp_path):
     """Real text, character by character: the usual 1,115,394 symbols of 65 kinds, nine tenths to train."""
     encoding = open_tokenizer("bytes", SHAKESPEARE)
-    info = preprocess_sentences(SHAKESPEARE, encoding, tmp_path / "shakespeare.bin")
+    info = prepare(SHAKESPEARE, encoding, tmp_path / "shakespeare.bin")
     assert info.tokens == info.text_bytes == 1_115_394
     assert info.tokenizer["vocab_size"] == 65
     opened = open_tokens(tmp_path / "shakespeare.bin")
@@ -102,7 +103,7 @@ def test_tinyshakespeare(tmp_path):
 
 def test_tokens_are_read_only(text, tmp_path, ranks):
     """Training cannot change its data by mistake."""
-    preprocess_sentences(text, ranks, tmp_path / "out.bin")
+    prepare(text, ranks, tmp_path / "out.bin")
     opened = open_tokens(tmp_path / "out.bin")
     for part in (opened.train, opened.validation):
         with pytest.raises(ValueError, match="read-only"):
@@ -113,7 +114,7 @@ def test_tokens_are_read_only(text, tmp_path, ranks):
 
 def test_slices_are_those_of_an_array(text, tmp_path, ranks):
     """Parts of stored tokens are what the same parts of an array are, beyond the ends too."""
-    preprocess_sentences(text, ranks, tmp_path / "out.bin")
+    prepare(text, ranks, tmp_path / "out.bin")
     opened = open_tokens(tmp_path / "out.bin")
     tokens = np.fromfile(tmp_path / "out.bin", np.uint16)
     for part, wanted in zip(
@@ -155,7 +156,7 @@ def test_split(tmp_path, content, fraction, expected):
     path = tmp_path / "split.txt"
     path.write_bytes(content.encode())
     encoding = open_tokenizer("bytes", path)
-    info = preprocess_sentences(path, encoding, tmp_path / "split.bin", validation_fraction=fraction)
+    info = prepare(path, encoding, tmp_path / "split.bin", validation_fraction=fraction)
     assert info.train_tokens == expected
     opened = open_tokens(tmp_path / "split.bin")
     assert (len(opened.train), len(opened.validation)) == (expected, len(content.encode()) - expected)
@@ -173,7 +174,7 @@ def test_the_held_out_share_is_what_was_asked(tmp_path_factory, ranks, lines, en
     path.write_bytes("x".join([*lines, "x"]).replace("x", end or "x").encode() or b"x")
     for encoding in (ranks, open_tokenizer("bytes", path)):
         out = path.with_suffix(".bin")
-        info = preprocess_sentences(path, encoding, out, validation_fraction=fraction, overwrite=True)
+        info = prepare(path, encoding, out, validation_fraction=fraction, overwrite=True)
         wanted = min(fraction * info.tokens, info.tokens - 1)  # one is always left to train on
         assert abs(info.validation_tokens - wanted) <= max(0.1 * wanted, 0.5) + 1e-6
 
@@ -186,7 +187,7 @@ def test_large_vocabularies_take_uint32(tmp_path):
     encoding = tiktoken.Encoding("ranks", pat_str=r"(?s).{1,2}", mergeable_ranks=tokens, special_tokens={})
     path = tmp_path / "large.txt"
     path.write_text("abcdab")
-    info = preprocess_sentences(path, encoding, tmp_path / "large.bin", validation_fraction=0)
+    info = prepare(path, encoding, tmp_path / "large.bin", validation_fraction=0)
     assert info.dtype == "uint32"
     train = open_tokens(tmp_path / "large.bin").train[:]
     assert train.tolist() == encoding.encode_ordinary("abcdab")
@@ -199,7 +200,7 @@ def test_interruption_leaves_nothing_half_written(text, tmp_path, ranks, existin
     """Stopped in the middle, preparation leaves no new file, and an older one as it was."""
     out = tmp_path / "out.bin"
     if existing:
-        preprocess_sentences(text, ranks, out, validation_fraction=0.5)
+        prepare(text, ranks, out, validation_fraction=0.5)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
     def stop(read):
@@ -210,7 +211,7 @@ def test_interruption_leaves_nothing_half_written(text, tmp_path, ranks, existin
         mock.patch.object(data.text, "BLOCK_BYTES", 500),
         pytest.raises((KeyboardInterrupt, UserError)),
     ):
-        preprocess_sentences(text, ranks, out, overwrite=True, progress=stop)
+        prepare(text, ranks, out, overwrite=True, progress=stop)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -219,15 +220,13 @@ def test_bad_text_leaves_nothing(tmp_path, ranks):
     path = tmp_path / "bad.txt"
     path.write_bytes(PROSE.encode() * 20 + b"\xff")
     with pytest.raises(UserError) as error:
-        preprocess_sentences(path, ranks, tmp_path / "out.bin")
+        prepare(path, ranks, tmp_path / "out.bin")
     one_line(error, path, "0xff", f"offset {20 * len(PROSE.encode())}")
     assert names(tmp_path) == ["bad.txt"]
     (tmp_path / "abc.txt").write_text("abc")
     (tmp_path / "abd.txt").write_text("abd")
     with pytest.raises(UserError) as error:
-        preprocess_sentences(
-            tmp_path / "abd.txt", open_tokenizer("bytes", tmp_path / "abc.txt"), tmp_path / "out.bin"
-        )
+        prepare(tmp_path / "abd.txt", open_tokenizer("bytes", tmp_path / "abc.txt"), tmp_path / "out.bin")
     one_line(error, "'d' (U+0064)")
     assert names(tmp_path) == ["abc.txt", "abd.txt", "bad.txt"]
 
@@ -236,19 +235,19 @@ def test_impossible_settings(text, tmp_path, ranks):
     """Fractions, names and places that cannot be are one line each, and the text is never overwritten."""
     for fraction in (-0.1, 1, 1.5, float("nan")):
         with pytest.raises(ConfigError) as error:
-            preprocess_sentences(text, ranks, tmp_path / "out.bin", validation_fraction=fraction)
+            prepare(text, ranks, tmp_path / "out.bin", validation_fraction=fraction)
         one_line(error, fraction)
     with pytest.raises(ConfigError) as error:
-        preprocess_sentences(text, ranks, tmp_path / "out.tokens")
+        prepare(text, ranks, tmp_path / "out.tokens")
     one_line(error, ".bin")
     for name in ("story.bin", "story.json"):
         story = text.rename(tmp_path / name)
         with pytest.raises(ConfigError) as error:
-            preprocess_sentences(story, ranks, tmp_path / "story.bin")
+            prepare(story, ranks, tmp_path / "story.bin")
         one_line(error, story)
         text = story
     with pytest.raises(UserError) as error:
-        preprocess_sentences(text, ranks, tmp_path / "none" / "out.bin")
+        prepare(text, ranks, tmp_path / "none" / "out.bin")
     one_line(error, "cannot be written", "none")
     assert names(tmp_path) == ["story.json"]
 
@@ -259,7 +258,7 @@ def damage(change):
     def apply(out):
         fields = json.loads(info_path(out).read_bytes()) | change
         fields = {name: value for name, value in fields.items() if value is not None and name != "checksum"}
-        info_path(out).write_text(json.dumps(fields | {"checksum": _checksum(fields)}))
+        info_path(out).write_text(json.dumps(fields | {"checksum": checksum(fields)}))
 
     return apply
 
@@ -290,7 +289,7 @@ def damage(change):
 def test_damaged_token_files_are_refused(text, tmp_path, ranks, spoil, words):
     """Missing, truncated, changed and foreign files are each named in one line."""
     out = tmp_path / "out.bin"
-    preprocess_sentences(text, ranks, out)
+    prepare(text, ranks, out)
     open_tokens(out)
     spoil(out)
     with pytest.raises(UserError) as error:
@@ -303,7 +302,7 @@ def test_damaged_token_files_are_refused(text, tmp_path, ranks, spoil, words):
 CHILD = """
 import sys
 from pathlib import Path
-from data.prepare import preprocess_sentences
+from data.prepare import prepare
 from data.tokenizers import open_tokenizer
 
 def peak():
@@ -317,7 +316,7 @@ def peak():
 
 tokenizer, out, *texts = sys.argv[1:]
 for text in texts:
-    preprocess_sentences(text, open_tokenizer(tokenizer, text), out, overwrite=True)
+    prepare(text, open_tokenizer(tokenizer, text), out, overwrite=True)
     print(peak())
 """
 

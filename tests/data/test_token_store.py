@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from contract.errors import UserError
-from data.prepare import TokenFileInfo, _checksum, info_path, open_tokens, preprocess_sentences
+from contract.schema import checksum
+from data.prepare import TokenFileInfo, info_path, open_tokens, prepare
 from data.tokenizers import load_ranks, open_tokenizer
 
 STAMP = 10**18  # in the past, so that no change falls into the same tick of the file system's clock
@@ -20,7 +21,7 @@ STAMP = 10**18  # in the past, so that no change falls into the same tick of the
 def tokens(text, tmp_path):
     """An open token file."""
     path = tmp_path / "tokens.bin"
-    preprocess_sentences(text, open_tokenizer("bytes", text), path)
+    prepare(text, open_tokenizer("bytes", text), path)
     os.utime(path, ns=(STAMP, STAMP))
     return open_tokens(path)
 
@@ -84,7 +85,7 @@ def test_the_advice_helps(tokens, text, tmp_path):
     zero(tokens.path)
     with pytest.raises(UserError, match="prepare the same text again"):
         tokens.train[:]
-    preprocess_sentences(text, open_tokenizer("bytes", text), tokens.path, overwrite=True)
+    prepare(text, open_tokenizer("bytes", text), tokens.path, overwrite=True)
     np.testing.assert_array_equal(open_tokens(tokens.path).train[:], wanted)
 
 
@@ -142,7 +143,7 @@ def forge(tokens, ids, **changes):
     tokens.path.write_bytes(ids.tobytes())
     found = hashlib.sha256(ids.tobytes()).hexdigest()
     info = TokenFileInfo(**asdict(tokens.info) | {"tokens_sha256": found} | changes)
-    info_path(tokens.path).write_text(json.dumps(asdict(info) | {"checksum": _checksum(asdict(info))}))
+    info_path(tokens.path).write_text(json.dumps(asdict(info) | {"checksum": checksum(asdict(info))}))
 
 
 @pytest.mark.parametrize("place", [0, -1])

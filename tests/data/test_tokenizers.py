@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import data.text
 from contract.errors import ConfigError, UserError
 from contract.staging import STAGED
-from data.prepare import open_tokens, preprocess_sentences
+from data.prepare import open_tokens, prepare
 from data.text import LETTERS, NUMBERS, OTHERS, stream_text
 from data.tokenizers import (
     TextDecoder,
@@ -231,7 +231,7 @@ def test_a_pipe_is_read_once(folder, pipe, ranks):
     """Whatever reads a text once takes it from a pipe; the tokenizer of its bytes says what it needs."""
     text = "it's a text, which is read once\n" * 5
     assert "".join(stream_text(pipe(text.encode()))) == text
-    preprocess_sentences(pipe(text.encode()), ranks, folder / "piped.bin")
+    prepare(pipe(text.encode()), ranks, folder / "piped.bin")
     assert open_tokens(folder / "piped.bin").info.text_bytes == len(text)
     path = write(folder / "unpiped.txt", text)
     assert identity(train_tokenizer(pipe(text.encode()), 260)) == identity(train_tokenizer(path, 260))

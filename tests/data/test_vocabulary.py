@@ -10,9 +10,9 @@ import tiktoken
 
 from contract.errors import UserError
 from data import vocabulary
+from data.prepare import DEFAULT_RANKS, DEFAULT_TEXT
 from data.tokenizers import encode, encoding_of, identity, load_ranks, token_bytes, train_tokenizer
 from data.vocabulary import END_OF_TEXT, read_vocabulary, vocabulary_files, vocabulary_of
-from harness.training.runs import DEFAULT_RANKS, DEFAULT_TEXT
 from tests.shared_files import CACHE, SHAKESPEARE, require_cache
 
 ROOT = Path(__file__).parents[2]

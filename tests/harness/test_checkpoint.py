@@ -15,7 +15,9 @@ import pytest
 from contract import staging
 from contract.errors import ConfigError, UserError
 from contract.files import sha256_of
+from contract.schema import checksum
 from contract.weights import initial_weights, weight_table
+from data.prepare import DEFAULT_RANKS
 from data.tokenizers import encoding_of, identity, load_ranks, open_tokenizer, token_bytes
 from harness.training import checkpoint as module
 from harness.training.checkpoint import (
@@ -24,7 +26,6 @@ from harness.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from harness.training.runs import DEFAULT_RANKS
 from harness.training.tensor_file import save_tensors
 
 FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.tiktoken")
@@ -212,7 +213,7 @@ def reseal(folder, change=lambda record: None):
     with suppress(TypeError, KeyError, OSError):
         record["files"] = {name: sha256_of(folder / name) for name in record["files"]}
     record.pop("checksum")
-    (folder / "config.json").write_text(json.dumps(record | {"checksum": module._checksum(record)}))
+    (folder / "config.json").write_text(json.dumps(record | {"checksum": checksum(record)}))
 
 
 @pytest.mark.parametrize(

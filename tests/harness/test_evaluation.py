@@ -9,11 +9,11 @@ import pytest
 
 from contract.errors import ConfigError, UserError
 from contract.weights import Weights, initial_weights
+from data.prepare import DEFAULT_RANKS
 from data.tokenizers import encode, load_ranks, open_tokenizer, token_lengths
 from harness.training.backend import open_backend
 from harness.training.evaluation import Evaluation, bits_per_byte, evaluate
 from harness.training.generation import encode_prompt, generate_text
-from harness.training.runs import DEFAULT_RANKS
 from numpy_llm.model import GPT
 
 needs_torch = pytest.mark.skipif(

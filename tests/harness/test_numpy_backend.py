@@ -10,6 +10,7 @@ from contract.config import preset
 from contract.errors import UserError
 from contract.randomness import DropoutKey
 from contract.weights import parameter_count, weight_table
+from harness.training.backend import open_backend
 from harness.training.numpy_backend import PROCESS_BYTES, NumpyBackend, _split
 from numpy_llm.adam import AdamW
 from numpy_llm.model import GPT
@@ -23,7 +24,7 @@ def config(tiny_config):
 
 
 def backend_of(config, weights=None, **changes):
-    return NumpyBackend(config, weights, **{**SETTINGS, **changes})
+    return open_backend("numpy", config, weights, **{**SETTINGS, **changes})
 
 
 def batch_of(B, step=0):

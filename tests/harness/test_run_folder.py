@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from contract.config import preset
 from contract.errors import UserError
 from contract.weights import initial_weights
-from data.prepare import prepare
+from data.prepare import open_prepared, prepare
 from harness.training.checkpoint import Checkpoint, save_checkpoint
 from harness.training.run_folder import (
     MetricsLog,
@@ -38,7 +38,8 @@ def old_run(tmp_path):
     run = RunFolder(tmp_path / "run")
     (tmp_path / "text.txt").write_text("abcdefg" * 9)
     run.path.mkdir()
-    tokenizer = prepare(tmp_path / "text.txt", "bytes", run.tokens)
+    prepare(tmp_path / "text.txt", "bytes", run.tokens)
+    tokenizer = open_prepared(run.tokens)[1]
     (tmp_path / "text.txt").unlink()
     config = preset("tense", vocab_size=tokenizer.n_vocab, n_layer=1, d_model=4)
     for place in (run.latest, run.best):

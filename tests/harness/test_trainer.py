@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError, UserError
+from data.prepare import DEFAULT_RANKS, DEFAULT_TEXT, default_tokenizer, open_prepared, prepare
 from data.tokenizers import encode
 from harness.training import trainer as trainer_module
 from harness.training.checkpoint import checkpoint_exists, load_checkpoint, save_checkpoint
@@ -19,11 +20,7 @@ from harness.training.evaluation import Evaluation
 from harness.training.run_corpus import evaluation_tokens
 from harness.training.run_folder import RunFolder, plot_metrics
 from harness.training.runs import (
-    DEFAULT_RANKS,
-    DEFAULT_TEXT,
-    default_tokenizer,
     open_model,
-    prepare,
     resume_run,
     start_run,
 )
@@ -53,13 +50,16 @@ def start(text, tmp_path):
     """A function that starts a small run in a folder of its own."""
 
     def start(name="run", overrides=None, out=None, **changes):
-        names = {"text", "tokenizer", "backend", "epochs", "overwrite", "threads", "preset_name"}
+        names = {"text", "tokenizer", "backend", "overwrite", "threads", "preset_name"}
         options = {key: changes.pop(key) for key in names & changes.keys()}
         options = {"threads": THREADS[options.get("backend", "numpy")]} | options
+        training = TRAINING | changes
+        if "epochs" in training:
+            del training["steps"]
         return start_run(
             out or tmp_path / name,
             overrides=SMALL | (overrides or {}),
-            training=TRAINING | changes,
+            training=training,
             **({"text": text, "preset_name": "nano"} | options),
         )
 
@@ -457,7 +457,8 @@ def test_an_evaluation_can_be_stopped(start, monkeypatch):
 def test_another_text_is_not_taken_for_the_runs_own(start, text, tmp_path):
     """A token file prepared anew from an edited text is refused on resume, though the tokenizer is the same."""
     prepared, edited = tmp_path / "text.bin", tmp_path / "edited.txt"
-    tokenizer = prepare(text, "bytes", prepared)
+    prepare(text, "bytes", prepared)
+    tokenizer = open_prepared(prepared)[1]
     trainer = start(text=prepared)
     trainer.interrupted = lambda: trainer.step == 3
     trainer.train()
