@@ -366,7 +366,7 @@ def test_judge_reports_the_wrong_lines_and_the_share():
     """From the shell: wrong lines, then the count; blank lines and a line cut short do not count."""
     text = "He sleeps.\n\nThe baby are sleeping.\r\n  \nHe slеeps.\nShe reads a book.\r\nThe baby is sl"
     done = subprocess.run(
-        [sys.executable, "-m", "data.grammar", "judge"], cwd=ROOT, input=text.encode(), capture_output=True
+        [sys.executable, "cli.py", "corpus", "judge"], cwd=ROOT, input=text.encode(), capture_output=True
     )
     assert done.stdout.decode().splitlines() == [
         "The baby are sleeping.",
@@ -376,45 +376,49 @@ def test_judge_reports_the_wrong_lines_and_the_share():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_judge_stops_at_the_limit(monkeypatch, capsys):
+def test_judge_stops_at_the_limit(monkeypatch, run_cli):
     """The limit counts the lines that are judged, not the blank ones."""
     feed(monkeypatch, b"He sleeps.\n\nShe sleeps.\nThey sleeps.\n")
-    assert grammar.main(["judge", "--limit", "2"]) == 0
-    assert capsys.readouterr().out == "2 of 2 sentences grammatical (100.0 %)\n"
+    assert run_cli("corpus", "judge", "--limit", "2") == (0, "2 of 2 sentences grammatical (100.0 %)\n", "")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "data", "message"),
+    ("arguments", "data", "code", "message"),
     [
-        (["judge"], b"", "judge: there must be a complete line to judge, found none"),
-        (["judge"], b"He sleeps.", "judge: there must be a complete line to judge, found none"),
-        (["judge", "--limit", "0"], b"He sleeps.\n", "judge: the limit must be at least 1 line, not 0"),
-        (["validation", "seen", "no/such/file"], b"", "validation: [Errno 2]"),
-        (["validation", "seen", str(ROOT / "LICENSE")], b"", "validation: every corpus line must be"),
-        (["write", "no/such/folder/tense.txt"], b"", "write: [Errno 2]"),
+        (["judge"], b"", 1, "expected a complete line to judge, got none"),
+        (["judge"], b"He sleeps.", 1, "expected a complete line to judge, got none"),
+        (["judge", "--limit", "0"], b"He sleeps.\n", 2, "--limit must be at least 1 line, got 0"),
+        (["validation", "seen", "no/such/file"], b"", 1, "no/such/file: No such file"),
+        (["validation", "seen", str(ROOT / "LICENSE")], b"", 1, "every corpus line must be"),
+        (
+            ["validation", "unseen", str(CORPUS_FILE)],
+            b"",
+            2,
+            "unknown kind 'unseen'; choose seen or held-out",
+        ),
+        (["write", "no/such/folder/tense.txt"], b"", 1, "no/such/folder/tense.txt: cannot be written"),
+        (["write", str(CORPUS_FILE)], b"", 1, f"{CORPUS_FILE} already exists"),
     ],
 )
-def test_failures_are_one_line_and_exit_1(monkeypatch, capsys, arguments, data, message):
-    """A user's mistake is one line on stderr, exit status 1, nothing on stdout."""
+def test_failures_are_one_line(monkeypatch, run_cli, arguments, data, code, message):
+    """A user's mistake is one line on stderr, an exit status of 1 or 2, nothing on stdout."""
     feed(monkeypatch, data)
     monkeypatch.setattr(grammar, "corpus", list)
-    assert grammar.main(arguments) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(message)
+    found, out, err = run_cli("corpus", *arguments)
+    assert (found, out) == (code, "")
+    assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
 
 
-def test_write_ends_every_line_with_a_line_feed(monkeypatch, tmp_path, sentences):
+def test_write_ends_every_line_with_a_line_feed(monkeypatch, run_cli, tmp_path, sentences):
     """The file has one sentence a line and a line feed alone at each end, on every system."""
     monkeypatch.setattr(grammar, "corpus", lambda: sentences[:2])
-    assert grammar.main(["write", str(tmp_path / "two.txt")]) == 0
+    assert run_cli("corpus", "write", tmp_path / "two.txt") == (0, "", "")
     assert (tmp_path / "two.txt").read_bytes() == f"{sentences[0]}\n{sentences[1]}\n".encode()
 
 
-def test_validation_prints_one_kind(capsys, lines):
+def test_validation_prints_one_kind(run_cli, lines):
     """The command prints the validation lines of one kind, in the order of the file."""
-    assert grammar.main(["validation", "held-out", str(CORPUS_FILE)]) == 0
-    assert capsys.readouterr().out.splitlines() == lines[-1250:]
-    assert grammar.main(["validation", "seen", str(CORPUS_FILE)]) == 0
-    assert capsys.readouterr().out.splitlines() == lines[-2500:-1250]
+    for kind, wanted in (("held-out", lines[-1250:]), ("seen", lines[-2500:-1250])):
+        code, out, _ = run_cli("corpus", "validation", kind, CORPUS_FILE)
+        assert (code, out.splitlines()) == (0, wanted)
