@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 from commands.bench import bench
-from commands.corpus import prepare, train_tokenizer
+from commands.corpus import judge, prepare, train_tokenizer, validation, write_corpus
 from commands.exchange import export, import_gpt2
 from commands.exercise import grade, list_exercises, start
 from commands.golden import check, list_packs, make
@@ -35,6 +35,10 @@ for command in (prepare, train, generate, evaluate, info, import_gpt2, export, p
 
 GROUPS = {
     "tokenizer": ("Train tokenizers.", {"train": train_tokenizer}),
+    "corpus": (
+        "The default corpus: write it, judge sentences by its grammar.",
+        {"write": write_corpus, "judge": judge, "validation": validation},
+    ),
     "golden": (
         "Reference tensors to check a port of the model against.",
         {"list": list_packs, "export": export_golden, "make": make},

@@ -28,8 +28,8 @@ def bench(
     """
     from commands.console import say, show
     from contract.files import require_free
-    from harness.backend import check_threads
-    from harness.bench import RECIPES, run_recipe, write_results
+    from harness.training.backend import check_threads
+    from harness.training.bench import RECIPES, run_recipe, write_results
 
     check_threads(threads)
     if json is not None:

@@ -20,8 +20,8 @@ from rich.progress import (
 
 from commands.streams import fit_stdout
 from contract.errors import UserError, visible
-from harness.trainer import Progress as TrainingProgress
-from harness.trainer import Trainer
+from harness.training.trainer import Progress as TrainingProgress
+from harness.training.trainer import Trainer
 
 
 class _Console(Console):

@@ -1,7 +1,10 @@
-"""From text to tokens: `prepare` and `tokenizer train`."""
+"""From text to tokens: `prepare`, `tokenizer train`, and the default corpus: `corpus write`, `judge`, `validation`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
+
+import typer
 
 from commands.options import TOKENIZER_HELP, TextArgument, option
 from contract.errors import ConfigError, UserError, quoted
@@ -56,6 +59,54 @@ def train_tokenizer(
         encoding = train_tokenizer(text, vocab_size, progress)
     save_ranks(encoding, out, overwrite=overwrite)
     say(f"{out}: {encoding.n_vocab:,} tokens; use it with {quoted('--tokenizer', out)}")
+
+
+def write_corpus(
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    overwrite: Annotated[bool, option("Replace the file in OUT.", "--overwrite")] = False,
+):
+    """Write the default corpus, a sentence per line."""
+    from contract.files import write_file
+    from data.grammar import corpus
+
+    with write_file(out, overwrite=overwrite) as file:
+        file.write("".join(f"{sentence}\n" for sentence in corpus()).encode("ascii"))
+
+
+def judge(limit: Annotated[int | None, option("Judge only the first N lines. [default: all]")] = None):
+    """Judge the sentences on standard input, one per line: print the wrong ones and the share of right ones.
+
+    Blank lines, and a last line without its end, do not count.
+    """
+    from commands.console import show
+    from data.grammar import judge
+
+    wrong, count = judge(_ascii(sys.stdin.buffer.read()), limit)
+    right = count - len(wrong)
+    for line in (*wrong, f"{right} of {count} sentences grammatical ({100 * right / count:.1f} %)"):
+        show(line)
+
+
+def validation(
+    kind: Annotated[str, typer.Argument(help="seen or held-out.")],
+    corpus: Annotated[Path, typer.Argument(help="Corpus that `corpus write` wrote.")],
+):
+    """Print the validation sentences of seen, or of held-out, combinations of subject, verb and tense."""
+    from commands.console import show
+    from contract.files import open_regular
+    from data.grammar import validation
+
+    if kind not in ("seen", "held-out"):
+        raise ConfigError(f"unknown kind {kind!r}; choose seen or held-out")
+    with open_regular(corpus) as file:
+        lines = _ascii(file.read()).splitlines()
+    for line in validation(lines, kind == "held-out"):
+        show(line)
+
+
+def _ascii(text: bytes) -> str:
+    """The grammar is ASCII: any other byte becomes an escape, which makes its sentence wrong."""
+    return text.decode("ascii", "backslashreplace")
 
 
 def _beside(text: Path, ending: str) -> Path:

@@ -29,9 +29,9 @@ def import_gpt2(
     from commands.console import say
     from contract.errors import command_line
     from contract.weights import parameter_count
-    from harness.checkpoint import save_checkpoint
-    from harness.huggingface_import import find_source, import_gpt2, origin
-    from harness.run_folder import RunFolder, new_run
+    from harness.exchange.huggingface_import import find_source, import_gpt2, origin
+    from harness.training.checkpoint import save_checkpoint
+    from harness.training.run_folder import RunFolder, new_run
 
     run = RunFolder(out)
     with new_run(run, overwrite=overwrite, way="") as staged:
@@ -64,9 +64,9 @@ def export(
     """
     from commands.console import say
     from contract.files import visible_items
-    from harness.checkpoint import load_checkpoint
-    from harness.export import export
-    from harness.run_folder import find_checkpoint
+    from harness.exchange.export import export
+    from harness.training.checkpoint import load_checkpoint
+    from harness.training.run_folder import find_checkpoint
 
     export(load_checkpoint(find_checkpoint(run)), format, out, overwrite=overwrite)
     say(f"{out}: {', '.join(visible_items(out))}")

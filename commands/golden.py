@@ -67,8 +67,8 @@ def _require_plain(name: str):
 def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
     from contract.config import ModelConfig
     from contract.schema import read_json
-    from harness.checkpoint import load_checkpoint
-    from harness.run_folder import find_checkpoint
+    from harness.training.checkpoint import load_checkpoint
+    from harness.training.run_folder import find_checkpoint
     from parity.packs import make_pack
 
     if (config is None) == (run is None):

@@ -29,8 +29,8 @@ def generate(
 ):
     """Generate text with a trained model, printed token by token."""
     from commands.console import say, write
-    from harness.generation import encode_prompt, generate_text
-    from harness.runs import open_model
+    from harness.training.generation import encode_prompt, generate_text
+    from harness.training.runs import open_model
 
     for name, value in (("max-new-tokens", max_new_tokens), ("num-samples", num_samples)):
         if value < 1:
@@ -80,9 +80,9 @@ def evaluate(
 ):
     """Measure how well a trained model predicts a text."""
     from data.tokenizers import token_lengths
-    from harness.evaluation import bits_per_byte, default_batch_size, evaluate
-    from harness.run_corpus import evaluation_tokens
-    from harness.runs import open_model
+    from harness.training.evaluation import bits_per_byte, default_batch_size, evaluate
+    from harness.training.run_corpus import evaluation_tokens
+    from harness.training.runs import open_model
 
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
@@ -105,8 +105,8 @@ def info(run: RunArgument, as_json: JsonOption = False):
     """Describe a checkpoint: model, tokenizer, training so far."""
     from contract.weights import parameter_count
     from data.tokenizers import identity
-    from harness.checkpoint import load_checkpoint
-    from harness.run_folder import find_checkpoint
+    from harness.training.checkpoint import load_checkpoint
+    from harness.training.run_folder import find_checkpoint
 
     folder = find_checkpoint(run)
     checkpoint = load_checkpoint(folder)

@@ -17,7 +17,7 @@ from commands.options import (
     option,
 )
 from contract.errors import ConfigError, command_line
-from harness.settings import TrainingSettings
+from harness.training.settings import FINE_TUNING, Machine, TrainingSettings
 
 MODEL_FLAGS = (
     "n_layer",
@@ -29,10 +29,9 @@ MODEL_FLAGS = (
     "position",
     "dropout",
 )
-# For trained weights: small steps, and few windows per batch, which are often long.
-FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5}
-_FINE_TUNING_FLAGS = [(name.replace("_", "-"), value) for name, value in FINE_TUNING.items()]
+SETTINGS = tuple(TrainingSettings.__dataclass_fields__)
 DEFAULTS = TrainingSettings
+_FINE_TUNING = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in FINE_TUNING.items())
 
 
 def train(
@@ -48,8 +47,8 @@ def train(
     from_: Annotated[
         Path | None,
         option(
-            "Run or checkpoint to take weights, model and tokenizer from. The defaults become "
-            f"{', '.join(f'--{name} {value}' for name, value in _FINE_TUNING_FLAGS)}.",
+            "Run or checkpoint to start from, with its weights, model and tokenizer. The defaults then are "
+            f"{_FINE_TUNING}.",
             "--from",
         ),
     ] = None,
@@ -114,70 +113,67 @@ def train(
 
     Without options: on the project's own corpus, in a minute or two.
     """
-    from harness.runs import DEFAULT_TEXT, resume_run, start_run
-
-    given = {name: context.params[name] for name in context.params if _is_given(context, name)}
-    if resume:
-        trainer = resume_run(**_resume_arguments(given))
-    else:
-        from commands.console import reading_progress
-        from harness.run_folder import unused_folder
-
-        if steps is not None and epochs is not None:
-            raise ConfigError("--steps and --epochs both say how long to train; give one of them")
-        if from_ and "preset" in given:
-            raise ConfigError("--preset does not go with --from, which has its own model; give one of them")
-        text = text or DEFAULT_TEXT
-        settings = {name: context.params[name] for name in TrainingSettings.__dataclass_fields__}
-        if from_:
-            settings |= {name: value for name, value in FINE_TUNING.items() if name not in given}
-        place = unused_folder(Path("runs") / text.stem) if out is None else nullcontext(out)
-        with place as folder, reading_progress(text, "tokenising") as progress:
-            trainer = start_run(
-                folder,
-                text=text,
-                tokenizer=tokenizer,
-                preset_name=preset,
-                overrides={name: given[name] for name in MODEL_FLAGS if name in given},
-                training=settings | {"steps": DEFAULTS.steps if steps is None else steps},
-                epochs=epochs,
-                start=from_,
-                backend=backend,
-                device=device,
-                threads=threads,
-                overwrite=overwrite,
-                progress=progress,
-            )
-    _train(trainer)
+    given = {name: value for name, value in context.params.items() if _is_given(context, name)}
+    _train(_resumed(given) if resume else _started(context.params, given))
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
     return context.get_parameter_source(name).name == "COMMANDLINE"
 
 
-def _resume_arguments(given: dict) -> dict:
-    """The arguments of `resume_run` from the options given with --resume. Raises ConfigError naming a wrong one."""
-    accepted = ("out", "text", "backend", "device", "threads")
-    settings = TrainingSettings.__dataclass_fields__
+def _named(options: dict, names) -> dict:
+    return {name: options[name] for name in names if name in options}
+
+
+def _started(options: dict, given: dict):
+    """The trainer of a new run. given: the options of the command line; options: these and all defaults"""
+    from commands.console import reading_progress
+    from data.prepare import DEFAULT_TEXT
+    from harness.training.run_folder import unused_folder
+    from harness.training.runs import start_run
+
+    if "from_" in given and "preset" in given:
+        raise ConfigError("--preset does not go with --from, which has a model of its own; give one of them")
+    text, out = options["text"] or DEFAULT_TEXT, options["out"]
+    place = unused_folder(Path("runs") / text.stem) if out is None else nullcontext(out)
+    with place as folder, reading_progress(text, "tokenising") as progress:
+        return start_run(
+            folder,
+            text=text,
+            tokenizer=options["tokenizer"],
+            start=options["from_"],
+            preset_name=options["preset"],
+            overrides=_named(given, MODEL_FLAGS),
+            training=_named(given, (*SETTINGS, "epochs")),
+            overwrite=options["overwrite"],
+            progress=progress,
+            **_named(options, Machine._fields),
+        )
+
+
+def _resumed(given: dict):
+    """The trainer of the run in --out, or a ConfigError naming an option that does not go with --resume."""
+    from harness.training.runs import resume_run
+
+    accepted = ("out", "text", *Machine._fields)
     for name in given:
-        if name not in ("resume", *accepted, *MODEL_FLAGS, *settings):
+        if name not in ("resume", *accepted, *MODEL_FLAGS, *SETTINGS):
             raise ConfigError(
                 f"--{name.strip('_').replace('_', '-')} does not go with --resume: the run keeps its own settings; "
                 "omit it"
             )
     if "out" not in given:
         raise ConfigError("--resume needs --out, the folder of the run to continue")
-    return {name: given[name] for name in accepted if name in given} | {
-        "training": {name: given[name] for name in settings if name in given},
-        "overrides": {name: given[name] for name in MODEL_FLAGS if name in given},
-    }
+    return resume_run(
+        **_named(given, accepted), training=_named(given, SETTINGS), overrides=_named(given, MODEL_FLAGS)
+    )
 
 
 def _train(trainer):
     from commands.console import say, training_progress, write
     from commands.interruption import finishing
     from contract.weights import parameter_count
-    from harness.generation import encode_prompt, generate_text
+    from harness.training.generation import encode_prompt, generate_text
 
     backend, settings, run = trainer.backend, trainer.settings, trainer.run
     say(f"model       {parameter_count(backend.config):,} parameters, {backend.name}, {settings.dtype}")

@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
@@ -260,6 +260,32 @@ def sha256_of(path: str | os.PathLike) -> str:
     """The SHA-256 of a regular file, in hexadecimal digits. Raises OSError where it cannot be read."""
     with open_regular(path) as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def replaceable_items(
+    folder: Path,
+    foreign: Mapping[str, Callable[[Path], Path | None]],
+    overwrite: bool,
+    *,
+    kind: str,
+    choose: str = "choose another --out",
+    taken: Callable[[], str] | None = None,
+) -> list[str]:
+    """The names of an earlier KIND in `folder`, which `overwrite` gives away; what else lies there stays.
+
+    foreign: for each name that a KIND uses, a function that gives what at that path no KIND wrote, None if it did
+    choose: what else to do, for the message; taken: the message where nothing is given away, if not the usual one
+    Raises UserError where a KIND is there and not given away, or something else has one of its names.
+    """
+    clear_leftovers(folder)
+    found = [name for name in foreign if os.path.lexists(folder / name)]
+    for name in found:
+        if other := foreign[name](folder / name):
+            raise UserError(f"{other} already exists and belongs to no {kind}, so it is kept; {choose}")
+    if found and not overwrite:
+        usual = f"{folder / found[0]} already exists; replace it with --overwrite, or {choose}"
+        raise UserError(taken() if taken else usual)
+    return found
 
 
 def write_sums(folder: Path):

@@ -13,7 +13,9 @@ A schema is written like the values that it describes:
 
 import json
 import sys
+from hashlib import sha256
 from os import PathLike
+from pathlib import Path
 
 from contract.files import open_regular
 
@@ -38,6 +40,21 @@ def read_json(path: str | PathLike, schema=dict):
         raise ValueError("it is nested too deeply") from None
     require(value, schema)
     return value
+
+
+def checksum(record: dict) -> str:
+    """The SHA-256 of an object of a JSON, whatever the order of its fields."""
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def write_record(path: Path, record: dict):
+    """Write an object with its checksum to a new JSON file, with an indent for people."""
+    path.write_text(json.dumps(record | {"checksum": checksum(record)}, indent=2) + "\n", encoding="utf-8")
+
+
+def pop_checksum(record: dict) -> bool:
+    """Take the checksum out of an object that `write_record` wrote. returns: whether it fits the other fields"""
+    return record.pop("checksum", None) == checksum(record)
 
 
 def require(value, schema, name: str = ""):

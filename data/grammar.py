@@ -9,19 +9,18 @@ Some (subject, verb, tense) combinations are held out: they occur at the end of 
 validation split lies. A model that gets them right has learnt how English conjugates, not merely which
 sentences it was shown.
 
-    python -m data.grammar write data/tense.txt
-    python -m data.grammar judge --limit 200 < generated.txt
-    python -m data.grammar validation held-out data/tense.txt
+    python cli.py corpus write data/tense.txt
+    python cli.py corpus judge --limit 200 < generated.txt
+    python cli.py corpus validation held-out data/tense.txt
 """
 
-import argparse
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from pathlib import Path
+
+from contract.errors import ConfigError, UserError
 
 # In every table "|" separates the choices, and "-" stands for saying nothing.
 
@@ -306,13 +305,15 @@ def corpus() -> list[Sentence]:
 def validation(lines: list[str], held_out: bool) -> list[str]:
     """The sentences of seen, or of held-out, combinations among the last tenth of a corpus.
 
-    Raises ValueError for a line there that is not of the grammar.
+    Raises UserError for a line there that is not of the grammar.
     """
     chosen = []
     for line in lines[len(lines) - len(lines) // VALIDATION_SHARE :]:
         sentence = parse(line)
         if sentence is None:
-            raise ValueError(f"every corpus line must be a sentence of the grammar, not {line!r}")
+            raise UserError(
+                f"every corpus line must be a sentence of the grammar, got {line!r:.60}; give such a corpus"
+            )
         if is_held_out(sentence.subject, sentence.verb, sentence.tense) == held_out:
             chosen.append(line)
     return chosen
@@ -323,48 +324,11 @@ def judge(text: str, limit: int | None = None) -> tuple[list[str], int]:
 
     text: str, a sentence a line; blank lines, and a last line without its end, do not count
     limit: int or None, judge only the first so many
-    Raises ValueError if the limit is below 1 or there is nothing to judge.
+    Raises ConfigError for a limit below 1, UserError where there is nothing to judge.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"the limit must be at least 1 line, not {limit}")
+        raise ConfigError(f"--limit must be at least 1 line, got {limit}")
     lines = [line.removesuffix("\r") for line in text.split("\n")[:-1] if line.strip()][:limit]
     if not lines:
-        raise ValueError("there must be a complete line to judge, found none")
+        raise UserError("expected a complete line to judge, got none; generate more text")
     return [line for line in lines if not is_grammatical(line)], len(lines)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, or 1 after one line on what failed."""
-    parser = argparse.ArgumentParser("python -m data.grammar", description="The default corpus, its judge.")
-    actions = parser.add_subparsers(dest="action", required=True)
-    write = actions.add_parser("write", help="write the corpus")
-    write.add_argument("path", type=Path)
-    check = actions.add_parser("judge", help="judge the complete lines on standard input")
-    check.add_argument("--limit", type=int, metavar="N", help="only the first N lines; default: all")
-    part = actions.add_parser("validation", help="print the validation sentences of one kind")
-    part.add_argument("kind", choices=("seen", "held-out"))
-    part.add_argument("corpus", type=Path)
-    options = parser.parse_args(arguments)
-    try:
-        _run(options)
-    except (OSError, ValueError) as error:
-        print(f"{options.action}: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _run(options: argparse.Namespace) -> None:
-    # The grammar is ASCII: any other byte on the way in is escaped, which makes its sentence wrong.
-    if options.action == "write":
-        options.path.write_bytes("".join(f"{sentence}\n" for sentence in corpus()).encode("ascii"))
-    elif options.action == "judge":
-        wrong, count = judge(sys.stdin.buffer.read().decode("ascii", "backslashreplace"), options.limit)
-        right = count - len(wrong)
-        print(*wrong, f"{right} of {count} sentences grammatical ({100 * right / count:.1f} %)", sep="\n")
-    else:
-        lines = options.corpus.read_bytes().decode("ascii", "backslashreplace").splitlines()
-        sys.stdout.writelines(f"{line}\n" for line in validation(lines, options.kind == "held-out"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

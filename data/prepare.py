@@ -6,11 +6,9 @@ ranks of a tokenizer that is not tiktoken's own.
 """
 
 import hashlib
-import json
-import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -19,9 +17,8 @@ import numpy as np
 import tiktoken
 
 from contract.errors import ConfigError, UserError
-from contract.files import write_into
-from contract.schema import read_json, require
-from contract.staging import clear_leftovers
+from contract.files import replaceable_items, write_into
+from contract.schema import pop_checksum, read_json, require, write_record
 from data.text import stream_text
 from data.token_store import StoredTokens, TokenStore
 from data.tokenizers import (
@@ -35,6 +32,7 @@ from data.tokenizers import (
     token_dtype,
 )
 
+DEFAULT_TEXT, DEFAULT_RANKS = (Path(__file__).with_name(f"tense.{ending}") for ending in ("txt", "tiktoken"))
 FORMAT_VERSION = 1
 SPLIT_REACH = 4096  # tokens that the split may move back at most, see `_find_split`
 TOKEN_ENDINGS = (".bin", ".json", ".tiktoken")
@@ -96,30 +94,14 @@ def info_path(path: str | PathLike) -> Path:
 # --- write ---
 
 
+def default_tokenizer(text: Path) -> str:
+    """The name of a text's default tokenizer: the default corpus's own ranks for it, else "bytes"."""
+    return str(DEFAULT_RANKS) if text == DEFAULT_TEXT else "bytes"
+
+
 def prepare(
     text: str | PathLike,
-    tokenizer: str | tiktoken.Encoding,
-    out: str | PathLike,
-    *,
-    validation_fraction: float = 0.1,
-    overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> tiktoken.Encoding:
-    """Turn a text into a token file. See `preprocess_sentences`.
-
-    tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`
-    returns: the tokenizer
-    """
-    encoding = open_tokenizer(tokenizer, text) if isinstance(tokenizer, str) else tokenizer
-    preprocess_sentences(
-        text, encoding, out, validation_fraction=validation_fraction, overwrite=overwrite, progress=progress
-    )
-    return encoding
-
-
-def preprocess_sentences(
-    text: str | PathLike,
-    encoding: tiktoken.Encoding,
+    tokenizer: str | tiktoken.Encoding | None,
     out: str | PathLike,
     *,
     validation_fraction: float = 0.1,
@@ -130,15 +112,19 @@ def preprocess_sentences(
 
     All appear together, when all are complete. The validation part is the text's end.
 
-    text: a UTF-8 file of any size.
-    out: the token file to write; it ends in `.bin`.
-    validation_fraction: of the tokens, 0 (none) to less than 1; `_find_split` says where exactly.
-    overwrite: replace an earlier token file at `out`.
-    progress: called with the number of bytes read so far.
+    text: a UTF-8 file of any size
+    tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`; None takes `default_tokenizer`
+    out: the token file to write; it ends in `.bin`
+    validation_fraction: of the tokens, 0 (none) to less than 1; `_find_split` says where exactly
+    overwrite: replace an earlier token file at `out`
+    progress: called with the number of bytes read so far
     Raises ConfigError for an impossible setting; UserError when a file cannot be read or written, would be
     lost, or the text holds symbols that the tokenizer lacks.
     """
     text, out = Path(text), Path(out)
+    if tokenizer is None:
+        tokenizer = default_tokenizer(text)
+    encoding = tokenizer if isinstance(tokenizer, tiktoken.Encoding) else open_tokenizer(tokenizer, text)
     _check_settings(text, out, validation_fraction)
     _replaceable(out, encoding, overwrite)
     with write_into(out.parent, lambda: _replaceable(out, encoding, overwrite), shown=out) as new:
@@ -146,20 +132,19 @@ def preprocess_sentences(
         with open(fresh, "w+b") as token_file:
             counts = _write_tokens(text, encoding, token_file, progress)
             split = _find_split(token_file, counts["tokens"], encoding, validation_fraction)
-        info = TokenFileInfo(
-            format_version=FORMAT_VERSION,
-            tokenizer=identity(encoding),
-            dtype=token_dtype(encoding).name,
-            train_tokens=split,
-            validation_tokens=counts["tokens"] - split,
-            source=text.name,
+        record = {
+            "format_version": FORMAT_VERSION,
+            "tokenizer": identity(encoding),
+            "dtype": token_dtype(encoding).name,
+            "train_tokens": split,
+            "validation_tokens": counts["tokens"] - split,
+            "source": text.name,
             **counts,
-        )
-        record = asdict(info) | {"checksum": _checksum(asdict(info))}
-        info_path(fresh).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        }
+        write_record(info_path(fresh), record)
         if encoding.name != "gpt2" and not _holds(out.with_suffix(".tiktoken"), identity(encoding)):
             save_ranks(encoding, fresh.with_suffix(".tiktoken"))
-    return info
+    return TokenFileInfo(**record)
 
 
 def _check_settings(text: Path, out: Path, validation_fraction: float) -> None:
@@ -183,16 +168,11 @@ def _replaceable(out: Path, encoding: tiktoken.Encoding, overwrite: bool) -> lis
 
     A file that has the encoding's ranks already stays as it is.
     """
-    clear_leftovers(out.parent)
-    own = token_files(out)
-    found = [path for path in map(out.with_suffix, TOKEN_ENDINGS) if os.path.lexists(path)]
-    found = [path for path in found if path.suffix != ".tiktoken" or not _holds(path, identity(encoding))]
-    for path in found:
-        if path not in own:
-            raise UserError(f"{path} already exists and belongs to no token file here; choose another --out")
-    if found and not overwrite:
-        raise UserError(f"{found[0]} already exists; replace it with --overwrite, or choose another --out")
-    return [path.name for path in found]
+    paths = [out.with_suffix(ending) for ending in TOKEN_ENDINGS]
+    if _holds(paths[-1], identity(encoding)):
+        del paths[-1]
+    foreign = {path.name: lambda path: None if path in token_files(out) else path for path in paths}
+    return replaceable_items(out.parent, foreign, overwrite, kind="token file")
 
 
 def token_files(out: Path) -> set[Path]:
@@ -280,6 +260,13 @@ def _find_split(file: BinaryIO, tokens: int, encoding: tiktoken.Encoding, fracti
 # --- read ---
 
 
+def open_prepared(path: Path) -> tuple[TokenFile, tiktoken.Encoding]:
+    """Open a token file that `prepare` wrote, and its tokenizer."""
+    corpus, ranks = open_tokens(path), path.with_suffix(".tiktoken")
+    name = corpus.info.tokenizer["name"]
+    return corpus, open_tokenizer(name) if name == "gpt2" else load_ranks(ranks, name=name)
+
+
 def open_tokens(path: str | PathLike) -> TokenFile:
     """Open a token file, once its size, hash and largest token have been held against its JSON.
 
@@ -321,7 +308,7 @@ def _read_info(path: Path) -> TokenFileInfo:
         raise UserError(
             f"{beside}: format version {version}, and this program reads {FORMAT_VERSION}; {again}"
         )
-    if found.pop("checksum", None) != _checksum(found):
+    if not pop_checksum(found):
         raise UserError(f"{beside}: does not match its checksum: it was changed or damaged; {again}")
     try:
         require(found, _INFO)
@@ -330,10 +317,6 @@ def _read_info(path: Path) -> TokenFileInfo:
     except (TypeError, ValueError) as error:
         raise UserError(f"{beside}: does not describe a token file ({error}); {again}") from error
     return info
-
-
-def _checksum(record: dict) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _check_info(info: TokenFileInfo) -> None:

@@ -6,9 +6,8 @@ check one.
 """
 
 import json
-import os
+from contextlib import suppress
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -20,11 +19,10 @@ from safetensors.numpy import load, save
 import numpy_llm
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
-from contract.files import open_regular, write_into
+from contract.files import open_regular, replaceable_items, write_into
 from contract.randomness import generator, uniform
 from contract.sampling import sample
-from contract.schema import read_json, require, shown
-from contract.staging import clear_leftovers
+from contract.schema import checksum, pop_checksum, read_json, require, shown
 from contract.trace import Trace
 from contract.weights import Weights, parameter_count, weight_table
 from parity.cases import lively_weights
@@ -201,7 +199,7 @@ def save_pack(pack: Pack, folder: Path, *, overwrite: bool = False):
     """
     # `ascontiguousarray` would make an array of one number of a scalar.
     tensors = {name: np.array(tensor, order="C") for name, tensor in pack.tensors.items()}
-    text = manifest_text(pack.manifest | {"checksum": _checksum(pack.manifest)})
+    text = manifest_text(pack.manifest | {"checksum": checksum(pack.manifest)})
     place = folder / f"{pack.name}.json"
     with write_into(folder, lambda: replaceable_pack(pack.name, folder, overwrite), shown=place) as new:
         (new / f"{pack.name}.safetensors").write_bytes(save(tensors))
@@ -213,22 +211,18 @@ def replaceable_pack(name: str, folder: Path, overwrite: bool) -> list[str]:
 
     Raises UserError where they are there and not given away, or are no pack's.
     """
-    clear_leftovers(folder)
-    found = [f"{name}{end}" for end in (".json", ".safetensors") if os.path.lexists(folder / f"{name}{end}")]
-    try:
-        if found:
+
+    def foreign(path: Path) -> Path | None:
+        with suppress(OSError, ValueError):
             _verified(read_json(folder / f"{name}.json"))
-        if any((folder / each).is_symlink() or not (folder / each).is_file() for each in found):
-            raise ValueError
-    except (OSError, ValueError):
-        raise UserError(
-            f"{folder / found[0]} already exists and is no golden pack's; choose another NAME or --out"
-        ) from None
-    if found and not overwrite:
-        raise UserError(
-            f"{folder / found[0]} already exists; replace it with --overwrite, or choose another NAME or --out"
-        )
-    return found
+            return None if path.is_file() and not path.is_symlink() else path
+        return path
+
+    names = (f"{name}.json", f"{name}.safetensors")
+    choose = "choose another NAME or --out"
+    return replaceable_items(
+        folder, dict.fromkeys(names, foreign), overwrite, kind="golden pack", choose=choose
+    )
 
 
 def manifest_text(record: dict) -> bytes:
@@ -285,10 +279,6 @@ def load_pack(name: str) -> Pack:
     return Pack(record, config, tensors)
 
 
-def _checksum(record: dict) -> str:
-    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
 _POSITIVE = range(2**63)
 _ROW = {
     "name": str,
@@ -324,7 +314,7 @@ _MANIFEST = {
 def _verified(record: dict) -> dict:
     """The manifest without its checksum. Raises ValueError unless it is whole and has every field that is read."""
     _require_format(record)
-    if record.pop("checksum", None) != _checksum(record):
+    if not pop_checksum(record):
         raise ValueError("its manifest was changed: it does not match its checksum")
     _require_manifest(record)
     return record

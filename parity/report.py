@@ -11,10 +11,10 @@ from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
 from contract.weights import Weights
-from harness.checkpoint import load_checkpoint
-from harness.machine import versions
-from harness.run_folder import find_checkpoint
-from harness.torch_backend import open_device
+from harness.training.checkpoint import load_checkpoint
+from harness.training.machine import versions
+from harness.training.run_folder import find_checkpoint
+from harness.training.torch_backend import open_device
 from parity.cases import Case
 from parity.compare import Comparison, Row
 from parity.passes import Twins, allow_rounding, compare_passes, reference_pass, twin_pass

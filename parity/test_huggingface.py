@@ -21,12 +21,12 @@ import torch_llm  # noqa: E402
 from data.batches import evaluation_batches  # noqa: E402
 from data.tokenizers import encoding_of, identity  # noqa: E402
 from data.vocabulary import vocabulary_files  # noqa: E402
-from harness.backend import open_backend  # noqa: E402
-from harness.checkpoint import Checkpoint  # noqa: E402
-from harness.evaluation import evaluate  # noqa: E402
-from harness.export import export  # noqa: E402
-from harness.huggingface import PREFIX, published_places  # noqa: E402
-from harness.huggingface_import import import_gpt2  # noqa: E402
+from harness.exchange.export import export  # noqa: E402
+from harness.exchange.families.gpt2 import PREFIX, published_places  # noqa: E402
+from harness.exchange.huggingface_import import import_gpt2  # noqa: E402
+from harness.training.backend import open_backend  # noqa: E402
+from harness.training.checkpoint import Checkpoint  # noqa: E402
+from harness.training.evaluation import evaluate  # noqa: E402
 from parity.cases import CASES, Inputs  # noqa: E402
 from parity.compare import Comparison, compare  # noqa: E402
 from parity.passes import reference_pass, twin_pass  # noqa: E402
@@ -273,9 +273,9 @@ def test_full_size(full_size, tmp_path):
 MEASURE = """
 import json, os, sys
 from pathlib import Path
-from harness.checkpoint import save_checkpoint
-from harness.huggingface_import import import_gpt2
-from harness.runs import open_model
+from harness.training.checkpoint import save_checkpoint
+from harness.exchange.huggingface_import import import_gpt2
+from harness.training.runs import open_model
 
 def peak():  # not of getrusage, which a process inherits from the one that started it
     (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -13,7 +13,7 @@ from contract.config import ModelConfig, preset
 from contract.trace import Trace
 from contract.weights import weight_table
 from data.tokenizers import encoding_of
-from harness.checkpoint import Checkpoint, save_checkpoint
+from harness.training.checkpoint import Checkpoint, save_checkpoint
 from parity.cases import lively_weights
 from parity.compare import Comparison, Row
 from parity.report import MOST_TOKENS, PRESETS, SEQUENCES, summary, table, versions

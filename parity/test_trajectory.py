@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.grammar import corpus
-from harness.runs import start_run
+from harness.training.runs import start_run
 from parity.compare import Comparison, compare
 
 STEPS = 300

@@ -4,7 +4,7 @@ import numpy as np
 
 from contract.config import ModelConfig, preset
 from contract.numbers import slope
-from harness.huggingface import PREFIX, published_places
+from harness.exchange.families.gpt2 import PREFIX, published_places
 from parity.cases import Case
 from parity.compare import Comparison, ParityError, compare
 from parity.passes import Twins, kink_distance, reference_pass

@@ -16,9 +16,9 @@ from contract.config import ModelConfig
 from contract.errors import UserError
 from contract.trace import Trace
 from contract.weights import initial_weights, weight_table
+from data.prepare import DEFAULT_RANKS
 from data.tokenizers import load_ranks
-from harness.checkpoint import Checkpoint, save_checkpoint
-from harness.runs import DEFAULT_RANKS
+from harness.training.checkpoint import Checkpoint, save_checkpoint
 from numpy_llm import GPT
 from parity.dataflow import Dataflow
 from parity.manifest import origins

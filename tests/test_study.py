@@ -24,7 +24,7 @@ from contract.config import preset
 from contract.trace import Trace
 from contract.weights import Weights
 from data.tokenizers import encoding_of
-from harness.checkpoint import Checkpoint, save_checkpoint
+from harness.training.checkpoint import Checkpoint, save_checkpoint
 from parity.cases import lively_weights
 from study.derivations import (
     FOLDER,
@@ -653,7 +653,7 @@ def test_the_default_subject():
 
 def test_nothing_below_knows_the_page():
     """`study` stands on parity; the rooms below load without it and without its extra."""
-    program = "import parity.report, harness.runs, cli, sys; print(list(sys.modules))"
+    program = "import parity.report, harness.training.runs, cli, sys; print(list(sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -23,8 +23,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[de
 # These need PyTorch, so they come after the skip.
 import numpy_llm  # noqa: E402
 import torch_llm  # noqa: E402
-from harness.backend import open_backend  # noqa: E402
-from harness.torch_backend import TorchBackend  # noqa: E402
+from harness.training.backend import open_backend  # noqa: E402
 from numpy_llm.attention import causal_mask  # noqa: E402
 from torch_llm.attention import causal_mask as torch_causal_mask  # noqa: E402
 from torch_llm.generate import KeyValueCache  # noqa: E402
@@ -161,7 +160,7 @@ def test_docstrings_name_the_twin(file):
     [
         (("contract", "numpy_llm"), None),
         (("torch_llm",), {"numpy_llm", "data", "harness"}),
-        (("cli", "harness.runs", "harness.backend"), {"torch", "torch_llm"}),
+        (("cli", "harness.training.runs", "harness.training.backend"), {"torch", "torch_llm"}),
     ],
     ids=["numpy_llm", "torch_llm", "harness"],
 )
@@ -427,7 +426,6 @@ def test_an_absent_device_is_named(device):
     """A device that is not there is one line that says which are."""
     if (device == "cuda" and torch.cuda.is_available()) or (device == "mps" and torch.mps.is_available()):
         pytest.skip(f"needs a machine without {device}")
-    settings = {"seed": 0, "dtype": "float32", "threads": 1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0}
     with pytest.raises(ConfigError, match=rf"no device '{device}' .* choose .*cpu") as error:
-        TorchBackend(CONFIGS["relu, sinusoidal, tied"], device=device, **settings)
+        open_backend("torch", CONFIGS["relu, sinusoidal, tied"], device=device, threads=1)
     assert "\n" not in str(error.value)

@@ -14,7 +14,7 @@ import cli
 from contract.errors import UserError
 from data.prepare import open_tokens
 from data.tokenizers import identity
-from harness.checkpoint import load_checkpoint
+from harness.training.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from processes import ROOT, SMALL, assert_one_line, command, run
 
 from contract.errors import UserError
 from contract.staging import STAGED
-from harness.checkpoint import checkpoint_exists, load_checkpoint
-from harness.run_folder import RunFolder
+from harness.training.checkpoint import checkpoint_exists, load_checkpoint
+from harness.training.run_folder import RunFolder
 
 posix = pytest.mark.skipif(
     os.name == "nt", reason="needs Linux or macOS (Windows has no signals between processes)"

@@ -10,8 +10,8 @@ import pytest
 from processes import ROOT, SMALL, assert_one_line, command, run
 
 from data.grammar import corpus
-from harness.machine import peak_memory
-from harness.runs import prepare
+from harness.training.machine import peak_memory
+from harness.training.runs import prepare
 
 linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="needs Linux (the figures are its kernel's)"
@@ -110,7 +110,7 @@ import os, sys, threading, time
 import numpy as np
 from pathlib import Path
 from statistics import median
-from harness.runs import start_run
+from harness.training.runs import start_run
 
 out, text, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 trainer = start_run(

@@ -1,0 +1,126 @@
+"""Writing a trained model for other programs: Hugging Face's layout, a PyTorch `state_dict`, or NumPy's npz.
+
+huggingface   config.json, model.safetensors, vocab.json, merges.txt, tokenizer_config.json, generation_config.json
+torch         model.pt (the twin's state_dict), config.json, tokenizer.tiktoken
+npz           model.npz (the same names), config.json, tokenizer.tiktoken
+
+Each comes with SHA256SUMS, by which a later export knows what it may replace.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from contract.errors import ConfigError, UserError
+from contract.files import exported_files, write_into, write_sums
+from contract.weights import weight_table
+from data.tokenizers import save_ranks
+from data.vocabulary import END_OF_TEXT, vocabulary_files, vocabulary_of
+from harness.exchange.families.gpt2 import (
+    CONFIG,
+    MODEL,
+    PREFIX,
+    published_config,
+    published_places,
+    published_terms,
+)
+from harness.training.checkpoint import RANKS, Checkpoint
+from harness.training.tensor_file import save_tensors
+from numpy_llm.layers import sinusoidal_positions
+
+FORMATS = ("huggingface", "torch", "npz")
+GENERATION_CONFIG = "generation_config.json"
+
+
+def export(checkpoint: Checkpoint, format: str, out: Path, *, overwrite: bool = False):
+    """Write `checkpoint` to the folder `out`, which appears whole or not at all.
+
+    format: one of FORMATS; overwrite: replace an earlier export at `out`
+    Raises ConfigError for an unknown format, UserError where anything but an earlier export stands at `out`, it
+    cannot be written, or the format cannot say what the model is.
+    """
+    writers: dict[str, Callable] = {
+        "huggingface": _write_huggingface,
+        "torch": _write_torch,
+        "npz": _write_npz,
+    }
+    if format not in writers:
+        raise ConfigError(f"unknown format {format!r}; choose {', '.join(FORMATS)}")
+    exported_files(out, overwrite)
+    with write_into(out, lambda: exported_files(out, overwrite)) as fresh:
+        writers[format](checkpoint, fresh)
+        write_sums(fresh)
+
+
+def _write_json(path: Path, content: dict):
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# --- huggingface ---
+
+
+def _write_huggingface(checkpoint: Checkpoint, folder: Path):
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    for name, text in vocabulary_files(tokenizer, config.context_length).items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    end_of_text = vocabulary_of(tokenizer).ids.get(END_OF_TEXT)
+    tensors = _published_tensors(checkpoint)
+    dtype = next(iter(tensors.values())).dtype
+    save_tensors(folder / MODEL, tensors, {"format": "pt"})  # transformers refuses a file without it
+    fields = published_config(config, str(dtype), end_of_text)
+    _write_json(folder / CONFIG, fields)
+    ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
+    _write_json(folder / GENERATION_CONFIG, ends)  # without it transformers makes one, with a warning
+
+
+def _published_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """The tensors of GPT2LMHeadModel that compute what the checkpoint computes."""
+    config, weights = checkpoint.config, checkpoint.weights
+    terms = published_terms(config)
+    places, dtype = published_places(terms), next(iter(weights.values())).dtype
+    tensors = {}
+    for name, spec in weight_table(terms).items():
+        if name in weights:
+            value = weights[name]
+        elif name == "position_embedding.weight":
+            value = sinusoidal_positions(config.context_length, config.d_model, dtype)
+        else:
+            value = np.zeros(spec.shape, dtype)  # adding it changes nothing: exactly what no bias computes
+        published, transposed = places[name]
+        prefix = "" if name == "output.weight" else PREFIX
+        tensors[prefix + published] = np.ascontiguousarray(value.T if transposed else value)
+    return tensors
+
+
+# --- torch and npz ---
+
+
+def _write_torch(checkpoint: Checkpoint, folder: Path):
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UserError(
+            "--format torch needs PyTorch, which is not installed; run: pip install -c constraints.txt "
+            '-e ".[torch]", or choose --format npz'
+        ) from None
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in checkpoint.weights.items()}
+    try:
+        torch.save(tensors, folder / "model.pt")
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        reason = "PyTorch failed to write it: is the disk full?"
+        raise OSError(None, reason, str(folder / "model.pt")) from error
+    _write_beside(checkpoint, folder)
+
+
+def _write_npz(checkpoint: Checkpoint, folder: Path):
+    np.savez(folder / "model.npz", **checkpoint.weights)
+    _write_beside(checkpoint, folder)
+
+
+def _write_beside(checkpoint: Checkpoint, folder: Path):
+    _write_json(folder / CONFIG, checkpoint.config.to_dict())
+    save_ranks(checkpoint.tokenizer, folder / RANKS)

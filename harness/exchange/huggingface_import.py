@@ -1,0 +1,324 @@
+"""Reading GPT-2 as Hugging Face publishes it, with safetensors and NumPy alone.
+
+The folder is a checkpoint's counterpart: `config.json`, the weights in `model.safetensors` or in the shards
+that `model.safetensors.index.json` lists, and optionally the vocabulary. Tensors are read one by one into the
+place where the model keeps them, so that a model takes its own size in memory and little more.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from contract.config import ModelConfig
+from contract.errors import ConfigError, UserError
+from contract.schema import read_json
+from contract.weights import Weights, weight_table
+from data.tokenizers import open_tokenizer
+from data.vocabulary import FILE_NAMES, SETTINGS_FILE, TOKENIZER_FILE, read_vocabulary
+from harness.exchange.families.gpt2 import (
+    CONFIG,
+    INDEX,
+    MODEL,
+    OUTPUT,
+    OWN_CONFIG,
+    PREFIX,
+    config_from_published,
+    is_mask,
+    published_places,
+    published_terms,
+)
+from harness.training.checkpoint import Checkpoint
+from harness.training.tensor_file import DTYPES, StoredTensor, stored_tensors
+from numpy_llm.layers import sinusoidal_positions
+
+GPT2_VOCABULARY = 50257
+
+# What is fetched of a published model; its folder also holds the same weights for other programs.
+_FETCHED = [
+    *(CONFIG, MODEL, INDEX, "model-*-of-*.safetensors"),
+    *(name for names in FILE_NAMES for name in names),
+    *("added_tokens.json", TOKENIZER_FILE, SETTINGS_FILE),
+]
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+
+
+def find_source(source: str, revision: str | None = None) -> Path:
+    """The folder that `source` means: itself, or the one that a hub name such as "openai-community/gpt2" gets.
+
+    revision: of a hub name: a branch, tag or commit; None for the main branch
+
+    Raises ConfigError for what is neither, UserError where the model cannot be fetched.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() and revision is None:
+        return path
+    if path.is_dir():
+        raise ConfigError(f"--revision {revision} is of a model on the hub, but {path} is a folder; omit it")
+    if path.exists():
+        raise ConfigError(f"{path} is a file; name the folder that holds it, with {CONFIG} and {MODEL}")
+    if not _HUB_NAME.fullmatch(source):
+        raise ConfigError(f"no folder {source}, and it is no hub name such as openai-community/gpt2 either")
+    return _fetch(source, revision)
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+        from huggingface_hub.utils import disable_progress_bars
+    except ModuleNotFoundError as error:
+        if error.name != "huggingface_hub":
+            raise
+        raise UserError(
+            f"no folder {name} here, and fetching it from the hub needs huggingface_hub, which is not installed; "
+            'run: pip install -c constraints.txt -e ".[hub]"'
+        ) from None
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FETCHED))
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(
+            f"no folder {name} here, and the hub shows no model of that name; check the spelling, "
+            "or log in there if it is private"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"the hub's model {name} has no revision {revision}; check the spelling") from None
+    except (HfHubHTTPError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"no folder {name} here, and it could not be fetched from the hub ({type(error).__name__}); where "
+            "there is a network, download the model, copy its folder here and name that"
+        ) from error
+
+
+def origin(source: str, folder: Path) -> dict[str, str]:
+    """What to remember of where a model comes from: its name, and of one from the hub the commit too."""
+    if Path(source).expanduser().is_dir():
+        return {"source": folder.resolve().name}
+    return {"source": source, "revision": folder.name}
+
+
+def import_gpt2(
+    folder: Path,
+    *,
+    origin: dict[str, str] | None = None,
+    dropout: float | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Checkpoint:
+    """The model in `folder`, ready to be saved as a checkpoint.
+
+    origin: see the function of that name; None for the folder's name
+    dropout: for later training, in place of the published rates
+    note: told in a line what a user should know and did not ask for
+    Raises UserError naming what is missing, extra, damaged, or computes another function.
+    """
+    fields = _read_object(folder / CONFIG, folder)
+    config = config_from_published(fields, dropout)
+    found = _stored(folder)
+    if config.n_layer > len(found):  # before a table of a million layers is built
+        raise UserError(
+            f"{folder / CONFIG} says n_layer {config.n_layer:,}, but the weights are {len(found)} tensors; "
+            "get the files that belong together"
+        )
+    stored, others = _match(found, config, folder)
+    dtype = _dtype_of(stored, note)
+    weights = Weights.zeros(config, dtype)
+    for name, place in sorted(published_places(config).items(), key=lambda row: -weights[row[0]].size):
+        value = stored[name].read()
+        weights[name][...] = value.T if place.transposed else value
+        del value  # unmaps it
+        if not np.isfinite(weights[name]).all():
+            at = tuple(map(int, np.argwhere(~np.isfinite(weights[name]))[0]))
+            raise UserError(
+                f"{stored[name].path}: {place.name} holds {weights[name][at]}, so the file is corrupt; "
+                "get the model again"
+            )
+    _check_tied_output(others.get(OUTPUT), weights)
+    config, weights = _restore(fields.get(OWN_CONFIG), config, weights, note)
+    return Checkpoint(
+        config=config,
+        weights=weights,
+        tokenizer=_tokenizer(folder, config, note),
+        training={"dtype": str(dtype)} | (origin or {"source": folder.resolve().name}),
+    )
+
+
+# --- files ---
+
+
+def _read_object(path: Path, folder: Path, schema=dict) -> dict:
+    try:
+        return read_json(path, schema)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} holds no {path.name}; name a folder as Hugging Face publishes it"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); get it again") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not as published: {error}; get it again") from None
+
+
+def _stored(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of the folder's one file or of all its shards."""
+    if (folder / MODEL).is_file():
+        return stored_tensors(folder / MODEL)
+    if not (folder / INDEX).is_file():
+        pickle = folder / "pytorch_model.bin"
+        beside = f"; {pickle.name} is a pickle, which is never read" if pickle.is_file() else ""
+        raise UserError(f"{folder} holds neither {MODEL} nor {INDEX}{beside}; get the model as safetensors")
+    index = folder / INDEX
+    shard_of = _read_object(index, folder, {"weight_map": {str: str}})["weight_map"]
+    if not shard_of:
+        raise UserError(f"{index} has an empty weight_map, which should list the shards; get it again")
+    stored: dict[str, StoredTensor] = {}
+    for shard in dict.fromkeys(shard_of.values()):
+        # Both systems' separators everywhere: a folder must not mean one thing here and another there.
+        if re.search(r"[/\\:\0]", shard) or shard in ("", ".", ".."):
+            raise UserError(
+                f"{index} names the shard {shard!r}, which leaves the folder; get the model elsewhere"
+            )
+        for name, tensor in stored_tensors(folder / shard).items():
+            if shard_of.get(name) != shard:
+                raise UserError(
+                    f"{folder / shard} holds {name}, which {INDEX} does not place there; get the model again"
+                )
+            stored[name] = tensor
+    absent = sorted(shard_of.keys() - stored.keys())
+    if absent:
+        raise UserError(f"{folder / shard_of[absent[0]]} lacks {_listed(absent)}, which {INDEX} places there")
+    return stored
+
+
+def _match(
+    stored: dict[str, StoredTensor], config: ModelConfig, folder: Path
+) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
+    """The stored tensors by our names, and the rest by theirs: a tied output, masks left out.
+
+    Raises UserError listing every tensor that is missing, not GPT-2's, of a wrong shape or not of floats.
+    """
+    unprefixed: dict[str, StoredTensor] = {}
+    problems = []
+    for name, tensor in stored.items():
+        if is_mask(name):
+            continue
+        short = name.removeprefix(PREFIX)
+        if short in unprefixed:
+            problems.append(f"both {short} and {PREFIX}{short}")
+        unprefixed[short] = tensor
+    table, places = weight_table(config), published_places(config)
+    found = {ours: unprefixed.pop(place.name) for ours, place in places.items() if place.name in unprefixed}
+    missing = [places[ours].name for ours in places if ours not in found]
+    allowed = {OUTPUT} if config.tie_embeddings else set()
+    extra = sorted(unprefixed.keys() - allowed)
+    if missing:
+        problems.append(f"missing {_listed(missing)}")
+    if extra:
+        problems.append(f"not GPT-2's {_listed(extra)}")
+    named = {places[ours].name: (tensor, ours) for ours, tensor in found.items()}
+    if OUTPUT in unprefixed and config.tie_embeddings:
+        named[OUTPUT] = unprefixed[OUTPUT], "token_embedding.weight"
+    for name, (tensor, ours) in named.items():
+        shape = table[ours].shape
+        if places[ours].transposed:
+            shape = shape[::-1]
+        if tensor.shape != shape:
+            problems.append(f"{name} is {tensor.shape}, wanted {shape}")
+        elif tensor.dtype not in DTYPES:
+            problems.append(f"{name} is of {tensor.dtype}, wanted {', '.join(DTYPES)}")
+    if problems:
+        raise UserError(f"the tensors in {folder} are not those of {CONFIG}: {_listed(problems, '; ')}")
+    return found, unprefixed
+
+
+def _listed(names: list[str], separator: str = ", ") -> str:
+    """All names up to twenty, then how many more."""
+    more = f"{separator}and {len(names) - 20} more" if len(names) > 20 else ""
+    return separator.join(names[:20]) + more
+
+
+def _dtype_of(stored: dict[str, StoredTensor], note) -> np.dtype:
+    kinds = sorted({tensor.dtype for tensor in stored.values()})
+    dtype = max((tensor.float_dtype for tensor in stored.values()), key=lambda dtype: dtype.itemsize)
+    halves = {"F16": "float16", "BF16": "bfloat16"}
+    if narrow := [halves[kind] for kind in kinds if kind in halves]:
+        note(f"the weights are {' and '.join(narrow)}; they become {dtype}, which holds the same numbers")
+    return dtype
+
+
+def _check_tied_output(output: StoredTensor | None, weights: Weights):
+    if output is not None and not np.array_equal(output.read(), weights["token_embedding.weight"]):
+        raise UserError(
+            f"{output.path}: {OUTPUT} differs from wte.weight, though tie_word_embeddings in {CONFIG} says that "
+            "they are one; set it to false if the model was trained with two"
+        )
+
+
+# --- what GPT-2's files cannot say ---
+
+
+def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[ModelConfig, Weights]:
+    """The model that an export of this project was made from, if its files still hold that one.
+
+    Fixed positions and absent biases are written as a table and as zeros. Somebody may have trained them
+    since; then they are what the files say they are, weights.
+    """
+    if own is None:
+        return config, weights
+    try:
+        wanted = ModelConfig.from_dict(own)
+        wanted = replace(wanted, dropout=config.dropout)
+    except (ConfigError, TypeError, AttributeError):
+        wanted = None
+    if wanted is None or published_terms(wanted) != config:
+        note(f"{OWN_CONFIG} in {CONFIG} does not fit its other fields, which hold")
+        return config, weights
+    if wanted == config:
+        return config, weights
+    if wanted.position == "sinusoidal":
+        table = sinusoidal_positions(wanted.context_length, wanted.d_model, weights.flat.dtype)
+        # Machines differ in a sine's last digit; a step of training changes far more.
+        if not np.allclose(weights["position_embedding.weight"], table, rtol=0, atol=1e-6):
+            note(
+                "the positions are no longer the fixed sinusoids of the export, so they are learned ones now"
+            )
+            wanted = replace(wanted, position="learned")
+    if not wanted.bias and any(value.any() for name, value in weights.items() if name.endswith(".bias")):
+        note("the biases are no longer the zeros of the export, so the model has biases now")
+        wanted = replace(wanted, bias=True)
+    restored = Weights.zeros(wanted, weights.flat.dtype)
+    for name, view in restored.items():
+        view[...] = weights[name]
+    return wanted, restored
+
+
+def _tokenizer(folder: Path, config: ModelConfig, note):
+    encoding = read_vocabulary(folder)
+    if encoding is None and config.vocab_size == GPT2_VOCABULARY:
+        note(f"{folder} has no vocabulary files; taking tiktoken's gpt2")
+        encoding = open_tokenizer("gpt2")
+    if encoding is None:
+        raise UserError(
+            f"{folder} has no vocabulary files, and a vocabulary of {config.vocab_size:,} is not GPT-2's; put its "
+            "vocab.json and merges.txt there"
+        )
+    if encoding.n_vocab > config.vocab_size:
+        raise UserError(
+            f"{folder}: the vocabulary files have {encoding.n_vocab:,} tokens, but vocab_size in {CONFIG} is "
+            f"{config.vocab_size:,}; get the files that belong to the model"
+        )
+    if encoding.n_vocab < config.vocab_size:
+        note(
+            f"the model knows {config.vocab_size:,} ids, the vocabulary {encoding.n_vocab:,}; the others stand "
+            "for no text"
+        )
+    return encoding

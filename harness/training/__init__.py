@@ -1,0 +1,1 @@
+"""Training runs with either backend: settings, the loop, checkpoints, run folders, evaluation."""

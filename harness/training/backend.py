@@ -1,0 +1,144 @@
+"""What the trainer asks of a backend, and the one place that opens a backend by name."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from contract.config import ModelConfig
+from contract.errors import ConfigError, UserError
+from contract.trace import Trace
+from harness.training.machine import available_cpus
+from harness.training.settings import TrainingSettings
+
+BACKENDS = ("numpy", "torch")
+MAX_THREADS = 1024
+
+
+class Backend(Protocol):
+    """A model with its optimiser. `tokens` and `targets` are int64 (B, T); a loss is in nats per token.
+
+    name: the name that opens it
+    config: the model's configuration
+    device: "cpu", "cuda" or "mps"
+    threads: how many threads it computes with
+    """
+
+    name: str
+    config: ModelConfig
+    device: str
+    threads: int
+
+    def loss_and_gradients(
+        self, tokens: np.ndarray, targets: np.ndarray, *, step: int, accumulate: int
+    ) -> float:
+        """The loss of a batch, its gradients kept for `clip` and `update`.
+
+        step: counted from 0, the key of the dropout masks
+        accumulate: how many micro-batches to cut the batch into; the result is the same for each
+        """
+
+    def trace(self, tokens: np.ndarray, targets: np.ndarray, *, step: int) -> Trace:
+        """Every tensor of a pass over a batch and its gradient, with the dropout of that step."""
+
+    def clip(self, max_norm: float | None) -> float:
+        """Scale the gradients down to `max_norm` (None: leave them). returns: their norm before"""
+
+    def update(self, learning_rate: float):
+        """One step of AdamW."""
+
+    def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> float:
+        """The loss of a batch without dropout; of the last P places alone where targets are (B, P)."""
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """The weights by name."""
+
+    def optimizer_state(self) -> Mapping[str, np.ndarray]:
+        """Adam's moments, "m." and "v." before each weight's name."""
+
+    def load_optimizer_state(self, state: Mapping[str, np.ndarray], step: int):
+        """Go on from these moments after `step` updates."""
+
+    @staticmethod
+    def estimate_memory(
+        config: ModelConfig, *, batch_size: int, accumulate: int, threads: int, dtype: str
+    ) -> int:
+        """Bytes that training will take at its peak, the interpreter and its libraries included."""
+
+    def generate(self, tokens: list[int], max_new_tokens: int, **sampling) -> Iterator[int]:
+        """Yield tokens that continue `tokens`; `sampling` as in `numpy_llm.generate.generate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendSettings:
+    """How a backend computes.
+
+    seed: of initial weights and dropout; dtype: "float32" or "float64"
+    threads: None for one per CPU that this process may use
+    device: "cpu" or, for PyTorch, "cuda" or "mps"
+    beta1, beta2, weight_decay: of AdamW
+    take_weights: whether the backend may train the given weights in place where it needs no copy
+
+    Raises ConfigError for an impossible number of threads.
+    """
+
+    seed: int = TrainingSettings.seed
+    dtype: str = TrainingSettings.dtype
+    threads: int | None = None
+    device: str = "cpu"
+    beta1: float = TrainingSettings.beta1
+    beta2: float = TrainingSettings.beta2
+    weight_decay: float = TrainingSettings.weight_decay
+    take_weights: bool = False
+
+    def __post_init__(self):
+        check_threads(self.threads)
+        object.__setattr__(self, "threads", self.threads or available_cpus())  # the dataclass is frozen
+
+    @property
+    def adam(self) -> dict[str, float]:
+        """The settings of AdamW."""
+        return {"beta1": self.beta1, "beta2": self.beta2, "weight_decay": self.weight_decay}
+
+
+def open_backend(
+    name: str, config: ModelConfig, weights: Mapping[str, np.ndarray] | None = None, **settings
+) -> Backend:
+    """A backend ready to train or generate.
+
+    name: "numpy" or "torch"; PyTorch is imported only for the latter
+    weights: what to start from; None draws initial weights from the seed
+    settings: fields of BackendSettings
+
+    Raises ConfigError for an unknown name or impossible settings, UserError where PyTorch is not installed.
+    """
+    return backend_class(name)(config, weights, BackendSettings(**settings))
+
+
+def backend_class(name: str) -> type:
+    """The class behind a backend's name, imported when asked for."""
+    if name == "numpy":
+        from harness.training.numpy_backend import NumpyBackend
+
+        return NumpyBackend
+    if name == "torch":
+        try:
+            from harness.training.torch_backend import TorchBackend
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise UserError(
+                "--backend torch needs PyTorch, which is not installed; run: pip install -c constraints.txt "
+                '-e ".[torch]", or leave the option out to train in NumPy'
+            ) from None
+        return TorchBackend
+    raise ConfigError(f"unknown backend {name!r}; choose {' or '.join(BACKENDS)}")
+
+
+def check_threads(threads: int | None):
+    """Raise ConfigError for an impossible number of threads; None is one per CPU."""
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ConfigError(
+            f"threads must be from 1 to {MAX_THREADS}, got {threads}; omit it to use one thread per CPU"
+        )

@@ -1,0 +1,311 @@
+"""How fast and how large: the backends side by side, each in a process of its own.
+
+The processes live through a whole recipe and work in turn, A B A B ..., one while the others wait, so that what
+slows the machine for a while slows all of them. A ratio is taken within a turn; its median is what to quote.
+"""
+
+import json
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from contract.config import ModelConfig, preset
+from contract.errors import ConfigError, UserError
+from contract.files import write_file
+from contract.weights import weight_table
+from harness.training.backend import open_backend
+from harness.training.machine import available_cpus, peak_memory, versions
+
+NUMPY, TORCH, COMPILED, TRANSFORMERS = "numpy", "torch", "torch.compile", "transformers"
+TURN_SECONDS = 1.0  # how long a contestant works before it is the other's turn, at least one unit
+PEAK_SIZE = 2048  # rows of the square matrices whose product gives the peak
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A measured piece of work.
+
+    model: preset, vocabulary and overrides; batch_size: B of a training step
+    new_tokens, prompt_tokens: of a recipe that generates instead of training, else 0
+    """
+
+    name: str
+    config: ModelConfig
+    batch_size: int = 1
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens a unit of work is: those of a step, or those generated."""
+        return self.new_tokens or self.batch_size * self.config.context_length
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the matrix products of a unit of work.
+
+        Training: 6 a weight and token, forward 2 and backward 4, and 12 · L · T · C a token for attention, causal
+        or not. Generating: 2 a weight and token, attention left out.
+
+        Source: Chowdhery et al. 2022 (PaLM), appendix B.
+        """
+        config = self.config
+        matrices = sum(
+            int(np.prod(spec.shape))
+            for name, spec in weight_table(config).items()
+            if spec.decays and not name.endswith("embedding.weight")
+        )
+        weights = matrices + (config.vocab_size * config.d_model if config.tie_embeddings else 0)
+        if self.new_tokens:
+            return 2 * weights * self.tokens
+        attention = 12 * config.n_layer * config.context_length * config.d_model
+        return (6 * weights + attention) * self.tokens
+
+
+def _gpt2(**changes) -> ModelConfig:
+    return preset("gpt2", vocab_size=50257, **changes)
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("nano", preset("nano", vocab_size=65), batch_size=12),
+        Recipe("tense", preset("tense", vocab_size=768), batch_size=64),
+        Recipe(
+            "medium",
+            preset("nano", vocab_size=65, n_layer=6, n_head=6, d_model=384, context_length=256),
+            batch_size=4,
+        ),
+        Recipe("gpt2", _gpt2(context_length=64), batch_size=4),
+        Recipe("decode", _gpt2(), prompt_tokens=16, new_tokens=64),
+    )
+}
+
+
+@dataclass
+class Measured:
+    """What one contestant did: the seconds of its units by turn, and its largest memory in bytes."""
+
+    name: str
+    turns: list[list[float]] = field(default_factory=list)
+    peak_memory: int = 0
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of every unit."""
+        return [seconds for turn in self.turns for seconds in turn]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A recipe's figures; peak_flops: multiplications and additions a second of a large matrix product."""
+
+    recipe: Recipe
+    contestants: list[Measured]
+    peak_flops: float
+
+    def ratios(self, other: Measured) -> list[float]:
+        """How many times as fast as `other` NumPy is, a figure for each turn."""
+        pairs = zip(self.contestants[0].turns, other.turns, strict=True)
+        return [median(theirs) / median(ours) for ours, theirs in pairs]
+
+    def to_dict(self) -> dict:
+        """Everything measured, ready for JSON: seconds, tokens per second, ratios, bytes."""
+        return {
+            "recipe": self.recipe.name,
+            "model": self.recipe.config.to_dict(),
+            "batch_size": self.recipe.batch_size,
+            "matrix_product_flops_per_second": self.peak_flops,
+            "contestants": [
+                {
+                    "name": each.name,
+                    "seconds": each.seconds,
+                    "tokens_per_second": self.recipe.tokens / median(each.seconds),
+                    "share_of_peak": self.recipe.flops / median(each.seconds) / self.peak_flops,
+                    "peak_memory": each.peak_memory,
+                    "numpy_speed_over_this": self.ratios(each),
+                }
+                for each in self.contestants
+            ],
+        }
+
+
+def contestants(recipe: Recipe, *, compiled: bool) -> list[str]:
+    """Who takes part: NumPy first; `transformers` where text is generated, `torch.compile` where asked for."""
+    if recipe.new_tokens:
+        return [NUMPY, TORCH, TRANSFORMERS]
+    return [NUMPY, TORCH, *([COMPILED] if compiled else [])]
+
+
+def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compiled: bool = False) -> Result:
+    """Measure a recipe.
+
+    turns: how often each contestant gets its turn; threads: of each, None for one per CPU
+    Raises UserError where a contestant cannot start.
+    """
+    if turns < 1:
+        raise ConfigError(f"turns must be at least 1, got {turns}")
+    threads = threads or available_cpus()
+    with ExitStack() as stack:
+        workers = []
+        for name in contestants(recipe, compiled=compiled):
+            workers.append(stack.enter_context(_Worker(name, recipe, threads)))
+            workers[-1].ask("warm up")
+        for _ in range(turns):
+            for worker in workers:
+                worker.measured.turns.append(worker.ask("turn"))
+        for worker in workers:
+            worker.measured.peak_memory = worker.ask("memory")
+        return Result(recipe, [worker.measured for worker in workers], workers[0].ask("peak"))
+
+
+class _Worker:
+    """A contestant's process, which answers one question at a time."""
+
+    def __init__(self, name: str, recipe: Recipe, threads: int):
+        self.measured = Measured(name)
+        context = multiprocessing.get_context("spawn")  # a fork would share what was imported and measured
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, recipe, threads), daemon=True)
+        with _deaf_to_interruptions():
+            self._process.start()
+        theirs.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            self._process.kill()
+        self._connection.close()  # the process ends when nobody asks any more
+        self._process.join(timeout=10)
+        self._process.kill()
+
+    def ask(self, question: str):
+        """Raises UserError with what the process said where it failed."""
+        self._connection.send(question)
+        try:
+            answer, problem = self._connection.recv()
+        except EOFError:
+            problem = f"its process ended ({self._process.exitcode}), perhaps for lack of memory"
+        if problem:
+            raise UserError(f"{self.measured.name} cannot be measured: {problem}")
+        return answer
+
+
+@contextmanager
+def _deaf_to_interruptions() -> Iterator[None]:
+    """What is started inside leaves Ctrl-C, which a terminal sends to it too, to the process that waits for it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # to start it later would take the block away
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _serve(connection, name: str, recipe: Recipe, threads: int):
+    """What runs in a contestant's process."""
+    unit: Callable[[], None] | None = None
+    try:
+        while True:
+            question = connection.recv()
+            try:
+                if question == "warm up":
+                    unit = _unit(name, recipe, threads)
+                    for _ in _timed(unit, TURN_SECONDS):
+                        pass
+                    connection.send((None, ""))
+                elif question == "turn":
+                    connection.send((list(_timed(unit, TURN_SECONDS)), ""))
+                elif question == "memory":
+                    connection.send((peak_memory(), ""))
+                else:
+                    with threadpool_limits(threads):
+                        connection.send((_peak_flops(), ""))
+            except Exception as error:
+                connection.send((None, f"{type(error).__name__}: {error}"))
+    except (EOFError, BrokenPipeError):  # nobody asks any more
+        return
+
+
+def _timed(unit: Callable[[], None], seconds: float) -> Iterator[float]:
+    """Do units of work, three at least, until so many seconds have passed. yields: the seconds of each"""
+    started, count = perf_counter(), 0
+    while count < 3 or perf_counter() - started < seconds:
+        begun = perf_counter()
+        unit()
+        yield perf_counter() - begun
+        count += 1
+
+
+def _unit(name: str, recipe: Recipe, threads: int) -> Callable[[], None]:
+    """A function that does one unit of a recipe's work as the contestant does it."""
+    if name == TRANSFORMERS:
+        return _transformers_unit(recipe, threads)
+    config = recipe.config
+    backend = open_backend(NUMPY if name == NUMPY else TORCH, config, threads=threads)
+    if name == COMPILED:
+        import torch
+
+        backend.model = torch.compile(backend.model)
+    random = np.random.default_rng(0)
+    if recipe.new_tokens:
+        prompt = random.integers(config.vocab_size, size=recipe.prompt_tokens).tolist()
+        return lambda: list(backend.generate(prompt, recipe.new_tokens, temperature=0))
+    tokens = random.integers(config.vocab_size, size=(recipe.batch_size, config.context_length + 1))
+
+    def step():
+        backend.loss_and_gradients(tokens[:, :-1], tokens[:, 1:], step=0, accumulate=1)
+        backend.clip(1.0)
+        backend.update(1e-4)
+
+    return step
+
+
+def _transformers_unit(recipe: Recipe, threads: int) -> Callable[[], None]:
+    try:
+        import torch
+        from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; the extra dev has it") from None
+    torch.set_num_threads(threads)
+    config = recipe.config
+    shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.d_model}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=config.vocab_size, **shape)).eval()
+    prompt = torch.randint(config.vocab_size, (1, recipe.prompt_tokens))
+    length = {"max_new_tokens": recipe.new_tokens, "min_new_tokens": recipe.new_tokens}
+    settings = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=0, **length)
+    return lambda: model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+
+
+def _peak_flops() -> float:
+    """Multiplications and additions a second of a large float32 matrix product in NumPy: the best of five."""
+    a = np.ones((PEAK_SIZE, PEAK_SIZE), np.float32)
+    product = np.empty_like(a)
+    return 2 * PEAK_SIZE**3 / min(_timed_once(lambda: np.matmul(a, a, out=product)) for _ in range(5))
+
+
+def _timed_once(function: Callable[[], object]) -> float:
+    started = perf_counter()
+    function()
+    return perf_counter() - started
+
+
+def write_results(path: Path, results: list[Result], *, overwrite: bool = False):
+    """Write all figures, and on what they were measured, to a file; see `contract.files.write_file`."""
+    record = {"versions": versions(), "recipes": [result.to_dict() for result in results]}
+    with write_file(path, overwrite=overwrite) as file:
+        file.write(json.dumps(record).encode() + b"\n")

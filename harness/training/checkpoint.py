@@ -1,0 +1,345 @@
+"""Checkpoints: everything that a run needs to go on, or a model to be used, in one folder.
+
+    config.json             format version, model configuration, training settings, step, hashes
+    model.safetensors       the weights under their dotted names
+    optimizer.safetensors   Adam's moments, "m." and "v." before each weight's name (only while training)
+    tokenizer.tiktoken      the tokenizer's ranks, unless they are tiktoken's own
+
+A checkpoint is written beside its final place, flushed to disk and renamed, so that a complete one exists at
+every instant; every file is verified by its hash when it is read. Nothing is ever unpickled.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+from contract.checks import check_whole
+from contract.config import ModelConfig
+from contract.errors import ConfigError, UserError, command_line
+from contract.files import WriteError, replace_folder, sha256_of
+from contract.schema import pop_checksum, read_json, require, write_record
+from contract.staging import replaced_folders
+from contract.weights import Weights, check_tensors, check_weights, weight_table
+from data.tokenizers import identity, load_ranks, open_tokenizer, save_ranks
+from harness.training.tensor_file import StoredTensor, save_tensors, stored_tensors
+
+FORMAT = "twin-gpt checkpoint"
+FORMAT_VERSION = 1
+MAX_READ_ATTEMPTS = 20  # a writer may replace the checkpoint while we read
+CONFIG, MODEL, OPTIMIZER, RANKS = (
+    "config.json",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "tokenizer.tiktoken",
+)
+_COUNT = range(2**63)
+_RECORD = {
+    "format": str,
+    "format_version": int,
+    "model": dict,
+    "tokenizer": {"name": str, "vocab_size": _COUNT, "sha256": str},
+    "step": _COUNT,
+    "validation_loss": (float, None),
+    "training": {
+        **dict.fromkeys(("dtype", "source", "revision", "from", "backend", "device"), (str, None)),
+        **dict.fromkeys(("tokens", "tokens_relative", "tokens_sha256"), (str, None)),
+        **dict.fromkeys(("threads", "evaluated", "best_step", "train_tokens"), (_COUNT, None)),
+        **dict.fromkeys(("validation_tokens", "final_validation_tokens"), (_COUNT, None)),
+        **dict.fromkeys(("best_loss", "final_validation_loss"), (float, None)),
+    },
+    "files": {str: str},
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder holds.
+
+    config: the model's configuration
+    weights: the weights by dotted name
+    tokenizer: the encoding that the model was trained with
+    step: optimiser steps done
+    training: the run's settings, as JSON values
+    optimizer: Adam's moments by name, or None where they were not asked for or not kept
+    validation_loss: nats per token on the held-out split at this step, None before the first evaluation
+    """
+
+    config: ModelConfig
+    weights: Mapping[str, np.ndarray]
+    tokenizer: tiktoken.Encoding
+    step: int = 0
+    training: dict = field(default_factory=dict)
+    optimizer: Mapping[str, np.ndarray] | None = None
+    validation_loss: float | None = None
+
+
+def save_checkpoint(folder: str | PathLike, checkpoint: Checkpoint):
+    """Write `checkpoint` to `folder`, in place of the checkpoint that stands there.
+
+    Files that the user has put beside a checkpoint's own stay in the folder.
+    Raises ConfigError for a checkpoint that could not be read again, UserError where `folder` holds anything but a
+    checkpoint, or cannot be written; what stands there then stays.
+    """
+    checkpoint = _checked(checkpoint)
+    try:
+        with replace_folder(folder, checkpoint_files) as fresh:
+            _write_files(fresh, checkpoint)
+    except WriteError as error:
+        way = "free disk space or fix permissions, then continue with --resume"
+        if checkpoint_exists(Path(folder)):
+            way = f"the one before is kept; {way}"
+        what = f"the checkpoint of step {checkpoint.step} "
+        raise WriteError(folder, error.reason, what=what, way=way) from error
+
+
+def checkpoint_files(folder: Path) -> set[str] | None:
+    """The names of a checkpoint's own files; None for a folder that is no checkpoint of this program."""
+    try:
+        record = read_json(folder / CONFIG, {"format": str, "files": {str: str}})
+    except (OSError, ValueError):
+        return None
+    names = {CONFIG, *record["files"]}
+    plain = all(Path(name).name == name for name in names)  # a foreign file may claim what lies elsewhere
+    return names if record["format"] == FORMAT and plain else None
+
+
+def load_checkpoint(folder: str | PathLike, *, with_optimizer: bool = False) -> Checkpoint:
+    """Read and verify the checkpoint in `folder`; `with_optimizer` reads Adam's moments too.
+
+    A checkpoint that a training process replaces meanwhile is read again, so its files are never mixed.
+    Raises UserError naming the file that is missing, damaged, of another format version, or holds nan or infinity.
+    """
+    folder = Path(folder)
+    for _ in range(MAX_READ_ATTEMPTS):
+        place = _complete(folder)
+        before = _written(place)
+        try:
+            checkpoint = _load(place, with_optimizer)
+        except (UserError, FileNotFoundError):
+            if before is not None and _written(place) == before:
+                raise
+        else:
+            if _written(place) == before:
+                return checkpoint
+    raise UserError(
+        f"{folder} is replaced again before it can be read; try again when its training has ended"
+    )
+
+
+def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
+    record = _read_config(folder)
+    config = ModelConfig.from_dict(record["model"])
+    stored = _verified_tensors(folder, MODEL, record)
+    if config.n_layer > len(stored):  # before a table of a million layers is built
+        raise UserError(
+            f"{folder / CONFIG} says n_layer {config.n_layer:,}, but {MODEL} has {len(stored)} tensors; "
+            "use another checkpoint"
+        )
+    shapes = {name: spec.shape for name, spec in weight_table(config).items()}
+    _require_shapes(folder / MODEL, stored, shapes)
+    weights = Weights.zeros(config, next(iter(stored.values())).float_dtype)
+    _copy(stored, weights)
+    optimizer = None
+    if with_optimizer:
+        if OPTIMIZER not in record["files"]:
+            raise UserError(f"{folder} holds no optimizer state, so its training cannot go on from there")
+        moments = {f"{moment}.{name}": shape for moment in "mv" for name, shape in shapes.items()}
+        stored = _verified_tensors(folder, OPTIMIZER, record)
+        _require_shapes(folder / OPTIMIZER, stored, moments)
+        optimizer = {name: np.empty(shape, stored[name].float_dtype) for name, shape in moments.items()}
+        _copy(stored, optimizer)
+    return Checkpoint(
+        config=config,
+        weights=weights,
+        tokenizer=_read_tokenizer(folder, record),
+        step=record["step"],
+        training=record["training"],
+        optimizer=optimizer,
+        validation_loss=record.get("validation_loss"),
+    )
+
+
+def _written(folder: Path) -> tuple[int, int] | None:
+    """What tells a checkpoint from one that has taken its place; None where none stands there."""
+    try:
+        status = (folder / CONFIG).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def checkpoint_exists(folder: Path) -> bool:
+    """Whether a checkpoint stands at `folder`, one whose replacement was interrupted included."""
+    return any((place / CONFIG).is_file() for place in _places(folder))
+
+
+# Writing
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its numbers as JSON has them. Raises ConfigError for one that could not be read again."""
+    for name, kind in (("config", ModelConfig), ("tokenizer", tiktoken.Encoding)):
+        if not isinstance(getattr(checkpoint, name, None), kind):
+            raise ConfigError(f"a checkpoint's {name} must be a {kind.__name__}, got {checkpoint!r:.60}")
+    check_weights(checkpoint.weights, checkpoint.config)
+    if checkpoint.optimizer is not None:
+        shapes = {name: np.shape(value) for name, value in checkpoint.weights.items()}
+        moments = {f"{moment}.{name}": shape for moment in "mv" for name, shape in shapes.items()}
+        check_tensors("moments", checkpoint.optimizer, moments)
+    step, loss = checkpoint.step, checkpoint.validation_loss
+    check_whole("a checkpoint's step", step, 0)
+    try:
+        training = json.loads(json.dumps(checkpoint.training, default=lambda value: value.tolist()))
+        loss = None if loss is None else float(loss)
+        require(
+            {"validation_loss": loss, "training": training},
+            {name: _RECORD[name] for name in ("validation_loss", "training")},
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"a checkpoint's training settings and loss must be JSON values ({error})"
+        ) from None
+    return replace(checkpoint, step=int(step), training=training, validation_loss=loss)
+
+
+def first_difference(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> str:
+    """The first name whose shape is not the wanted one, and both shapes, in words; "" where all are."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return f"{name} is {found.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
+    return ""
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint):
+    save_tensors(folder / MODEL, checkpoint.weights)
+    if checkpoint.optimizer is not None:
+        save_tensors(folder / OPTIMIZER, checkpoint.optimizer)
+    if checkpoint.tokenizer.name != "gpt2":
+        save_ranks(checkpoint.tokenizer, folder / RANKS)
+    record = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": checkpoint.config.to_dict(),
+        "tokenizer": identity(checkpoint.tokenizer),
+        "step": checkpoint.step,
+        "validation_loss": checkpoint.validation_loss,
+        "training": checkpoint.training,
+        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+    }
+    write_record(folder / CONFIG, record)
+
+
+# Reading
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    """Where the checkpoint may stand, each looked for when it is asked for: at its place, or beside it.
+
+    The folder comes once more, as its replacement may be done between two looks. "NAME.old" is where earlier versions
+    of this program left the old one when the power went.
+    """
+    yield folder
+    yield from replaced_folders(folder)
+    yield folder.with_name(f"{folder.name}.old")
+    yield folder
+
+
+def _complete(folder: Path) -> Path:
+    """The folder itself or, where it was being replaced when the power went, the copy beside it."""
+    for place in _places(folder):
+        if (place / CONFIG).is_file():
+            return place
+    raise UserError(f"no checkpoint at {folder}: {CONFIG} is missing; name the folder of a training run")
+
+
+def _read_config(folder: Path) -> dict:
+    path = folder / CONFIG
+    try:
+        record = read_json(path)
+        kind, version = record["format"], record["format_version"]
+    except KeyError as error:
+        if "model_type" in record:
+            raise UserError(
+                f"{folder} holds a published model, no checkpoint; {import_advice(folder)}"
+            ) from None
+        raise UserError(f"{path} is not a checkpoint's: it has no {error}; use another checkpoint") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged or not a checkpoint's ({error}); use another checkpoint"
+        ) from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); use another checkpoint") from None
+    if kind != FORMAT or version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} is of format {kind!r} version {version!r}, but this program reads {FORMAT!r} "
+            f"version {FORMAT_VERSION}; use the release that wrote it"
+        )
+    if not pop_checksum(record):
+        raise UserError(
+            f"{path} does not match its checksum: it was changed or damaged; use another checkpoint"
+        )
+    try:
+        require(record, _RECORD)
+    except ValueError as error:
+        raise UserError(f"{path} does not describe a checkpoint: {error}; use another checkpoint") from None
+    return record
+
+
+def import_advice(source: Path) -> str:
+    """What to do with a published model, a folder or a name on the hub."""
+    return f"import it first: {command_line('import-gpt2', source, '--out', Path('runs') / source.name)}"
+
+
+def _verified_tensors(folder: Path, name: str, record: dict) -> dict[str, StoredTensor]:
+    _verify(folder, name, record)
+    return stored_tensors(folder / name)
+
+
+def _require_shapes(path: Path, stored: dict[str, StoredTensor], shapes: dict[str, tuple]):
+    if odd := first_difference({name: tensor.shape for name, tensor in stored.items()}, shapes):
+        raise UserError(f"{path} does not fit its configuration: {odd}; use another checkpoint")
+
+
+def _copy(stored: Mapping[str, StoredTensor], target: Mapping[str, np.ndarray]):
+    # The largest first: while it is mapped, the memory that the others will fill is not taken yet.
+    for name in sorted(target, key=lambda name: -target[name].size):
+        target[name][...] = stored[name].read()
+        if not np.isfinite(target[name]).all():
+            raise UserError(
+                f"{stored[name].path}: {name} contains nan or infinity: the file is corrupt; "
+                "use another checkpoint"
+            )
+
+
+def _read_tokenizer(folder: Path, record: dict) -> tiktoken.Encoding:
+    wanted = record["tokenizer"]
+    if RANKS in record["files"]:
+        _verify(folder, RANKS, record)
+        tokenizer = load_ranks(folder / RANKS, name=wanted["name"])
+    else:
+        tokenizer = open_tokenizer(wanted["name"])
+    if identity(tokenizer) != wanted:
+        raise ConfigError(f"the tokenizer of {folder} is not the one that its model was trained with")
+    return tokenizer
+
+
+def _verify(folder: Path, name: str, record: dict):
+    path = folder / name
+    try:
+        found = sha256_of(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing from the checkpoint; use another checkpoint") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); use another checkpoint") from None
+    if found != record["files"].get(name):
+        raise UserError(
+            f"{path} does not match its hash ({path.stat().st_size:,} bytes): it was cut short or damaged; "
+            "use another checkpoint"
+        )

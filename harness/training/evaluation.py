@@ -1,0 +1,70 @@
+"""How well a model predicts a text."""
+
+from collections.abc import Callable
+from math import exp, inf, log
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.config import ModelConfig
+from data.batches import evaluation_batches
+from harness.training.backend import Backend
+
+
+class Evaluation(NamedTuple):
+    """loss: nats per token; tokens: how many were predicted, which is all but the first."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): among how many equally likely tokens one would be as unsure; inf where it overflows."""
+        try:
+            return exp(self.loss)
+        except OverflowError:
+            return inf
+
+
+def evaluate(
+    backend: Backend,
+    tokens: np.ndarray,
+    batch_size: int,
+    *,
+    max_windows: int | None = None,
+    stride: int | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Evaluation | None:
+    """The mean loss over a text's tokens, each predicted from those before it in its window.
+
+    tokens: int (N,); max_windows, stride: see `data.batches.evaluation_batches`
+    interrupted: asked after every batch whether to leave. returns: None then
+    progress: called after every batch with the tokens predicted so far
+    """
+    total, count = 0.0, 0
+    for inputs, targets in evaluation_batches(
+        tokens, backend.config.context_length, batch_size, max_windows, stride
+    ):
+        total += backend.evaluate(inputs, targets) * targets.size
+        count += targets.size
+        progress(count)
+        if interrupted():
+            return None
+    return Evaluation(total / count, count)
+
+
+def default_batch_size(config: ModelConfig) -> int:
+    """Windows at once: 32, or fewer where their logits would be more than 64 million numbers."""
+    return max(1, min(32, (1 << 26) // (config.context_length * config.vocab_size)))
+
+
+def bits_per_byte(evaluation: Evaluation, tokens: np.ndarray, lengths: np.ndarray) -> float:
+    """The loss in a unit that does not depend on the tokenizer: bits for each byte of the predicted text.
+
+    tokens: int (N,), as given to `evaluate`; lengths: int (V,), the bytes of each token
+    """
+    counts = np.zeros(len(lengths), np.int64)
+    for start in range(1, len(tokens), 1 << 20):  # in pieces: the file may be large
+        counts += np.bincount(tokens[start : start + (1 << 20)], minlength=len(lengths))
+    return evaluation.loss * evaluation.tokens / log(2) / int(counts @ lengths)

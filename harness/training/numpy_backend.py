@@ -1,0 +1,203 @@
+"""The NumPy twin as a backend: its batch split over threads, its memory kept between steps."""
+
+import ctypes
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from itertools import pairwise
+from threading import BrokenBarrierError
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from contract.checks import check_targets
+from contract.config import ModelConfig
+from contract.errors import ConfigError, UserError
+from contract.randomness import DropoutKey
+from contract.trace import Trace
+from contract.weights import Weights, check_weights, parameter_count, weight_table
+from harness.training.backend import BackendSettings
+from harness.training.turnstile import Turnstile
+from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
+from numpy_llm.generate import generate
+from numpy_llm.layers import cross_entropy_forward
+from numpy_llm.model import GPT
+
+PROCESS_BYTES = 105 << 20  # Python with all that a training run imports, the plot at its end included
+
+
+class NumpyBackend:
+    """See `harness.training.backend.Backend`.
+
+    NumPy releases the interpreter in every large operation, so two threads on two halves of a batch work
+    at the same time, each with one BLAS thread. They add their gradients to one buffer, in a fixed order, so a
+    run is bit-identical for one seed and thread count.
+    """
+
+    name, device = "numpy", "cpu"
+
+    def __init__(self, config: ModelConfig, weights, settings: BackendSettings):
+        keep_freed_memory()
+        if settings.device != self.device:
+            raise ConfigError(
+                f"NumPy computes on the cpu alone, got --device {settings.device}; add --backend torch"
+            )
+        self.config, self.seed, self.threads = config, settings.seed, settings.threads
+        as_they_are = isinstance(weights, Weights) and weights.flat.dtype == settings.dtype
+        if weights and not (settings.take_weights and as_they_are):
+            weights = _as_weights(config, weights, settings.dtype)
+        self.model = GPT(config, weights, seed=settings.seed, dtype=settings.dtype)
+        self._adam = settings.adam
+        self._pool = ThreadPoolExecutor(self.threads)
+        self._blas = ThreadpoolController()
+
+    @cached_property
+    def optimizer(self) -> AdamW:
+        """AdamW over the model's weights; its moments exist from the first use on."""
+        return AdamW(self.model.weights, **self._adam)
+
+    @cached_property
+    def _gradients(self) -> Weights:
+        return Weights.zeros(self.config, self.model.dtype)
+
+    def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
+        self._gradients.flat.fill(0)
+        loss = 0.0
+        for micro_batch in _split(slice(0, len(tokens)), accumulate):
+            parts = _split(micro_batch, self.threads)
+            turnstile = Turnstile(len(parts))
+
+            def differentiate(part: slice, place: int, turnstile=turnstile) -> float:
+                with turnstile.aborted_by_failure():
+                    share = (part.stop - part.start) / len(tokens)
+                    dropout = DropoutKey(self.seed, step, first_sequence=part.start)
+                    loss, cache = self.model.forward(tokens[part], targets[part], dropout=dropout)[1:]
+                    turn = partial(turnstile.turn, place)
+                    self.model.backward(cache, dloss=share, gradients=self._gradients, turn=turn)
+                    return share * float(loss)
+
+            with turnstile.aborted_by_failure():  # also of a thread that cannot start
+                loss += sum(self._over_threads(differentiate, parts))
+        return loss
+
+    def trace(self, tokens, targets, *, step) -> Trace:
+        trace = Trace()
+        with np.errstate(all="ignore"):
+            dropout = DropoutKey(self.seed, step)
+            _, _, cache = self.model.forward(tokens, targets, dropout=dropout, trace=trace)
+            self.model.backward(cache, trace=trace)
+        return trace
+
+    def clip(self, max_norm) -> float:
+        if max_norm is None:
+            return gradient_norm(self._gradients)
+        return clip_gradients(self._gradients, max_norm)
+
+    def update(self, learning_rate):
+        self.optimizer.update(self._gradients, learning_rate)
+
+    def evaluate(self, tokens, targets) -> float:
+        check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)
+
+        def evaluate(rows: slice, place: int) -> float:
+            logits, _, _ = self.model.forward(tokens[rows])
+            loss, _ = cross_entropy_forward(logits[:, -targets.shape[1] :], targets[rows])
+            return float(loss) * (rows.stop - rows.start) / len(tokens)
+
+        return sum(self._over_threads(evaluate, _split(slice(0, len(tokens)), self.threads)))
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        return self.model.weights
+
+    def optimizer_state(self) -> Mapping[str, np.ndarray]:
+        table, adam = weight_table(self.config), self.optimizer
+        moments = (("m", Weights(table, adam.m)), ("v", Weights(table, adam.v)))
+        return {f"{moment}.{name}": value for moment, values in moments for name, value in values.items()}
+
+    def load_optimizer_state(self, state, step):
+        for name, value in self.optimizer_state().items():
+            value[...] = state[name]
+        self.optimizer.step = step
+
+    def generate(self, tokens, max_new_tokens, **sampling) -> Iterator[int]:
+        return generate(self.model, tokens, max_new_tokens, **sampling)
+
+    @staticmethod
+    def estimate_memory(
+        config: ModelConfig, *, batch_size: int, accumulate: int, threads: int, dtype: str
+    ) -> int:
+        """Bytes that training will take at its peak, Python and its libraries included.
+
+        Per token, what the caches of `numpy_llm` keep; beside that weights, moments and gradients.
+        """
+        C, F, V, T = config.d_model, config.d_ff, config.vocab_size, config.context_length
+        sequences = -(-batch_size // accumulate)
+        probabilities = config.n_head * T
+        kept = probabilities * (3 if config.dropout else 1)
+        hidden = F * (1 if config.activation == "relu" else 2)
+        # norm_1: 2C, query key value: 3C, merged heads: C, norm_2: 2C, and the stream itself while it passes
+        block = 8 * C + kept + hidden + (2 * C if config.dropout else 0)
+        # Beside the caches: the logits, later their gradient, and what one layer's gradients take in passing.
+        per_token = config.n_layer * block + 4 * C + 2 * V + max(3 * F, 2 * probabilities)
+        # Each thread's gradient of the output matrix, and after it that of the embedding.
+        passing = min(threads, sequences) * V * C
+        numbers = parameter_count(config) * 4 + passing + sequences * T * per_token
+        return numbers * np.dtype(dtype).itemsize + PROCESS_BYTES
+
+    def _over_threads(self, function, parts: list[slice]) -> list[float]:
+        """Call `function(part, place)` for the parts of a batch, one per thread. returns: results in order
+
+        Raises UserError where the system starts no more threads.
+        """
+
+        def quietly(part: slice, place: int) -> float:
+            with np.errstate(all="ignore"):  # the trainer says so, once, when the loss is no longer finite
+                return function(part, place)
+
+        if len(parts) == 1:  # a single part has all threads to itself, inside BLAS
+            with self._blas.limit(limits=self.threads, user_api="blas"):
+                return [quietly(parts[0], 0)]
+        with self._blas.limit(limits=1, user_api="blas"):
+            try:
+                calls = [self._pool.submit(quietly, part, place) for place, part in enumerate(parts)]
+            except RuntimeError as error:
+                raise UserError(
+                    f"the system does not start {len(parts)} threads ({error}); choose fewer with --threads"
+                ) from error
+            # Of several failures the cause, and not those who waited for it in vain.
+            failures = [failure for call in calls if (failure := call.exception())]
+            for failure in sorted(failures, key=lambda failure: isinstance(failure, BrokenBarrierError)):
+                raise failure
+            return [call.result() for call in calls]
+
+
+def _as_weights(config: ModelConfig, values: Mapping[str, np.ndarray], dtype) -> Weights:
+    check_weights(values, config)
+    weights = Weights.zeros(config, dtype)
+    for name, view in weights.items():
+        view[...] = values[name]
+    return weights
+
+
+def _split(rows: slice, parts: int) -> list[slice]:
+    """Cut rows into at most `parts` slices of nearly equal length, none of them empty."""
+    count = rows.stop - rows.start
+    parts = min(parts, count)
+    edges = [rows.start + count * part // parts for part in range(parts + 1)]
+    return [slice(*edge) for edge in pairwise(edges)]
+
+
+def keep_freed_memory():
+    """Ask the C library to keep freed memory for the next step instead of returning it to the system.
+
+    A step frees every activation that it allocated. By default glibc gives arrays of this size back to the
+    kernel and takes fresh, zeroed pages for the next step: at the `nano` preset that was a seventh of a step
+    on two threads, and a quarter on one. Elsewhere than on glibc this does nothing.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 1 << 30)
+            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

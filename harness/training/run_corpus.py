@@ -1,0 +1,159 @@
+"""The tokens that a run trains on: recorded when it starts, found again when it goes on or is evaluated."""
+
+import os
+from contextlib import contextmanager, suppress
+from pathlib import Path, PureWindowsPath
+
+import tiktoken
+
+from contract.config import ModelConfig
+from contract.errors import ConfigError, UserError, command_line
+from contract.files import scratch_folder
+from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare
+from data.tokenizers import identity, tokenizer_is_fixed
+from harness.training.checkpoint import Checkpoint
+from harness.training.run_folder import RunFolder
+
+
+def corpus_record(run: RunFolder, corpus: TokenFile) -> dict:
+    """What the checkpoints of a run remember of its tokens, as JSON values.
+
+    tokens: the token file's absolute path, None for the run's own; tokens_relative: from the run's folder
+    tokens_sha256: of the token file; train_tokens: where it is split
+    """
+    record = {"tokens_sha256": corpus.info.tokens_sha256, "train_tokens": corpus.info.train_tokens}
+    path, folder = corpus.path.resolve(), run.path.resolve()
+    if path == run.tokens.resolve():
+        return {"tokens": None} | record
+    with suppress(ValueError):  # no way leads from one drive of Windows to another
+        record["tokens_relative"] = Path(os.path.relpath(path, folder)).as_posix()
+    return {"tokens": str(path)} | record
+
+
+def run_corpus(
+    run: RunFolder,
+    checkpoint: Checkpoint,
+    named: Path | None = None,
+    *,
+    otherwise: str = "start a run of its own with --from",
+) -> TokenFile:
+    """The tokens that a run was trained on, wherever they lie now: the hash decides.
+
+    A token file of the user's is looked for where it was, where it was as seen from the run's folder, and in that
+    folder, its parent and the current one. The run's own is in its folder.
+
+    named: look there alone; otherwise: what else the message may advise
+
+    Raises UserError naming all that was looked at.
+    """
+    problems = []
+    for path in [named] if named else _places(run, checkpoint.training):
+        try:
+            return _open_own(path, run, checkpoint)
+        except UserError as error:
+            problems.append(str(error))
+    advice = "bring it back" if named or not checkpoint.training.get("tokens") else "name it with --text"
+    raise UserError(
+        f"{'; '.join(problems)}: the text of {run.path} cannot be found; {advice}, or {otherwise}"
+    )
+
+
+def check_named(text: Path, run: RunFolder, checkpoint: Checkpoint):
+    """Raise ConfigError where `text` cannot name the tokens of a run that goes on."""
+    if not checkpoint.training.get("tokens"):
+        raise ConfigError(
+            f"--text does not go with --resume: {run.path} has its own tokens, in {run.tokens.name}; omit it"
+        )
+    if text.suffix != ".bin":
+        raise ConfigError(
+            f"{text} is no token file, and {run.path} was started with one; name that with --text, or omit it"
+        )
+
+
+def check_tokenizer(corpus: TokenFile, tokenizer: tiktoken.Encoding, advice: str = ""):
+    """Raise UserError, with `advice`, where a token file was made by another tokenizer than the model's."""
+    found, wanted = corpus.info.tokenizer, identity(tokenizer)
+    if (found["sha256"], found["vocab_size"]) != (wanted["sha256"], wanted["vocab_size"]):
+        problem = f"{corpus.path} was made by another tokenizer than the model's"
+        raise UserError(f"{problem}; {advice}" if advice else problem)
+
+
+@contextmanager
+def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
+    """The tokens to evaluate a model on, int (N,), there as long as the block lasts.
+
+    run: the folder that the user named; text: a UTF-8 text, None for the run's own held-out split, which a token
+        file stands for, too
+    """
+    if text is None or text.suffix == ".bin":
+        folder = RunFolder(run if RunFolder(run).holds_a_run() else run.parent)
+        corpus = run_corpus(folder, checkpoint, text, otherwise="give a UTF-8 text with --text")
+        yield corpus.validation
+        corpus.verify()
+        return
+    with scratch_folder() as folder:
+        path = folder / "tokens.bin"
+        with tokenizer_is_fixed("omit them"):
+            prepare(text, checkpoint.tokenizer, path, validation_fraction=0)
+        corpus = open_tokens(path)
+        yield corpus.train
+        del corpus  # Windows removes no file that is still open
+
+
+def check_length(text: Path, info: TokenFileInfo, config: ModelConfig, has_base: bool):
+    """Raise UserError where there are too few tokens; has_base: whether the model's context length is given."""
+    wanted = config.context_length + 1
+    if info.train_tokens < wanted:
+        shorter = "" if has_base or info.train_tokens < 2 else " or a smaller --context-length"
+        raise UserError(
+            f"{info.source} has {info.train_tokens:,} tokens to train on, but one context takes {wanted:,}; "
+            f"give a longer text{shorter}"
+        )
+    if info.validation_tokens < 2:
+        raise UserError(
+            f"{info.source} leaves {info.validation_tokens} tokens to validate on, and at least 2 are needed; "
+            f"{_way_to_validate(text, info, wanted)}"
+        )
+
+
+def _way_to_validate(text: Path, info: TokenFileInfo, wanted: int) -> str:
+    """What to do about a text that leaves nothing to validate on."""
+    # With 0.1 asked for, the held-out part has up to 0.11 of the tokens.
+    if text.suffix != ".bin" or info.tokens < 20 or 0.89 * info.tokens < wanted:
+        return "give a longer text"
+    source = text.with_name(info.source)
+    source = source if source.exists() else Path(info.source)
+    names = {"gpt2": ["gpt2"], "ranks": [text.with_suffix(".tiktoken")]}.get(info.tokenizer["name"])
+    tokenizer = ["--tokenizer", *names] if names else []
+    held_out = ["--validation-fraction", 0.1, "--out", text.with_stem(f"{text.stem}-split")]
+    return f"prepare it with a part held out: {command_line('prepare', source, *tokenizer, *held_out)}"
+
+
+def _places(run: RunFolder, kept: dict) -> list[Path]:
+    """Where the tokens of a run may lie, likeliest first."""
+    if not kept.get("tokens"):
+        return [run.tokens]
+    folder = run.path.resolve()
+    places = [Path(kept["tokens"])]
+    if kept.get("tokens_relative"):
+        places.append(Path(os.path.normpath(folder / kept["tokens_relative"])))
+    name = PureWindowsPath(kept["tokens"]).name  # that of a path of either system
+    return list(dict.fromkeys([*places, *(place / name for place in (folder, folder.parent, Path.cwd()))]))
+
+
+def _open_own(path: Path, run: RunFolder, checkpoint: Checkpoint) -> TokenFile:
+    """The token file at `path`, if it is the run's."""
+    if not os.path.lexists(path):
+        raise UserError(f"{path} is missing")
+    corpus, kept = open_tokens(path), checkpoint.training
+    check_tokenizer(corpus, checkpoint.tokenizer)
+    if corpus.info.tokens_sha256 != kept.get("tokens_sha256"):
+        raise UserError(f"{path} holds another text than the one that {run.path} was trained on")
+    train_tokens = corpus.info.train_tokens
+    if train_tokens != (
+        kept.get("train_tokens") or train_tokens
+    ):  # runs of earlier versions do not record it
+        raise UserError(
+            f"{path} holds {train_tokens:,} tokens to train on, where {run.path} had {kept['train_tokens']:,} of them"
+        )
+    return corpus

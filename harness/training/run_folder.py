@@ -1,0 +1,330 @@
+"""A run's folder: its checkpoints, its tokens, its metrics and their plot.
+
+latest/         the last checkpoint written; training goes on from it
+best/           the checkpoint with the lowest validation loss
+tokens.bin      the tokens that the run trains on, with tokens.json beside it
+metrics.jsonl   a line per step and per evaluation
+loss.png        their plot
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from contract.errors import UserError
+from contract.files import open_regular, replaceable_items, visible_items, write_file, write_into
+from contract.staging import clear_leftovers
+from data.prepare import TOKEN_ENDINGS, token_files
+from harness.training.checkpoint import checkpoint_exists, checkpoint_files, import_advice
+
+LOCK = ".lock"
+_SOFTWARE = "twin-gpt"  # what a plot says that it was made with
+LOSSES = ("loss", "validation_loss", "final_validation_loss")  # of which a row of the metrics has one
+
+
+class RunFolder:
+    """The places inside a run's folder.
+
+    path: the folder; it need not exist yet
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        path = Path(path)
+        self.path = path
+        self.latest = path / "latest"
+        self.best = path / "best"
+        self.tokens = path / "tokens.bin"
+        self.metrics = path / "metrics.jsonl"
+        self.plot = path / "loss.png"
+        self._lock = FileLock(path / LOCK)
+        self._folder: tuple[int, int] | None = None  # that was locked
+
+    @property
+    def resumable(self) -> Path:
+        """The checkpoint to go on from: the latest, or the best where a crash came before the first latest."""
+        return (
+            self.best if checkpoint_exists(self.best) and not checkpoint_exists(self.latest) else self.latest
+        )
+
+    def lock(self):
+        """Keep other processes from writing to this run, until `unlock` or the end of this process.
+
+        Raises UserError where another process has the lock.
+        """
+        try:
+            if not self._lock.is_locked:
+                self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.path} is in use: another process trains there; wait for it, or choose another --out"
+            ) from None
+        self._folder = _identity(self.path)
+
+    def unlock(self):
+        """Release the lock, if this object has it."""
+        self._lock.release()
+
+    @contextmanager
+    def unlocked_on_failure(self) -> Iterator[None]:
+        """Release the lock where the block fails, and keep it where the block goes well."""
+        try:
+            yield
+        except BaseException:
+            self.unlock()
+            raise
+
+    def holds_a_run(self) -> bool:
+        """Whether a run was started here, by the marks of its files."""
+        log = self.metrics.exists() and is_metrics_log(self.metrics)
+        return checkpoint_exists(self.latest) or log or bool(token_files(self.tokens))
+
+    def holds(self, path: Path) -> bool:
+        """Whether `path` is the run itself, or a file or checkpoint of it."""
+        own = (self.path, self.latest, self.best, *map(self.tokens.with_suffix, TOKEN_ENDINGS), self.metrics)
+        return path.resolve() in {each.resolve() for each in own}
+
+    def is_there(self) -> bool:
+        """Whether the folder that was locked still stands at its place, and not another."""
+        return self._folder == _identity(self.path)
+
+    def replaceable(self, overwrite: bool, way: str = "continue it with --resume, ") -> list[str]:
+        """The names of what a run has left here, which `overwrite` gives away; none where there is no run.
+
+        Whatever else lies in the folder stays. way: what else to do about a run here, for the message
+        Raises UserError where a run stands here and is not to be overwritten, or where the name of a run's file is
+        taken by something that no run wrote.
+        """
+        tokens = map(self.tokens.with_suffix, TOKEN_ENDINGS)
+        is_own = {
+            **dict.fromkeys(tokens, lambda path: path in token_files(self.tokens)),
+            self.metrics: is_metrics_log,
+            self.plot: is_plot,
+        }
+
+        def foreign(path: Path) -> Path | None:
+            if path in (self.latest, self.best):
+                return _foreign_in_checkpoint(path)
+            return path if path.is_symlink() or not is_own[path](path) else None
+
+        def taken() -> str:
+            advice = f"{way}replace it with --overwrite, or choose another --out"
+            if checkpoint_exists(self.resumable):
+                return f"{self.path} already holds a run; {advice}"
+            return f"{self.path} already holds a run that has no checkpoint yet; {advice.removeprefix(way)}"
+
+        names = [path.name for path in (self.latest, self.best, *is_own)]
+        return replaceable_items(self.path, dict.fromkeys(names, foreign), overwrite, kind="run", taken=taken)
+
+
+def _foreign_in_checkpoint(place: Path) -> Path | None:
+    """What in a checkpoint's folder is not its own, the folder itself where it is none; None where all is its own."""
+    own = checkpoint_files(place) if place.is_dir() and not place.is_symlink() else None
+    if own is None:
+        return place
+    return next((place / name for name in visible_items(place) if name not in own), None)
+
+
+@contextmanager
+def new_run(
+    run: RunFolder, *, overwrite: bool, way: str = "continue it with --resume, "
+) -> Iterator[RunFolder]:
+    """A staging folder, whose files move into the run's own once the block has gone well.
+
+    So a run that cannot start leaves nothing behind, and the run that it should replace stays. `run` is locked
+    afterwards: no other process comes between its start and its training. way: see `RunFolder.replaceable`
+    Raises UserError where a run stands there and `overwrite` is not set, or something else does.
+    """
+    if run.path.exists() and not run.path.is_dir():
+        raise UserError(f"{run.path} is a file, expected a folder; choose another --out")
+    run.replaceable(overwrite, way)  # before anything is tokenised
+
+    def replaceable() -> list[str]:
+        run.lock()
+        return run.replaceable(
+            overwrite, way
+        )  # again: another process may have started a run in the meantime
+
+    with run.unlocked_on_failure(), write_into(run.path, replaceable) as staged:
+        yield RunFolder(staged)
+
+
+@contextmanager
+def unused_folder(path: Path) -> Iterator[Path]:
+    """A new folder at `path`, or with a number behind it where that is taken: runs/tense, runs/tense-2, ...
+
+    It is made at once, so that two processes never get the same one, and removed if the block fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def find_checkpoint(path: str | os.PathLike) -> Path:
+    """The checkpoint that `path` means: itself, or the best, or else the latest, of the run folder it is.
+
+    Raises UserError where there is none.
+    """
+    path, run = Path(path), RunFolder(path)
+    for place in (path, path.parent):
+        clear_leftovers(place)
+    for place in (path, run.best, run.latest):
+        if checkpoint_exists(place):
+            return place
+    found = "an empty folder" if path.is_dir() and not any(path.iterdir()) else "no checkpoint"
+    found = found if path.exists() else "nothing"
+    way = "name the --out folder of a training run"
+    if not path.exists() and str(path).count("/") == 1 and str(path)[0] not in "./":
+        way += f", or, if that is a model on the hub, {import_advice(path)}"
+    raise UserError(f"no run at {path}: found {found}; {way}")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+class MetricsLog:
+    """`metrics.jsonl`: a JSON object per line, written at once.
+
+    A step has "loss"; an evaluation during training "validation_loss", the final one "final_validation_loss", with
+    the number of tokens that it is over: "validation_tokens", "final_validation_tokens".
+
+    after_step: keep what an earlier part of the run has written up to this step, drop what came later
+    kept: the rows kept
+    Raises UserError where the file cannot be written.
+    """
+
+    def __init__(self, path: Path, *, after_step: int = 0):
+        self._path = path
+        if os.path.lexists(path) and not is_metrics_log(path):
+            raise UserError(f"{path} is in the place of the run's log, but no run wrote it; move it away")
+        self.kept = [row for row in read_metrics(path) if row["step"] <= after_step] if after_step else []
+        # Rewritten beside the log and renamed: a crash right after a resume loses no earlier row.
+        with write_file(path, overwrite=True) as file:
+            file.writelines(_line(row).encode() for row in self.kept)
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # lines, for who follows the run
+
+    def write(self, **row):
+        """Append a row."""
+        with self._named_errors():
+            self._file.write(_line(row))
+
+    def flush(self):
+        """Bring what was written to the disk."""
+        with self._named_errors():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: cannot be written ({error.strerror or error}); free disk space or fix permissions, "
+                "then continue with --resume"
+            ) from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *exception):
+        # Where the run has failed already, a row that finds no room is not worth another error.
+        with suppress(OSError) if kind else self._named_errors():
+            self._file.close()
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row) + "\n"
+
+
+def read_metrics(path: Path) -> Iterator[dict]:
+    """The rows of a metrics file, without lines that were cut short or damaged; none where there is no file."""
+    if path.exists():
+        with open_regular(path) as file:
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if _is_row(row):
+                yield row
+
+
+def _is_row(row) -> bool:
+    """Whether what a line holds is a row that a run may have written."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 < row["step"] < 2**63:
+        return False
+    losses = [row[name] for name in LOSSES if name in row]
+    return all(type(loss) in (int, float) and abs(loss) < 1e300 for loss in losses) and len(losses) == 1
+
+
+def plot_metrics(metrics: Path, image: Path):
+    """Draw training and validation loss over the steps."""
+    from matplotlib.figure import Figure  # takes half a second to import, so only when a plot is drawn
+
+    rows = list(read_metrics(metrics))
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    validation = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+    axes.plot(*zip(*training, strict=True), color="#9ab8d6", linewidth=0.8, label="training batch")
+    if validation:
+        axes.plot(
+            *zip(*validation, strict=True), color="#c0392b", marker="o", markersize=3, label="held-out split"
+        )
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    if os.path.lexists(image) and not is_plot(image):
+        raise UserError(f"{image} is in the place of the run's plot, but no run drew it; move it away")
+    with write_file(image, overwrite=True) as file:
+        figure.savefig(file, format="png", metadata={"Software": _SOFTWARE})
+
+
+# What a run wrote, told by its contents
+
+
+def is_metrics_log(path: Path) -> bool:
+    """Whether a file is a log of `MetricsLog`; an empty one is, since nothing is lost with it."""
+    try:
+        with open_regular(path) as file:
+            size, beginning = os.fstat(file.fileno()).st_size, file.read(1 << 16)
+    except OSError:
+        return False
+    for line in beginning.splitlines():
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if _is_row(row) and row.keys() >= {"loss", "learning_rate", "gradient_norm"}:
+                return True
+    return size == 0
+
+
+def is_plot(path: Path) -> bool:
+    """Whether a file is a plot of `plot_metrics`; an older one names Matplotlib alone, so its size must fit too."""
+    try:
+        with open_regular(path) as file:
+            beginning = file.read(1 << 12)
+    except OSError:
+        return False
+    size = (960).to_bytes(4, "big") + (540).to_bytes(4, "big")
+    older = beginning[16:24] == size and b"tEXtSoftware\0Matplotlib" in beginning
+    return beginning.startswith(b"\x89PNG") and (older or f"tEXtSoftware\0{_SOFTWARE}".encode() in beginning)

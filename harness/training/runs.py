@@ -1,0 +1,300 @@
+"""Starting a training run, going on with one, and opening what it made."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from math import ceil, inf
+from os import PathLike
+from pathlib import Path
+
+import tiktoken
+
+from contract.config import ModelConfig, preset
+from contract.errors import ConfigError, UserError
+from contract.schema import require
+from contract.staging import clear_leftovers
+from data.batches import windows_per_epoch
+from data.prepare import DEFAULT_TEXT, TokenFile, TokenFileInfo, open_prepared, open_tokens, prepare
+from data.tokenizers import tokenizer_is_fixed
+from harness.training.backend import Backend, check_threads, open_backend
+from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
+from harness.training.memory import check_memory
+from harness.training.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
+from harness.training.run_folder import RunFolder, find_checkpoint, new_run
+from harness.training.settings import FINE_TUNING, Machine, TrainingSettings
+from harness.training.trainer import Trainer
+
+# Settings that --resume may change: how far the run goes and how it is evaluated; with more steps, the rates too.
+CHANGEABLE = ("steps", "eval_interval", "eval_tokens")
+CHANGEABLE_RATES = ("learning_rate", "min_learning_rate")
+# What a checkpoint must say for its training to go on.
+RESUMABLE = {
+    **dict.fromkeys(("backend", "device", "tokens_sha256"), str),
+    **dict.fromkeys(("steps", "batch_size", "threads"), range(1, 2**63)),
+    "evaluated": range(2**63),
+}
+
+
+def start_run(
+    out: str | PathLike,
+    *,
+    text: str | PathLike = DEFAULT_TEXT,
+    tokenizer: str | None = None,
+    start: str | PathLike | None = None,
+    preset_name: str = "tense",
+    overrides: dict | None = None,
+    training: dict | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+    **machine,
+) -> Trainer:
+    """Prepare a new run in the folder `out`: its tokens, its model, its trainer.
+
+    text: a UTF-8 text, or a token file that `prepare` wrote, which keeps its own tokenizer
+    tokenizer: see `data.prepare.prepare`
+    start: a run or checkpoint to take weights, configuration and tokenizer from; `preset_name` is ignored then, and
+        `overrides` may change the dropout alone
+    preset_name, overrides: see `contract.config.preset`
+    training: fields of TrainingSettings, or `epochs` instead of its `steps`; with `start` the defaults are those of
+        `FINE_TUNING`
+    machine: fields of Machine
+
+    Raises UserError where anything does not fit; nothing has been written or replaced then.
+    """
+    out, text, start, machine = Path(out), Path(text), start and Path(start), Machine(**machine)
+    run, training, overrides = RunFolder(out), training or {}, overrides or {}
+    if overwrite:
+        _keep_sources(run, text, start)
+    base = _base(start, tokenizer) if start else None
+    training = FINE_TUNING | training if base else training
+    with new_run(run, overwrite=overwrite) as staged:
+        corpus, encoding = _training_corpus(text, tokenizer, base, staged.tokens, progress)
+        if base:
+            config = _overridden(base.config, overrides, start)
+        else:
+            config = preset(preset_name, vocab_size=encoding.n_vocab, **overrides)
+        settings = _settings(training, corpus.info, config)
+        check_length(text, corpus.info, config, base is not None)
+        backend = open_training_backend(machine, config, settings, base and base.weights)
+        del corpus  # an open file cannot be moved on Windows
+    corpus = open_tokens(text if text.suffix == ".bin" else run.tokens)
+    origin = {"source": text.name} | ({"from": start.name} if start else {})
+    return Trainer(backend, settings, run, corpus, encoding, record=origin | _record(run, corpus, backend))
+
+
+def _keep_sources(run: RunFolder, text: Path, start: Path | None):
+    """Raise ConfigError where the new run would replace what it is made from."""
+    for flag, source in (("--text", text), ("--from", start)):
+        if source and run.path.is_dir() and run.holds(source):
+            raise ConfigError(
+                f"{flag} {source} is of the run that --overwrite replaces; choose another --out"
+            )
+
+
+def _base(start: Path, tokenizer: str | None) -> Checkpoint:
+    """The checkpoint that a run starts from."""
+    base = load_checkpoint(find_checkpoint(start))
+    if tokenizer is not None:
+        raise ConfigError(f"--tokenizer does not go with --from: {start} has the tokenizer it was made with")
+    return base
+
+
+def _training_corpus(
+    text: Path, tokenizer: str | None, base: Checkpoint | None, out: Path, progress
+) -> tuple[TokenFile, tiktoken.Encoding]:
+    """The tokens to train on, prepared in `out` unless `text` is a token file, and what made them."""
+    if text.suffix != ".bin":
+        if base:
+            with tokenizer_is_fixed("omit them, or train a new model without --from"):
+                prepare(text, base.tokenizer, out, progress=progress)
+            return open_tokens(out), base.tokenizer
+        else:
+            prepare(text, tokenizer, out, progress=progress)
+            return open_prepared(out)
+    if tokenizer is not None:
+        raise ConfigError(f"{text} is a token file with a tokenizer of its own; omit --tokenizer")
+    corpus, encoding = (open_tokens(text), base.tokenizer) if base else open_prepared(text)
+    check_tokenizer(corpus, encoding, "give its text itself" if base else "prepare the text again")
+    return corpus, encoding
+
+
+def _settings(training: dict, info: TokenFileInfo, config: ModelConfig) -> TrainingSettings:
+    """The settings, with the steps that `epochs` passes over the text take."""
+    training = dict(training)
+    epochs = training.pop("epochs", None)
+    if epochs is None:
+        return TrainingSettings(**training)
+    if "steps" in training:
+        raise ConfigError("--steps and --epochs both say how long to train; give one of them")
+    if not 0 < epochs < inf:
+        raise ConfigError(f"epochs must be a positive number, got {epochs}")
+    per_epoch = windows_per_epoch(info.train_tokens, config.context_length)
+    batch_size = TrainingSettings(**training | {"steps": 1}).batch_size  # a possible one
+    return TrainingSettings(**training, steps=max(1, ceil(epochs * per_epoch / batch_size)))
+
+
+def resume_run(
+    out: str | PathLike,
+    *,
+    training: dict | None = None,
+    overrides: dict | None = None,
+    text: Path | None = None,
+    **machine,
+) -> Trainer:
+    """Continue the run in `out` from its latest checkpoint, with its own settings.
+
+    training, overrides: settings given again, as for `start_run`. Those in `CHANGEABLE` take effect, and those in
+        `CHANGEABLE_RATES` where the steps grow; another must be what the run has
+    text: the token file that the run was started with, where it cannot be found, see `run_corpus`
+    machine: fields of Machine, by default the run's; another adds up in another order, so the last bits may differ
+
+    Raises UserError where there is nothing to continue, ConfigError naming a setting that would change the run.
+    """
+    run = RunFolder(out)
+    clear_leftovers(run.path)
+    with run.unlocked_on_failure():
+        if checkpoint_exists(run.resumable):
+            run.lock()  # before reading: another process may be writing
+        elif run.holds_a_run():
+            raise UserError(
+                f"{out} has no checkpoint yet to go on from; start the run again with --overwrite"
+            )
+        checkpoint = _latest_checkpoint(run)
+        if text:
+            check_named(text, run, checkpoint)
+        kept = _kept(run, checkpoint)
+        settings = _resumed_settings(run, checkpoint, training or {})
+        for name, value in (overrides or {}).items():
+            if value != kept[name]:
+                raise _would_change(run, name, value, kept[name])
+        machine = _resumed_machine(kept, machine)
+        backend = open_training_backend(machine, checkpoint.config, settings, checkpoint.weights)
+        corpus = run_corpus(run, checkpoint, text)
+        origin = {name: kept[name] for name in ("source", "from") if name in kept}
+        record = origin | _record(run, corpus, backend)
+        trainer = Trainer(backend, settings, run, corpus, checkpoint.tokenizer, record=record)
+        trainer.resume(checkpoint)
+        if trainer.done:
+            raise UserError(
+                f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
+            )
+    return trainer
+
+
+def _latest_checkpoint(run: RunFolder) -> Checkpoint:
+    """The checkpoint to continue from, once nothing else stands in its place."""
+    try:
+        checkpoint = load_checkpoint(run.resumable, with_optimizer=True)
+    except UserError as error:
+        try:
+            step = load_checkpoint(run.best, with_optimizer=True).step
+        except UserError:
+            raise error from None
+        raise UserError(
+            f"{error}. The best one, of step {step}, is whole: remove {run.latest} to go on from there"
+        ) from None
+    for place in (run.latest, run.best):
+        if os.path.lexists(place) and checkpoint_files(place) is None:
+            raise UserError(f"{place} is in the place of a checkpoint, but is none; move it away, then go on")
+    return checkpoint
+
+
+def _resumed_machine(kept: dict, given: dict) -> Machine:
+    """What computed before, but for what is given; another backend runs on the CPU unless told otherwise."""
+    given = {name: value for name, value in given.items() if value is not None}
+    machine = Machine(**{name: kept[name] for name in Machine._fields} | given)
+    moved = machine.backend != kept["backend"] and "device" not in given
+    return machine._replace(device="cpu") if moved else machine
+
+
+def _kept(run: RunFolder, checkpoint: Checkpoint) -> dict:
+    """What the checkpoint says of training and model. Raises UserError where training cannot go on with that."""
+    kept = checkpoint.training | checkpoint.config.to_dict()
+    try:
+        require(kept, RESUMABLE)
+        if missing := TrainingSettings.__dataclass_fields__.keys() - kept.keys() - {"eval_tokens"}:
+            raise ValueError(f"it has no {min(missing)}")
+    except ValueError as error:
+        raise UserError(
+            f"{run.resumable} does not say what its training goes on with ({error}); start a new run with --from"
+        ) from None
+    return kept
+
+
+def _resumed_settings(run: RunFolder, checkpoint: Checkpoint, given: dict) -> TrainingSettings:
+    """The settings of a checkpoint with those given again, or a ConfigError naming one that would change the run."""
+    earlier = TrainingSettings.from_dict(checkpoint.training)
+    another_rate = given.get("learning_rate", earlier.learning_rate) != earlier.learning_rate
+    # A minimum that is not given follows another rate.
+    following = {"min_learning_rate": None} if another_rate else {}
+    settings = TrainingSettings(**earlier.to_dict() | following | given)
+    changeable = CHANGEABLE + (CHANGEABLE_RATES if settings.steps > earlier.steps else ())
+    for name in given:
+        found, kept = getattr(settings, name), getattr(earlier, name)
+        if name not in changeable and found != kept:
+            way = ", or give more --steps beside it" if name in CHANGEABLE_RATES else ""
+            raise _would_change(run, name, given[name], kept, way)
+    return settings
+
+
+def _would_change(run: RunFolder, name: str, found, kept, way: str = "") -> ConfigError:
+    kept = "none" if kept is None else kept
+    return ConfigError(
+        f"--{name.replace('_', '-')} {found} would change the run in {run.path}, which has {kept}; "
+        f"omit it{way}, or start a new run with --from"
+    )
+
+
+def _record(run: RunFolder, corpus: TokenFile, backend: Backend) -> dict:
+    """What a run must go on with to give the same bits: its tokens, and what computes."""
+    machine = {"backend": backend.name, "device": backend.device, "threads": backend.threads}
+    return corpus_record(run, corpus) | machine
+
+
+def open_training_backend(
+    machine: Machine, config: ModelConfig, settings: TrainingSettings, weights=None
+) -> Backend:
+    """The backend that the settings ask for; it takes `weights` over."""
+    check_threads(machine.threads)
+    check_memory(machine.backend, config, settings, machine.threads)
+    return open_backend(
+        machine.backend,
+        config,
+        weights,
+        seed=settings.seed,
+        dtype=settings.dtype,
+        threads=machine.threads,
+        device=machine.device,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        weight_decay=settings.weight_decay,
+        take_weights=True,
+    )
+
+
+def open_model(path: Path, **machine) -> tuple[Backend, Checkpoint]:
+    """A trained model, ready to generate or evaluate, with the checkpoint that it comes from.
+
+    path: a run's folder, of which the best checkpoint is taken, or a checkpoint's own; machine: fields of Machine
+    """
+    checkpoint, machine = load_checkpoint(find_checkpoint(path)), Machine(**machine)
+    return open_backend(
+        machine.backend,
+        checkpoint.config,
+        checkpoint.weights,
+        dtype=checkpoint.weights.flat.dtype.name,
+        threads=machine.threads,
+        device=machine.device,
+        take_weights=True,
+    ), checkpoint
+
+
+def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfig:
+    """The configuration of trained weights with another dropout; all else that differs is refused."""
+    for name, value in overrides.items():
+        if name != "dropout" and value != getattr(config, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value} contradicts --from {start}, whose weights are of "
+                f"{name} {getattr(config, name)}; omit it"
+            )
+    return replace(config, **overrides)

@@ -1,0 +1,140 @@
+"""The PyTorch twin as a backend, on the processor or an accelerator."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from contract.checks import check_targets
+from contract.config import ModelConfig
+from contract.errors import ConfigError
+from contract.randomness import DropoutKey
+from contract.trace import Trace
+from contract.weights import parameter_count
+from harness.training.backend import BackendSettings
+from torch_llm.adam import AdamW, clip_gradients, gradient_norm
+from torch_llm.generate import generate
+from torch_llm.layers import cross_entropy
+from torch_llm.model import GPT
+
+PROCESS_BYTES = 370 << 20  # Python with PyTorch and all that a training run imports, the plot included
+
+
+class TorchBackend:
+    """See `harness.training.backend.Backend`.
+
+    Weights and moments come and go as NumPy arrays, whatever device keeps them.
+
+    Raises ConfigError for a device that this machine or its PyTorch lacks, or that cannot compute in `dtype`.
+    """
+
+    name = "torch"
+
+    def __init__(self, config: ModelConfig, weights, settings: BackendSettings):
+        dtype, self.device = settings.dtype, settings.device
+        device = open_device(self.device, dtype)
+        self.config, self.seed, self.threads = config, settings.seed, settings.threads
+        torch.set_num_threads(self.threads)
+        if weights is not None:
+            weights = {name: np.asarray(value, dtype) for name, value in weights.items()}
+        self.model = GPT(config, weights, seed=self.seed, dtype=dtype).to(device)
+        self._weights = dict(self.model.named_parameters())
+        self._adam = settings.adam
+
+    @cached_property
+    def optimizer(self) -> AdamW:
+        """AdamW over the model's weights; its moments exist from the first use on."""
+        return AdamW(self._weights, **self._adam)
+
+    def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
+        self.model.zero_grad()
+        first, total = 0, torch.zeros((), device=self.device)
+        parts = min(accumulate, len(tokens))
+        for inputs, outputs in zip(
+            np.array_split(tokens, parts), np.array_split(targets, parts), strict=True
+        ):
+            dropout = DropoutKey(self.seed, step, first_sequence=first)
+            # Taking the loss alone frees the logits before the backward pass.
+            loss = self.model(torch.tensor(inputs), torch.tensor(outputs), dropout=dropout)[1]
+            loss = loss * (len(inputs) / len(tokens))  # this part's share of the batch's mean
+            loss.backward()
+            total = total + loss.detach()
+            first += len(inputs)
+        return float(total)
+
+    def trace(self, tokens, targets, *, step) -> Trace:
+        trace = Trace()
+        self.model.zero_grad()
+        dropout = DropoutKey(self.seed, step)
+        _, loss = self.model(torch.tensor(tokens), torch.tensor(targets), dropout=dropout, trace=trace)
+        loss.backward()
+        return trace
+
+    def clip(self, max_norm) -> float:
+        return gradient_norm(self._weights) if max_norm is None else clip_gradients(self._weights, max_norm)
+
+    def update(self, learning_rate):
+        self.optimizer.update(learning_rate)
+
+    @torch.inference_mode()
+    def evaluate(self, tokens, targets) -> float:
+        check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)
+        logits, _ = self.model(torch.tensor(tokens))
+        targets = torch.tensor(targets, dtype=torch.int64, device=self.device)
+        return float(cross_entropy(logits[:, -targets.shape[1] :], targets))
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        return _arrays(self._weights)
+
+    def optimizer_state(self) -> Mapping[str, np.ndarray]:
+        moments = (("m", self.optimizer.m), ("v", self.optimizer.v))
+        return {f"{moment}.{name}": value for moment, of in moments for name, value in _arrays(of).items()}
+
+    def load_optimizer_state(self, state, step):
+        for moment, of in (("m", self.optimizer.m), ("v", self.optimizer.v)):
+            for name, value in of.items():
+                value.copy_(torch.tensor(state[f"{moment}.{name}"]))
+        self.optimizer.step = step
+
+    def generate(self, tokens, max_new_tokens, **sampling) -> Iterator[int]:
+        return generate(self.model, tokens, max_new_tokens, **sampling)
+
+    @staticmethod
+    def estimate_memory(
+        config: ModelConfig, *, batch_size: int, accumulate: int, threads: int, dtype: str
+    ) -> int:
+        """Bytes that training will take at its peak, Python and its libraries included.
+
+        Per token, what autograd keeps for the backward pass; beside that weights, moments and gradients.
+        """
+        C, F, V, T = config.d_model, config.d_ff, config.vocab_size, config.context_length
+        sequences = -(-batch_size // accumulate)
+        # Without dropout attention is one kernel that keeps no probabilities; with it they stay, with their masks.
+        probabilities = config.n_head * T if config.dropout else 0
+        hidden = F * (1 if config.activation == "relu" else 2)
+        # norms: 2C, query key value: 3C, merged heads: C, and the stream after each branch: 2C
+        block = 8 * C + 3 * probabilities + hidden + (2 * C if config.dropout else 0)
+        per_token = config.n_layer * block + 4 * C + 3 * V + 3 * F + 2 * probabilities
+        # A second gradient of the embedding, while it is added: that of a tied output, that of another micro-batch.
+        added = V * C * (config.tie_embeddings + (accumulate > 1))
+        numbers = parameter_count(config) * 4 + added + sequences * T * per_token
+        return numbers * np.dtype(dtype).itemsize + PROCESS_BYTES
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Tensors of any device as arrays; those of the processor share its memory."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def open_device(name: str, dtype: str) -> torch.device:
+    """The device called `name`; raises ConfigError where it is not there or cannot compute in `dtype`."""
+    accelerators = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    devices = ["cpu", *(device for device, is_available in accelerators.items() if is_available())]
+    if name not in devices:
+        raise ConfigError(
+            f"no device {name!r} for PyTorch {torch.__version__} here; choose {' or '.join(devices)}"
+        )
+    if name == "mps" and dtype == "float64":
+        raise ConfigError("mps computes no float64; choose --dtype float32 or --device cpu")
+    return torch.device(name)

@@ -1,0 +1,112 @@
+"""What a person sees of a training: lines where there is no terminal, often enough and not too often."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from commands import console
+from commands.console import Heartbeat, reading_progress, training_progress
+from harness.training.evaluation import Evaluation
+from harness.training.trainer import Progress
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """The lines said, none of them to a terminal."""
+    lines = []
+    monkeypatch.setattr(console, "say", lines.append)
+    monkeypatch.setattr(console, "console", SimpleNamespace(is_terminal=False))
+    monkeypatch.setattr(console, "Progress", Bar)
+    return lines
+
+
+class Bar:
+    """A bar that draws nothing."""
+
+    def __init__(self, *columns, **options):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def add_task(self, *arguments, **options):
+        pass
+
+    update = reset = add_task
+
+
+TRAINER = SimpleNamespace(
+    settings=SimpleNamespace(batch_size=4, steps=100), windows=SimpleNamespace(context_length=8), step=0
+)
+
+
+def train(clock, evaluations=(), spikes=()):
+    """Report 100 steps that take 3 seconds each."""
+    with training_progress(TRAINER, lambda: clock[0]) as (report, report_evaluation):
+        for step in range(1, 101):
+            clock[0] += 3
+            validation = Evaluation(1.5, 2048) if step in evaluations else None
+            report(Progress(step, 2.0, 3.0, validation, step in spikes))
+        return report_evaluation
+
+
+def test_a_log_lives(said):
+    """Every ten seconds or so there is a line."""
+    train([0.0])
+    assert said[0] == "step      4  training loss 2.0000  11 tokens/s"
+    assert [int(line.split()[1]) for line in said] == list(range(4, 101, 4))
+
+
+def test_a_terminal_has_its_bar(said, monkeypatch):
+    """Where there is a bar the line now and then is not said."""
+    monkeypatch.setattr(console.console, "is_terminal", True)
+    train([0.0])
+    assert said == []
+
+
+def test_an_evaluation_says_what_it_is_over(said):
+    """Its line has the tokens that the loss is the mean of."""
+    train([0.0], evaluations=[4])
+    assert said[0] == "step      4  training loss 2.0000  validation loss 1.5000 (2,048 tokens)  11 tokens/s"
+
+
+def test_many_spikes_are_counted(said, monkeypatch):
+    """The first few are said, of the others how many there were, with the next evaluation."""
+    monkeypatch.setattr(console.console, "is_terminal", True)
+    train([0.0], evaluations=[50, 100], spikes=[3, 10, 11, 12, 30, 60])
+    assert said == [
+        "step      3  training loss 2.0000, a spike",
+        "step     10  training loss 2.0000, a spike",
+        "step     11  training loss 2.0000, a spike",
+        "step     50  2 more spikes in the training loss",
+        "step     50  training loss 2.0000  validation loss 1.5000 (2,048 tokens)  11 tokens/s",
+        "step    100  1 more spike in the training loss",
+        "step    100  training loss 2.0000  validation loss 1.5000 (2,048 tokens)  11 tokens/s",
+    ]
+
+
+def test_the_final_evaluation(said):
+    """A line when it begins, and one now and then."""
+    clock = [0.0]
+    report_evaluation = train(clock)
+    said.clear()
+    for done in range(0, 10_001, 1000):
+        report_evaluation(done, 10_000)
+        clock[0] += 4
+    assert said[0] == "final evaluation on 10,000 held-out tokens"
+    assert said[1:] == [f"final evaluation  {done:,} of 10,000 tokens" for done in (3000, 6000, 9000)]
+
+
+def test_reading(said, monkeypatch, tmp_path):
+    """Tokenising a large file says where it is."""
+    clock = [0.0]
+    monkeypatch.setattr(console, "Heartbeat", lambda: Heartbeat(lambda: clock[0]))
+    (tmp_path / "text.txt").write_bytes(b"a" * 3_000_000)
+    with reading_progress(tmp_path / "text.txt", "tokenising") as report:
+        for read in range(0, 3_000_001, 500_000):
+            report(read)
+            clock[0] += 6
+    assert said == [f"tokenising  {read} of 3.0 MB" for read in ("1.0", "2.0", "3.0")]

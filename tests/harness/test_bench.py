@@ -1,0 +1,218 @@
+"""The benchmark: each contestant in a process of its own, in turn, and figures that add up."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from contract.config import preset
+from harness.training import bench
+from harness.training.bench import (
+    COMPILED,
+    NUMPY,
+    RECIPES,
+    TORCH,
+    TRANSFORMERS,
+    Measured,
+    Recipe,
+    Result,
+    contestants,
+)
+from harness.training.machine import peak_memory, versions
+
+ROOT = Path(__file__).parents[2]
+TINY = preset("nano", vocab_size=11, n_layer=1, n_head=2, d_model=16, context_length=8)
+
+torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
+
+
+def test_recipes_are_those_of_the_documents():
+    """The recipes have the shapes that docs/benchmarks.md names."""
+    shapes = {
+        name: (*(getattr(recipe.config, field) for field in ("n_layer", "n_head", "d_model", "vocab_size")),
+               recipe.batch_size, recipe.config.context_length)
+        for name, recipe in RECIPES.items()
+    }  # fmt: skip
+    assert shapes == {
+        "nano": (4, 4, 128, 65, 12, 64),
+        "tense": (3, 4, 96, 768, 64, 32),
+        "medium": (6, 6, 384, 65, 4, 256),
+        "gpt2": (12, 12, 768, 50257, 4, 64),
+        "decode": (12, 12, 768, 50257, 1, 1024),
+    }
+    assert (RECIPES["decode"].prompt_tokens, RECIPES["decode"].new_tokens) == (16, 64)
+
+
+def test_flops_are_counted_as_the_matrix_products_are():
+    """6 for each weight of a product and token, and attention's two products, forward and twice backward."""
+    C, F, T, L, V, B = 16, 64, 8, 1, 11, 3
+    products = L * (4 * C * C + 2 * C * F) + V * C
+    assert Recipe("", TINY, batch_size=B).flops == (6 * products + 12 * L * T * C) * B * T
+    untied = preset("nano", **{**TINY.to_dict(), "tie_embeddings": False})
+    assert Recipe("", untied, batch_size=B).flops == Recipe("", TINY, batch_size=B).flops
+    assert Recipe("", TINY, prompt_tokens=2, new_tokens=5).flops == 2 * products * 5
+
+
+def test_ratios_are_taken_within_a_turn():
+    """A machine that slows down for both changes no ratio."""
+    ours = Measured("numpy", [[1.0, 1.0, 3.0], [2.0, 2.0]])
+    theirs = Measured("torch", [[1.5, 1.5], [3.0]])
+    result = Result(Recipe("", TINY, batch_size=2), [ours, theirs], peak_flops=1e9)
+    assert result.ratios(theirs) == [1.5, 1.5]
+    assert result.ratios(ours) == [1.0, 1.0]
+    record = result.to_dict()["contestants"][1]
+    assert record["tokens_per_second"] == 16 / 1.5
+    assert record["share_of_peak"] == pytest.approx(result.recipe.flops / 1.5 / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "compiled", "names"),
+    [
+        (Recipe("", TINY, batch_size=2), False, [NUMPY, TORCH]),
+        (Recipe("", TINY, batch_size=2), True, [NUMPY, TORCH, COMPILED]),
+        (Recipe("", TINY, prompt_tokens=2, new_tokens=3), False, [NUMPY, TORCH, TRANSFORMERS]),
+    ],
+)
+def test_who_takes_part(recipe, compiled, names):
+    """NumPy first, its twin, and whoever else the recipe is about."""
+    assert contestants(recipe, compiled=compiled) == names
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Two turns of a training recipe, measured."""
+    return bench.run_recipe(Recipe("train", TINY, batch_size=2), turns=2, threads=1)
+
+
+@pytest.fixture(scope="module")
+def written():
+    """Two turns of a generating recipe, measured; `transformers` takes long to import."""
+    return bench.run_recipe(Recipe("write", TINY, prompt_tokens=2, new_tokens=3), turns=2, threads=1)
+
+
+@pytest.mark.parametrize("measured", ["trained", pytest.param("written", marks=pytest.mark.slow)])
+def test_a_recipe_is_measured(measured, request):
+    """Every contestant gets its turns, each of at least three units, in a process with memory of its own."""
+    result = request.getfixturevalue(measured)
+    assert [each.name for each in result.contestants] == contestants(result.recipe, compiled=False)
+    for each in result.contestants:
+        assert [len(turn) >= 3 for turn in each.turns] == [True, True]
+        assert 0 < min(each.seconds) <= median(each.seconds)
+    assert result.peak_flops > 1e8
+    if peak_memory():
+        ours, theirs, *_ = (each.peak_memory for each in result.contestants)
+        assert 1e7 < ours < theirs  # PyTorch alone is larger than NumPy with this model
+
+
+def test_peak_memory_is_this_process_alone():
+    """A small process started by a large one reports its own size."""
+    if not peak_memory():
+        pytest.skip("needs Linux or macOS (others do not tell a process's largest memory)")
+    large = bytearray(300 << 20)
+    large[:: 1 << 12] = b"x" * len(large[:: 1 << 12])
+    program = "from harness.training.machine import peak_memory; print(peak_memory())"
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) < 150e6
+    assert peak_memory() > 300e6
+
+
+def test_versions():
+    """What computes is named: Python, NumPy, its BLAS, PyTorch and the processor."""
+    found = versions()
+    assert {"python", "numpy", "torch", "system", "processor"} <= found.keys()
+    assert found["torch"] == torch.__version__
+
+
+def test_command(tmp_path, monkeypatch, run_cli, trained):
+    """A row for each contestant on stdout, and the same figures for machines in the file."""
+    asked = []
+    monkeypatch.setattr(bench, "run_recipe", lambda recipe, **how: asked.append((recipe, how)) or trained)
+    file = tmp_path / "bench.json"
+    code, out, _ = run_cli("bench", "nano", "--turns", "2", "--threads", "1", "--json", file)
+    assert code == 0
+    assert asked == [(RECIPES["nano"], {"turns": 2, "threads": 1, "compiled": False})]
+    assert [line.split()[0] for line in out.splitlines()] == ["train", "numpy", "torch", "peak"]
+    record = json.loads(file.read_text())
+    assert record["versions"] == versions()
+    (found,) = record["recipes"]
+    ratios = found["contestants"][1]["numpy_speed_over_this"]
+    assert f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) x as fast" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["giant"], 2, "unknown recipe 'giant'; choose from nano, tense, medium, gpt2, decode"),
+        (["nano", "--turns", "0"], 2, "turns must be at least 1, got 0"),
+        (["nano", "--threads", "0"], 2, "threads must be from 1 to 1024, got 0"),
+    ],
+)
+def test_mistakes(monkeypatch, capsys, flags, code, words):
+    """Each is one line on stderr, before anything is measured."""
+    import cli
+
+    monkeypatch.setattr(sys, "argv", ["cli.py", "bench", *flags])
+    assert cli.main() == code
+    out, err = capsys.readouterr()
+    assert (out, words in err) == ("", True)
+
+
+def test_a_contestant_that_fails():
+    """What a process dies of comes out as one line with its name."""
+    impossible = Recipe("", preset("nano", vocab_size=11, context_length=8), prompt_tokens=0, new_tokens=3)
+    with pytest.raises(
+        bench.UserError, match="numpy cannot be measured: ConfigError: the prompt has no tokens"
+    ):
+        bench.run_recipe(impossible, turns=1, threads=1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux (the figure is its kernel's)")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--backend numpy --preset nano --batch-size 12",
+        "--backend torch --preset nano --batch-size 12",
+        "--backend numpy",
+        pytest.param("--backend torch", marks=pytest.mark.slow),
+        "--backend numpy --preset nano --batch-size 12 --dropout 0.1 --dtype float64",
+        pytest.param("--backend torch --preset nano --dropout 0.1 --dtype float64", marks=pytest.mark.slow),
+        *(
+            pytest.param(f"--backend {backend} {shape} --batch-size 4", marks=pytest.mark.slow)
+            for backend, shape in (
+                ("numpy", "--preset nano --n-layer 6 --n-head 6 --d-model 384 --context-length 256"),
+                ("torch", "--preset nano --n-layer 6 --n-head 6 --d-model 384 --context-length 256"),
+                ("numpy", "--preset gpt2 --context-length 64"),
+            )
+        ),
+    ],
+)
+def test_memory_is_as_estimated(tmp_path, text, flags):
+    """A training run takes what it said that it would, to a fifth; the second step's peak is every later one's."""
+    # The middle process keeps this one's size out of the figure.
+    program = (
+        "import resource, subprocess, sys\n"
+        "process = subprocess.run([sys.executable, *sys.argv[1:]], capture_output=True, text=True, check=True)\n"
+        "print(process.stderr, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+    )
+    command = ["cli.py", "train", "--text", text, "--tokenizer", "data/tense.tiktoken", "--steps", "2"]
+    command += ["--out", tmp_path / "run", *flags.split()]
+    result = subprocess.run(
+        [sys.executable, "-c", program, *command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    *lines, taken = result.stdout.splitlines()
+    (line,) = [line for line in lines if "MB of memory at the peak" in line]
+    estimate = 1e6 * float(line.split("about ")[1].split(" MB")[0].replace(",", ""))
+    assert 0.8 < estimate / (1024 * int(taken)) < 1.2
+
+
+def test_without_pytorch(run_cli, monkeypatch):
+    """There is nobody to compare with, and the line says how to get it."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, _, err = run_cli("bench", "nano")
+    assert code == 1
+    assert "bench needs PyTorch, which is not installed; run: pip install" in err

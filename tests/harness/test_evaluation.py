@@ -1,0 +1,177 @@
+"""Evaluation and text generation: every token counted once, and characters that come out whole."""
+
+import importlib.util
+import itertools
+from math import log
+
+import numpy as np
+import pytest
+
+from contract.errors import ConfigError, UserError
+from contract.weights import Weights, initial_weights
+from data.prepare import DEFAULT_RANKS
+from data.tokenizers import encode, load_ranks, open_tokenizer, token_lengths
+from harness.training.backend import open_backend
+from harness.training.evaluation import Evaluation, bits_per_byte, evaluate
+from harness.training.generation import encode_prompt, generate_text
+from numpy_llm.model import GPT
+
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="needs PyTorch (pip install -e '.[dev]')"
+)
+
+
+@pytest.fixture(params=["numpy", pytest.param("torch", marks=needs_torch)])
+def backend(request, tiny_config, lively_weights):
+    """Each backend with the same weights, large enough for the losses of tokens to differ widely."""
+    config = tiny_config()
+    weights = lively_weights(Weights.zeros(config, "float64"), 1)
+    threads = 2 if request.param == "numpy" else 1  # PyTorch splits nothing this small
+    return open_backend(request.param, config, weights, dtype="float64", threads=threads)
+
+
+def plain_loss(backend, tokens, start, place):
+    """-log p of the token at `place` after those from `start`: a log-softmax written out, of the reference."""
+    model = GPT(backend.config, initial_weights(backend.config, 0, "float64"), dtype="float64")
+    for name, value in backend.weights().items():
+        model.weights[name][...] = value
+    logits, _, _ = model.forward(tokens[None, start:place])
+    shifted = logits[0, -1] - logits[0, -1].max()
+    return np.log(np.exp(shifted).sum()) - shifted[tokens[place]]
+
+
+@pytest.mark.parametrize("count", [2, 4, 5, 6, 9, 23])
+@pytest.mark.parametrize("batch_size", [1, 2, 50])
+def test_every_token_but_the_first_counts_once(backend, count, batch_size):
+    """The loss is the plain mean of -log p over the tokens, each seen with those before it in its window."""
+    tokens = np.random.default_rng(count).integers(7, size=count)
+    # Where the window of each prediction begins: the context holds 4 tokens.
+    losses = [plain_loss(backend, tokens, (place - 1) // 4 * 4, place) for place in range(1, count)]
+    result = evaluate(backend, tokens, batch_size)
+    assert result.tokens == count - 1
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [2, 5, 6, 16, 18])
+def test_a_stride_counts_every_token_once(backend, count, stride):
+    """With overlapping windows a token is predicted once, from the most that the first window with it holds."""
+    tokens = np.random.default_rng(count).integers(7, size=count)
+    # The windows begin at 0, S, 2S, ...; the first that reaches a token, 4 behind its start, predicts it.
+    starts = [-(-max(0, place - 4) // stride) * stride for place in range(1, count)]
+    losses = [plain_loss(backend, tokens, start, place) for place, start in enumerate(starts, 1)]
+    result = evaluate(backend, tokens, 3, stride=stride)
+    assert result.tokens == count - 1
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+def test_a_quick_evaluation_takes_fewer_windows(backend):
+    """`max_windows` windows are looked at and no more: spread over the whole text, the first and last included."""
+    tokens = np.random.default_rng(0).integers(7, size=101)  # 25 windows
+    places = [place for window in (0, 12, 24) for place in range(4 * window + 1, 4 * window + 5)]
+    losses = [plain_loss(backend, tokens, (place - 1) // 4 * 4, place) for place in places]
+    result = evaluate(backend, tokens, 8, max_windows=3)
+    assert result.tokens == 12
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+def test_perplexity():
+    """It is the exponential of the loss, inf where that overflows."""
+    assert Evaluation(log(5), 1).perplexity == pytest.approx(5)
+    assert Evaluation(709.0, 1).perplexity == np.exp(709.0)
+    assert Evaluation(1e9, 1).perplexity == np.inf
+
+
+def test_bits_per_byte():
+    """Bits over the bytes of the predicted tokens: here 4 nats a token, and tokens of 1, 2 and 3 bytes."""
+    tokens, lengths = np.array([2, 0, 1, 1, 2]), np.array([1, 2, 3])
+    assert bits_per_byte(Evaluation(4.0, 4), tokens, lengths) == pytest.approx(
+        4 * 4 / log(2) / (1 + 2 + 2 + 3)
+    )
+
+
+def test_bits_per_byte_of_a_long_text():
+    """Millions of tokens are counted in pieces, and each once."""
+    tokens = np.tile(np.array([0, 1, 2], np.uint16), 800_000)
+    loss, lengths = 1.5, np.array([1, 2, 4])
+    wanted = loss * (len(tokens) - 1) / log(2) / (800_000 * 7 - 1)
+    assert bits_per_byte(Evaluation(loss, len(tokens) - 1), tokens, lengths) == pytest.approx(
+        wanted, rel=1e-12
+    )
+
+
+def test_bits_per_byte_does_not_depend_on_the_tokenizer():
+    """One bit a byte is one bit a byte, whether a token is a byte or several."""
+    text = "The baby is sleeping, naïvely.\n" * 3
+    ranks = load_ranks(DEFAULT_RANKS)
+    tokens = encode(ranks, text)
+    lengths = token_lengths(ranks)
+    nats = lengths[tokens[1:]].sum() * log(2) / (len(tokens) - 1)
+    assert bits_per_byte(Evaluation(nats, len(tokens) - 1), tokens, lengths) == pytest.approx(1)
+    assert lengths[tokens].sum() == len(text.encode())
+
+
+def test_prompts(tmp_path):
+    """A prompt's tokens, a line break for none, and one line for what cannot be encoded."""
+    text = tmp_path / "text.txt"
+    text.write_text("abc")
+    tokenizer = open_tokenizer("bytes", text)
+    assert encode_prompt(tokenizer, "cab") == [2, 0, 1]
+    assert encode_prompt(load_ranks(DEFAULT_RANKS), None) == encode(load_ranks(DEFAULT_RANKS), "\n").tolist()
+    with pytest.raises(ConfigError, match="prompt is empty"):
+        encode_prompt(tokenizer, "")
+    with pytest.raises(ConfigError, match="knows no line break"):
+        encode_prompt(tokenizer, None)
+    with pytest.raises(UserError, match="no token for 'x'"):
+        encode_prompt(tokenizer, "ax")
+
+
+class Parrot:
+    """A backend that says what it was told."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def generate(self, tokens, max_new_tokens, **sampling):
+        return itertools.islice(self.tokens, max_new_tokens)
+
+
+def test_characters_come_out_whole():
+    """A character of several tokens appears with its last one; what is left incomplete becomes U+FFFD."""
+    tokenizer = load_ranks(DEFAULT_RANKS)
+    tokens = encode(tokenizer, "né日").tolist()
+    pieces = list(generate_text(Parrot(tokens), tokenizer, [0], len(tokens)))
+    assert pieces == ["n", "", "é", "", "", "日", ""]
+    assert "".join(generate_text(Parrot(tokens), tokenizer, [0], len(tokens) - 1)) == "né\ufffd"
+
+
+def test_text_comes_as_the_tokens_do():
+    """A piece is there before the token after it was asked for, and the settings go to the backend as they are."""
+    asked, told = [], []
+
+    class Watched:
+        def generate(self, tokens, max_new_tokens, **sampling):
+            told.append((tokens, max_new_tokens, sampling))
+            for token in encode(tokenizer, "ab"):
+                asked.append(int(token))
+                yield int(token)
+
+    tokenizer = load_ranks(DEFAULT_RANKS)
+    for number, piece in enumerate(
+        generate_text(Watched(), tokenizer, [5, 6], 9, temperature=0.5, seed=3), 1
+    ):
+        assert len(asked) == min(number, 2)
+        assert piece == ("a", "b", "")[number - 1]
+    assert told == [([5, 6], 9, {"temperature": 0.5, "seed": 3})]
+
+
+def test_a_model_writes_what_it_samples(backend, tmp_path):
+    """The text of a real model is its tokens' text, the same for the same seed."""
+    (tmp_path / "text.txt").write_text("abcdefg")
+    tokenizer = open_tokenizer("bytes", tmp_path / "text.txt")
+    prompt = encode_prompt(tokenizer, "cab")
+    for seed in range(3):
+        tokens = list(backend.generate(prompt, 12, seed=seed))
+        written = "".join(generate_text(backend, tokenizer, prompt, 12, seed=seed))
+        assert written == "".join("abcdefg"[token] for token in tokens)
+        assert len(written) == 12
