@@ -7,6 +7,7 @@ The dimension letters are explained in `contract/config.py`.
 """
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,80 +24,37 @@ from contract.weights import (
     initial_weights,
     weight_table,
 )
-from numpy_llm.attention import attention_backward, attention_forward
+from numpy_llm.attention import AttentionCache, attention_backward, attention_forward
+from numpy_llm.feed_forward import FeedForwardCache, feed_forward_backward, feed_forward_forward
 from numpy_llm.generate import generate
 from numpy_llm.layers import (
-    cross_entropy_backward,
-    cross_entropy_forward,
+    DropoutCache,
+    EmbeddingCache,
+    LinearCache,
     dropout_backward,
     dropout_forward,
     embedding_backward,
     embedding_forward,
-    gelu_backward,
-    gelu_forward,
-    layer_norm_backward,
-    layer_norm_forward,
     linear_backward,
     linear_forward,
-    position_backward,
-    position_forward,
-    relu_backward,
-    relu_forward,
-    sinusoidal_positions,
+    residual_backward,
+    residual_forward,
 )
-
-ACTIVATIONS = {"relu": (relu_forward, relu_backward), "gelu_tanh": (gelu_forward, gelu_backward)}
-
-
-def feed_forward_forward(x, weights, name, config, trace=NO_TRACE):
-    """Widen each token to F channels, apply the activation, and narrow it to C again.
-
-        y = activation(x W_upᵀ + b_up) W_downᵀ + b_down
-
-    x: float (B, T, C); weights: mapping that holds this layer's under `name`, such as "blocks.0.feed_forward"
-    returns: y (B, T, C), cache
-    Source: Vaswani et al. 2017, section 3.3. Twin: torch_llm.model.feed_forward
-    """
-    activation_forward, activation_backward = ACTIVATIONS[config.activation]
-    hidden, up_cache = linear_forward(x, weights[f"{name}.up.weight"], weights.get(f"{name}.up.bias"))
-    trace.record(f"{name}.up", hidden)
-    active, activation_cache = activation_forward(hidden)
-    trace.record(f"{name}.activation", active)
-    y, down_cache = linear_forward(active, weights[f"{name}.down.weight"], weights.get(f"{name}.down.bias"))
-    trace.record(f"{name}.down", y)
-    return y, (name, up_cache, activation_backward, activation_cache, down_cache)
+from numpy_llm.losses import CrossEntropyCache, cross_entropy_backward, cross_entropy_forward
+from numpy_llm.norms import NormCache, norm_backward, norm_forward
+from numpy_llm.positions import POSITIONS, PositionCache, position_backward, position_forward
 
 
-def feed_forward_backward(dy, cache, trace=NO_TRACE):
-    """The forward pass reversed. returns: dx (B, T, C), gradients by weight name"""
-    name, up_cache, activation_backward, activation_cache, down_cache = cache
-    trace.record_gradient(f"{name}.down", dy)
-    dactive, ddown_weight, ddown_bias = linear_backward(dy, down_cache)
-    trace.record_gradient(f"{name}.activation", dactive)
-    dhidden = activation_backward(dactive, activation_cache)
-    trace.record_gradient(f"{name}.up", dhidden)
-    dx, dup_weight, dup_bias = linear_backward(dhidden, up_cache)
-    return dx, {
-        f"{name}.up.weight": dup_weight,
-        f"{name}.up.bias": dup_bias,
-        f"{name}.down.weight": ddown_weight,
-        f"{name}.down.bias": ddown_bias,
-    }
-
-
-def norm_forward(x, weights, name, config, trace=NO_TRACE):
-    """The layer norm called `name`. returns: y (B, T, C), cache"""
-    y, cache = layer_norm_forward(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), config.norm_eps)
-    trace.record(name, y)
-    return y, (name, cache)
-
-
-def norm_backward(dy, cache, trace=NO_TRACE):
-    """The forward pass reversed. returns: dx (B, T, C), gradients by weight name"""
-    name, layer_norm_cache = cache
-    trace.record_gradient(name, dy)
-    dx, dweight, dbias = layer_norm_backward(dy, layer_norm_cache)
-    return dx, {f"{name}.weight": dweight, f"{name}.bias": dbias}
+class BlockCache(NamedTuple):
+    name: str
+    norm_1: NormCache
+    attention: AttentionCache
+    dropout_1: DropoutCache
+    residual_1: None
+    norm_2: NormCache
+    feed_forward: FeedForwardCache
+    dropout_2: DropoutCache
+    residual_2: None
 
 
 def block_forward(x, weights, name, config, dropout=None, kv_cache=None, trace=NO_TRACE):
@@ -114,26 +72,27 @@ def block_forward(x, weights, name, config, dropout=None, kv_cache=None, trace=N
     branch, attention_cache = attention_forward(
         normed, weights, f"{name}.attention", config, dropout, kv_cache, trace
     )
-    branch, dropout_1_cache = dropout_forward(branch, config.dropout, dropout, f"{name}.dropout_1")
-    trace.record(f"{name}.dropout_1", branch)
-    x = x + branch
-    trace.record(f"{name}.residual_1", x)
+    branch, dropout_1_cache = _dropout(branch, config, dropout, f"{name}.dropout_1", trace)
+    stream, residual_1_cache = residual_forward(x, branch)
+    trace.record(f"{name}.residual_1", stream, "residual", x, branch)
 
-    normed, norm_2_cache = norm_forward(x, weights, f"{name}.norm_2", config, trace)
+    normed, norm_2_cache = norm_forward(stream, weights, f"{name}.norm_2", config, trace)
     branch, feed_forward_cache = feed_forward_forward(normed, weights, f"{name}.feed_forward", config, trace)
-    branch, dropout_2_cache = dropout_forward(branch, config.dropout, dropout, f"{name}.dropout_2")
-    trace.record(f"{name}.dropout_2", branch)
-    y = x + branch
-    trace.record(f"{name}.residual_2", y)
-    return y, (
-        name,
-        norm_1_cache,
-        attention_cache,
-        dropout_1_cache,
-        norm_2_cache,
-        feed_forward_cache,
-        dropout_2_cache,
-    )
+    branch, dropout_2_cache = _dropout(branch, config, dropout, f"{name}.dropout_2", trace)
+    y, residual_2_cache = residual_forward(stream, branch)
+    trace.record(f"{name}.residual_2", y, "residual", stream, branch)
+    return y, BlockCache(
+        name, norm_1_cache, attention_cache, dropout_1_cache, residual_1_cache,
+        norm_2_cache, feed_forward_cache, dropout_2_cache, residual_2_cache,
+    )  # fmt: skip
+
+
+def _dropout(x, config, key, site, trace):
+    """Dropout at one of the model's places, recorded under its name."""
+    arguments = x, config.dropout, key, site
+    y, cache = dropout_forward(*arguments)
+    trace.record(site, y, "dropout", *arguments)
+    return y, cache
 
 
 def block_backward(dy, cache, trace=NO_TRACE):
@@ -141,30 +100,37 @@ def block_backward(dy, cache, trace=NO_TRACE):
 
     returns: dx (B, T, C), gradients by weight name
     """
-    (
-        name,
-        norm_1_cache,
-        attention_cache,
-        dropout_1_cache,
-        norm_2_cache,
-        feed_forward_cache,
-        dropout_2_cache,
-    ) = cache
+    name = cache.name
     trace.record_gradient(f"{name}.residual_2", dy)
-    trace.record_gradient(f"{name}.dropout_2", dy)  # y = x + branch
-    dbranch = dropout_backward(dy, dropout_2_cache)
-    dnormed, feed_forward_gradients = feed_forward_backward(dbranch, feed_forward_cache, trace)
-    dx, norm_2_gradients = norm_backward(dnormed, norm_2_cache, trace)
-    dx += dy
+    dstream, dbranch = residual_backward(dy, cache.residual_2)
+    trace.record_gradient(f"{name}.dropout_2", dbranch)
+    dbranch = dropout_backward(dbranch, cache.dropout_2)
+    dnormed, feed_forward_gradients = feed_forward_backward(dbranch, cache.feed_forward, trace)
+    dx, norm_2_gradients = norm_backward(dnormed, cache.norm_2, trace)
+    dx += dstream
 
     trace.record_gradient(f"{name}.residual_1", dx)
-    trace.record_gradient(f"{name}.dropout_1", dx)  # x = x + branch
-    dbranch = dropout_backward(dx, dropout_1_cache)
-    dnormed, attention_gradients = attention_backward(dbranch, attention_cache, trace)
-    dstream = dx
-    dx, norm_1_gradients = norm_backward(dnormed, norm_1_cache, trace)
+    dstream, dbranch = residual_backward(dx, cache.residual_1)
+    trace.record_gradient(f"{name}.dropout_1", dbranch)
+    dbranch = dropout_backward(dbranch, cache.dropout_1)
+    dnormed, attention_gradients = attention_backward(dbranch, cache.attention, trace)
+    dx, norm_1_gradients = norm_backward(dnormed, cache.norm_1, trace)
     dx += dstream
     return dx, norm_1_gradients | attention_gradients | norm_2_gradients | feed_forward_gradients
+
+
+class StreamCache(NamedTuple):
+    embedding: EmbeddingCache
+    position: PositionCache
+    dropout: DropoutCache
+    blocks: list[BlockCache]
+    norm: NormCache
+
+
+class GPTCache(NamedTuple):
+    stream: StreamCache
+    output: LinearCache
+    loss: CrossEntropyCache
 
 
 class GPT:
@@ -189,10 +155,7 @@ class GPT:
             check_layout("weights", weights, flat_layout(weight_table(config)))
         self.weights = weights
         self.dtype = self.weights.flat.dtype
-        if config.position == "sinusoidal":
-            self.positions = sinusoidal_positions(config.context_length, config.d_model, self.dtype)
-        else:
-            self.positions = self.weights["position_embedding.weight"]
+        self.positions = POSITIONS[config.position](config, self.weights)
         self.output_name = "token_embedding.weight" if config.tie_embeddings else "output.weight"
 
     def forward(self, tokens, targets=None, *, dropout: DropoutKey | None = None, trace: Trace = NO_TRACE):
@@ -205,14 +168,16 @@ class GPT:
         Raises ConfigError for tokens and targets of another kind or shape, or outside the vocabulary.
         """
         check_batch(tokens, targets, self.config)
+        trace.give(tokens=tokens, targets=targets, positions=self.positions, **self.weights)
         x, stream_cache = self.stream_forward(tokens, dropout=dropout, trace=trace)
-        logits, output_cache = linear_forward(x, self.weights[self.output_name], None)
-        trace.record("logits", logits)
+        output = self.weights[self.output_name], None
+        logits, output_cache = linear_forward(x, *output)
+        trace.record("logits", logits, "linear", x, *output)
         if targets is None:
             return logits, None, None
         loss, loss_cache = cross_entropy_forward(logits, targets)
-        trace.record("loss", loss)
-        return logits, loss, (stream_cache, output_cache, loss_cache)
+        trace.record("loss", loss, "cross_entropy", logits, targets)
+        return logits, loss, GPTCache(stream_cache, output_cache, loss_cache)
 
     def stream_forward(self, tokens, *, dropout=None, kv_cache=None, trace: Trace = NO_TRACE):
         """The residual stream from the embedding to the final norm.
@@ -223,17 +188,16 @@ class GPT:
         config, weights = self.config, self.weights
         start = kv_cache.length if kv_cache is not None else 0
         x, embedding_cache = embedding_forward(tokens, weights["token_embedding.weight"])
-        trace.record("token_embedding", x)
-        x, position_cache = position_forward(x, self.positions, start)
-        trace.record("embedding", x)
-        x, dropout_cache = dropout_forward(x, config.dropout, dropout, "embedding_dropout")
-        trace.record("embedding_dropout", x)
+        trace.record("token_embedding", x, "embedding", tokens, weights["token_embedding.weight"])
+        embedding, position_cache = position_forward(x, self.positions, start)
+        trace.record("embedding", embedding, "position", x, self.positions, start)
+        x, dropout_cache = _dropout(embedding, config, dropout, "embedding_dropout", trace)
         block_caches = []
         for layer in range(config.n_layer):
             x, block_cache = block_forward(x, weights, f"blocks.{layer}", config, dropout, kv_cache, trace)
             block_caches.append(block_cache)
         x, norm_cache = norm_forward(x, weights, "final_norm", config, trace)
-        return x, (embedding_cache, position_cache, dropout_cache, block_caches, norm_cache)
+        return x, StreamCache(embedding_cache, position_cache, dropout_cache, block_caches, norm_cache)
 
     def backward(
         self, cache, *, dloss=1.0, gradients: Weights | None = None, turn=nullcontext, trace: Trace = NO_TRACE
@@ -250,30 +214,26 @@ class GPT:
         if gradients is None:
             gradients = Weights.zeros(self.config, self.dtype)
         check_layout("gradients", gradients, self.weights.layout)
-        (
-            (embedding_cache, position_cache, dropout_cache, block_caches, norm_cache),
-            output_cache,
-            loss_cache,
-        ) = cache
+        stream = cache.stream
         trace.record_gradient("loss", np.asarray(dloss, self.dtype))
-        dlogits = cross_entropy_backward(dloss, loss_cache)
+        dlogits = cross_entropy_backward(dloss, cache.loss)
         trace.record_gradient("logits", dlogits)
-        dx, doutput, _ = linear_backward(dlogits, output_cache)
+        dx, doutput, _ = linear_backward(dlogits, cache.output)
         # A tied matrix is used twice, at the output and at the embedding: both gradients are added to it.
         _add(gradients, {self.output_name: doutput}, turn)
-        dx, norm_gradients = norm_backward(dx, norm_cache, trace)
+        dx, norm_gradients = norm_backward(dx, stream.norm, trace)
         _add(gradients, norm_gradients, turn)
-        for block_cache in reversed(block_caches):
+        for block_cache in reversed(stream.blocks):
             dx, block_gradients = block_backward(dx, block_cache, trace)
             _add(gradients, block_gradients, turn)
         trace.record_gradient("embedding_dropout", dx)
-        dx = dropout_backward(dx, dropout_cache)
+        dx = dropout_backward(dx, stream.dropout)
         trace.record_gradient("embedding", dx)
-        dx, dpositions = position_backward(dx, position_cache)
+        dx, dpositions = position_backward(dx, stream.position)
         if self.config.position == "learned":
             _add(gradients, {"position_embedding.weight": dpositions}, turn)
         trace.record_gradient("token_embedding", dx)
-        _add(gradients, {"token_embedding.weight": embedding_backward(dx, embedding_cache)}, turn)
+        _add(gradients, {"token_embedding.weight": embedding_backward(dx, stream.embedding)}, turn)
         return gradients
 
     def generate(self, tokens, max_new_tokens, **sampling):

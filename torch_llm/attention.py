@@ -10,7 +10,31 @@ import torch.nn.functional as F
 from torch import nn
 
 from contract.trace import NO_TRACE
-from torch_llm import layers
+from torch_llm.layers import dropout as drop
+from torch_llm.layers import linear
+
+
+def split_heads(qkv, n_head):
+    """Read a token's 3·H·D channels as query, key and value, each of H heads side by side.
+
+    qkv: float (B, T, 3·H·D); returns: query, key, value, each (B, H, T, D) and a view of qkv
+    Source: Vaswani et al. 2017, section 3.2.2.
+    Twin: numpy_llm.attention.split_heads_forward and split_heads_backward
+    """
+    B, T, channels = qkv.shape
+    # (B, T, 3·H·D) -> (B, T, 3, H, D) -> (3, B, H, T, D)
+    return qkv.reshape(B, T, 3, n_head, channels // (3 * n_head)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def scores(query, key, scale):
+    """How well each query fits each key: scores = query keyᵀ · scale.
+
+    query: float (B, H, T, D); key: float (B, H, S, D); scale: 1/√D
+    returns: scores (B, H, T, S), before the mask
+    Source: Vaswani et al. 2017, section 3.2.1.
+    Twin: numpy_llm.attention.scores_forward and scores_backward
+    """
+    return query @ key.transpose(-1, -2) * scale  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
 
 
 def softmax(x):
@@ -33,6 +57,39 @@ def causal_mask(T, S, device=None):
     return torch.full((T, S), -torch.inf, device=device).triu(1 + S - T)
 
 
+def masked_softmax(scores):
+    """The share of each key that a query may see: softmax(scores + mask).
+
+    scores: float (B, H, T, S); returns: probabilities (B, H, T, S)
+    Source: Vaswani et al. 2017, section 3.2.3.
+    Twin: numpy_llm.attention.masked_softmax_forward and masked_softmax_backward
+    """
+    T, S = scores.shape[-2:]
+    return softmax(scores + causal_mask(T, S, scores.device) if T > 1 else scores)  # the last token sees all
+
+
+def weighted_sum(probabilities, value):
+    """What each query gathers: heads = probabilities value.
+
+    probabilities: float (B, H, T, S); value: float (B, H, S, D)
+    returns: heads (B, H, T, D)
+    Source: Vaswani et al. 2017, equation 1.
+    Twin: numpy_llm.attention.weighted_sum_forward and weighted_sum_backward
+    """
+    return probabilities @ value  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
+
+
+def merge_heads(heads):
+    """Lay a token's heads side by side in its channels: head h in channels h·D to (h+1)·D.
+
+    heads: float (B, H, T, D); returns: merged (B, T, H·D)
+    Source: Vaswani et al. 2017, section 3.2.2.
+    Twin: numpy_llm.attention.merge_heads_forward and merge_heads_backward
+    """
+    B, H, T, D = heads.shape
+    return heads.transpose(1, 2).reshape(B, T, H * D)
+
+
 class Attention(nn.Module):
     """Each token gathers the values of the tokens up to itself, weighted by how its query fits their keys.
 
@@ -47,9 +104,9 @@ class Attention(nn.Module):
     def __init__(self, name, config):
         super().__init__()
         self.name, self.config = name, config
-        C = config.d_model
-        self.query_key_value = nn.Linear(C, 3 * C, bias=config.bias)
-        self.output = nn.Linear(C, C, bias=config.bias)
+        C, width = config.d_model, config.n_head * config.head_size
+        self.query_key_value = nn.Linear(C, 3 * width, bias=config.bias)
+        self.output = nn.Linear(width, C, bias=config.bias)
 
     def forward(self, x, dropout=None, kv_cache=None, trace=NO_TRACE):
         """The layer's output for the tokens of x.
@@ -60,10 +117,9 @@ class Attention(nn.Module):
         returns: y (B, T, C)
         """
         name, config = self.name, self.config
-        B, T, C = x.shape
-        qkv = layers.linear(x, self.query_key_value.weight, self.query_key_value.bias)
-        # (B, T, 3·C) -> (B, T, 3, H, D) -> (3, B, H, T, D)
-        query, key, value = qkv.reshape(B, T, 3, config.n_head, config.head_size).permute(2, 0, 3, 1, 4)
+        T = x.shape[1]
+        qkv = linear(x, self.query_key_value.weight, self.query_key_value.bias)
+        query, key, value = split_heads(qkv, config.n_head)
         if kv_cache is not None:
             key, value = kv_cache.extend(name, key, value)
         trace.record(f"{name}.query", query)
@@ -78,25 +134,19 @@ class Attention(nn.Module):
         else:
             heads = self._written_out(query, key, value, dropout, trace)
 
-        merged = heads.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, H, D) -> (B, T, C)
-        y = layers.linear(merged, self.output.weight, self.output.bias)
+        y = linear(merge_heads(heads), self.output.weight, self.output.bias)
         trace.record(f"{name}.output", y)
         return y
 
     def _written_out(self, query, key, value, dropout, trace):
         """Attention step by step: what a trace records, and where masks of our own drop probabilities."""
         name, config = self.name, self.config
-        T, S = query.shape[2], key.shape[2]
-        scale = config.head_size**-0.5
-        scores = query @ key.transpose(-1, -2)  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
-        scores = scores * scale
-        trace.record(f"{name}.scores", scores)
-        if T > 1:
-            scores = scores + causal_mask(T, S, scores.device)
-        probabilities = softmax(scores)
+        fits = scores(query, key, config.head_size**-0.5)
+        trace.record(f"{name}.scores", fits)
+        probabilities = masked_softmax(fits)
         trace.record(f"{name}.probabilities", probabilities)
-        kept = layers.dropout(probabilities, config.dropout, dropout, f"{name}.probabilities")
+        kept = drop(probabilities, config.dropout, dropout, f"{name}.probabilities")
         trace.record(f"{name}.probabilities_dropout", kept)
-        heads = kept @ value  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
+        heads = weighted_sum(kept, value)
         trace.record(f"{name}.heads", heads)
         return heads

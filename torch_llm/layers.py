@@ -1,4 +1,4 @@
-"""The model's layers: the functions of `numpy_llm.layers` as PyTorch has them, differentiated by autograd.
+"""The layers that the model's parts are made of, as PyTorch has them, differentiated by autograd.
 
 The dimension letters are explained in `contract/config.py`; "..." stands for B, T.
 """
@@ -20,30 +20,6 @@ def embedding(tokens, weight):
     return F.embedding(tokens, weight)
 
 
-def sinusoidal_positions(context_length, d_model, dtype):
-    """The fixed table of position encodings: a sine and a cosine for each of C/2 wavelengths.
-
-        table[t, 2i] = sin(t / 10000^(2i/C)),   table[t, 2i+1] = cos(t / 10000^(2i/C))
-
-    returns: dtype (context_length, d_model)
-    Source: Vaswani et al. 2017, section 3.5. Twin: numpy_llm.layers.sinusoidal_positions
-    """
-    t = torch.arange(context_length, dtype=torch.float64)[:, None]
-    angle = t / 10000 ** (torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).reshape(context_length, d_model).to(dtype)
-
-
-def position(x, table, start=0):
-    """Add to each token the encoding of its place: y[b, t] = x[b, t] + table[start + t].
-
-    x: float (B, T, C); table: float (context_length, C), fixed or learned; start: place of the first token
-    returns: y (B, T, C)
-    Source: Vaswani et al. 2017, section 3.5. Twin: numpy_llm.layers.position_forward and position_backward
-    """
-    T = x.shape[1]
-    return x + table[start : start + T]
-
-
 def linear(x, weight, bias):
     """An affine map of the channels: y = x weightᵀ + bias.
 
@@ -52,40 +28,6 @@ def linear(x, weight, bias):
     Twin: numpy_llm.layers.linear_forward and linear_backward
     """
     return F.linear(x, weight, bias)
-
-
-def layer_norm(x, weight, bias, eps):
-    """Give each token's channels mean 0 and variance 1, then scale and shift them.
-
-        normal = (x - mean(x)) / √(var(x) + eps),   y = normal · weight + bias
-
-    Mean and (biased) variance run over the C channels of one token.
-
-    x: float (..., C); weight: float (C,); bias: float (C,) or None; eps: float, inside the root
-    returns: y (..., C)
-    Source: Ba et al. 2016, section 3, equation 4.
-    Twin: numpy_llm.layers.layer_norm_forward and layer_norm_backward
-    """
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
-
-
-def relu(x):
-    """y = max(x, 0).
-
-    x: float, any shape; returns: y of the same shape
-    Source: Vaswani et al. 2017, equation 2. Twin: numpy_llm.layers.relu_forward and relu_backward
-    """
-    return F.relu(x)
-
-
-def gelu(x):
-    """The tanh form of the Gaussian error linear unit: y = x/2 · (1 + tanh(u)), u = √(2/π) (x + 0.044715 x³).
-
-    x: float, any shape; returns: y of the same shape
-    Source: Hendrycks & Gimpel 2016, section 2; the form that GPT-2 was trained with, not the exact erf.
-    Twin: numpy_llm.layers.gelu_forward and gelu_backward
-    """
-    return F.gelu(x, approximate="tanh")
 
 
 def dropout(x, rate, key: DropoutKey | None, site):
@@ -103,15 +45,14 @@ def dropout(x, rate, key: DropoutKey | None, site):
     return x * _dropout_mask_like(x, rate, key, site)
 
 
-def cross_entropy(logits, targets):
-    """The mean over all tokens of -log softmax(logits)[target], in nats per token.
+def residual(x, branch):
+    """Add what a branch computed to the stream that it read: y = x + branch.
 
-    logits: float (B, T, V); targets: int (B, T)
-    returns: loss float ()
-    Twin: numpy_llm.layers.cross_entropy_forward and cross_entropy_backward
+    x, branch: float (B, T, C); returns: y (B, T, C)
+    Source: He et al. 2016, section 3.2.
+    Twin: numpy_llm.layers.residual_forward and residual_backward
     """
-    V = logits.shape[-1]
-    return F.cross_entropy(logits.reshape(-1, V), targets.reshape(-1))
+    return x + branch
 
 
 @torch.compiler.disable  # the draws are NumPy's: a compiler that rewrote them would draw other masks

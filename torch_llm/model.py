@@ -4,7 +4,7 @@
            -> final norm -> output -> cross-entropy
 
 The dimension letters are explained in `contract/config.py`. Modules hold the weights, and their attributes
-spell the weights' dotted names; what is computed with them is said by the functions of `torch_llm.layers`.
+spell the weights' dotted names; what is computed with them is said by the functions of the other files.
 Dropout is asked for with a key at each call, so `train()` and `eval()` change nothing.
 """
 
@@ -20,53 +20,14 @@ from contract.errors import ConfigError
 from contract.randomness import DropoutKey
 from contract.trace import NO_TRACE, Trace
 from contract.weights import check_weights, initial_weights, weight_table
-from torch_llm import layers
 from torch_llm.attention import Attention
+from torch_llm.feed_forward import FeedForward
 from torch_llm.generate import generate
-
-ACTIVATIONS = {"relu": layers.relu, "gelu_tanh": layers.gelu}
-
-
-class FeedForward(nn.Module):
-    """Widen each token to F channels, apply the activation, and narrow it to C again.
-
-        y = activation(x W_upᵀ + b_up) W_downᵀ + b_down
-
-    name: the layer's place in the model, such as "blocks.0.feed_forward"
-    Source: Vaswani et al. 2017, section 3.3.
-    Twin: numpy_llm.model.feed_forward_forward and feed_forward_backward
-    """
-
-    def __init__(self, name, config):
-        super().__init__()
-        self.name, self.config = name, config
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
-
-    def forward(self, x, trace=NO_TRACE):
-        """x: float (B, T, C); returns: y (B, T, C)"""
-        name, activation = self.name, ACTIVATIONS[self.config.activation]
-        hidden = layers.linear(x, self.up.weight, self.up.bias)
-        trace.record(f"{name}.up", hidden)
-        active = activation(hidden)
-        trace.record(f"{name}.activation", active)
-        y = layers.linear(active, self.down.weight, self.down.bias)
-        trace.record(f"{name}.down", y)
-        return y
-
-
-class Norm(nn.LayerNorm):
-    """The layer norm called `name`. Twin: numpy_llm.model.norm_forward and norm_backward"""
-
-    def __init__(self, name, config):
-        super().__init__(config.d_model, config.norm_eps, bias=config.bias)
-        self.name = name
-
-    def forward(self, x, trace=NO_TRACE):
-        """x: float (B, T, C); returns: y (B, T, C)"""
-        y = layers.layer_norm(x, self.weight, self.bias, self.eps)
-        trace.record(self.name, y)
-        return y
+from torch_llm.layers import dropout as drop
+from torch_llm.layers import embedding, linear, residual
+from torch_llm.losses import cross_entropy
+from torch_llm.norms import Norm
+from torch_llm.positions import POSITIONS, position
 
 
 class Block(nn.Module):
@@ -93,16 +54,16 @@ class Block(nn.Module):
         name, config = self.name, self.config
         normed = self.norm_1(x, trace)
         branch = self.attention(normed, dropout, kv_cache, trace)
-        branch = layers.dropout(branch, config.dropout, dropout, f"{name}.dropout_1")
+        branch = drop(branch, config.dropout, dropout, f"{name}.dropout_1")
         trace.record(f"{name}.dropout_1", branch)
-        x = x + branch
+        x = residual(x, branch)
         trace.record(f"{name}.residual_1", x)
 
         normed = self.norm_2(x, trace)
         branch = self.feed_forward(normed, trace)
-        branch = layers.dropout(branch, config.dropout, dropout, f"{name}.dropout_2")
+        branch = drop(branch, config.dropout, dropout, f"{name}.dropout_2")
         trace.record(f"{name}.dropout_2", branch)
-        y = x + branch
+        y = residual(x, branch)
         trace.record(f"{name}.residual_2", y)
         return y
 
@@ -138,8 +99,8 @@ class GPT(nn.Module):
             self._build()
         values = {name: torch.from_numpy(np.array(weights[name])) for name in weight_table(config)}
         self.load_state_dict(values, assign=True)
-        if config.position == "sinusoidal":
-            table = layers.sinusoidal_positions(config.context_length, config.d_model, self.dtype)
+        if config.position != "learned":
+            table = POSITIONS[config.position](config, values)
             self.register_buffer("sinusoids", table, persistent=False)
         self.output_name = "token_embedding.weight" if config.tie_embeddings else "output.weight"
 
@@ -184,12 +145,12 @@ class GPT(nn.Module):
         tokens = self._on_device(tokens)
         trace = trace if trace is NO_TRACE else _AutogradTrace(trace)
         x = self.stream_forward(tokens, dropout=dropout, trace=trace)
-        logits = layers.linear(x, self.get_parameter(self.output_name), None)
+        logits = linear(x, self.get_parameter(self.output_name), None)
         trace.record("logits", logits)
         if targets is None:
             return logits, None
         targets = self._on_device(targets)
-        loss = layers.cross_entropy(logits, targets)
+        loss = cross_entropy(logits, targets)
         trace.record("loss", loss)
         return logits, loss
 
@@ -201,11 +162,11 @@ class GPT(nn.Module):
         """
         config = self.config
         start = kv_cache.length if kv_cache is not None else 0
-        x = layers.embedding(tokens, self.token_embedding.weight)
+        x = embedding(tokens, self.token_embedding.weight)
         trace.record("token_embedding", x)
-        x = layers.position(x, self.positions, start)
+        x = position(x, self.positions, start)
         trace.record("embedding", x)
-        x = layers.dropout(x, config.dropout, dropout, "embedding_dropout")
+        x = drop(x, config.dropout, dropout, "embedding_dropout")
         trace.record("embedding_dropout", x)
         for block in self.blocks:
             x = block(x, dropout, kv_cache, trace)

@@ -1,0 +1,101 @@
+"""Norms: what keeps each token's channels on one scale.
+
+The dimension letters are explained in `contract/config.py`; "..." stands for B, T.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.trace import NO_TRACE
+from numpy_llm.layers import sum_rows
+
+
+class LayerNormCache(NamedTuple):
+    normal: np.ndarray  # x with mean 0 and variance 1
+    inverse_deviation: np.ndarray  # (..., 1)
+    weight: np.ndarray
+    has_bias: bool
+
+
+def layer_norm_forward(x, weight, bias, eps):
+    """Give each token's channels mean 0 and variance 1, then scale and shift them.
+
+        normal = (x - mean(x)) / √(var(x) + eps),   y = normal · weight + bias
+
+    Mean and (biased) variance run over the C channels of one token.
+
+    x: float (..., C); weight: float (C,); bias: float (C,) or None; eps: float, inside the root
+    returns: y (..., C), cache
+    Source: Ba et al. 2016, section 3, equation 4. Twin: torch_llm.norms.layer_norm
+    """
+    normal = x - _mean_channels(x)
+    inverse_deviation = 1 / np.sqrt(_mean_channels(normal, normal) + eps)
+    normal *= inverse_deviation
+    y = normal * weight
+    if bias is not None:
+        y += bias
+    return y, LayerNormCache(normal, inverse_deviation, weight, bias is not None)
+
+
+def layer_norm_backward(dy, cache):
+    """Differentiate through the scaling, the mean and the variance.
+
+    With n = normal, s = inverse_deviation and m the mean over channels:
+
+        y = n · weight + bias     =>   dn = dy · weight,  dweight = Σ dy · n,  dbias = Σ dy  (over B, T)
+        n = (x - m(x)) s          =>   a step in x[j] moves every n[i] of its token, in three ways:
+                                       ∂n[i]/∂x[j] = s (δ[i, j]  -  1/C  -  n[i] n[j] / C)
+                                            the value itself,  through m(x),  through s
+
+    Multiplying by dn[i] and summing over i gives dx = s (dn - m(dn) - n · m(dn · n)).
+
+    returns: dx (..., C), dweight (C,), dbias (C,) or None
+    """
+    normal, inverse_deviation, weight = cache.normal, cache.inverse_deviation, cache.weight
+    C = weight.shape[0]
+    dweight = np.einsum("nc,nc->c", dy.reshape(-1, C), normal.reshape(-1, C))
+    dbias = sum_rows(dy.reshape(-1, C)) if cache.has_bias else None
+    dx = dy * weight  # this is dn; the next lines turn it into dx in place
+    through_deviation = normal * _mean_channels(dx, normal)
+    dx -= _mean_channels(dx)
+    dx -= through_deviation
+    dx *= inverse_deviation
+    return dx, dweight, dbias
+
+
+def _mean_channels(x, other=None):
+    """The mean over channels of x, or of x · other, kept as (..., 1): one pass, nothing stored between."""
+    total = np.einsum("...c->...", x) if other is None else np.einsum("...c,...c->...", x, other)
+    return (total / x.shape[-1])[..., None]
+
+
+NORMS = {"layer_norm": (layer_norm_forward, layer_norm_backward)}
+
+
+class NormCache(NamedTuple):
+    name: str
+    backward: Callable
+    cache: NamedTuple
+
+
+def norm_forward(x, weights, name, config, trace=NO_TRACE):
+    """The norm called `name`, of the kind that the configuration names.
+
+    x: float (B, T, C); weights: mapping that holds this norm's under `name`, such as "blocks.0.norm_1"
+    returns: y (B, T, C), cache
+    Twin: torch_llm.norms.Norm
+    """
+    forward, backward = NORMS["layer_norm"]
+    arguments = x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), config.norm_eps
+    y, cache = forward(*arguments)
+    trace.record(name, y, "layer_norm", *arguments)
+    return y, NormCache(name, backward, cache)
+
+
+def norm_backward(dy, cache, trace=NO_TRACE):
+    """The forward pass reversed. returns: dx (B, T, C), gradients by weight name"""
+    trace.record_gradient(cache.name, dy)
+    dx, dweight, dbias = cache.backward(dy, cache.cache)
+    return dx, {f"{cache.name}.weight": dweight, f"{cache.name}.bias": dbias}
