@@ -1,0 +1,1 @@
+"""What is known of each operation: its equations, its known mistakes, and its derivation (NAME.toml)."""

@@ -1,0 +1,36 @@
+"""Every operation of the model, in dataflow order."""
+
+from operations.cross_entropy import CROSS_ENTROPY
+from operations.dropout import DROPOUT
+from operations.embedding import EMBEDDING
+from operations.gelu_tanh import GELU_TANH
+from operations.layer_norm import LAYER_NORM
+from operations.linear import LINEAR
+from operations.masked_softmax import MASKED_SOFTMAX
+from operations.merge_heads import MERGE_HEADS
+from operations.position import POSITION
+from operations.relu import RELU
+from operations.residual import RESIDUAL
+from operations.scores import SCORES
+from operations.sinusoidal_positions import SINUSOIDAL_POSITIONS
+from operations.split_heads import SPLIT_HEADS
+from operations.weighted_sum import WEIGHTED_SUM
+
+_ALL = (
+    SINUSOIDAL_POSITIONS,
+    EMBEDDING,
+    POSITION,
+    DROPOUT,
+    LAYER_NORM,
+    LINEAR,
+    SPLIT_HEADS,
+    SCORES,
+    MASKED_SOFTMAX,
+    WEIGHTED_SUM,
+    MERGE_HEADS,
+    RESIDUAL,
+    RELU,
+    GELU_TANH,
+    CROSS_ENTROPY,
+)
+OPERATIONS = {operation.name: operation for operation in _ALL}

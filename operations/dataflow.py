@@ -1,0 +1,224 @@
+"""A recorded pass as a graph: what made each tensor, each gradient, and what a mistake would make of them.
+
+Forward, a tensor is made by one operation. Backward, its gradient is the sum over all operations that read it, each
+of which turns the gradients of its results into that of the tensor. So the way back follows from the way forward.
+Tensors that the pass only notes, such as query, key and value before they are split, are computed on the way.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.config import ModelConfig
+from contract.trace import Named, Node, Trace
+from contract.weights import Weights
+from numpy_llm import GPT
+from operations.catalogue import OPERATIONS
+from operations.operation import Mistake, Operation
+from operations.uses import WRONG_SUMS
+
+GRADIENT = "gradient."
+
+
+class Wrong(NamedTuple):
+    """operation: of which the mistake is one; mistake; value: what it makes of the tensor"""
+
+    operation: str
+    mistake: Mistake
+    value: np.ndarray
+
+
+def record_nodes(config: ModelConfig) -> list[Node]:
+    """The operations of a pass of this model, in the order in which the NumPy twin runs them."""
+    trace = Trace()
+    tokens = np.zeros((1, 1), np.int64)
+    GPT(config, Weights.zeros(config, "float32")).forward(tokens, tokens.copy(), trace=trace)
+    if config.position != "sinusoidal":
+        return trace.nodes
+    table = config.context_length, config.d_model, "float64"
+    return [Node("sinusoidal_positions", table, ("positions",)), *trace.nodes]
+
+
+class Dataflow:
+    """nodes: of a forward pass; known: the names of the tensors that have values, all others are computed
+
+    value: name -> tensor, for every known name and for `gradient.NAME` of every tensor that has a gradient
+    """
+
+    def __init__(self, nodes: list[Node], known: Callable[[str], bool], value: Callable[[str], np.ndarray]):
+        self.nodes, self.known, self.value = nodes, known, value
+        self.makers = {name: node for node in nodes for name in node.results}
+        self.uses: dict[str, list[tuple[Node, str]]] = {}
+        for node in nodes:
+            for role, argument in zip(self.operation(node).roles, node.arguments, strict=True):
+                if isinstance(argument, Named):
+                    self.uses.setdefault(argument.name, []).append((node, role))
+
+    @staticmethod
+    def operation(node: Node) -> Operation:
+        """What is known of a node's operation."""
+        return OPERATIONS[node.operation]
+
+    # What made a tensor
+
+    def steps(self, name: str) -> list[tuple[Node, str]]:
+        """The operations between known tensors and this one, first to last, each with the argument that a gradient is
+        taken by, "" forward.
+        """
+        if name.startswith(GRADIENT):
+            found = []
+            for node, role in self._differentiable(name.removeprefix(GRADIENT)):
+                for result in node.results:
+                    found += [] if self.known(GRADIENT + result) else self.steps(GRADIENT + result)
+                found.append((node, role))
+            return list({id(node): (node, role) for node, role in found}.values())
+        node = self.makers[name]
+        before = [step for each in node.inputs if self._hidden(each) for step in self.steps(each)]
+        return [*before, (node, "")]
+
+    def _hidden(self, name: str) -> bool:
+        return name in self.makers and not self.known(name)
+
+    def _differentiable(self, name: str) -> list[tuple[Node, str]]:
+        return [
+            (node, role) for node, role in self.uses.get(name, []) if role in self.operation(node).gradients
+        ]
+
+    def inputs(self, name: str) -> list[str]:
+        """The known tensors that this one is made of."""
+        if not name.startswith(GRADIENT):
+            return self._visible(self.makers[name].inputs)
+        found = []
+        for node, role in self._differentiable(name.removeprefix(GRADIENT)):
+            for result in node.results:
+                gradient = GRADIENT + result
+                found += [gradient] if self.known(gradient) else self.inputs(gradient)
+            roles = dict(zip(self.operation(node).roles, node.arguments, strict=True))
+            for need in self.operation(node).gradients[role].needs:
+                if need == "y":
+                    found += node.results
+                elif isinstance(roles[need], Named):
+                    found += self._visible([roles[need].name])
+        return list(dict.fromkeys(found))
+
+    def _visible(self, names: list[str]) -> list[str]:
+        found = [each for name in names for each in (self.inputs(name) if self._hidden(name) else [name])]
+        return list(dict.fromkeys(found))
+
+    def title(self, name: str) -> str:
+        """The operations that made a tensor, such as "linear, split_heads" or "layer_norm backward to x"."""
+        if not name.startswith(GRADIENT):
+            return ", ".join(node.operation for node, _ in self.steps(name))
+        parts = dict.fromkeys(f"{node.operation} backward to {role}" for node, role in self.steps(name))
+        return ", ".join(parts)
+
+    def equation(self, name: str) -> str:
+        """The equations of these operations."""
+        equations = [
+            self.operation(node).gradients[role].equation if role else self.operation(node).equation
+            for node, role in self.steps(name)
+        ]
+        return "; ".join(dict.fromkeys(equations))
+
+    # Computing it again, rightly and wrongly
+
+    def right(self, name: str) -> np.ndarray:
+        """The tensor or gradient, computed from known ones."""
+        return self._right_gradient(name) if name.startswith(GRADIENT) else self._right_forward(name)
+
+    def wrong(self, name: str) -> Iterator[Wrong]:
+        """What each known mistake makes of it, in one of the operations that made it."""
+        return self._wrong_gradient(name) if name.startswith(GRADIENT) else self._wrong_forward(name)
+
+    def _get(self, name: str) -> np.ndarray:
+        return self.value(name) if self.known(name) or name not in self.makers else self._right_forward(name)
+
+    def _arguments(self, node: Node) -> list:
+        return [self._get(each.name) if isinstance(each, Named) else each for each in node.arguments]
+
+    def _right_forward(self, name: str) -> np.ndarray:
+        node = self.makers[name]
+        return self.operation(node).run(*self._arguments(node))[node.results.index(name)]
+
+    def _wrong_forward(self, name: str) -> Iterator[Wrong]:
+        node = self.makers[name]
+        operation, arguments = self.operation(node), self._arguments(node)
+        place = node.results.index(name)
+        for mistake in operation.mistakes:
+            if not mistake.backward:
+                for form in mistake.forms(*arguments, **self._others(mistake, node)):
+                    yield Wrong(operation.name, mistake, form[place] if isinstance(form, tuple) else form)
+        for at, argument in enumerate(node.arguments):
+            if isinstance(argument, Named) and self._hidden(argument.name):
+                for wrong in self._wrong_forward(argument.name):
+                    if np.shape(wrong.value) == np.shape(arguments[at]):
+                        changed = [*arguments[:at], wrong.value, *arguments[at + 1 :]]
+                        yield wrong._replace(value=operation.run(*changed)[place])
+
+    def _others(self, mistake: Mistake, node: Node) -> dict[str, np.ndarray]:
+        """The tensors beside its arguments that a program with the mistake reads, by the names that it has for them."""
+        others = {}
+        for name in getattr(mistake.compute, "__kwdefaults__", None) or {}:
+            if name == "normed":  # of the norm that reads the stream at this place
+                stream = node.arguments[0]
+                sources = [each.results[0] for each, _ in self.uses[stream.name] if "norm" in each.operation]
+                name_of = sources[0] if sources else None
+            else:
+                name_of = name
+            others[name] = None if name_of is None else self._get(name_of)
+        return others
+
+    def _cache(self, node: Node):
+        operation = self.operation(node)
+        if operation.cache:
+            return operation.cache(*map(self._get, node.results))
+        return operation.forward(*self._arguments(node))[-1]
+
+    def _gradient_of_result(self, name: str) -> np.ndarray:
+        return self.value(GRADIENT + name) if self.known(GRADIENT + name) else self._right_gradient(name)
+
+    def _right_parts(self, tensor: str) -> list[np.ndarray]:
+        parts = []
+        for node, role in self._differentiable(tensor):
+            dresults = tuple(map(self._gradient_of_result, node.results))
+            parts.append(self.operation(node).differentiate(dresults, self._cache(node))[role])
+        return parts
+
+    def _right_gradient(self, name: str) -> np.ndarray:
+        tensor = name.removeprefix(GRADIENT)
+        return sum(self._right_parts(tensor)) if self._differentiable(tensor) else np.ones(())
+
+    def _wrong_gradient(self, name: str) -> Iterator[Wrong]:
+        tensor = name.removeprefix(GRADIENT)
+        parts = self._right_parts(tensor)
+        for at, (node, role) in enumerate(self._differentiable(tensor)):
+            rest = sum(parts[:at] + parts[at + 1 :])
+            for wrong in self._wrong_part(node, role):
+                yield wrong._replace(value=wrong.value + rest)
+        if len(parts) > 1:
+            near = [self._get(GRADIENT + each) for each in self._near(tensor) if self.known(GRADIENT + each)]
+            for mistake in WRONG_SUMS:
+                for form in mistake.forms(parts, near):
+                    yield Wrong("uses", mistake, form)
+
+    def _wrong_part(self, node: Node, role: str) -> Iterator[Wrong]:
+        operation, cache = self.operation(node), self._cache(node)
+        dresults = tuple(map(self._gradient_of_result, node.results))
+        for mistake in operation.mistakes:
+            if mistake.backward:
+                for form in mistake.forms(*dresults, cache):
+                    if role in form:
+                        yield Wrong(operation.name, mistake, form[role])
+        for at, result in enumerate(node.results):
+            if not self.known(GRADIENT + result):
+                for wrong in self._wrong_gradient(GRADIENT + result):
+                    if np.shape(wrong.value) == np.shape(dresults[at]):
+                        changed = (*dresults[:at], wrong.value, *dresults[at + 1 :])
+                        yield wrong._replace(value=operation.differentiate(changed, cache)[role])
+
+    def _near(self, tensor: str) -> list[str]:
+        """The tensors whose gradients are at hand where those of `tensor`'s uses are added up."""
+        results = [name for node, _ in self.uses[tensor] for name in node.results]
+        after = [name for each in results for node, _ in self.uses.get(each, []) for name in node.results]
+        return [*results, *after]
