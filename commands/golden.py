@@ -31,7 +31,7 @@ def make(
     --run makes one of a trained model. A large model makes a large pack.
     """
     from commands.console import say
-    from parity.packs import COMMITTED, GOLDEN, make_pack, replaceable_pack, save_pack
+    from parity.golden.packs import COMMITTED, GOLDEN, make_pack, replaceable_pack, save_pack
 
     if name is None:
         if config or run:
@@ -54,7 +54,7 @@ def make(
 
 
 def _require_plain(name: str):
-    from parity.packs import COMMITTED
+    from parity.golden.packs import COMMITTED
 
     if Path(name).name != name or not name.strip(". "):
         raise ConfigError(f"{name!r} is not a plain file name; choose one, and the folder with --out")
@@ -69,7 +69,7 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
     from contract.schema import read_json
     from harness.training.checkpoint import load_checkpoint
     from harness.training.run_folder import find_checkpoint
-    from parity.packs import make_pack
+    from parity.golden.packs import make_pack
 
     if (config is None) == (run is None):
         raise ConfigError("give either --config, a JSON file, or --run, a trained model")
@@ -98,8 +98,8 @@ def export(
     JSON reader, and a page that explains them.
     """
     from commands.console import say
-    from parity.pack_export import export_pack
-    from parity.packs import load_pack
+    from parity.golden.export import export_pack
+    from parity.golden.packs import load_pack
 
     pack = load_pack(name)
     out = out or Path(f"{pack.name}.npz" if format == "npz" else pack.name)
@@ -111,7 +111,7 @@ def list_packs(as_json: JsonOption = False):
     """List the packs that come with the project."""
     from commands.console import show
     from contract.weights import parameter_count
-    from parity.packs import load_pack, pack_names
+    from parity.golden.packs import load_pack, pack_names
 
     packs = [load_pack(name) for name in pack_names()]
     if as_json:
@@ -151,9 +151,9 @@ def check(
     code is 1 if one diverges.
     """
     from commands.console import show
-    from parity.check import check_dump
-    from parity.check_report import as_record, describe
-    from parity.packs import load_pack
+    from parity.golden.check import check_dump
+    from parity.golden.report import as_record, describe
+    from parity.golden.packs import load_pack
 
     report = check_dump(dump, load_pack(golden), dtype=dtype)
     if as_json:

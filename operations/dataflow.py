@@ -29,15 +29,16 @@ class Wrong(NamedTuple):
     value: np.ndarray
 
 
-def record_nodes(config: ModelConfig) -> list[Node]:
-    """The operations of a pass of this model, in the order in which the NumPy twin runs them."""
-    trace = Trace()
-    tokens = np.zeros((1, 1), np.int64)
-    GPT(config, Weights.zeros(config, "float32")).forward(tokens, tokens.copy(), trace=trace)
-    if config.position != "sinusoidal":
-        return trace.nodes
-    table = config.context_length, config.d_model, "float64"
-    return [Node("sinusoidal_positions", table, ("positions",)), *trace.nodes]
+def record(config: ModelConfig) -> Trace:
+    """A traced pass of this model, forward and back: its nodes, in the order in which the NumPy twin runs them."""
+    trace, model = Trace(), GPT(config, Weights.zeros(config, "float32"))
+    tokens, targets = np.zeros((2, 1, 1), np.int64)
+    _, _, cache = model.forward(tokens, targets, trace=trace)
+    model.backward(cache, trace=trace)
+    if config.position == "sinusoidal":
+        table = config.context_length, config.d_model, "float64"
+        trace.nodes.insert(0, Node("sinusoidal_positions", table, ("positions",)))
+    return trace
 
 
 class Dataflow:
@@ -107,11 +108,12 @@ class Dataflow:
         return list(dict.fromkeys(found))
 
     def title(self, name: str) -> str:
-        """The operations that made a tensor, such as "linear, split_heads" or "layer_norm backward to x"."""
-        if not name.startswith(GRADIENT):
-            return ", ".join(node.operation for node, _ in self.steps(name))
-        parts = dict.fromkeys(f"{node.operation} backward to {role}" for node, role in self.steps(name))
-        return ", ".join(parts)
+        """The operations that made a tensor, such as "linear, split heads" or "layer norm backward to x"."""
+        parts = [
+            node.operation.replace("_", " ") + (f" backward to {role}" if role else "")
+            for node, role in self.steps(name)
+        ]
+        return ", ".join(dict.fromkeys(parts))
 
     def equation(self, name: str) -> str:
         """The equations of these operations."""
@@ -131,6 +133,16 @@ class Dataflow:
         """What each known mistake makes of it, in one of the operations that made it."""
         return self._wrong_gradient(name) if name.startswith(GRADIENT) else self._wrong_forward(name)
 
+    def readers(self, name: str) -> list[str]:
+        """The known tensors that are made of this one."""
+        results = [result for node, _ in self.uses.get(name, []) for result in node.results]
+        found = [
+            each
+            for result in results
+            for each in (self.readers(result) if self._hidden(result) else [result])
+        ]
+        return list(dict.fromkeys(found))
+
     def _get(self, name: str) -> np.ndarray:
         return self.value(name) if self.known(name) or name not in self.makers else self._right_forward(name)
 
@@ -147,7 +159,8 @@ class Dataflow:
         place = node.results.index(name)
         for mistake in operation.mistakes:
             if not mistake.backward:
-                for form in mistake.forms(*arguments, **self._others(mistake, node)):
+                others = {role: each and self._get(each) for role, each in self.others(mistake, node).items()}
+                for form in mistake.forms(*arguments, **others):
                     yield Wrong(operation.name, mistake, form[place] if isinstance(form, tuple) else form)
         for at, argument in enumerate(node.arguments):
             if isinstance(argument, Named) and self._hidden(argument.name):
@@ -156,18 +169,19 @@ class Dataflow:
                         changed = [*arguments[:at], wrong.value, *arguments[at + 1 :]]
                         yield wrong._replace(value=operation.run(*changed)[place])
 
-    def _others(self, mistake: Mistake, node: Node) -> dict[str, np.ndarray]:
-        """The tensors beside its arguments that a program with the mistake reads, by the names that it has for them."""
-        others = {}
-        for name in getattr(mistake.compute, "__kwdefaults__", None) or {}:
-            if name == "normed":  # of the norm that reads the stream at this place
-                stream = node.arguments[0]
-                sources = [each.results[0] for each, _ in self.uses[stream.name] if "norm" in each.operation]
-                name_of = sources[0] if sources else None
-            else:
-                name_of = name
-            others[name] = None if name_of is None else self._get(name_of)
-        return others
+    def others(self, mistake: Mistake, node: Node) -> dict[str, str | None]:
+        """The tensors beside its arguments that a program with the mistake reads, by the names that it has for them.
+
+        "normed" is what the norm makes of the stream at this place; any other name is a tensor's own.
+        """
+        names = dict.fromkeys(getattr(mistake.compute, "__kwdefaults__", None) or ())
+        for each in names:
+            names[each] = self._normed(node) if each == "normed" else each
+        return names
+
+    def _normed(self, node: Node) -> str | None:
+        readers = [reader for reader, _ in self.uses[node.inputs[0]] if "norm" in reader.operation]
+        return readers[0].results[0] if readers else None
 
     def _cache(self, node: Node):
         operation = self.operation(node)
