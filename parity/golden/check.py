@@ -25,7 +25,7 @@ _LOSS, _NORM, _LOGITS = "loss of a step", "gradient norm of a step", "logits of 
 _FOLLOWS = "follows from your weights"
 
 
-class Fault(NamedTuple):
+class Finding(NamedTuple):
     """An operation that went wrong.
 
     row: the tensor it made; origin: how, None for a tensor that a pack starts from
@@ -68,7 +68,7 @@ class Report(NamedTuple):
     rows: list[Row]
     missing: list[str]
     unknown: list[str]
-    faults: list[Fault]
+    faults: list[Finding]
     within_float32: bool = False
 
     @property
@@ -128,7 +128,7 @@ def _row(tensors: Tensors, name: str) -> Row:
 # Which operations are at fault
 
 
-def _faults(tensors: Tensors, rows: list[Row]) -> list[Fault]:
+def _faults(tensors: Tensors, rows: list[Row]) -> list[Finding]:
     """The operations that, from the dump's own inputs, should have given other numbers, the first of each kind.
 
     The first divergence is one unless it follows from inputs that are within their limits: small errors can
@@ -139,14 +139,9 @@ def _faults(tensors: Tensors, rows: list[Row]) -> list[Fault]:
     diverging = [row for row in rows if not row.holds]
     states = {name: "right" for row in rows for name in (row.name, row.name.partition("[")[0])}
     states |= {name: "diverges" for row in diverging for name in (row.name, row.name.partition("[")[0])}
-    for row in diverging:
-        error = _error_of_swapped(tensors, row)
-        if error <= row.limit:
-            told = Explanation(
-                "bytes_swapped", "the bytes are in the other order: write little-endian", error
-            )
-            return [Fault(row, None, {}, True, [told], [])]
-    faults: dict[tuple, Fault] = {}
+    if swapped := _swapped(tensors, diverging):
+        return [swapped]
+    faults: dict[tuple, Finding] = {}
     for row in diverging:
         origin = tensors.origins.get(row.name)
         kind = origin.title if origin else "given"
@@ -175,13 +170,18 @@ def _faults(tensors: Tensors, rows: list[Row]) -> list[Fault]:
     return told or [_fault(tensors, row, states, True) for row in diverging[:1]]
 
 
-def _error_of_swapped(tensors: Tensors, row: Row) -> float:
-    """How far the dump's tensor is from the golden one when its bytes are read in the other order."""
-    found, golden, scale = tensors.found[row.name], tensors.golden[row.name], tensors.scales[row.name]
-    return relative_error(found.byteswap(), golden, scale or 1.0)
+def _swapped(tensors: Tensors, diverging: list[Row]) -> Finding | None:
+    """The first tensor that is right when its bytes are read in the other order."""
+    for row in diverging:
+        golden, found, scale = (each[row.name] for each in (tensors.golden, tensors.found, tensors.scales))
+        error = relative_error(found.byteswap().astype(np.float64), golden, scale or 1.0)
+        if error <= row.limit:
+            text = "the bytes are in the other order: write little-endian"
+            return Finding(row, None, {}, True, [Explanation("bytes_swapped", text, error)], [])
+    return None
 
 
-def _with_sound(tensors: Tensors, fault: Fault) -> Fault:
+def _with_sound(tensors: Tensors, fault: Finding) -> Finding:
     """The fault with the weights of its sort that a wrong step of AdamW leaves right."""
     if not fault.origin or fault.origin.title != "AdamW weight":
         return fault
@@ -216,16 +216,16 @@ def _cause(tensors: Tensors, row: Row, origin: Origin | None, faults) -> tuple[s
     return "", []
 
 
-def _fault(tensors: Tensors, row: Row, states: Mapping[str, str], follows: bool | None) -> Fault:
+def _fault(tensors: Tensors, row: Row, states: Mapping[str, str], follows: bool | None) -> Finding:
     origin = tensors.origins.get(row.name)
     inputs = _input_states(tensors, origin, states) if origin else {}
-    fault = Fault(row, origin, inputs, None, _explanations(tensors, row, origin), [])
+    fault = Finding(row, origin, inputs, None, _explanations(tensors, row, origin), [])
     if follows is None:
         return fault._replace(own=fault.inputs_right or None)
     return fault._replace(own=not follows)
 
 
-def _narrow(fault: Fault, tensors: Tensors, row: Row):
+def _narrow(fault: Finding, tensors: Tensors, row: Row):
     """Of several explanations keep those that also fit `row`, which the same kind of operation made."""
     if len(fault.explanations) > 1 and not fault.cause:
         names = {each.name for each in _explanations(tensors, row, tensors.origins.get(row.name))}

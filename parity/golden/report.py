@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from math import isfinite
 
 from parity.compare import Row
-from parity.golden.check import Fault, Report
+from parity.golden.check import Finding, Report
 
 
 def describe(report: Report) -> list[str]:
@@ -51,7 +51,7 @@ def _place(row: Row) -> str:
     )
 
 
-def _reasons(fault: Fault) -> list[str]:
+def _reasons(fault: Finding) -> list[str]:
     lines = []
     if fault.origin is None:
         if not any(each.name == "bytes_swapped" for each in fault.explanations):
@@ -83,7 +83,7 @@ def _reasons(fault: Fault) -> list[str]:
     return lines
 
 
-def _shared(cause: Fault, faults: list[Fault]) -> list[str]:
+def _shared(cause: Finding, faults: list[Finding]) -> list[str]:
     """That the backward pass has a forward mistake too, in a line, and where it probably has it."""
     shared = [fault for fault in faults if fault.cause == cause.row.name]
     lines = []
