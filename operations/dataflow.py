@@ -149,25 +149,35 @@ class Dataflow:
             if not mistake.backward:
                 for form in mistake.forms(*arguments, **self._others(mistake, node)):
                     yield Wrong(operation.name, mistake, form[place] if isinstance(form, tuple) else form)
+        for wrong, changed in self._wrong_arguments(node):
+            yield wrong._replace(value=operation.run(*changed)[place])
+
+    def _wrong_arguments(self, node: Node) -> Iterator[tuple[Wrong, list]]:
+        """A node's arguments with one that is computed on the way made wrong, and what is wrong with it."""
+        arguments = self._arguments(node)
         for at, argument in enumerate(node.arguments):
             if isinstance(argument, Named) and self._hidden(argument.name):
                 for wrong in self._wrong_forward(argument.name):
                     if np.shape(wrong.value) == np.shape(arguments[at]):
-                        changed = [*arguments[:at], wrong.value, *arguments[at + 1 :]]
-                        yield wrong._replace(value=operation.run(*changed)[place])
+                        yield wrong, [*arguments[:at], wrong.value, *arguments[at + 1 :]]
 
-    def _others(self, mistake: Mistake, node: Node) -> dict[str, np.ndarray]:
-        """The tensors beside its arguments that a program with the mistake reads, by the names that it has for them."""
-        others = {}
-        for name in getattr(mistake.compute, "__kwdefaults__", None) or {}:
-            if name == "normed":  # of the norm that reads the stream at this place
-                stream = node.arguments[0]
-                sources = [each.results[0] for each, _ in self.uses[stream.name] if "norm" in each.operation]
-                name_of = sources[0] if sources else None
-            else:
-                name_of = name
-            others[name] = None if name_of is None else self._get(name_of)
-        return others
+    def _others(self, mistake: Mistake, node: Node) -> dict:
+        """What a program with the mistake reads beside the arguments, by the names that it has for it."""
+        names = getattr(mistake.compute, "__kwdefaults__", None) or {}
+        return {name: self._other(name, node) for name in names}
+
+    def _other(self, name: str, node: Node):
+        """normed: of the norm that reads the stream at this place; an argument, such as scale, of the operation that
+        made the first argument; or any tensor by its name.
+        """
+        first = node.arguments[0]
+        if name == "normed":
+            sources = [each.results[0] for each, _ in self.uses[first.name] if "norm" in each.operation]
+            return self._get(sources[0]) if sources else None
+        maker = self.makers.get(first.name)
+        arguments = dict(zip(self.operation(maker).roles, maker.arguments, strict=True)) if maker else {}
+        found = arguments.get(name, Named(name))
+        return self._get(found.name) if isinstance(found, Named) else found
 
     def _cache(self, node: Node):
         operation = self.operation(node)
@@ -207,9 +217,12 @@ class Dataflow:
         dresults = tuple(map(self._gradient_of_result, node.results))
         for mistake in operation.mistakes:
             if mistake.backward:
-                for form in mistake.forms(*dresults, cache):
+                for form in mistake.forms(*dresults, cache, **self._others(mistake, node)):
                     if role in form:
                         yield Wrong(operation.name, mistake, form[role])
+        for wrong, changed in self._wrong_arguments(node):
+            wrong_cache = operation.forward(*changed)[-1]
+            yield wrong._replace(value=operation.differentiate(dresults, wrong_cache)[role])
         for at, result in enumerate(node.results):
             if not self.known(GRADIENT + result):
                 for wrong in self._wrong_gradient(GRADIENT + result):
