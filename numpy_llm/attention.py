@@ -32,10 +32,13 @@ def split_heads_forward(qkv, n_head):
     qkv: float (B, T, 3·H·D); returns: query, key, value, each (B, H, T, D) and a view of qkv; cache
     Source: Vaswani et al. 2017, section 3.2.2. Twin: torch_llm.attention.split_heads
     """
+    return *_heads_of(qkv, n_head), SplitHeadsCache(qkv.shape, n_head)
+
+
+def _heads_of(qkv, n_head):
+    """(B, T, 3·H·D) -> (B, T, 3, H, D) -> (3, B, H, T, D), a view"""
     B, T, channels = qkv.shape
-    # (B, T, 3·H·D) -> (B, T, 3, H, D) -> (3, B, H, T, D)
-    query, key, value = qkv.reshape(B, T, 3, n_head, channels // (3 * n_head)).transpose(2, 0, 3, 1, 4)
-    return query, key, value, SplitHeadsCache(qkv.shape, n_head)
+    return qkv.reshape(B, T, 3, n_head, channels // (3 * n_head)).transpose(2, 0, 3, 1, 4)
 
 
 def split_heads_backward(dquery, dkey, dvalue, cache, out=None):
@@ -45,8 +48,7 @@ def split_heads_backward(dquery, dkey, dvalue, cache, out=None):
     returns: dqkv (B, T, 3·H·D)
     """
     dqkv = np.empty(cache.shape, dquery.dtype) if out is None else out
-    places = split_heads_forward(dqkv, cache.n_head)[:3]
-    for place, gradient in zip(places, (dquery, dkey, dvalue), strict=True):
+    for place, gradient in zip(_heads_of(dqkv, cache.n_head), (dquery, dkey, dvalue), strict=True):
         if not np.may_share_memory(dqkv, gradient):
             place[...] = gradient
     return dqkv
@@ -285,7 +287,7 @@ def attention_backward(dy, cache, trace=NO_TRACE):
     dmerged, doutput_weight, doutput_bias = linear_backward(dy, cache.output)
     dheads = merge_heads_backward(dmerged, cache.merge)
     dqkv = np.empty(cache.split.shape, dy.dtype)
-    views = split_heads_forward(dqkv, cache.split.n_head)[:3]  # what is written to them fills dqkv
+    views = _heads_of(dqkv, cache.split.n_head)  # what is written to them fills dqkv
     dquery, dkey, dvalue = attend_backward(dheads, cache.attend, trace, out=views)
     dqkv = split_heads_backward(dquery, dkey, dvalue, cache.split, out=dqkv)
     dx, dqkv_weight, dqkv_bias = linear_backward(dqkv, cache.query_key_value)

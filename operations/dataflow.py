@@ -159,29 +159,44 @@ class Dataflow:
         place = node.results.index(name)
         for mistake in operation.mistakes:
             if not mistake.backward:
-                others = {role: each and self._get(each) for role, each in self.others(mistake, node).items()}
-                for form in mistake.forms(*arguments, **others):
+                for form in mistake.forms(*arguments, **self._others(mistake, node)):
                     yield Wrong(operation.name, mistake, form[place] if isinstance(form, tuple) else form)
+        for wrong, changed in self._wrong_arguments(node):
+            yield wrong._replace(value=operation.run(*changed)[place])
+
+    def _wrong_arguments(self, node: Node) -> Iterator[tuple[Wrong, list]]:
+        """A node's arguments with one that is computed on the way made wrong, and what is wrong with it."""
+        arguments = self._arguments(node)
         for at, argument in enumerate(node.arguments):
             if isinstance(argument, Named) and self._hidden(argument.name):
                 for wrong in self._wrong_forward(argument.name):
                     if np.shape(wrong.value) == np.shape(arguments[at]):
-                        changed = [*arguments[:at], wrong.value, *arguments[at + 1 :]]
-                        yield wrong._replace(value=operation.run(*changed)[place])
+                        yield wrong, [*arguments[:at], wrong.value, *arguments[at + 1 :]]
 
-    def others(self, mistake: Mistake, node: Node) -> dict[str, str | None]:
-        """The tensors beside its arguments that a program with the mistake reads, by the names that it has for them.
+    def _others(self, mistake: Mistake, node: Node) -> dict:
+        """The values of what a program with the mistake reads beside the arguments."""
+        others = self.others(mistake, node)
+        return {
+            role: self._get(each.name) if isinstance(each, Named) else each for role, each in others.items()
+        }
 
-        "normed" is what the norm makes of the stream at this place; any other name is a tensor's own.
+    def others(self, mistake: Mistake, node: Node) -> dict:
+        """What a program with the mistake reads beside the arguments, by the names that it has for it.
+
+        normed: of the norm that reads the stream at this place; an argument, such as scale, of the operation that
+        made the first argument; or any tensor by its name.
         """
-        names = dict.fromkeys(getattr(mistake.compute, "__kwdefaults__", None) or ())
-        for each in names:
-            names[each] = self._normed(node) if each == "normed" else each
-        return names
+        names = getattr(mistake.compute, "__kwdefaults__", None) or {}
+        return {name: self._other(name, node) for name in names}
 
-    def _normed(self, node: Node) -> str | None:
-        readers = [reader for reader, _ in self.uses[node.inputs[0]] if "norm" in reader.operation]
-        return readers[0].results[0] if readers else None
+    def _other(self, name: str, node: Node):
+        first = node.arguments[0]
+        if name == "normed":
+            norms = [each.results[0] for each, _ in self.uses[first.name] if "norm" in each.operation]
+            return Named(norms[0]) if norms else None
+        maker = self.makers.get(first.name)
+        arguments = dict(zip(self.operation(maker).roles, maker.arguments, strict=True)) if maker else {}
+        return arguments.get(name, Named(name))
 
     def _cache(self, node: Node):
         operation = self.operation(node)
@@ -221,9 +236,12 @@ class Dataflow:
         dresults = tuple(map(self._gradient_of_result, node.results))
         for mistake in operation.mistakes:
             if mistake.backward:
-                for form in mistake.forms(*dresults, cache):
+                for form in mistake.forms(*dresults, cache, **self._others(mistake, node)):
                     if role in form:
                         yield Wrong(operation.name, mistake, form[role])
+        for wrong, changed in self._wrong_arguments(node):
+            wrong_cache = operation.forward(*changed)[-1]
+            yield wrong._replace(value=operation.differentiate(dresults, wrong_cache)[role])
         for at, result in enumerate(node.results):
             if not self.known(GRADIENT + result):
                 for wrong in self._wrong_gradient(GRADIENT + result):

@@ -105,7 +105,8 @@ def made(operation: Operation, mistake: Mistake, form: int = 0) -> Iterator[None
         if len(forms) <= form:
             return right
         wrong = forms[form] if isinstance(forms[form], tuple) else (forms[form],)
-        return *(_like(each, beside) for each, beside in zip(wrong, right, strict=False)), right[-1]
+        results = [_like(each, beside) for each, beside in zip(wrong, right, strict=False)]
+        return *results, operation.cache(*results) if operation.cache else right[-1]
 
     def backward(*arguments, **buffers):
         right = operation.backward(*arguments)

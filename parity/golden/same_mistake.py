@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from contract.numbers import magnitude, relative_error
+from contract.trace import Named
 from operations.catalogue import OPERATIONS
 from operations.dataflow import GRADIENT, Dataflow
 from operations.operation import Mistake
@@ -64,7 +65,7 @@ def _readers(graph: Dataflow, name: str, operation: str, mistake: Mistake) -> li
     """The results that are made of the tensor, those to which the mistake alone leads included."""
     found = graph.readers(name)
     for node in graph.nodes:
-        if node.operation == operation and name in graph.others(mistake, node).values():
+        if node.operation == operation and Named(name) in graph.others(mistake, node).values():
             found += node.results
     return list(dict.fromkeys(found))
 
