@@ -28,7 +28,7 @@ from harness.exchange.families.gpt2 import (
 )
 from harness.training.checkpoint import RANKS, Checkpoint
 from harness.training.tensor_file import save_tensors
-from numpy_llm.layers import sinusoidal_positions
+from numpy_llm.positions import sinusoidal_positions
 
 FORMATS = ("huggingface", "torch", "npz")
 GENERATION_CONFIG = "generation_config.json"

@@ -33,7 +33,7 @@ from harness.exchange.families.gpt2 import (
 )
 from harness.training.checkpoint import Checkpoint
 from harness.training.tensor_file import DTYPES, StoredTensor, stored_tensors
-from numpy_llm.layers import sinusoidal_positions
+from numpy_llm.positions import sinusoidal_positions
 
 GPT2_VOCABULARY = 50257
 

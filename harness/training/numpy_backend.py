@@ -21,7 +21,7 @@ from harness.training.backend import BackendSettings
 from harness.training.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate
-from numpy_llm.layers import cross_entropy_forward
+from numpy_llm.losses import cross_entropy_forward
 from numpy_llm.model import GPT
 
 PROCESS_BYTES = 105 << 20  # Python with all that a training run imports, the plot at its end included

@@ -15,7 +15,7 @@ from contract.weights import parameter_count
 from harness.training.backend import BackendSettings
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate
-from torch_llm.layers import cross_entropy
+from torch_llm.losses import cross_entropy
 from torch_llm.model import GPT
 
 PROCESS_BYTES = 370 << 20  # Python with PyTorch and all that a training run imports, the plot included
