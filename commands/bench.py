@@ -1,6 +1,6 @@
 """Speed and memory: `bench`."""
 
-import importlib.util
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from commands.options import ThreadsOption, option
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, needs
 
 
 def bench(
@@ -34,10 +34,11 @@ def bench(
     check_threads(threads)
     if json is not None:
         require_free(json, overwrite)
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(
-            'bench needs PyTorch, which is not installed; run: pip install -c constraints.txt -e ".[torch]"'
-        )
+    with needs("bench", "torch", ["torch"]):
+        if (
+            find_spec("torch") is None
+        ):  # the import itself takes seconds and is the measured processes' business
+            raise ModuleNotFoundError(name="torch")
     for name in recipes or ():
         if name not in RECIPES:
             raise ConfigError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from commands.options import DEVICE_HELP, option
-from contract.errors import UserError
+from contract.errors import needs
 
 
 def parity(
@@ -31,18 +31,11 @@ def parity(
     "Untraced" is what training runs: fused attention, no tensor kept.
     The exit code is 1 where a tensor differs.
     """
+    from commands.console import show
     from contract.files import require_free
 
-    try:
+    with needs("parity", "torch", ["torch"]):
         from parity.report import compare_models, summary, table, write_json
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise UserError(
-            'parity needs PyTorch, which is not installed; run: pip install -c constraints.txt -e ".[torch]"'
-        ) from None
-
-    from commands.console import show
 
     if json is not None:
         require_free(json, overwrite)

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # What a terminal obeys or hides instead of showing it: control characters but for the tab and the line's end, marks
@@ -22,6 +24,25 @@ class ConfigError(UserError, ValueError):
     """A setting that is impossible or does not fit the others."""
 
     exit_code = 2
+
+
+@contextmanager
+def needs(what: str, extra: str, packages: Collection[str], way: str = "") -> Iterator[None]:
+    """Turn the failed import of an optional package inside the block into a UserError.
+
+    what: what needs it; extra: the extra of this project that has it; packages: their import names
+    way: what else to do
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in packages:
+            raise
+        name = "PyTorch" if error.name == "torch" else error.name
+        raise UserError(
+            f"{what} needs {name}, which is not installed; run: "
+            f'pip install -c constraints.txt -e ".[{extra}]"{way}'
+        ) from None
 
 
 def refused_memory(error: RuntimeError) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, needs
 from contract.files import exported_files, write_into, write_sums
 from contract.weights import weight_table
 from data.tokenizers import save_ranks
@@ -98,15 +98,8 @@ def _published_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def _write_torch(checkpoint: Checkpoint, folder: Path):
-    try:
+    with needs("--format torch", "torch", ["torch"], ", or choose --format npz"):
         import torch
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise UserError(
-            "--format torch needs PyTorch, which is not installed; run: pip install -c constraints.txt "
-            '-e ".[torch]", or choose --format npz'
-        ) from None
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in checkpoint.weights.items()}
     try:
         torch.save(tensors, folder / "model.pt")

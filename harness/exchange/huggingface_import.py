@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from contract.config import ModelConfig
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, UserError, needs
 from contract.schema import read_json
 from contract.weights import Weights, weight_table
 from data.tokenizers import open_tokenizer
@@ -65,7 +65,7 @@ def find_source(source: str, revision: str | None = None) -> Path:
 
 
 def _fetch(name: str, revision: str | None) -> Path:
-    try:
+    with needs(f"no folder {name} here, and fetching it from the hub", "hub", ["huggingface_hub"]):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
             HfHubHTTPError,
@@ -74,13 +74,6 @@ def _fetch(name: str, revision: str | None) -> Path:
             RevisionNotFoundError,
         )
         from huggingface_hub.utils import disable_progress_bars
-    except ModuleNotFoundError as error:
-        if error.name != "huggingface_hub":
-            raise
-        raise UserError(
-            f"no folder {name} here, and fetching it from the hub needs huggingface_hub, which is not installed; "
-            'run: pip install -c constraints.txt -e ".[hub]"'
-        ) from None
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:

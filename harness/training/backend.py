@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from contract.config import ModelConfig
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, needs
 from contract.trace import Trace
 from harness.training.machine import available_cpus
 from harness.training.settings import TrainingSettings
@@ -123,15 +123,8 @@ def backend_class(name: str) -> type:
 
         return NumpyBackend
     if name == "torch":
-        try:
+        with needs("--backend torch", "torch", ["torch"], ", or omit the option to train in NumPy"):
             from harness.training.torch_backend import TorchBackend
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise UserError(
-                "--backend torch needs PyTorch, which is not installed; run: pip install -c constraints.txt "
-                '-e ".[torch]", or leave the option out to train in NumPy'
-            ) from None
         return TorchBackend
     raise ConfigError(f"unknown backend {name!r}; choose {' or '.join(BACKENDS)}")
 
