@@ -1,13 +1,12 @@
 """Speed and memory: `bench`."""
 
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
 from typing import Annotated
 
 import typer
 
-from commands.options import ThreadsOption, option
+from commands.options import JsonFileOption, OverwriteJsonOption, ThreadsOption, option
 from contract.errors import ConfigError, needs
 
 
@@ -18,8 +17,8 @@ def bench(
     turns: Annotated[int, option("How often each backend gets its turn, of about a second.")] = 7,
     compile: Annotated[bool, option("Measure torch.compile too.", "--compile")] = False,
     threads: ThreadsOption = None,
-    json: Annotated[Path | None, option("Write the figures for machines to this file.")] = None,
-    overwrite: Annotated[bool, option("Replace the file in --json.", "--overwrite")] = False,
+    json: JsonFileOption = None,
+    overwrite: OverwriteJsonOption = False,
 ):
     """Measure NumPy against PyTorch on this machine: step time, rate, memory.
 

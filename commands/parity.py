@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import DEVICE_HELP, option
+from commands.options import DEVICE_HELP, JsonFileOption, OverwriteJsonOption, option
 from contract.errors import needs
 
 
@@ -22,8 +22,8 @@ def parity(
         bool, option("Compile the twin: outputs and weights' gradients alone.", "--compile")
     ] = False,
     seed: Annotated[int, option("Of tokens, dropout masks and random weights.")] = 0,
-    json: Annotated[Path | None, option("Write the same for machines to this file.")] = None,
-    overwrite: Annotated[bool, option("Replace the file in --json.", "--overwrite")] = False,
+    json: JsonFileOption = None,
+    overwrite: OverwriteJsonOption = False,
 ):
     """Hold every tensor of PyTorch against NumPy's, on your machine.
 
@@ -42,13 +42,11 @@ def parity(
     comparisons = []
     for comparison in compare_models(run, dtype=dtype, device=device, compiled=compile, seed=seed):
         comparisons.append(comparison)
-        show(f"{comparison.title}, {dtype}, seed {seed}\n")
-        for line in table(comparison):
+        for line in (f"{comparison.title}, {dtype}, seed {seed}", "", *table(comparison), ""):
             show(line)
-        show()
     if json is not None:
         write_json(json, comparisons, device=device, compiled=compile, overwrite=overwrite)
-    for comparison in comparisons:
-        show(summary(comparison))
+    for line in map(summary, comparisons):
+        show(line)
     if any(comparison.diverging for comparison in comparisons):
         raise typer.Exit(1)

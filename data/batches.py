@@ -5,11 +5,11 @@ from numbers import Integral
 
 import numpy as np
 
-from contract.checks import check_number, check_whole
-from contract.errors import UserError
+from contract.checks import check_whole
+from contract.errors import ConfigError, UserError
 from contract.randomness import generator
 
-LARGEST_SHUFFLE = 1 << 20  # windows, whose order takes 8 MB
+MAX_SHUFFLE = 1 << 20  # windows, whose order takes 8 MB
 
 
 def windows_per_epoch(tokens: int, context_length: int) -> int:
@@ -44,7 +44,7 @@ class Windows:
             )
         self.tokens, self.context_length, self.seed = tokens, context_length, seed
         self.per_epoch = windows_per_epoch(len(tokens), context_length)
-        self.parts = -(-self.per_epoch // LARGEST_SHUFFLE)
+        self.parts = -(-self.per_epoch // MAX_SHUFFLE)
         self._part, self._starts = None, None
 
     def starts(self, epoch: int, part: int) -> np.ndarray:
@@ -107,9 +107,8 @@ def evaluation_batches(
     if max_windows is not None:
         check_whole("max_windows", max_windows, 1)
     stride = context_length if stride is None else stride
-    whole = isinstance(stride, Integral)
-    wanted = f"from 1 to the context length, {context_length}"
-    check_number("stride", stride, lambda stride: whole and 1 <= stride <= context_length, wanted)
+    if not isinstance(stride, Integral) or isinstance(stride, bool) or not 1 <= stride <= context_length:
+        raise ConfigError(f"stride must be from 1 to the context length, {context_length}, got {stride!r}")
     if len(tokens) < 2:
         raise UserError(f"there is nothing to predict in a text of {len(tokens)} tokens; give at least 2")
     beyond = len(tokens) - 1 - context_length  # tokens to predict behind the first window's
@@ -119,8 +118,7 @@ def evaluation_batches(
         windows = np.linspace(0, whole - 1, max_windows).astype(int)
     # Before the first window nothing is predicted yet, so it predicts all its tokens, in a batch of its own.
     alone = 1 if stride < context_length else 0
-    for inputs, targets in _batches(tokens, windows[:alone], stride, context_length, batch_size):
-        yield inputs, targets
+    yield from _batches(tokens, windows[:alone], stride, context_length, batch_size)
     for inputs, targets in _batches(tokens, windows[alone:], stride, context_length, batch_size):
         yield inputs, targets[:, -stride:]
     rest = beyond % stride if whole else len(tokens) - 1

@@ -8,7 +8,7 @@ ranks of a tokenizer that is not tiktoken's own.
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -55,18 +55,8 @@ class TokenFileInfo:
     source: str  # the text file's name, without its folder
 
 
-_COUNT = range(2**63)
-_INFO = {
-    "tokenizer": {"name": str, "vocab_size": _COUNT, "sha256": str},
-    "dtype": str,
-    "tokens": _COUNT,
-    "train_tokens": _COUNT,
-    "validation_tokens": _COUNT,
-    "tokens_sha256": str,
-    "text_bytes": _COUNT,
-    "text_sha256": str,
-    "source": str,
-}
+_KINDS = {str: str, int: range(2**63), dict: {"name": str, "vocab_size": range(2**63), "sha256": str}}
+_INFO = {field.name: _KINDS[field.type] for field in fields(TokenFileInfo)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +102,12 @@ def prepare(
 
     All appear together, when all are complete. The validation part is the text's end.
 
-    text: a UTF-8 file of any size
     tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`; None takes `default_tokenizer`
-    out: the token file to write; it ends in `.bin`
+    out: the token file to write, ending in `.bin`; overwrite: replace an earlier one there
     validation_fraction: of the tokens, 0 (none) to less than 1; `_find_split` says where exactly
-    overwrite: replace an earlier token file at `out`
     progress: called with the number of bytes read so far
-    Raises ConfigError for an impossible setting; UserError when a file cannot be read or written, would be
-    lost, or the text holds symbols that the tokenizer lacks.
+    Raises ConfigError for an impossible setting; UserError if a file cannot be read or written, would be lost, or
+    the text holds symbols that the tokenizer lacks.
     """
     text, out = Path(text), Path(out)
     if tokenizer is None:
@@ -132,15 +120,9 @@ def prepare(
         with open(fresh, "w+b") as token_file:
             counts = _write_tokens(text, encoding, token_file, progress)
             split = _find_split(token_file, counts["tokens"], encoding, validation_fraction)
-        record = {
-            "format_version": FORMAT_VERSION,
-            "tokenizer": identity(encoding),
-            "dtype": token_dtype(encoding).name,
-            "train_tokens": split,
-            "validation_tokens": counts["tokens"] - split,
-            "source": text.name,
-            **counts,
-        }
+        sizes = {"train_tokens": split, "validation_tokens": counts["tokens"] - split}
+        kind = {"tokenizer": identity(encoding), "dtype": token_dtype(encoding).name}
+        record = {"format_version": FORMAT_VERSION, **kind, **sizes, "source": text.name, **counts}
         write_record(info_path(fresh), record)
         if encoding.name != "gpt2" and not _holds(out.with_suffix(".tiktoken"), identity(encoding)):
             save_ranks(encoding, fresh.with_suffix(".tiktoken"))

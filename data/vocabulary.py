@@ -16,6 +16,7 @@ it is written out where a model says it, and no text is ever read as one.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,19 +149,41 @@ def _read_tokenizer_file(path: Path) -> Vocabulary:
 def _encoding_of(vocabulary: Vocabulary, path: Path) -> tiktoken.Encoding:
     """The encoding with these ids, proven to give the files' tokens (see the top of this file)."""
     ids, merges = vocabulary
+    _check_ids(ids, path)
+    tokens: dict[int, bytes] = {ids[symbol]: bytes([_BYTES[symbol]]) for symbol in _SYMBOLS if symbol in ids}
+    tokens |= _merged_tokens(ids, merges, path)
+    ranks = {token: id for id, token in tokens.items()}
+    for left, right in merges:
+        found = _split(tokens[ids[left + right]], ranks)
+        if found != [tokens[ids[left]], tokens[ids[right]]]:
+            raise _refusal(
+                path,
+                f"{left + right!r} is the merge of {left!r} and {right!r}, but the merges before it split its "
+                f"bytes into {found}",
+            )
+    specials = {id: token.encode(errors="replace") for token, id in ids.items() if id not in tokens}
+    tokens |= specials
+    listed = [tokens[id] for id in range(len(tokens))]
+    _check_specials(listed, specials, path)
+    return encoding_of("bytes" if all(len(token) == 1 for token in listed) else "ranks", listed)
+
+
+def _check_ids(ids: dict[str, int], path: Path):
+    """Refuse ids that are not the numbers from 0 on, one for each token."""
     if not ids:
         raise _refusal(path, "it has no tokens")
     for token, id in ids.items():
-        if not isinstance(id, int) or isinstance(id, bool) or not isinstance(token, str) or not token:
+        if type(id) is not int or not isinstance(token, str) or not token:
             raise _refusal(path, f"the token {token!r} has the id {id!r}, not a whole number")
-    names = {id: token for token, id in ids.items()}
-    for id in range(len(ids)):
-        if id not in names:
-            raise _refusal(
-                path, f"{len(ids)} tokens, but none has the id {id}: ids count up from 0 without a gap"
-            )
+    if absent := set(range(len(ids))) - set(ids.values()):
+        raise _refusal(
+            path, f"{len(ids)} tokens, but none has the id {min(absent)}: ids count up from 0 without a gap"
+        )
 
-    tokens: dict[int, bytes] = {ids[symbol]: bytes([_BYTES[symbol]]) for symbol in _SYMBOLS if symbol in ids}
+
+def _merged_tokens(ids: dict[str, int], merges: list[tuple[str, str]], path: Path) -> dict[int, bytes]:
+    """The bytes of each token that a merge makes, by its id."""
+    tokens: dict[int, bytes] = {}
     last = -1
     for number, (left, right) in enumerate(merges, 1):
         merged = left + right
@@ -174,47 +197,24 @@ def _encoding_of(vocabulary: Vocabulary, path: Path) -> tiktoken.Encoding:
                 "must grow in the order of the merges",
             )
         last = ids[merged]
-        try:
-            tokens[last] = bytes(_BYTES[symbol] for symbol in merged)
-        except KeyError:
-            raise _refusal(
-                path, f"merge {number} makes {merged!r}, which holds symbols for no byte"
-            ) from None
-
-    ranks = {token: id for id, token in tokens.items()}
-    for left, right in merges:
-        found = _split(tokens[ids[left + right]], ranks)
-        if found != [tokens[ids[left]], tokens[ids[right]]]:
-            raise _refusal(
-                path,
-                f"{left + right!r} is the merge of {left!r} and {right!r}, but the merges before it split its "
-                f"bytes into {found}",
-            )
-    specials = [id for id in names if id not in tokens]
-    tokens |= {id: names[id].encode(errors="replace") for id in specials}
-    _check_specials(tokens, specials, path)
-    listed = [tokens[id] for id in range(len(tokens))]
-    return encoding_of("bytes" if all(len(token) == 1 for token in listed) else "ranks", listed)
+        if not _BYTES.keys() >= set(merged):
+            raise _refusal(path, f"merge {number} makes {merged!r}, which holds symbols for no byte")
+        tokens[last] = bytes(_BYTES[symbol] for symbol in merged)
+    return tokens
 
 
-def _check_specials(tokens: dict[int, bytes], specials: list[int], path: Path):
+def _check_specials(tokens: list[bytes], specials: dict[int, bytes], path: Path):
     """Refuse a special token that text could be read as."""
-    alphabet = {token for token in tokens.values() if len(token) == 1}
-    counts: dict[bytes, int] = {}
-    for token in tokens.values():
-        counts[token] = counts.get(token, 0) + 1
-    for id in specials:
-        lacking = [byte for byte in tokens[id] if bytes([byte]) not in alphabet]
-        if lacking:
-            raise _refusal(
-                path, f"no merge makes {tokens[id]!r}, and its byte 0x{lacking[0]:02x} has no token"
-            )
-        if counts[tokens[id]] > 1:
-            raise _refusal(path, f"two tokens stand for {tokens[id]!r}")
-    encoding = encoding_of("probe", [tokens[id] for id in range(len(tokens))])
-    for id in specials:
-        if id in encoding.encode_ordinary(tokens[id].decode()):
-            raise _refusal(path, f"no merge makes {tokens[id].decode()!r}, though it is like ordinary text")
+    counts = Counter(tokens)
+    encoding = encoding_of("probe", tokens)
+    for token in specials.values():
+        if lacking := [byte for byte in token if bytes([byte]) not in counts]:
+            raise _refusal(path, f"no merge makes {token!r}, and its byte 0x{lacking[0]:02x} has no token")
+        if counts[token] > 1:
+            raise _refusal(path, f"two tokens stand for {token!r}")
+    for id, token in specials.items():
+        if id in encoding.encode_ordinary(token.decode()):
+            raise _refusal(path, f"no merge makes {token.decode()!r}, though it is like ordinary text")
 
 
 def _split(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
@@ -280,7 +280,7 @@ def vocabulary_files(encoding: tiktoken.Encoding, context_length: int) -> dict[s
     Raises UserError where the encoding cannot be written so.
     """
     ids, merges = vocabulary_of(encoding)
-    # Left out, these three would be <|endoftext|>, which a vocabulary without it would be given a new id for.
+    # Omitted, these three would be <|endoftext|>, which a vocabulary without it would be given a new id for.
     end = END_OF_TEXT if END_OF_TEXT in ids else None
     settings = {
         "tokenizer_class": "GPT2Tokenizer",

@@ -6,18 +6,17 @@ place where the model keeps them, so that a model takes its own size in memory a
 """
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from contract.config import ModelConfig
-from contract.errors import ConfigError, UserError, needs
+from contract.errors import ConfigError, UserError
 from contract.schema import read_json
 from contract.weights import Weights, weight_table
 from data.tokenizers import open_tokenizer
-from data.vocabulary import FILE_NAMES, SETTINGS_FILE, TOKENIZER_FILE, read_vocabulary
+from data.vocabulary import read_vocabulary
 from harness.exchange.families.gpt2 import (
     CONFIG,
     INDEX,
@@ -25,6 +24,7 @@ from harness.exchange.families.gpt2 import (
     OUTPUT,
     OWN_CONFIG,
     PREFIX,
+    VOCAB_SIZE,
     config_from_published,
     is_mask,
     published_places,
@@ -33,70 +33,6 @@ from harness.exchange.families.gpt2 import (
 from harness.training.checkpoint import Checkpoint
 from harness.training.tensor_file import DTYPES, StoredTensor, stored_tensors
 from numpy_llm.layers import sinusoidal_positions
-
-GPT2_VOCABULARY = 50257
-
-# What is fetched of a published model; its folder also holds the same weights for other programs.
-_FETCHED = [
-    *(CONFIG, MODEL, INDEX, "model-*-of-*.safetensors"),
-    *(name for names in FILE_NAMES for name in names),
-    *("added_tokens.json", TOKENIZER_FILE, SETTINGS_FILE),
-]
-_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
-
-
-def find_source(source: str, revision: str | None = None) -> Path:
-    """The folder that `source` means: itself, or the one that a hub name such as "openai-community/gpt2" gets.
-
-    revision: of a hub name: a branch, tag or commit; None for the main branch
-
-    Raises ConfigError for what is neither, UserError where the model cannot be fetched.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir() and revision is None:
-        return path
-    if path.is_dir():
-        raise ConfigError(f"--revision {revision} is of a model on the hub, but {path} is a folder; omit it")
-    if path.exists():
-        raise ConfigError(f"{path} is a file; name the folder that holds it, with {CONFIG} and {MODEL}")
-    if not _HUB_NAME.fullmatch(source):
-        raise ConfigError(f"no folder {source}, and it is no hub name such as openai-community/gpt2 either")
-    return _fetch(source, revision)
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    with needs(f"no folder {name} here, and fetching it from the hub", "hub", ["huggingface_hub"]):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
-        from huggingface_hub.utils import disable_progress_bars
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FETCHED))
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(
-            f"no folder {name} here, and the hub shows no model of that name; check the spelling, "
-            "or log in there if it is private"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"the hub's model {name} has no revision {revision}; check the spelling") from None
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"no folder {name} here, and it could not be fetched from the hub ({type(error).__name__}); where "
-            "there is a network, download the model, copy its folder here and name that"
-        ) from error
-
-
-def origin(source: str, folder: Path) -> dict[str, str]:
-    """What to remember of where a model comes from: its name, and of one from the hub the commit too."""
-    if Path(source).expanduser().is_dir():
-        return {"source": folder.resolve().name}
-    return {"source": source, "revision": folder.name}
 
 
 def import_gpt2(
@@ -122,8 +58,21 @@ def import_gpt2(
             "get the files that belong together"
         )
     stored, others = _match(found, config, folder)
-    dtype = _dtype_of(stored, note)
-    weights = Weights.zeros(config, dtype)
+    weights = _read_weights(stored, config, note)
+    _check_tied_output(others.get(OUTPUT), weights)
+    dtype = weights.flat.dtype
+    config, weights = _restore(fields.get(OWN_CONFIG), config, weights, note)
+    return Checkpoint(
+        config=config,
+        weights=weights,
+        tokenizer=_tokenizer(folder, config, note),
+        training={"dtype": str(dtype)} | (origin or {"source": folder.resolve().name}),
+    )
+
+
+def _read_weights(stored: dict[str, StoredTensor], config: ModelConfig, note) -> Weights:
+    """The weights in our layout. Raises UserError naming a tensor that holds nan or infinity."""
+    weights = Weights.zeros(config, _dtype_of(stored, note))
     for name, place in sorted(published_places(config).items(), key=lambda row: -weights[row[0]].size):
         value = stored[name].read()
         weights[name][...] = value.T if place.transposed else value
@@ -134,14 +83,7 @@ def import_gpt2(
                 f"{stored[name].path}: {place.name} holds {weights[name][at]}, so the file is corrupt; "
                 "get the model again"
             )
-    _check_tied_output(others.get(OUTPUT), weights)
-    config, weights = _restore(fields.get(OWN_CONFIG), config, weights, note)
-    return Checkpoint(
-        config=config,
-        weights=weights,
-        tokenizer=_tokenizer(folder, config, note),
-        training={"dtype": str(dtype)} | (origin or {"source": folder.resolve().name}),
-    )
+    return weights
 
 
 # --- files ---
@@ -295,7 +237,7 @@ def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[
 
 def _tokenizer(folder: Path, config: ModelConfig, note):
     encoding = read_vocabulary(folder)
-    if encoding is None and config.vocab_size == GPT2_VOCABULARY:
+    if encoding is None and config.vocab_size == VOCAB_SIZE:
         note(f"{folder} has no vocabulary files; taking tiktoken's gpt2")
         encoding = open_tokenizer("gpt2")
     if encoding is None:

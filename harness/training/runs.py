@@ -49,30 +49,25 @@ def start_run(
 ) -> Trainer:
     """Prepare a new run in the folder `out`: its tokens, its model, its trainer.
 
-    text: a UTF-8 text, or a token file that `prepare` wrote, which keeps its own tokenizer
-    tokenizer: see `data.prepare.prepare`
-    start: a run or checkpoint to take weights, configuration and tokenizer from; `preset_name` is ignored then, and
-        `overrides` may change the dropout alone
+    text, tokenizer: see `data.prepare.prepare`; a token file keeps its own tokenizer
+    start: run or checkpoint to take weights, configuration and tokenizer from; `overrides` may only change the dropout
     preset_name, overrides: see `contract.config.preset`
-    training: fields of TrainingSettings, or `epochs` instead of its `steps`; with `start` the defaults are those of
-        `FINE_TUNING`
+    training: fields of TrainingSettings, or `epochs` instead of `steps`; with `start` over `FINE_TUNING`
     machine: fields of Machine
 
-    Raises UserError where anything does not fit; nothing has been written or replaced then.
+    Raises UserError if anything does not fit; nothing has been written or replaced then.
     """
     out, text, start, machine = Path(out), Path(text), start and Path(start), Machine(**machine)
     run, training, overrides = RunFolder(out), training or {}, overrides or {}
-    if overwrite:
-        _keep_sources(run, text, start)
+    _keep_sources(run, text, start, overwrite)
     base = _base(start, tokenizer) if start else None
-    training = FINE_TUNING | training if base else training
     with new_run(run, overwrite=overwrite) as staged:
         corpus, encoding = _training_corpus(text, tokenizer, base, staged.tokens, progress)
         if base:
             config = _overridden(base.config, overrides, start)
         else:
             config = preset(preset_name, vocab_size=encoding.n_vocab, **overrides)
-        settings = _settings(training, corpus.info, config)
+        settings = _settings(FINE_TUNING | training if base else training, corpus.info, config)
         check_length(text, corpus.info, config, base is not None)
         backend = open_training_backend(machine, config, settings, base and base.weights)
         del corpus  # an open file cannot be moved on Windows
@@ -81,10 +76,10 @@ def start_run(
     return Trainer(backend, settings, run, corpus, encoding, record=origin | _record(run, corpus, backend))
 
 
-def _keep_sources(run: RunFolder, text: Path, start: Path | None):
-    """Raise ConfigError where the new run would replace what it is made from."""
+def _keep_sources(run: RunFolder, text: Path, start: Path | None, overwrite: bool):
+    """Raise ConfigError if the new run would replace what it is made from."""
     for flag, source in (("--text", text), ("--from", start)):
-        if source and run.path.is_dir() and run.holds(source):
+        if overwrite and source and run.path.is_dir() and run.holds(source):
             raise ConfigError(
                 f"{flag} {source} is of the run that --overwrite replaces; choose another --out"
             )
@@ -142,12 +137,12 @@ def resume_run(
 ) -> Trainer:
     """Continue the run in `out` from its latest checkpoint, with its own settings.
 
-    training, overrides: settings given again, as for `start_run`. Those in `CHANGEABLE` take effect, and those in
-        `CHANGEABLE_RATES` where the steps grow; another must be what the run has
-    text: the token file that the run was started with, where it cannot be found, see `run_corpus`
-    machine: fields of Machine, by default the run's; another adds up in another order, so the last bits may differ
+    training, overrides: as for `start_run`; they must be the run's, but for those in `CHANGEABLE` and, if the steps
+        grow, in `CHANGEABLE_RATES`
+    text: the token file that the run was started with, if `run_corpus` cannot find it
+    machine: fields of Machine, by default the run's; another sums in another order, so the last bits may differ
 
-    Raises UserError where there is nothing to continue, ConfigError naming a setting that would change the run.
+    Raises UserError if there is nothing to continue, ConfigError naming a setting that would change the run.
     """
     run = RunFolder(out)
     clear_leftovers(run.path)
@@ -162,21 +157,17 @@ def resume_run(
         if text:
             check_named(text, run, checkpoint)
         kept = _kept(run, checkpoint)
-        settings = _resumed_settings(run, checkpoint, training or {})
-        for name, value in (overrides or {}).items():
-            if value != kept[name]:
-                raise _would_change(run, name, value, kept[name])
-        machine = _resumed_machine(kept, machine)
-        backend = open_training_backend(machine, checkpoint.config, settings, checkpoint.weights)
+        settings = _resumed_settings(run, checkpoint, training or {}, overrides or {})
+        machine, weights = _resumed_machine(kept, machine), checkpoint.weights
+        backend = open_training_backend(machine, checkpoint.config, settings, weights)
         corpus = run_corpus(run, checkpoint, text)
-        origin = {name: kept[name] for name in ("source", "from") if name in kept}
-        record = origin | _record(run, corpus, backend)
+        record = {name: kept[name] for name in ("source", "from") if name in kept}
+        record |= _record(run, corpus, backend)
         trainer = Trainer(backend, settings, run, corpus, checkpoint.tokenizer, record=record)
         trainer.resume(checkpoint)
         if trainer.done:
-            raise UserError(
-                f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
-            )
+            done = f"{run.path} has done all its {settings.steps} steps"
+            raise UserError(f"{done}; name more with --steps to train further")
     return trainer
 
 
@@ -220,8 +211,13 @@ def _kept(run: RunFolder, checkpoint: Checkpoint) -> dict:
     return kept
 
 
-def _resumed_settings(run: RunFolder, checkpoint: Checkpoint, given: dict) -> TrainingSettings:
+def _resumed_settings(
+    run: RunFolder, checkpoint: Checkpoint, given: dict, overrides: dict
+) -> TrainingSettings:
     """The settings of a checkpoint with those given again, or a ConfigError naming one that would change the run."""
+    for name, value in overrides.items():
+        if value != getattr(checkpoint.config, name):
+            raise _would_change(run, name, value, getattr(checkpoint.config, name))
     earlier = TrainingSettings.from_dict(checkpoint.training)
     another_rate = given.get("learning_rate", earlier.learning_rate) != earlier.learning_rate
     # A minimum that is not given follows another rate.

@@ -118,10 +118,8 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether all steps, and the evaluations after the last one, were made."""
-        last = self.step == self.settings.steps
-        return self.step > self.settings.steps or (
-            last and not (self._evaluation_due() or self._final_evaluation_due())
-        )
+        due = self._evaluation_due() or self._final_evaluation_due()
+        return self.step > self.settings.steps or (self.step == self.settings.steps and not due)
 
     def resume(self, checkpoint: Checkpoint):
         """Continue after `checkpoint`, which was loaded with its optimizer state.
