@@ -1,4 +1,4 @@
-"""What a person sees: talk and bars on stderr, so that stdout carries results alone, each by one function."""
+"""Output: messages and progress bars on stderr, results alone on stdout, each through one function."""
 
 import sys
 from collections.abc import Callable

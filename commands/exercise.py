@@ -64,7 +64,7 @@ def grade(
     check_seed(seed)
     limits = Limits(time_limit, memory_limit).check()
     files = [file for path in files for file in files_of(path)]
-    for path in files:  # a name that is no file is told before a class is graded for minutes
+    for path in files:  # report a missing file before a class is graded for minutes
         identify(path)
     grades = []
     for path in files:

@@ -18,8 +18,7 @@ INTERRUPTED = 130  # the exit code, of SIGTERM and SIGHUP too
 INTERRUPTED_LINE = "error: interrupted"
 NATIVE_SECONDS = 1.0  # that native code may go on after the first signal
 CLEANUP_SECONDS = 10.0  # allowed for cleanup after it
-# timeout(1) sends SIGTERM twice at once, and a terminal that closes sends SIGHUP twice: from its shell, and from the
-# system when the shell is gone. Neither is a person who asks again.
+# timeout(1) sends SIGTERM twice at once, and a closing terminal SIGHUP twice: neither is a second request.
 REPEAT_SECONDS = 1.0
 
 
@@ -49,7 +48,7 @@ def handle_signals():
         threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        # Of the others a script's "&" ignores SIGINT, and yet the person who sends it wants the run to end.
+        # A script's "&" has SIGINT ignored, yet whoever sends it wants the run to end.
         if number is not None and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
             _state.handled.add(number)
             signal.signal(number, _meet)
@@ -57,10 +56,7 @@ def handle_signals():
 
 @contextmanager
 def finishing(line: str) -> Iterator[Callable[[], bool]]:
-    """Let the work inside come to its own end; gives the function that says whether it was told to.
-
-    line: what acknowledges the first signal
-    """
+    """Let the work inside stop by itself; gives the function that says whether to. line: acknowledges a signal"""
     _state.line = line
     try:
         yield _state.came.is_set
@@ -112,7 +108,7 @@ def _watch(reader: int):
 def _follow():
     """Acknowledge the first signal, and end the process unless it may come to its own end."""
     line = _state.line
-    # In a thread of its own, since a stderr that nobody reads may block it.
+    # In a thread of its own, since a stderr without a reader may block.
     threading.Thread(target=acknowledge, args=(line or INTERRUPTED_LINE,), daemon=True).start()
     if not line:
         if _state.reached.wait(NATIVE_SECONDS):

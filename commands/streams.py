@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class _LastingStderr(io.TextIOWrapper):
-    """Stderr where a failure to write is no failure of the work: what cannot be said is lost, and nothing else."""
+    """Stderr that ignores failures to write: a lost message must not stop the work."""
 
     def write(self, text: str) -> int:
         try:
@@ -49,7 +49,7 @@ def fit_stdout():
 
 
 def release_stdout():
-    """Flush stdout before the interpreter does, which would end with code 120 where nobody reads any more."""
+    """Flush stdout before the interpreter does, which would exit with code 120 if the reader has gone."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

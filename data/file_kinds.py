@@ -12,7 +12,7 @@ from pathlib import Path
 from contract.errors import quoted
 
 HEAD_BYTES = 4096  # enough to recognise a file by
-SAMPLE_LENGTH = 12  # characters, by which a person recognises the right encoding
+SAMPLE_LENGTH = 12  # characters shown, to recognise the right encoding by
 NEW = "NEW.txt"  # stands for the converted file in the commands
 
 # First bytes, what the file is, the command that unpacks it (or what else to do).
@@ -80,7 +80,7 @@ def describe_encoding(path: Path, block: bytes) -> str:
     characters = sum(not character.isascii() for character in text)
     if characters > 10 * text.count("\ufffd"):
         return (
-            "the rest is UTF-8, so the file seems damaged there; mend it, or drop such bytes with: "
+            "the rest is UTF-8, so the file seems damaged there; repair it, or drop such bytes with: "
             f"iconv -c -f UTF-8 -t UTF-8 {quoted(path)} > {NEW}"
         )
     samples = []

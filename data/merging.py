@@ -2,8 +2,8 @@
 
     python -P merging.py PARENT VOCAB_SIZE PATTERN
 
-rustbpe merges for minutes without giving Python a turn: a process that does so itself hears no Ctrl-C. This one is
-ended by its parent. Reads the text's pieces from stdin, each behind its length in bytes (8 bytes, little endian), and
+rustbpe merges for minutes without returning to Python, so its process does not see Ctrl-C; the parent ends this one.
+Reads the text's pieces from stdin, each behind its length in bytes (8 bytes, little endian), and
 a length of 0; writes the tokens to stdout in the same form, in the order of their ranks.
 """
 

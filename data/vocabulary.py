@@ -276,8 +276,8 @@ def _special_name(encoding: tiktoken.Encoding, id: int, token: bytes) -> str:
 def vocabulary_files(encoding: tiktoken.Encoding, context_length: int) -> dict[str, str]:
     """The text of each file by its name, such that `transformers.AutoTokenizer` gives the encoding's tokens.
 
-    context_length: the most tokens that the model sees at once
-    Raises UserError where the encoding cannot be written so.
+    context_length: of the model
+    Raises UserError if the encoding cannot be written so.
     """
     ids, merges = vocabulary_of(encoding)
     # Omitted, these three would be <|endoftext|>, which a vocabulary without it would be given a new id for.

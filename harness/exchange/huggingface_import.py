@@ -1,8 +1,7 @@
 """Reading GPT-2 as Hugging Face publishes it, with safetensors and NumPy alone.
 
-The folder is a checkpoint's counterpart: `config.json`, the weights in `model.safetensors` or in the shards
-that `model.safetensors.index.json` lists, and optionally the vocabulary. Tensors are read one by one into the
-place where the model keeps them, so that a model takes its own size in memory and little more.
+The folder holds `config.json`, the weights in `model.safetensors` or in the shards that `model.safetensors.index.json`
+lists, and optionally the vocabulary. Tensors are read one by one, so a model takes little more memory than its size.
 """
 
 import re
@@ -46,7 +45,7 @@ def import_gpt2(
 
     origin: see the function of that name; None for the folder's name
     dropout: for later training, in place of the published rates
-    note: told in a line what a user should know and did not ask for
+    note: called with a line for each thing that the user should know
     Raises UserError naming what is missing, extra, damaged, or computes another function.
     """
     fields = _read_object(folder / CONFIG, folder)
@@ -136,7 +135,7 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
 def _match(
     stored: dict[str, StoredTensor], config: ModelConfig, folder: Path
 ) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
-    """The stored tensors by our names, and the rest by theirs: a tied output, masks left out.
+    """The stored tensors by our names, and the rest by theirs: a tied output; masks are omitted.
 
     Raises UserError listing every tensor that is missing, not GPT-2's, of a wrong shape or not of floats.
     """
@@ -203,8 +202,8 @@ def _check_tied_output(output: StoredTensor | None, weights: Weights):
 def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[ModelConfig, Weights]:
     """The model that an export of this project was made from, if its files still hold that one.
 
-    Fixed positions and absent biases are written as a table and as zeros. Somebody may have trained them
-    since; then they are what the files say they are, weights.
+    Fixed positions and absent biases are exported as a table and as zeros. If they have been trained since, they are
+    weights now.
     """
     if own is None:
         return config, weights

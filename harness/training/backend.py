@@ -1,4 +1,4 @@
-"""What the trainer asks of a backend, and the one place that opens a backend by name."""
+"""The interface of a backend, and how to open one by name."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Backend(Protocol):
         """
 
     def trace(self, tokens: np.ndarray, targets: np.ndarray, *, step: int) -> Trace:
-        """Every tensor of a pass over a batch and its gradient, with the dropout of that step."""
+        """Every tensor of a pass over a batch, and its gradient, with the dropout of that step."""
 
     def clip(self, max_norm: float | None) -> float:
         """Scale the gradients down to `max_norm` (None: leave them). returns: their norm before"""
@@ -49,7 +49,7 @@ class Backend(Protocol):
         """One step of AdamW."""
 
     def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> float:
-        """The loss of a batch without dropout; of the last P places alone where targets are (B, P)."""
+        """The loss of a batch without dropout; only of the last P positions if targets are (B, P)."""
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """The weights by name."""
@@ -58,13 +58,13 @@ class Backend(Protocol):
         """Adam's moments, "m." and "v." before each weight's name."""
 
     def load_optimizer_state(self, state: Mapping[str, np.ndarray], step: int):
-        """Go on from these moments after `step` updates."""
+        """Continue from these moments after `step` updates."""
 
     @staticmethod
     def estimate_memory(
         config: ModelConfig, *, batch_size: int, accumulate: int, threads: int, dtype: str
     ) -> int:
-        """Bytes that training will take at its peak, the interpreter and its libraries included."""
+        """Bytes of memory that training needs at its peak, including the interpreter and its libraries."""
 
     def generate(self, tokens: list[int], max_new_tokens: int, **sampling) -> Iterator[int]:
         """Yield tokens that continue `tokens`; `sampling` as in `numpy_llm.generate.generate`."""

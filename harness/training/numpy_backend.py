@@ -165,7 +165,7 @@ class NumpyBackend:
                 raise UserError(
                     f"the system does not start {len(parts)} threads ({error}); choose fewer with --threads"
                 ) from error
-            # Of several failures the cause, and not those who waited for it in vain.
+            # The cause of the failure comes before the threads that only waited for it.
             failures = [failure for call in calls if (failure := call.exception())]
             for failure in sorted(failures, key=lambda failure: isinstance(failure, BrokenBarrierError)):
                 raise failure

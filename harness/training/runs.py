@@ -252,19 +252,13 @@ def open_training_backend(
     """The backend that the settings ask for; it takes `weights` over."""
     check_threads(machine.threads)
     check_memory(machine.backend, config, settings, machine.threads)
-    return open_backend(
-        machine.backend,
-        config,
-        weights,
-        seed=settings.seed,
-        dtype=settings.dtype,
-        threads=machine.threads,
-        device=machine.device,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        weight_decay=settings.weight_decay,
-        take_weights=True,
-    )
+    names = ("seed", "dtype", "beta1", "beta2", "weight_decay")
+    return _opened(machine, config, weights, {name: getattr(settings, name) for name in names})
+
+
+def _opened(machine: Machine, config: ModelConfig, weights, settings: dict) -> Backend:
+    where = {"threads": machine.threads, "device": machine.device}
+    return open_backend(machine.backend, config, weights, take_weights=True, **where, **settings)
 
 
 def open_model(path: Path, **machine) -> tuple[Backend, Checkpoint]:
@@ -272,16 +266,10 @@ def open_model(path: Path, **machine) -> tuple[Backend, Checkpoint]:
 
     path: a run's folder, of which the best checkpoint is taken, or a checkpoint's own; machine: fields of Machine
     """
-    checkpoint, machine = load_checkpoint(find_checkpoint(path)), Machine(**machine)
-    return open_backend(
-        machine.backend,
-        checkpoint.config,
-        checkpoint.weights,
-        dtype=checkpoint.weights.flat.dtype.name,
-        threads=machine.threads,
-        device=machine.device,
-        take_weights=True,
-    ), checkpoint
+    checkpoint = load_checkpoint(find_checkpoint(path))
+    weights = checkpoint.weights
+    dtype = {"dtype": weights.flat.dtype.name}
+    return _opened(Machine(**machine), checkpoint.config, weights, dtype), checkpoint
 
 
 def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfig:

@@ -62,7 +62,7 @@ def is_mask(name: str) -> bool:
 
 # --- configuration ---
 
-# What GPT2Config takes for a field that a file leaves out.
+# GPT2Config's defaults, for fields that a file omits.
 _DEFAULTS = {
     "vocab_size": VOCAB_SIZE,
     "n_positions": 1024,
