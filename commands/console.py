@@ -26,7 +26,7 @@ from harness.training.trainer import Trainer
 
 class _Console(Console):
     def show_cursor(self, show: bool = True) -> bool:
-        """Leave the cursor alone: hidden beside a bar, it would stay so after a process that was killed."""
+        """Keep the cursor visible: a killed process could not show it again."""
         return False
 
 
@@ -39,7 +39,7 @@ def say(line: str):
 
 
 class Heartbeat:
-    """Says a line every `SECONDS` where stderr is no terminal, so that a log shows that the work goes on.
+    """Prints a line every `SECONDS` if stderr is no terminal, so that a log shows progress.
 
     clock: gives seconds
     """
@@ -50,7 +50,7 @@ class Heartbeat:
         self._clock, self._last = clock, clock()
 
     def say(self, line: Callable[[], str]):
-        """Say a line, made where it is said, unless one was said a short while ago."""
+        """Print what `line` returns, unless a line was printed a short while ago."""
         if not console.is_terminal and self._clock() - self._last >= self.SECONDS:
             self._last = self._clock()
             say(line())
@@ -146,8 +146,8 @@ def show(line: str = ""):
 def write(text: str):
     """Put text on stdout at once: its very bytes into a file or a pipe, escapes made visible on a terminal.
 
-    What stdout's encoding lacks becomes a question mark. Raises typer.Exit where its reader has seen enough,
-    UserError where it cannot be written.
+    What stdout's encoding lacks becomes a question mark. Raises typer.Exit if its reader has seen enough,
+    UserError if it cannot be written.
     """
     fit_stdout()
     try:

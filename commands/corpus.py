@@ -108,7 +108,7 @@ def _ascii(text: bytes) -> str:
 
 
 def _beside(text: Path, ending: str) -> Path:
-    """The file that is named after a text, unless that is a pipe or a folder, beside which nothing can stand."""
+    """The file named after a text, unless that is a pipe or a folder."""
     from data.text import is_pipe
 
     if is_pipe(text):

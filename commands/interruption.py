@@ -67,7 +67,7 @@ def finishing(line: str) -> Iterator[Callable[[], bool]]:
 
 
 def acknowledge(line: str = INTERRUPTED_LINE):
-    """Say on stderr that a signal has come, unless that was said; wait where it is being said."""
+    """Acknowledge a signal on stderr, once; wait if another thread is doing so."""
     with _state.saying:
         if not _state.said:
             _state.said = bool(_state.handled)
@@ -75,7 +75,7 @@ def acknowledge(line: str = INTERRUPTED_LINE):
 
 
 def leave_if_interrupted(code: int):
-    """End the process after a signal, without waiting for threads that still compute; return where none came."""
+    """After a signal, end the process without waiting for threads that still compute; else return."""
     if _state.came.is_set():
         with _state.saying:
             os._exit(code)

@@ -56,7 +56,7 @@ _ENCODINGS = (
 def describe_kind(path: Path, head: bytes) -> str | None:
     """What a file is if its first bytes, some `HEAD_BYTES`, are not those of UTF-8 text, and what to do.
 
-    returns: "a gzip archive; unpack it with: ...", or None where they may be UTF-8 text or something unknown
+    returns: "a gzip archive; unpack it with: ...", or None if they may be UTF-8 text or something unknown
     """
     for magic, name, advice in _FORMATS:
         if head.startswith(magic):
@@ -128,7 +128,7 @@ def _sample(name: str, block: bytes) -> str | None:
 
 
 def _decoded(name: str, data: bytes) -> str | None:
-    """The text of bytes that may end inside a character; None where they are of another encoding."""
+    """The text of bytes that may end inside a character; None if they are of another encoding."""
     try:
         return codecs.getincrementaldecoder(name)().decode(data)
     except UnicodeDecodeError:

@@ -297,7 +297,7 @@ def _read_info(path: Path) -> TokenFileInfo:
 
 
 def _check_info(info: TokenFileInfo) -> None:
-    """ValueError when the fields do not fit each other."""
+    """ValueError if the fields do not fit each other."""
     if info.dtype not in _DTYPES:
         raise ValueError(f"dtype {info.dtype!r} is neither uint16 nor uint32")
     if info.tokens < 1:

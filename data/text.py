@@ -164,11 +164,11 @@ def _decode_block(
         ) from error
 
 
-# --- what stands at a path ---
+# --- kinds of paths ---
 
 
 def is_pipe(path: str | PathLike) -> bool:
-    """Whether a pipe (or socket) stands at a path: it can be read only once."""
+    """Whether a path is a pipe (or socket), which can be read only once."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):

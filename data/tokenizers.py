@@ -39,7 +39,7 @@ def open_tokenizer(name: str | PathLike, text: str | PathLike | None = None) -> 
 
     name: "gpt2", "bytes" or the path of a ranks file, which ends in `.tiktoken`.
     text: the text file whose bytes "bytes" gives one token each, in the order of their values.
-    Raises ConfigError for another name, UserError when a file cannot be had.
+    Raises ConfigError for another name, UserError if a file cannot be had.
     """
     name = os.fspath(name)
     if name == "gpt2":
@@ -288,7 +288,7 @@ def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     """The tokens of a text, all of which is data: `<|endoftext|>` in it is ordinary text.
 
     Returns uint16 (T,), or uint32 for a vocabulary beyond 65,536.
-    Raises MissingSymbols when the text holds symbols that the tokenizer lacks, UserError when it is not valid.
+    Raises MissingSymbols if the text holds symbols that the tokenizer lacks, UserError if it is not valid.
     """
     try:
         data = np.frombuffer(text.encode(), np.uint8)

@@ -12,7 +12,7 @@ No pair of lower rank is left, and nothing has merged across the ends of c d, so
 the merges that they would have gone through alone: by 2 they stand as a, b, which is the files' own pair.
 
 A token that no merge makes, such as `<|endoftext|>`, is a special one. It keeps its id and its text, so that
-it is written out where a model says it, and no text is ever read as one.
+it is written out when a model generates it, and no text is ever read as one.
 """
 
 import json
@@ -33,7 +33,7 @@ TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
 
 
 def _byte_symbols() -> list[str]:
-    """The character that stands for each byte in the files: itself where it prints, else one from U+0100 on."""
+    """The character for each byte in the files: itself if printable, else one from U+0100 on."""
     printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printing else next(others)) for byte in range(256)]
@@ -57,7 +57,7 @@ class Vocabulary(NamedTuple):
 
 
 def read_vocabulary(folder: Path) -> tiktoken.Encoding | None:
-    """The tokenizer of a folder's vocabulary files, its ids those of the files; None where there are none.
+    """The tokenizer of a folder's vocabulary files, with the files' ids; None if there are none.
 
     Read are `vocab.json` and `merges.txt`, else their names as first published, else `tokenizer.json`.
     Raises UserError naming the file and what is not of GPT-2's kind.

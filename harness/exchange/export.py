@@ -38,7 +38,7 @@ def export(checkpoint: Checkpoint, format: str, out: Path, *, overwrite: bool = 
     """Write `checkpoint` to the folder `out`, which appears whole or not at all.
 
     format: one of FORMATS; overwrite: replace an earlier export at `out`
-    Raises ConfigError for an unknown format, UserError where anything but an earlier export stands at `out`, it
+    Raises ConfigError for an unknown format, UserError if anything but an earlier export stands at `out`, it
     cannot be written, or the format cannot say what the model is.
     """
     writers: dict[str, Callable] = {

@@ -22,7 +22,7 @@ def find_source(source: str, revision: str | None = None) -> Path:
 
     revision: of a hub name: a branch, tag or commit; None for the main branch
 
-    Raises ConfigError for what is neither, UserError where the model cannot be fetched.
+    Raises ConfigError for what is neither, UserError if the model cannot be fetched.
     """
     path = Path(source).expanduser()
     if path.is_dir() and revision is None:
@@ -65,7 +65,7 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 
 def origin(source: str, folder: Path) -> dict[str, str]:
-    """What to remember of where a model comes from: its name, and of one from the hub the commit too."""
+    """What to record about a model's origin: its name, and on the hub the commit too."""
     if Path(source).expanduser().is_dir():
         return {"source": folder.resolve().name}
     return {"source": source, "revision": folder.name}

@@ -78,7 +78,7 @@ class BackendSettings:
     threads: None for one per CPU that this process may use
     device: "cpu" or, for PyTorch, "cuda" or "mps"
     beta1, beta2, weight_decay: of AdamW
-    take_weights: whether the backend may train the given weights in place where it needs no copy
+    take_weights: whether the backend may train the given weights in place if it needs no copy
 
     Raises ConfigError for an impossible number of threads.
     """
@@ -111,7 +111,7 @@ def open_backend(
     weights: what to start from; None draws initial weights from the seed
     settings: fields of BackendSettings
 
-    Raises ConfigError for an unknown name or impossible settings, UserError where PyTorch is not installed.
+    Raises ConfigError for an unknown name or impossible settings, UserError if PyTorch is not installed.
     """
     return backend_class(name)(config, weights, BackendSettings(**settings))
 

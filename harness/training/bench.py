@@ -140,7 +140,7 @@ class Result:
 
 
 def contestants(recipe: Recipe, *, compiled: bool) -> list[str]:
-    """Who takes part: NumPy first; `transformers` where text is generated, `torch.compile` where asked for."""
+    """Who takes part, NumPy first; `transformers` only generates, `torch.compile` only trains, on request."""
     if recipe.new_tokens:
         return [NUMPY, TORCH, TRANSFORMERS]
     return [NUMPY, TORCH, *([COMPILED] if compiled else [])]
@@ -150,7 +150,7 @@ def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compil
     """Measure a recipe.
 
     turns: how often each contestant gets its turn; threads: of each, None for one per CPU
-    Raises UserError where a contestant cannot start.
+    Raises UserError if a contestant cannot start.
     """
     if turns < 1:
         raise ConfigError(f"turns must be at least 1, got {turns}")
@@ -191,7 +191,7 @@ class _Worker:
         self._process.kill()
 
     def ask(self, question: str):
-        """Raises UserError with what the process said where it failed."""
+        """The answer of the process. Raises UserError with its message if it failed."""
         self._connection.send(question)
         try:
             answer, problem = self._connection.recv()

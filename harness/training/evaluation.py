@@ -20,7 +20,7 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): among how many equally likely tokens one would be as unsure; inf where it overflows."""
+        """exp(loss): the number of equally likely tokens with the same uncertainty; inf if it overflows."""
         try:
             return exp(self.loss)
         except OverflowError:
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def default_batch_size(config: ModelConfig) -> int:
-    """Windows at once: 32, or fewer where their logits would be more than 64 million numbers."""
+    """Windows at once: 32, or fewer if their logits would be more than 64 million numbers."""
     return max(1, min(32, (1 << 26) // (config.context_length * config.vocab_size)))
 
 

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info
 
 
 def versions() -> dict[str, str]:
-    """What computes here: Python, NumPy with its BLAS, PyTorch where it is installed, system and CPU."""
+    """The versions of Python, NumPy, its BLAS and PyTorch (if installed), the system and the CPU."""
     blas = next((each for each in threadpool_info() if each["user_api"] == "blas"), {})
     found = {
         "python": platform.python_version(),

@@ -148,7 +148,7 @@ class NumpyBackend:
     def _over_threads(self, function, parts: list[slice]) -> list[float]:
         """Call `function(part, place)` for the parts of a batch, one per thread. returns: results in order
 
-        Raises UserError where the system starts no more threads.
+        Raises UserError if the system starts no more threads.
         """
 
         def quietly(part: slice, place: int) -> float:

@@ -1,4 +1,4 @@
-"""Starting a training run, going on with one, and opening what it made."""
+"""Starting a training run, resuming one, and opening its model."""
 
 import os
 from collections.abc import Callable
@@ -172,7 +172,7 @@ def resume_run(
 
 
 def _latest_checkpoint(run: RunFolder) -> Checkpoint:
-    """The checkpoint to continue from, once nothing else stands in its place."""
+    """The checkpoint to continue from. Raises UserError if it is damaged or something else has its name."""
     try:
         checkpoint = load_checkpoint(run.resumable, with_optimizer=True)
     except UserError as error:
@@ -190,7 +190,7 @@ def _latest_checkpoint(run: RunFolder) -> Checkpoint:
 
 
 def _resumed_machine(kept: dict, given: dict) -> Machine:
-    """What computed before, but for what is given; another backend runs on the CPU unless told otherwise."""
+    """The run's machine with the fields given now; another backend runs on the CPU unless a device is given."""
     given = {name: value for name, value in given.items() if value is not None}
     machine = Machine(**{name: kept[name] for name in Machine._fields} | given)
     moved = machine.backend != kept["backend"] and "device" not in given
@@ -198,7 +198,7 @@ def _resumed_machine(kept: dict, given: dict) -> Machine:
 
 
 def _kept(run: RunFolder, checkpoint: Checkpoint) -> dict:
-    """What the checkpoint says of training and model. Raises UserError where training cannot go on with that."""
+    """A checkpoint's training record and model. Raises UserError if training cannot continue from them."""
     kept = checkpoint.training | checkpoint.config.to_dict()
     try:
         require(kept, RESUMABLE)
@@ -241,7 +241,7 @@ def _would_change(run: RunFolder, name: str, found, kept, way: str = "") -> Conf
 
 
 def _record(run: RunFolder, corpus: TokenFile, backend: Backend) -> dict:
-    """What a run must go on with to give the same bits: its tokens, and what computes."""
+    """What a run must keep to give the same bits: its tokens and its machine."""
     machine = {"backend": backend.name, "device": backend.device, "threads": backend.threads}
     return corpus_record(run, corpus) | machine
 
@@ -257,8 +257,8 @@ def open_training_backend(
 
 
 def _opened(machine: Machine, config: ModelConfig, weights, settings: dict) -> Backend:
-    where = {"threads": machine.threads, "device": machine.device}
-    return open_backend(machine.backend, config, weights, take_weights=True, **where, **settings)
+    place = {"threads": machine.threads, "device": machine.device}
+    return open_backend(machine.backend, config, weights, take_weights=True, **place, **settings)
 
 
 def open_model(path: Path, **machine) -> tuple[Backend, Checkpoint]:

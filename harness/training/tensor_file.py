@@ -36,7 +36,7 @@ class StoredTensor(NamedTuple):
         return np.dtype("float64" if self.dtype == "F64" else "float32")
 
     def read(self) -> np.ndarray:
-        """The numbers, float (shape): a read-only map of the file, or a copy where they had to be converted."""
+        """The numbers, float (shape): a read-only map of the file, or a converted copy."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.float_dtype)  # nothing can be mapped
         stored = np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)

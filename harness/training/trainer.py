@@ -30,8 +30,8 @@ class Progress(NamedTuple):
     """What the trainer reports after each step.
 
     step: steps done; loss: of this step's batch, nats per token; seconds: that the step took
-    validation: the quick evaluation where one followed the step, else None
-    spike: whether the loss lies far above those of the steps before
+    validation: the quick evaluation if one followed the step, else None
+    spike: whether the loss is a spike
     """
 
     step: int
@@ -44,8 +44,8 @@ class Progress(NamedTuple):
 class Outcome(NamedTuple):
     """How training ended.
 
-    step: steps done; finished: False where it was interrupted
-    validation: the final evaluation, or the last quick one where that is all; None where training was interrupted
+    step: steps done; finished: False if interrupted
+    validation: the final evaluation, or the last quick one if there is no other; None if interrupted
     seconds: of this session, evaluations and checkpoints included
     plot_problem: why the plot was not drawn, or ""
     """

@@ -19,7 +19,7 @@ OWN_CONFIG = "twin_gpt"  # the field of config.json in which an export keeps the
 
 
 class Place(NamedTuple):
-    """Where a weight stands in a published file.
+    """The place of a weight in a published file.
 
     name: without the prefix; transposed: stored (in, out), as the Conv1D of GPT-2's first code had it
     """
@@ -44,7 +44,7 @@ _TABLE = {
 
 
 def published_places(config: ModelConfig) -> dict[str, Place]:
-    """For each weight of `config`, where it stands in a published file."""
+    """The place of each weight of `config` in a published file."""
     places = {}
     for name in weight_table(config):
         module, _, kind = name.rpartition(".")
@@ -160,7 +160,7 @@ def _read_values(fields: dict) -> dict:
     """The fields that `_DEFAULTS` names, the sizes among them whole numbers."""
     values = {name: fields.get(name, fields.get(_SYNONYMS.get(name), _DEFAULTS[name])) for name in _DEFAULTS}
     for name, synonym in _SYNONYMS.items():
-        if fields.get(synonym, values[name]) != values[name]:
+        if synonym in fields and fields[synonym] != values[name]:
             raise UserError(
                 f"{CONFIG}: {name} is {shortened(values[name])} but {synonym} {shortened(fields[synonym])}"
             )
