@@ -33,27 +33,26 @@ def make(
     from commands.console import say
     from parity.golden.packs import COMMITTED, GOLDEN, make_pack, replaceable_pack, save_pack
 
+    if name is None and (config or run):
+        raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
     if name is None:
-        if config or run:
-            raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
         folder = out or GOLDEN
         for each in COMMITTED:
             replaceable_pack(each, folder, overwrite)
         packs = [make_pack(each, model, seed=seed) for each, (model, seed) in COMMITTED.items()]
     else:
-        folder = out or Path()
-        _require_plain(name)
+        folder, name = out or Path(), _plain(name)
         replaceable_pack(name, folder, overwrite)
         packs = [_own_pack(name, config, run, B=batch_size, T=tokens, steps=steps, seed=seed)]
     for pack in packs:
         save_pack(pack, folder, overwrite=overwrite)
-        size = sum(tensor.nbytes for tensor in pack.tensors.values())
+        kilobytes = sum(tensor.nbytes for tensor in pack.tensors.values()) / 1e3
         say(
-            f"{folder / pack.name}.safetensors: {len(pack.tensors)} tensors, {size / 1e3:,.0f} kB, and its .json"
+            f"{folder / pack.name}.safetensors: {len(pack.tensors)} tensors, {kilobytes:,.0f} kB, and its .json"
         )
 
 
-def _require_plain(name: str):
+def _plain(name: str) -> str:
     from parity.golden.packs import COMMITTED
 
     if Path(name).name != name or not name.strip(". "):
@@ -62,6 +61,7 @@ def _require_plain(name: str):
         raise ConfigError(
             f"{name} is a pack of the project, which `check` would use instead of yours; choose another NAME"
         )
+    return name
 
 
 def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
@@ -152,8 +152,8 @@ def check(
     """
     from commands.console import show
     from parity.golden.check import check_dump
-    from parity.golden.report import as_record, describe
     from parity.golden.packs import load_pack
+    from parity.golden.report import as_record, describe
 
     report = check_dump(dump, load_pack(golden), dtype=dtype)
     if as_json:

@@ -148,7 +148,7 @@ class NumpyBackend:
     def _over_threads(self, function, parts: list[slice]) -> list[float]:
         """Call `function(part, place)` for the parts of a batch, one per thread. returns: results in order
 
-        Raises UserError where the system starts no more threads.
+        Raises UserError if the system starts no more threads.
         """
 
         def quietly(part: slice, place: int) -> float:
@@ -165,7 +165,7 @@ class NumpyBackend:
                 raise UserError(
                     f"the system does not start {len(parts)} threads ({error}); choose fewer with --threads"
                 ) from error
-            # Of several failures the cause, and not those who waited for it in vain.
+            # The cause of the failure comes before the threads that only waited for it.
             failures = [failure for call in calls if (failure := call.exception())]
             for failure in sorted(failures, key=lambda failure: isinstance(failure, BrokenBarrierError)):
                 raise failure
