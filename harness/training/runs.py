@@ -150,10 +150,6 @@ def resume_run(
     with run.unlocked_on_failure():
         if checkpoint_exists(run.resumable):
             run.lock()  # before reading: another process may be writing
-        elif run.holds_a_run():
-            raise UserError(
-                f"{out} has no checkpoint yet to go on from; start the run again with --overwrite"
-            )
         checkpoint = _latest_checkpoint(run)
         if text:
             check_named(text, run, checkpoint)
@@ -174,6 +170,10 @@ def resume_run(
 
 def _latest_checkpoint(run: RunFolder) -> Checkpoint:
     """The checkpoint to continue from. Raises UserError if it is damaged or something else has its name."""
+    if run.holds_a_run() and not checkpoint_exists(run.resumable):
+        raise UserError(
+            f"{run.path} has no checkpoint yet to go on from; start the run again with --overwrite"
+        )
     try:
         checkpoint = load_checkpoint(run.resumable, with_optimizer=True)
     except UserError as error:
