@@ -18,6 +18,7 @@ from time import perf_counter
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from contract.components import sizes
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
@@ -53,21 +54,21 @@ class Recipe:
     def flops(self) -> int:
         """Multiplications and additions of the matrix products of a unit of work.
 
-        Training: 6 a weight and token, forward 2 and backward 4, and 12 · L · T · C a token for attention, causal
+        Training: 6 a weight and token, forward 2 and backward 4, and 12 · L · T · H · D a token for attention, causal
         or not. Generating: 2 a weight and token, without attention.
 
         Source: Chowdhery et al. 2022 (PaLM), appendix B.
         """
-        config = self.config
+        config, size = self.config, sizes(self.config)
         matrices = sum(
             int(np.prod(spec.shape))
             for name, spec in weight_table(config).items()
             if spec.decays and not name.endswith("embedding.weight")
         )
-        weights = matrices + (config.vocab_size * config.d_model if config.tie_embeddings else 0)
+        weights = matrices + (size["V"] * size["C"] if config.tie_embeddings else 0)
         if self.new_tokens:
             return 2 * weights * self.tokens
-        attention = 12 * config.n_layer * config.context_length * config.d_model
+        attention = 12 * size["L"] * size["P"] * size["H·D"]
         return (6 * weights + attention) * self.tokens
 
 
