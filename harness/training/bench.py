@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import median
@@ -18,11 +19,10 @@ from time import perf_counter
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from contract.components import sizes
+from contract.components import shape, sizes, weight_rows
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
-from contract.weights import weight_table
 from harness.training.backend import open_backend
 from harness.training.machine import available_cpus, peak_memory, versions
 
@@ -60,12 +60,8 @@ class Recipe:
         Source: Chowdhery et al. 2022 (PaLM), appendix B.
         """
         config, size = self.config, sizes(self.config)
-        matrices = sum(
-            int(np.prod(spec.shape))
-            for name, spec in weight_table(config).items()
-            if spec.decays and not name.endswith("embedding.weight")
-        )
-        weights = matrices + (size["V"] * size["C"] if config.tie_embeddings else 0)
+        linear = [shape(config, name) for name, row in weight_rows(config).items() if row.linear]
+        weights = sum(prod(each) for each in linear if len(each) > 1) + size["V"] * size["C"]
         if self.new_tokens:
             return 2 * weights * self.tokens
         attention = 12 * size["L"] * size["P"] * size["H·D"]
