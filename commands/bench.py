@@ -1,14 +1,13 @@
 """Speed and memory: `bench`."""
 
-import importlib.util
-from pathlib import Path
+from importlib.util import find_spec
 from statistics import median
 from typing import Annotated
 
 import typer
 
-from commands.options import ThreadsOption, option
-from contract.errors import ConfigError, UserError
+from commands.options import JsonFileOption, OverwriteJsonOption, ThreadsOption, option
+from contract.errors import ConfigError, needs
 
 
 def bench(
@@ -18,8 +17,8 @@ def bench(
     turns: Annotated[int, option("Turns per backend, about a second each.")] = 7,
     compile: Annotated[bool, option("Also measure torch.compile.", "--compile")] = False,
     threads: ThreadsOption = None,
-    json: Annotated[Path | None, option("JSON file to write the figures to.")] = None,
-    overwrite: Annotated[bool, option("Replace the file in --json.", "--overwrite")] = False,
+    json: JsonFileOption = None,
+    overwrite: OverwriteJsonOption = False,
 ):
     """Measure NumPy against PyTorch on this machine: step time, rate, memory.
 
@@ -34,10 +33,11 @@ def bench(
     check_threads(threads)
     if json is not None:
         require_free(json, overwrite)
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(
-            'bench needs PyTorch, which is not installed; run: pip install -c constraints.txt -e ".[torch]"'
-        )
+    with needs("bench", "torch", ["torch"]):
+        if (
+            find_spec("torch") is None
+        ):  # the import itself takes seconds and is the measured processes' business
+            raise ModuleNotFoundError(name="torch")
     for name in recipes or ():
         if name not in RECIPES:
             raise ConfigError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")

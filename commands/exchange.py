@@ -29,7 +29,8 @@ def import_gpt2(
     from commands.console import say
     from contract.errors import command_line
     from contract.weights import parameter_count
-    from harness.exchange.huggingface_import import find_source, import_gpt2, origin
+    from harness.exchange.hub import find_source, origin
+    from harness.exchange.huggingface_import import import_gpt2
     from harness.training.checkpoint import save_checkpoint
     from harness.training.run_folder import RunFolder, new_run
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from commands.options import JsonOption, option
-from contract.errors import ConfigError, command_line
+from commands.options import JsonOption, check_seed, option
+from contract.errors import command_line
 
 
 def list_exercises():
@@ -63,8 +63,7 @@ def grade(
     from exercises.grade import grade as grade_file
     from exercises.report import as_json, lines, summary_lines
 
-    if seed is not None and not 0 <= seed < 2**63:
-        raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {seed}")
+    check_seed(seed)
     limits = Limits(time_limit, memory_limit).check()
     files = [file for path in files for file in files_of(path)]
     for path in files:  # report a wrong name before a class is graded for minutes
@@ -72,16 +71,16 @@ def grade(
     grades = []
     for path in files:
         grades.append(grade_file(path, seed=seed, limits=limits))
-        if not json:
-            for line in lines(grades[-1]):
-                show(line)
-        if grades[-1].printed and len(files) == 1 and not json:
+        if json:
+            continue
+        for line in lines(grades[-1]):
+            show(line)
+        if grades[-1].printed and len(files) == 1:
             say(f"it printed: {grades[-1].printed}")
     if json:
         show(as_json(grades))
     elif len(grades) > 1:
-        show()
-        for line in summary_lines(grades):
+        for line in ("", *summary_lines(grades)):
             show(line)
     if not all(each.full for each in grades):
         raise typer.Exit(1)

@@ -31,30 +31,29 @@ def make(
     --run makes one of a trained model. A large model makes a large pack.
     """
     from commands.console import say
-    from parity.packs import COMMITTED, GOLDEN, make_pack, replaceable_pack, save_pack
+    from parity.golden.packs import COMMITTED, GOLDEN, make_pack, replaceable_pack, save_pack
 
+    if name is None and (config or run):
+        raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
     if name is None:
-        if config or run:
-            raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
         folder = out or GOLDEN
         for each in COMMITTED:
             replaceable_pack(each, folder, overwrite)
         packs = [make_pack(each, model, seed=seed) for each, (model, seed) in COMMITTED.items()]
     else:
-        folder = out or Path()
-        _require_plain(name)
+        folder, name = out or Path(), _plain(name)
         replaceable_pack(name, folder, overwrite)
         packs = [_own_pack(name, config, run, B=batch_size, T=tokens, steps=steps, seed=seed)]
     for pack in packs:
         save_pack(pack, folder, overwrite=overwrite)
-        size = sum(tensor.nbytes for tensor in pack.tensors.values())
+        kilobytes = sum(tensor.nbytes for tensor in pack.tensors.values()) / 1e3
         say(
-            f"{folder / pack.name}.safetensors: {len(pack.tensors)} tensors, {size / 1e3:,.0f} kB, and its .json"
+            f"{folder / pack.name}.safetensors: {len(pack.tensors)} tensors, {kilobytes:,.0f} kB, and its .json"
         )
 
 
-def _require_plain(name: str):
-    from parity.packs import COMMITTED
+def _plain(name: str) -> str:
+    from parity.golden.packs import COMMITTED
 
     if Path(name).name != name or not name.strip(". "):
         raise ConfigError(f"{name!r} is not a plain file name; choose one, and the folder with --out")
@@ -62,6 +61,7 @@ def _require_plain(name: str):
         raise ConfigError(
             f"{name} is a pack of the project, which `check` would use instead of yours; choose another NAME"
         )
+    return name
 
 
 def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
@@ -69,7 +69,7 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
     from contract.schema import read_json
     from harness.training.checkpoint import load_checkpoint
     from harness.training.run_folder import find_checkpoint
-    from parity.packs import make_pack
+    from parity.golden.packs import make_pack
 
     if (config is None) == (run is None):
         raise ConfigError("give either --config, a JSON file, or --run, a trained model")
@@ -98,8 +98,8 @@ def export(
     JSON reader, and a page that explains them.
     """
     from commands.console import say
-    from parity.pack_export import export_pack
-    from parity.packs import load_pack
+    from parity.golden.export import export_pack
+    from parity.golden.packs import load_pack
 
     pack = load_pack(name)
     out = out or Path(f"{pack.name}.npz" if format == "npz" else pack.name)
@@ -111,7 +111,7 @@ def list_packs(as_json: JsonOption = False):
     """List the packs that come with the project."""
     from commands.console import show
     from contract.weights import parameter_count
-    from parity.packs import load_pack, pack_names
+    from parity.golden.packs import load_pack, pack_names
 
     packs = [load_pack(name) for name in pack_names()]
     if as_json:
@@ -151,9 +151,9 @@ def check(
     code is 1 if one diverges.
     """
     from commands.console import show
-    from parity.check import check_dump
-    from parity.check_report import as_record, describe
-    from parity.packs import load_pack
+    from parity.golden.check import check_dump
+    from parity.golden.packs import load_pack
+    from parity.golden.report import as_record, describe
 
     report = check_dump(dump, load_pack(golden), dtype=dtype)
     if as_json:

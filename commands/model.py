@@ -1,11 +1,20 @@
 """Use a trained model: `generate`, `evaluate` and `info`."""
 
 import json
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
-from commands.options import BackendOption, DeviceOption, JsonOption, RunArgument, ThreadsOption, option
+from commands.options import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    RunArgument,
+    ThreadsOption,
+    check_seed,
+    option,
+)
 from contract.errors import ConfigError
 
 # Shown beside a checkpoint's validation loss: its number of tokens, and the final evaluation.
@@ -35,29 +44,19 @@ def generate(
     for name, value in (("max-new-tokens", max_new_tokens), ("num-samples", num_samples)):
         if value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {seed}")
+    check_seed(seed)
     model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
     tokens = encode_prompt(checkpoint.tokenizer, prompt)
     context_length = checkpoint.config.context_length
     if len(tokens) > context_length:
         say(f"the prompt has {len(tokens)} tokens; the model sees only the last {context_length} of them")
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     for sequence in range(num_samples):
-        pieces = generate_text(
-            model,
-            checkpoint.tokenizer,
-            tokens,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            sequence=sequence,
+        text = generate_text(
+            model, checkpoint.tokenizer, tokens, max_new_tokens, **sampling, sequence=sequence
         )
-        write(prompt or "")
-        for piece in pieces:
+        for piece in chain([prompt or ""], text, ["\n"]):
             write(piece)
-        write("\n")
 
 
 def evaluate(

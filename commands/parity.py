@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from commands.options import DEVICE_HELP, option
-from contract.errors import UserError
+from commands.options import DEVICE_HELP, JsonFileOption, OverwriteJsonOption, option
+from contract.errors import needs
 
 
 def parity(
@@ -22,8 +22,8 @@ def parity(
         bool, option("Compile the twin; compare only outputs and gradients of weights.", "--compile")
     ] = False,
     seed: Annotated[int, option("Seed of tokens, dropout masks and random weights.")] = 0,
-    json: Annotated[Path | None, option("JSON file to write the result to.")] = None,
-    overwrite: Annotated[bool, option("Replace the file in --json.", "--overwrite")] = False,
+    json: JsonFileOption = None,
+    overwrite: OverwriteJsonOption = False,
 ):
     """Compare every tensor of PyTorch with NumPy's, on your machine.
 
@@ -31,31 +31,22 @@ def parity(
     "Untraced" is the pass that training runs: fused attention, no tensor kept.
     The exit code is 1 if a tensor differs.
     """
+    from commands.console import show
     from contract.files import require_free
 
-    try:
+    with needs("parity", "torch", ["torch"]):
         from parity.report import compare_models, summary, table, write_json
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise UserError(
-            'parity needs PyTorch, which is not installed; run: pip install -c constraints.txt -e ".[torch]"'
-        ) from None
-
-    from commands.console import show
 
     if json is not None:
         require_free(json, overwrite)
     comparisons = []
     for comparison in compare_models(run, dtype=dtype, device=device, compiled=compile, seed=seed):
         comparisons.append(comparison)
-        show(f"{comparison.title}, {dtype}, seed {seed}\n")
-        for line in table(comparison):
+        for line in (f"{comparison.title}, {dtype}, seed {seed}", "", *table(comparison), ""):
             show(line)
-        show()
     if json is not None:
         write_json(json, comparisons, device=device, compiled=compile, overwrite=overwrite)
-    for comparison in comparisons:
-        show(summary(comparison))
+    for line in map(summary, comparisons):
+        show(line)
     if any(comparison.diverging for comparison in comparisons):
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from commands.options import option
-from contract.errors import UserError
+from contract.errors import needs
 
 _NEEDED = {"torch", "jinja2", "pygments", "latex2mathml", "markupsafe"}
 
@@ -29,16 +29,8 @@ def study(
     """
     from commands.console import say
 
-    try:
+    with needs("study", "study", _NEEDED):
         from study.write import write_study
-    except ModuleNotFoundError as error:
-        if error.name not in _NEEDED:
-            raise
-        raise UserError(
-            f"study needs {error.name}, which is not installed; run: "
-            'pip install -c constraints.txt -e ".[study]"'
-        ) from None
-
     subject = write_study(out, run, text, overwrite=overwrite)
     if subject.note:
         say(subject.note)

@@ -170,42 +170,18 @@ def _resumed(given: dict):
 
 
 def _train(trainer):
-    from commands.console import say, training_progress, write
+    from commands.console import say, training_progress
     from commands.interruption import finishing
-    from contract.weights import parameter_count
-    from harness.training.generation import encode_prompt, generate_text
 
-    backend, settings, run = trainer.backend, trainer.settings, trainer.run
-    say(f"model       {parameter_count(backend.config):,} parameters, {backend.name}, {settings.dtype}")
-    say(
-        f"text        {len(trainer.windows.tokens):,} tokens to train on, {len(trainer.validation):,} held out, "
-        f"vocabulary {backend.config.vocab_size:,}"
-    )
-    say(
-        f"training    steps {trainer.step:,} to {settings.steps:,}, {settings.batch_size} x "
-        f"{backend.config.context_length} tokens each, {trainer.epochs:.1f} epochs in all"
-    )
-    say(
-        f"machine     {backend.threads} threads, about {trainer.estimated_memory / 1e6:,.0f} MB of memory at the peak"
-    )
-    say(f"run         {run.path}")
-    if settings.warmup_steps > settings.steps:
-        say(
-            f"warm-up     {settings.warmup_steps:,} steps exceed the training's {settings.steps:,}: the "
-            f"learning rate only reaches {settings.rate(settings.steps - 1):.1e} of {settings.learning_rate:.1e}"
-        )
-    before, after = trainer.rate_change or (0.0, 0.0)
-    if f"{before:.1e}" != f"{after:.1e}":
-        say(
-            f"schedule    learning rate goes from {before:.1e} {'up' if after > before else 'down'} to {after:.1e}: "
-            f"the schedule now ends at step {settings.steps:,}, at {settings.min_learning_rate:.1e}"
-        )
+    for topic, line in _plan(trainer):
+        say(f"{topic:<11} {line}")
     ending = "stopping after this step to save a checkpoint; interrupt again to quit at once"
     with (
         finishing(ending) as trainer.interrupted,
         training_progress(trainer) as (trainer.report, trainer.report_evaluation),
     ):
         outcome = trainer.train()
+    run = trainer.run
     if outcome.plot_problem:
         say(f"could not draw the plot {run.plot}: {outcome.plot_problem}")
     if not outcome.finished:
@@ -222,11 +198,54 @@ def _train(trainer):
     )
     plot = "" if outcome.plot_problem else f"plot {run.plot}, "
     say(f"{plot}checkpoints {run.latest} and {run.best}")
-    say(f"\na sample (more: {command_line('generate', run.path)}):\n")
+    _write_sample(trainer)
+
+
+def _plan(trainer):
+    """What is about to happen: a topic and a line each."""
+    from contract.weights import parameter_count
+
+    backend, settings = trainer.backend, trainer.settings
+    config, steps, rate = backend.config, settings.steps, settings.rate
+    yield "model", f"{parameter_count(config):,} parameters, {backend.name}, {settings.dtype}"
+    yield (
+        "text",
+        f"{len(trainer.windows.tokens):,} tokens to train on, {len(trainer.validation):,} held out, "
+        f"vocabulary {config.vocab_size:,}",
+    )
+    yield (
+        "training",
+        f"steps {trainer.step:,} to {steps:,}, {settings.batch_size} x {config.context_length} tokens each, "
+        f"{trainer.epochs:.1f} epochs in all",
+    )
+    memory = f"about {trainer.estimated_memory / 1e6:,.0f} MB of memory at the peak"
+    yield "machine", f"{backend.threads} threads, {memory}"
+    yield "run", f"{trainer.run.path}"
+    if settings.warmup_steps > steps:
+        yield (
+            "warm-up",
+            f"{settings.warmup_steps:,} steps exceed the training's {steps:,}: the learning rate only reaches "
+            f"{rate(steps - 1):.1e} of {settings.learning_rate:.1e}",
+        )
+    before, after = trainer.rate_change or (0.0, 0.0)
+    if f"{before:.1e}" != f"{after:.1e}":
+        yield (
+            "schedule",
+            f"learning rate goes from {before:.1e} {'up' if after > before else 'down'} to {after:.1e}: the schedule "
+            f"now ends at step {steps:,}, at {settings.min_learning_rate:.1e}",
+        )
+
+
+def _write_sample(trainer):
+    from commands.console import say, write
+    from harness.training.generation import encode_prompt, generate_text
+
+    say(f"\na sample (more: {command_line('generate', trainer.run.path)}):\n")
     try:
         tokens = encode_prompt(trainer.tokenizer, None)
     except ConfigError:  # a text without line breaks: start the sample as its held-out part does
         tokens = trainer.validation[:1].tolist()
-    for piece in generate_text(backend, trainer.tokenizer, tokens, 100, temperature=0.8, seed=settings.seed):
+    sampling = {"temperature": 0.8, "seed": trainer.settings.seed}
+    for piece in generate_text(trainer.backend, trainer.tokenizer, tokens, 100, **sampling):
         write(piece)
     write("\n")

@@ -60,8 +60,7 @@ def check_batch(tokens, targets, config, array_type=np.ndarray, as_numpy=lambda 
     B is at least 1, T from 1 to `context_length`, every id from 0 to V - 1.
 
     array_type: the twin's kind of array
-    as_numpy: a function from such an array of integers to NumPy's, or to None where its numbers are not
-        read, because that would wait for a device
+    as_numpy: a function from such an array of integers to NumPy's, or to None if reading it would wait for a device
     """
     context = config.context_length
     shape = _integer_shape(tokens, array_type)

@@ -1,11 +1,10 @@
-"""Every file that the program writes goes through here, so that nothing of the user's is ever lost.
+"""All files are written through this module, so that no file of the user's is ever lost.
 
-What carries no mark of this program is never removed or replaced. A mark is what the program itself wrote: a
-checkpoint's `config.json`, a token file's JSON with its checksum, a pack's manifest, or a `SHA256SUMS` that lists
-the files of an export. What carries one is replaced only where the caller says so, and goes last, once the new
-stands. A single file that the user names is replaced only with `overwrite`.
+Only what has this program's mark is removed or replaced, only if the caller asks for it, and only after the new files
+are complete. A mark is a checkpoint's `config.json`, a token file's JSON with its checksum, a pack's manifest, or the
+`SHA256SUMS` of an export. A single file that the user names is replaced only with `overwrite`.
 
-How a change is made whole is the business of `contract.staging`.
+`contract.staging` makes each change atomic.
 """
 
 import os
@@ -32,7 +31,7 @@ class WriteError(UserError):
     """A file that cannot be written.
 
     path: its own or its folder's; reason: the system's, such as "No space left on device"
-    what, way: what could not be written there, and what to do, for the message
+    what, way: what could not be written, and what to do
     """
 
     def __init__(
@@ -57,13 +56,12 @@ def write_file(
     overwrite: bool = False,
     taken: str = TAKEN,
 ) -> Iterator[BinaryIO]:
-    """Open a file to write that takes its name only when it is complete and on the disk.
+    """Open a file to write that gets its name only when it is complete and on the disk.
 
-    Until then, and for good after an error, whatever stood at `path` still stands there. A link is followed. A device
-    or a pipe is written to and stays.
+    Until then, and after an error, `path` is unchanged. Links are followed; devices and pipes are written to.
 
     overwrite, taken: see `require_free`, which long work calls before it begins
-    Raises UserError where a file or folder stands there, WriteError where it cannot be written.
+    Raises UserError if `path` is taken, WriteError if it cannot be written.
     """
     path = Path(path)
     try:
@@ -105,13 +103,12 @@ def write_into(
     replaceable: Callable[[], Collection[str]] = tuple,
     shown: Path | None = None,
 ) -> Iterator[Path]:
-    """A private folder whose contents move into `folder`, all or none, when the block has gone well.
+    """A private folder whose contents move into `folder`, all or none, if the block succeeds.
 
-    folder: made where it is missing, with those above it, and removed again after an error
-    replaceable: called before the change begins: the names in `folder` that may go. What the block made takes their
-        places, the others are removed. It raises UserError where anything in the way must stay.
-    shown: what a person knows the new items by, for the message of an error; None for the folder
-    Raises UserError where another item has one of the new names, WriteError where a file cannot be written.
+    folder: created with its parents if missing, and removed again after an error
+    replaceable: called just before the change; returns the names in `folder` to replace or remove, or raises UserError
+    shown: the path to name in errors; None for the folder
+    Raises UserError if another item has one of the new names, WriteError if a file cannot be written.
     """
     folder = Path(folder)
     shown = shown or folder
@@ -134,49 +131,38 @@ def write_into(
     except WriteError as error:
         if STAGED not in str(error.path):
             raise
-        raise WriteError(shown, error.reason) from error  # nobody wants to read the staging folder's name
+        raise WriteError(shown, error.reason) from error  # the staging folder's name would only confuse
 
 
 @contextmanager
 def replace_folder(
     folder: str | os.PathLike, marked_files: Callable[[Path], Collection[str] | None]
 ) -> Iterator[Path]:
-    """A private folder that takes the place of `folder` when the block has gone well, in a single rename.
+    """A private folder that replaces `folder` in a single rename if the block succeeds.
 
-    Files that the user has put into `folder` move on into the new one. A mount point keeps its place and gets the
-    new files one by one; a link is followed.
+    Files that the user has put into `folder` are kept in the new one. A mount point is filled file by file; a link is
+    followed.
 
     marked_files: the names of a folder's files that are this program's, None for a folder without its mark
-    Raises UserError where `folder` holds something and has no mark, WriteError where it cannot be written.
+    Raises UserError if `folder` holds something and has no mark, WriteError if it cannot be written.
     """
     folder = Path(os.path.realpath(folder))
     for place in (folder.parent, folder):
         clear_leftovers(place)
-
-    def own() -> Collection[str]:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file, expected a folder; choose another name")
-        names = marked_files(folder) if folder.is_dir() else ()
-        if names is None and (found := visible_items(folder)):
-            raise UserError(
-                f"{folder} holds {found[0]}, which this program did not write, so it is kept; choose another name"
-            )
-        return names or ()
-
-    own()
+    _own_files(folder, marked_files)
     if os.path.ismount(folder):
-        with write_into(folder, own) as new:
+        with write_into(folder, lambda: _own_files(folder, marked_files)) as new:
             yield new
         return
 
     def replaceable() -> Collection[str]:
-        names = own()
+        names = _own_files(folder, marked_files)
         if not folder.exists():
             return ()
         shutil.copymode(folder, fresh)
         keep_others(
             folder, fresh, names
-        )  # now, so that nothing is missed that came while the new was written
+        )  # only now: the user may have added files while the new were written
         return {folder.name}
 
     with write_into(folder.parent, replaceable, shown=folder) as new:
@@ -185,8 +171,20 @@ def replace_folder(
         yield fresh
 
 
+def _own_files(folder: Path, marked_files: Callable[[Path], Collection[str] | None]) -> Collection[str]:
+    """What `marked_files` says of a folder. Raises UserError if it holds something and has no mark."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, expected a folder; choose another name")
+    names = marked_files(folder) if folder.is_dir() else ()
+    if names is None and (found := visible_items(folder)):
+        raise UserError(
+            f"{folder} holds {found[0]}, which this program did not write, so it is kept; choose another name"
+        )
+    return names or ()
+
+
 def keep_others(old: Path, new: Path, own: Collection[str]):
-    """Link or copy what the user has put into the folder `old`, all but the files `own`, into the folder `new`."""
+    """Link or copy everything in the folder `old` except the files `own` into the folder `new`."""
     for name in visible_items(old):
         if name in own:
             continue
@@ -207,20 +205,20 @@ def _link(source, target):
 
 
 def visible_items(folder: Path) -> list[str]:
-    """The names in a folder, sorted; what a writer stages there does not count."""
+    """The names in a folder, sorted, without staging folders."""
     return sorted(name for name in os.listdir(folder) if not is_staging(folder / name))
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for as long as the block lasts, among the system's temporary files, which nobody else may read."""
+    """A temporary folder that only this user can read, removed after the block."""
     with staging(Path(tempfile.gettempdir())) as staged:
         staged.chmod(0o700)
         yield staged / "new"
 
 
 def _is_device(path: Path) -> bool:
-    """Whether something stands at `path` that is neither file nor folder; /dev/stdout counts whatever it leads to."""
+    """Whether `path` is neither file nor folder; /dev/stdout counts as a device wherever it leads."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -231,7 +229,7 @@ def _is_device(path: Path) -> bool:
 
 
 def _write_error(error: OSError, place: Path) -> OSError | WriteError:
-    """What to raise for an error that came while `place` was written."""
+    """What to raise for an error while writing `place`."""
     if isinstance(error, BrokenPipeError):
         return error
     name = str(error.filename or "")
@@ -243,10 +241,9 @@ def _write_error(error: OSError, place: Path) -> OSError | WriteError:
 
 
 def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
-    """Open a regular file to read; a pipe or a device, which could block or never end, is refused.
+    """Open a regular file to read, with the `buffering` of `open`.
 
-    buffering: as for `open`
-    Raises OSError where it cannot be opened, also where it is no regular file.
+    Raises OSError if it cannot be opened, or is a pipe or a device, which could block or never end.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -257,7 +254,7 @@ def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """The SHA-256 of a regular file, in hexadecimal digits. Raises OSError where it cannot be read."""
+    """The SHA-256 of a regular file, in hexadecimal. Raises OSError if it cannot be read."""
     with open_regular(path) as file:
         return file_digest(file, "sha256").hexdigest()
 
@@ -271,11 +268,11 @@ def replaceable_items(
     choose: str = "choose another --out",
     taken: Callable[[], str] | None = None,
 ) -> list[str]:
-    """The names of an earlier KIND in `folder`, which `overwrite` gives away; what else lies there stays.
+    """The names in `folder` that a new KIND replaces: those of an earlier one.
 
-    foreign: for each name that a KIND uses, a function that gives what at that path no KIND wrote, None if it did
-    choose: what else to do, for the message; taken: the message where nothing is given away, if not the usual one
-    Raises UserError where a KIND is there and not given away, or something else has one of its names.
+    foreign: for each name that a KIND uses, a function from its path to what no KIND wrote there, or None
+    choose: what else to do, for the message; taken: the message if `overwrite` is off, instead of the usual one
+    Raises UserError if an earlier KIND must not be overwritten, or something else has one of its names.
     """
     clear_leftovers(folder)
     found = [name for name in foreign if os.path.lexists(folder / name)]
@@ -295,9 +292,9 @@ def write_sums(folder: Path):
 
 
 def exported_files(folder: Path, overwrite: bool) -> Collection[str]:
-    """The names in an export's folder, which `overwrite` gives away; none where the folder is empty or missing.
+    """The names in an earlier export's folder, which a new one replaces; none if it is empty or missing.
 
-    Raises UserError where the folder holds anything that no export wrote, or that was changed since.
+    Raises UserError if the folder is not empty and `overwrite` is off, or holds anything changed or not exported.
     """
     clear_leftovers(folder)
     if not folder.exists():

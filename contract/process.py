@@ -1,4 +1,4 @@
-"""How a process ends with the one that started it."""
+"""Ties a process to the one that started it."""
 
 import ctypes
 import os
@@ -9,9 +9,9 @@ _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 def end_with_parent(parent: int):
-    """Have Linux kill this process when the one that started it ends, however that comes; elsewhere do nothing.
+    """On Linux, kill this process when its parent ends, however that happens; elsewhere do nothing.
 
-    parent: its process id, as it knows it itself
+    parent: the parent's own process id
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Whether a JSON holds what its reader expects, told in one line before anything is built from it.
+"""Validates JSON before anything is built from it; an error is one line.
 
 A schema is written like the values that it describes:
 
@@ -27,8 +27,8 @@ _NAMES |= {dict: "an object", list: "a list"}
 def read_json(path: str | PathLike, schema=dict):
     """The value in a JSON file.
 
-    Raises OSError where it cannot be read or is no regular file, ValueError where it is not JSON, longer than
-    `MAX_JSON_BYTES`, or not as the schema says.
+    Raises OSError if it cannot be read or is no regular file, ValueError if it is not JSON, longer than
+    `MAX_JSON_BYTES`, or does not fit the schema.
     """
     with open_regular(path) as file:
         data = file.read(MAX_JSON_BYTES + 1)
@@ -48,7 +48,7 @@ def checksum(record: dict) -> str:
 
 
 def write_record(path: Path, record: dict):
-    """Write an object with its checksum to a new JSON file, with an indent for people."""
+    """Write an object with its checksum to a new, indented JSON file."""
     path.write_text(json.dumps(record | {"checksum": checksum(record)}, indent=2) + "\n", encoding="utf-8")
 
 
@@ -96,6 +96,11 @@ def _described(schema) -> str:
 
 
 def shown(value) -> str:
-    """A value of a JSON in a few words."""
-    text = "missing" if value is None else repr(value)
+    """A JSON value, short enough for a message."""
+    return "missing" if value is None else shortened(value)
+
+
+def shortened(value) -> str:
+    """The representation of a value, at most 61 characters long."""
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"

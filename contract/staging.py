@@ -1,14 +1,14 @@
-"""Several files changed together: all of them or none, whenever the process dies.
+"""Atomic changes of several files: all or none, even if the process dies.
 
-New items are made in a staging folder inside the folder that they belong to, so on the same file system:
+New items are made in a staging folder inside their target folder, so on the same file system:
 
     FOLDER/.0123456789abcdef.twin-gpt-tmp/
         new/    what is being made
-        old/    what it replaces, moved here when the new is complete and on the disk
-        go/     `new`, renamed when all that goes has gone: from here on the change is finished, whatever comes
+        old/    what it replaces, moved here once `new` is complete and on the disk
+        go/     `new`, renamed once everything old has moved: the point of no return
 
-The staging folder is locked as long as its process lives. The next writer in FOLDER finds one whose process has died
-and finishes the change or takes it back. That never touches anything but what lies in the staging folder.
+The staging folder is locked while its process lives. The next writer in FOLDER finishes or undoes the change of a dead
+process. It touches only what is in the staging folder.
 """
 
 import os
@@ -34,7 +34,7 @@ _PARTS = {"new", "old", "go", "gone"}
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A locked staging folder with an empty `new` in it; it goes when the block ends."""
+    """A locked staging folder with an empty `new` in it, removed after the block."""
     clear_leftovers(folder)
     while True:
         place = folder / f".{secrets.token_hex(8)}{STAGED}"
@@ -42,14 +42,14 @@ def staging(folder: Path) -> Iterator[Path]:
         lock = _lock(place, wait=True)
         if place.exists():
             break
-        if lock is not None:  # another process took it for a dead one's before it was locked
+        if lock is not None:  # another process removed it as a dead one's before it was locked
             os.close(lock)
     try:
         (place / "new").mkdir()
         yield place
     finally:
         try:
-            _finish(place, folder)  # where an error or Ctrl-C came in the middle of the change
+            _finish(place, folder)  # after an error or Ctrl-C in the middle of the change
             _remove(place)
         finally:
             if lock is not None:
@@ -57,7 +57,7 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]]):
-    """Move what was made in `staged` to its places in `folder`, and what it replaces out of the way."""
+    """Move what was made in `staged` into `folder`, and what it replaces out of the way."""
     names = os.listdir(staged / "new")
     for name in names:
         _flush(staged / "new" / name)
@@ -87,7 +87,7 @@ def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]
 
 
 def _take_back(staged: Path, folder: Path, names: Collection[str]):
-    """Undo a change of which a part failed; `_finish` then brings back what it would have replaced."""
+    """Undo a change that failed halfway; `_finish` then restores what it would have replaced."""
     if (staged / "go").is_dir():
         for name in names:
             if not os.path.lexists(staged / "go" / name):
@@ -96,7 +96,7 @@ def _take_back(staged: Path, folder: Path, names: Collection[str]):
 
 
 def _finish(staged: Path, folder: Path):
-    """Move to `folder` what still has to go there: the new, once it is in `go`, else what it was to replace."""
+    """Move the rest into `folder`: the new items if `go` exists, else the old ones."""
     source = staged / "go" if (staged / "go").is_dir() else staged / "old"
     if source.is_dir():
         for name in os.listdir(source):
@@ -106,14 +106,14 @@ def _finish(staged: Path, folder: Path):
 
 
 def _remove(staged: Path):
-    """Remove a staging folder; first, at once, what `replaced_folders` finds, so that nobody reads half of it."""
+    """Remove a staging folder; first hide what `replaced_folders` finds, so that no reader sees half of it."""
     with suppress(OSError):
         os.replace(staged / "old", staged / "gone")
     shutil.rmtree(staged, ignore_errors=True)
 
 
 def clear_leftovers(folder: Path):
-    """Clear what writers in `folder` left whose processes have died; a change that had begun is finished first."""
+    """Remove what dead writers left in `folder`, after finishing the changes that they had begun."""
     try:
         found = [folder / name for name in os.listdir(folder) if is_staging(folder / name)]
     except OSError:
@@ -140,15 +140,15 @@ def is_staging(place: Path) -> bool:
 
 
 def replaced_folders(folder: Path) -> list[Path]:
-    """Where a folder stands whose replacement has just begun, or was broken off."""
+    """Where a folder is while it is being replaced, or after that was interrupted."""
     folder = Path(os.path.realpath(folder))
     return sorted(folder.parent.glob(f".*{STAGED}/old/{escape(folder.name)}"))
 
 
 def _lock(place: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock of our own folder `place`; None where it cannot be had.
+    """A descriptor that holds the lock of our own folder `place`; None if that is impossible.
 
-    wait: until another process, which is clearing the folder, is done
+    wait: until another process has finished clearing the folder
     """
     try:
         handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
@@ -166,7 +166,7 @@ def _lock(place: Path, *, wait: bool) -> int | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time changes what stands in `folder`."""
+    """Let one writer at a time change `folder`."""
     handle = None
     with suppress(OSError, AttributeError):
         handle = os.open(folder, os.O_RDONLY)
@@ -179,7 +179,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _flush(place: Path):
-    """Bring a file, or all that a folder holds, to the disk."""
+    """Flush a file, or everything in a folder, to the disk."""
     if place.is_symlink():
         return
     if place.is_dir():

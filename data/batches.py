@@ -5,33 +5,32 @@ from numbers import Integral
 
 import numpy as np
 
-from contract.checks import check_number, check_whole
-from contract.errors import UserError
+from contract.checks import check_whole
+from contract.errors import ConfigError, UserError
 from contract.randomness import generator
 
-LARGEST_SHUFFLE = 1 << 20  # windows, whose order takes 8 MB
+MAX_SHUFFLE = 1 << 20  # windows, whose order takes 8 MB
 
 
 def windows_per_epoch(tokens: int, context_length: int) -> int:
     """How many windows one epoch over `tokens` tokens has."""
     check_whole("context_length", context_length, 1)
-    # One less than could be cut, where there are two, leaves room to shift their start.
+    # One less than would fit leaves room to shift their start.
     return max(1, (tokens - context_length) // context_length)
 
 
 class Windows:
-    """The windows of a corpus, every one once an epoch, in an order that is a function of seed and epoch.
+    """The windows of a corpus, each once per epoch, in an order that depends only on seed and epoch.
 
-    An epoch cuts the corpus into windows of T tokens that do not overlap; where the first one starts differs
-    from epoch to epoch, so that a token is not always met at the same place. Batches take the windows in
-    order, epoch after epoch: a batch is a pure function of (corpus, seed, step).
+    An epoch cuts the corpus into windows of T tokens that do not overlap. The start of the first one differs between
+    epochs, so that a token is not always at the same position. Batches take the windows in order: a batch is a pure
+    function of (corpus, seed, step).
 
-    The order of a large corpus would take more memory than all else, so its epoch has several parts, which
-    are shuffled one after the other: of P parts the first has windows 0, P, 2P, ..., the second 1, P + 1, ...
+    The order of a large corpus would not fit into memory, so its epoch has several parts, which are shuffled one after
+    the other: of P parts the first has windows 0, P, 2P, ..., the second 1, P + 1, ...
 
-    tokens: int (N,), an array or `data.prepare.StoredTokens`; context_length: T; seed: int
-    Raises UserError for a corpus shorter than one window and its targets, T + 1 tokens; ConfigError for a T
-    or a seed out of range.
+    tokens: int (N,), an array or `data.token_store.StoredTokens`; context_length: T; seed: int
+    Raises UserError for fewer than T + 1 tokens, ConfigError for a T or a seed out of range.
     """
 
     def __init__(self, tokens: np.ndarray, context_length: int, seed: int):
@@ -44,7 +43,7 @@ class Windows:
             )
         self.tokens, self.context_length, self.seed = tokens, context_length, seed
         self.per_epoch = windows_per_epoch(len(tokens), context_length)
-        self.parts = -(-self.per_epoch // LARGEST_SHUFFLE)
+        self.parts = -(-self.per_epoch // MAX_SHUFFLE)
         self._part, self._starts = None, None
 
     def starts(self, epoch: int, part: int) -> np.ndarray:
@@ -92,14 +91,14 @@ def evaluation_batches(
     max_windows: int | None = None,
     stride: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches in which every token after the first is predicted once, from the tokens of its own window.
+    """Batches in which every token after the first is predicted once, from the tokens of its window.
 
-    tokens: int (N,), N at least 2; max_windows: take only so many, evenly spread; None for all, the shorter
-        last one included
-    stride: S, from 1 to T: each window starts so many tokens after the one before, and predicts those that
-        are new to it, from the T - S + 1 tokens before them at least; None for T, windows side by side
-    yields: tokens int64 (B, T) and targets int64 (B, P), the tokens after the last P of each window: T in the
-        first window, S in the others; the last window may come as (1, fewer)
+    tokens: int (N,), N at least 2
+    max_windows: at most this many, evenly spread; None for all, including the shorter last one
+    stride: S, from 1 to T: tokens between the starts of windows. A window predicts the tokens that are new to it, each
+        from at least T - S + 1 tokens; None for T, windows side by side
+    yields: tokens int64 (B, T) and targets int64 (B, P), the tokens after the last P of each window: P is T in the
+        first window and S in the others; the last window may be (1, fewer)
     Raises UserError for fewer than two tokens, ConfigError for a size or a stride out of range.
     """
     check_whole("context_length", context_length, 1)
@@ -107,20 +106,18 @@ def evaluation_batches(
     if max_windows is not None:
         check_whole("max_windows", max_windows, 1)
     stride = context_length if stride is None else stride
-    whole = isinstance(stride, Integral)
-    wanted = f"from 1 to the context length, {context_length}"
-    check_number("stride", stride, lambda stride: whole and 1 <= stride <= context_length, wanted)
+    if not isinstance(stride, Integral) or isinstance(stride, bool) or not 1 <= stride <= context_length:
+        raise ConfigError(f"stride must be from 1 to the context length, {context_length}, got {stride!r}")
     if len(tokens) < 2:
         raise UserError(f"there is nothing to predict in a text of {len(tokens)} tokens; give at least 2")
-    beyond = len(tokens) - 1 - context_length  # tokens to predict behind the first window's
+    beyond = len(tokens) - 1 - context_length  # tokens to predict after the first window's
     whole = 1 + beyond // stride if beyond >= 0 else 0
     windows = range(whole)
     if max_windows is not None and whole > max_windows:
         windows = np.linspace(0, whole - 1, max_windows).astype(int)
-    # Before the first window nothing is predicted yet, so it predicts all its tokens, in a batch of its own.
+    # The first window predicts all its tokens, so it has a batch of its own.
     alone = 1 if stride < context_length else 0
-    for inputs, targets in _batches(tokens, windows[:alone], stride, context_length, batch_size):
-        yield inputs, targets
+    yield from _batches(tokens, windows[:alone], stride, context_length, batch_size)
     for inputs, targets in _batches(tokens, windows[alone:], stride, context_length, batch_size):
         yield inputs, targets[:, -stride:]
     rest = beyond % stride if whole else len(tokens) - 1

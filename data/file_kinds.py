@@ -12,7 +12,7 @@ from pathlib import Path
 from contract.errors import quoted
 
 HEAD_BYTES = 4096  # enough to recognise a file by
-SAMPLE_LENGTH = 12  # characters, by which a person recognises the right encoding
+SAMPLE_LENGTH = 12  # characters shown, to recognise the right encoding by
 NEW = "NEW.txt"  # stands for the converted file in the commands
 
 # First bytes, what the file is, the command that unpacks it (or what else to do).
@@ -56,7 +56,7 @@ _ENCODINGS = (
 def describe_kind(path: Path, head: bytes) -> str | None:
     """What a file is if its first bytes, some `HEAD_BYTES`, are not those of UTF-8 text, and what to do.
 
-    returns: "a gzip archive; unpack it with: ...", or None where they may be UTF-8 text or something unknown
+    returns: "a gzip archive; unpack it with: ...", or None if they may be UTF-8 text or something unknown
     """
     for magic, name, advice in _FORMATS:
         if head.startswith(magic):
@@ -80,7 +80,7 @@ def describe_encoding(path: Path, block: bytes) -> str:
     characters = sum(not character.isascii() for character in text)
     if characters > 10 * text.count("\ufffd"):
         return (
-            "the rest is UTF-8, so the file seems damaged there; mend it, or drop such bytes with: "
+            "the rest is UTF-8, so the file seems damaged there; repair it, or drop such bytes with: "
             f"iconv -c -f UTF-8 -t UTF-8 {quoted(path)} > {NEW}"
         )
     samples = []
@@ -128,7 +128,7 @@ def _sample(name: str, block: bytes) -> str | None:
 
 
 def _decoded(name: str, data: bytes) -> str | None:
-    """The text of bytes that may end inside a character; None where they are of another encoding."""
+    """The text of bytes that may end inside a character; None if they are of another encoding."""
     try:
         return codecs.getincrementaldecoder(name)().decode(data)
     except UnicodeDecodeError:

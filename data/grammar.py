@@ -324,7 +324,7 @@ def judge(text: str, limit: int | None = None) -> tuple[list[str], int]:
 
     text: str, a sentence a line; blank lines, and a last line without its end, do not count
     limit: int or None, judge only the first so many
-    Raises ConfigError for a limit below 1, UserError where there is nothing to judge.
+    Raises ConfigError for a limit below 1, UserError if there is nothing to judge.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit must be at least 1 line, got {limit}")

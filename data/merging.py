@@ -2,8 +2,8 @@
 
     python -P merging.py PARENT VOCAB_SIZE PATTERN
 
-rustbpe merges for minutes without giving Python a turn: a process that does so itself hears no Ctrl-C. This one is
-ended by its parent. Reads the text's pieces from stdin, each behind its length in bytes (8 bytes, little endian), and
+rustbpe merges for minutes without returning to Python, so its process does not see Ctrl-C; the parent ends this one.
+Reads the text's pieces from stdin, each after its length in bytes (8 bytes, little endian), and
 a length of 0; writes the tokens to stdout in the same form, in the order of their ranks.
 """
 
@@ -17,12 +17,12 @@ import rustbpe
 
 
 def write_piece(file: BinaryIO, piece: bytes):
-    """Write a piece behind its length; an empty one is the end."""
+    """Write a piece after its length; an empty one marks the end."""
     file.write(len(piece).to_bytes(8, "little") + piece)
 
 
 def read_pieces(file: BinaryIO) -> Iterator[bytes]:
-    """The pieces up to the end that was written. Raises EOFError where they break off before it."""
+    """The pieces up to the end that was written. Raises EOFError if they break off before it."""
     while size := int.from_bytes(_read(file, 8), "little"):
         yield _read(file, size)
 

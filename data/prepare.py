@@ -8,7 +8,7 @@ ranks of a tokenizer that is not tiktoken's own.
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -34,7 +34,7 @@ from data.tokenizers import (
 
 DEFAULT_TEXT, DEFAULT_RANKS = (Path(__file__).with_name(f"tense.{ending}") for ending in ("txt", "tiktoken"))
 FORMAT_VERSION = 1
-SPLIT_REACH = 4096  # tokens that the split may move back at most, see `_find_split`
+SPLIT_REACH = 4096  # tokens that the split may move back, see `_find_split`
 TOKEN_ENDINGS = (".bin", ".json", ".tiktoken")
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -55,18 +55,8 @@ class TokenFileInfo:
     source: str  # the text file's name, without its folder
 
 
-_COUNT = range(2**63)
-_INFO = {
-    "tokenizer": {"name": str, "vocab_size": _COUNT, "sha256": str},
-    "dtype": str,
-    "tokens": _COUNT,
-    "train_tokens": _COUNT,
-    "validation_tokens": _COUNT,
-    "tokens_sha256": str,
-    "text_bytes": _COUNT,
-    "text_sha256": str,
-    "source": str,
-}
+_KINDS = {str: str, int: range(2**63), dict: {"name": str, "vocab_size": range(2**63), "sha256": str}}
+_INFO = {field.name: _KINDS[field.type] for field in fields(TokenFileInfo)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +69,9 @@ class TokenFile:
     validation: StoredTokens
 
     def verify(self):
-        """Raise UserError where the file no longer holds what it held when it was opened.
+        """Raise UserError if the file has changed since it was opened.
 
-        Reading finds a change by the file's size and times; this takes the hash again, so nothing escapes it.
+        Reading detects a change by the file's size and times; this checks the hash.
         """
         self.train.store.verify()
 
@@ -112,14 +102,12 @@ def prepare(
 
     All appear together, when all are complete. The validation part is the text's end.
 
-    text: a UTF-8 file of any size
     tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`; None takes `default_tokenizer`
-    out: the token file to write; it ends in `.bin`
+    out: the token file to write, ending in `.bin`; overwrite: replace an earlier one there
     validation_fraction: of the tokens, 0 (none) to less than 1; `_find_split` says where exactly
-    overwrite: replace an earlier token file at `out`
     progress: called with the number of bytes read so far
-    Raises ConfigError for an impossible setting; UserError when a file cannot be read or written, would be
-    lost, or the text holds symbols that the tokenizer lacks.
+    Raises ConfigError for an impossible setting; UserError if a file cannot be read or written, would be lost, or
+    the text holds symbols that the tokenizer lacks.
     """
     text, out = Path(text), Path(out)
     if tokenizer is None:
@@ -132,15 +120,9 @@ def prepare(
         with open(fresh, "w+b") as token_file:
             counts = _write_tokens(text, encoding, token_file, progress)
             split = _find_split(token_file, counts["tokens"], encoding, validation_fraction)
-        record = {
-            "format_version": FORMAT_VERSION,
-            "tokenizer": identity(encoding),
-            "dtype": token_dtype(encoding).name,
-            "train_tokens": split,
-            "validation_tokens": counts["tokens"] - split,
-            "source": text.name,
-            **counts,
-        }
+        sizes = {"train_tokens": split, "validation_tokens": counts["tokens"] - split}
+        kind = {"tokenizer": identity(encoding), "dtype": token_dtype(encoding).name}
+        record = {"format_version": FORMAT_VERSION, **kind, **sizes, "source": text.name, **counts}
         write_record(info_path(fresh), record)
         if encoding.name != "gpt2" and not _holds(out.with_suffix(".tiktoken"), identity(encoding)):
             save_ranks(encoding, fresh.with_suffix(".tiktoken"))
@@ -164,10 +146,7 @@ def _check_settings(text: Path, out: Path, validation_fraction: float) -> None:
 
 
 def _replaceable(out: Path, encoding: tiktoken.Encoding, overwrite: bool) -> list[str]:
-    """The names of an earlier token file at `out` and what belongs to it, which `overwrite` gives away.
-
-    A file that has the encoding's ranks already stays as it is.
-    """
+    """The names of an earlier token file's files at `out`, which a new one replaces, but not equal ranks."""
     paths = [out.with_suffix(ending) for ending in TOKEN_ENDINGS]
     if _holds(paths[-1], identity(encoding)):
         del paths[-1]
@@ -176,7 +155,7 @@ def _replaceable(out: Path, encoding: tiktoken.Encoding, overwrite: bool) -> lis
 
 
 def token_files(out: Path) -> set[Path]:
-    """Which of the files at `out`, its JSON and its ranks are a token file's: those that the JSON vouches for."""
+    """Which of the files at `out`, its JSON and its ranks belong to a token file, by its JSON."""
     try:
         info = _read_info(out)
     except UserError:
@@ -218,7 +197,7 @@ def _write_tokens(
     }
 
 
-# Where a text is best split, best first, in the bytes of UTF-8: behind a match.
+# Where to split a text, best first: after a match in its UTF-8 bytes.
 _BOUNDARIES = {
     "line": re.compile(rb"\n|\r(?!\n)"),
     "sentence": re.compile(
@@ -232,15 +211,14 @@ _BOUNDARIES = {
 def _find_split(file: BinaryIO, tokens: int, encoding: tiktoken.Encoding, fraction: float) -> int:
     """The number of training tokens, at least 1.
 
-    The split stands where the fraction asks for, or a few tokens before it: behind the last line in reach, else
-    the last sentence, word or character. In reach are as many tokens as make the held-out part longer by a
-    tenth, and `SPLIT_REACH` at most.
+    The split is at the given fraction or a few tokens earlier: after the last line in reach, else the last sentence,
+    word or character. In reach means that the held-out part grows by at most a tenth, and by at most `SPLIT_REACH`.
     """
     target = max(1, round(tokens * (1 - fraction)))
     reach = min(SPLIT_REACH, int(1.1 * fraction * tokens) - (tokens - target))
     if reach <= 0:
         return target
-    # With a few tokens before the first place and one behind the last, for what a boundary looks at.
+    # Boundaries look at a few tokens before the first position and one after the last.
     start = max(0, target - reach - 8)
     dtype = _DTYPES[token_dtype(encoding).name]
     file.seek(start * dtype.itemsize)
@@ -268,10 +246,9 @@ def open_prepared(path: Path) -> tuple[TokenFile, tiktoken.Encoding]:
 
 
 def open_tokens(path: str | PathLike) -> TokenFile:
-    """Open a token file, once its size, hash and largest token have been held against its JSON.
+    """Open a token file after checking its size, hash and largest token against its JSON.
 
-    Raises UserError when either file is missing, damaged or of another format version; and later, on reading,
-    when the file has changed since.
+    Raises UserError if either file is missing, damaged or of another format version; later reads do if it has changed.
     """
     path = Path(path)
     info = _read_info(path)
@@ -320,7 +297,7 @@ def _read_info(path: Path) -> TokenFileInfo:
 
 
 def _check_info(info: TokenFileInfo) -> None:
-    """ValueError when the fields do not fit each other."""
+    """ValueError if the fields do not fit each other."""
     if info.dtype not in _DTYPES:
         raise ValueError(f"dtype {info.dtype!r} is neither uint16 nor uint32")
     if info.tokens < 1:

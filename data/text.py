@@ -56,15 +56,13 @@ def stream_text(
 ) -> Iterator[str]:
     """Yield a UTF-8 file's text in pieces whose tokens, one after the other, are the whole text's.
 
-    Newlines are left as they are. A byte order mark at the start belongs to the encoding, not to the text,
-    and is dropped; anywhere else U+FEFF is a character like others. The pieces are of about `BLOCK_BYTES`,
-    and of at most `PIECE_BYTES` more.
+    Newlines are unchanged. A byte order mark at the start is dropped; elsewhere U+FEFF is an ordinary character. Pieces
+    have about `BLOCK_BYTES`, and at most `PIECE_BYTES` more.
 
-    path: the file.
-    progress: called with the number of bytes read so far, after every block.
-    cut_anywhere: for a tokenizer that takes every byte by itself: pieces may end anywhere.
-    Raises UserError, on the first `next`, when the file cannot be read, is empty or is not UTF-8 text; or
-    later when it holds a longer run of one class of characters than can be tokenised in bounded memory.
+    progress: called with the number of bytes read so far, after every block
+    cut_anywhere: pieces may end anywhere, for a tokenizer that encodes every byte by itself
+    Raises UserError, on the first `next`, if the file cannot be read, is empty or is not UTF-8 text; or later if it
+    holds a longer run of one class of characters than can be tokenised in bounded memory.
     """
     held = ""
     for text in _decode(Path(path), progress):
@@ -84,7 +82,7 @@ def stream_text(
 
 
 def _last_cut(text: str, start: int) -> int:
-    """The index of the last safe cut behind `start`, or 0: found from the end, in growing windows."""
+    """The index of the last safe cut after `start`, or 0; searched from the end, in growing windows."""
     window = 256
     while True:
         low = max(start, len(text) - window)
@@ -153,7 +151,7 @@ def _decode_block(
 ) -> str:
     """Decode a block that ends `read` bytes into the file; an empty one is the end.
 
-    evidence: bytes of the file by which another encoding may be recognised
+    evidence: bytes of the file, to recognise another encoding by
     """
     try:
         return decoder.decode(block, final=not block)
@@ -166,11 +164,11 @@ def _decode_block(
         ) from error
 
 
-# --- what stands at a path ---
+# --- kinds of paths ---
 
 
 def is_pipe(path: str | PathLike) -> bool:
-    """Whether a pipe (or socket) stands at a path: it can be read only once."""
+    """Whether a path is a pipe (or socket), which can be read only once."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):

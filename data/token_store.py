@@ -1,4 +1,4 @@
-"""The tokens of a token file, read where they are asked for, from a file that may not change meanwhile."""
+"""The tokens of a token file, read on demand from a file that must not change."""
 
 import hashlib
 import os
@@ -14,12 +14,10 @@ SCAN_BYTES = 1 << 20  # read at a time when a file is hashed; a multiple of ever
 
 
 class TokenStore:
-    """An open token file whose bytes must stay what its JSON describes. Not for several threads at once.
+    """An open token file whose bytes must stay what its JSON describes. Not thread-safe.
 
-    path: the file; dtype: of a token; tokens: how many it holds; sha256: of its bytes
-    largest: the largest token in it
-
-    Raises UserError where the bytes are others, OSError where they cannot be read.
+    dtype: of a token; tokens: their number; sha256: of the file; largest: the largest token in it
+    Raises UserError if the bytes differ, OSError if they cannot be read.
     """
 
     _file = None
@@ -41,7 +39,7 @@ class TokenStore:
             )
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The tokens `start` to `stop`, read-only. Raises UserError where the file has changed."""
+        """The tokens `start` to `stop`, read-only. Raises UserError if the file has changed."""
         size, pieces = max(0, stop - start) * self.dtype.itemsize, []
         try:
             if self._find_stamp() != self._stamp:
@@ -57,7 +55,7 @@ class TokenStore:
         return np.frombuffer(b"".join(pieces), self.dtype)
 
     def verify(self):
-        """Raise UserError where the hash is another than at opening."""
+        """Raise UserError if the hash has changed since opening."""
         try:
             stamp = self._find_stamp()  # before hashing, so that a later change is found by the next reading
             found, _ = self._scan()
@@ -93,7 +91,7 @@ class TokenStore:
 
 
 class _Stamp(NamedTuple):
-    """What of a file's status changes with its contents."""
+    """The parts of a file's status that change with its contents."""
 
     size: int
     modified: int
@@ -101,10 +99,9 @@ class _Stamp(NamedTuple):
 
 
 class StoredTokens:
-    """A part of a token file, read where it is asked for: `tokens[a:b]` and `np.array(tokens)` are arrays.
+    """A part of a token file, read on demand: `tokens[a:b]` and `np.array(tokens)` are arrays.
 
-    A memory map would do as well, but what was once read of it counts as the process's memory: in the end the
-    whole file, and on some kernels 2 MB for each window of a batch.
+    The pages of a memory map would count as the process's memory, on some kernels 2 MB for each window.
     """
 
     def __init__(self, store: TokenStore, start: int, stop: int):

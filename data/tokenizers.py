@@ -39,7 +39,7 @@ def open_tokenizer(name: str | PathLike, text: str | PathLike | None = None) -> 
 
     name: "gpt2", "bytes" or the path of a ranks file, which ends in `.tiktoken`.
     text: the text file whose bytes "bytes" gives one token each, in the order of their values.
-    Raises ConfigError for another name, UserError when a file cannot be had.
+    Raises ConfigError for another name, UserError if a file cannot be had.
     """
     name = os.fspath(name)
     if name == "gpt2":
@@ -83,11 +83,10 @@ def train_tokenizer(
 ) -> tiktoken.Encoding:
     """Train byte-pair ranks on a text file; the same text gives the same ranks.
 
-    text: a UTF-8 file; it is streamed, and memory grows with the number of distinct words only.
-    vocab_size: 256 bytes and the merges, 256 to `MAX_VOCAB_SIZE`. A text too small for so many merges gives
-        fewer: see the result's `n_vocab`.
-    progress: called with the number of bytes read so far; the merges follow the reading.
-    Raises ConfigError for an impossible size, UserError when the text cannot be read.
+    text: a UTF-8 file; it is streamed, and memory grows only with the number of distinct words
+    vocab_size: 256 bytes and the merges, 256 to `MAX_VOCAB_SIZE`; a small text gives fewer, see the result's `n_vocab`
+    progress: called with the number of bytes read so far; merging starts after reading
+    Raises ConfigError for an impossible size, UserError if the text cannot be read.
     """
     if not 256 <= vocab_size <= MAX_VOCAB_SIZE:
         raise ConfigError(
@@ -141,10 +140,7 @@ def _whitespace_error() -> UserError:
 
 
 def save_ranks(encoding: tiktoken.Encoding, path: str | PathLike, *, overwrite: bool = False) -> None:
-    """Write an encoding's ranks, special tokens left out, to a file that appears only when complete.
-
-    Raises UserError where a file stands there that `overwrite` does not give away, or it cannot be written.
-    """
+    """Write an encoding's ranks without special tokens; see `contract.files.write_file`."""
     with write_file(path, overwrite=overwrite) as file:
         for rank, token in enumerate(token_bytes(encoding)):
             if not encoding.is_special_token(rank):
@@ -154,8 +150,8 @@ def save_ranks(encoding: tiktoken.Encoding, path: str | PathLike, *, overwrite: 
 def load_ranks(path: str | PathLike, name: str = "ranks") -> tiktoken.Encoding:
     """Read a ranks file.
 
-    name: what the encoding is called; "bytes" for one that was made from a text's bytes.
-    Raises UserError when the file is missing, or naming the line that is wrong.
+    name: of the encoding; "bytes" for one made from a text's bytes
+    Raises UserError if the file is missing, or naming the line that is wrong.
     """
     try:
         with open_regular(path) as file:
@@ -231,10 +227,10 @@ def _bytes_of(encoding: tiktoken.Encoding, token: int) -> bytes | None:
 
 
 def identity(encoding: tiktoken.Encoding) -> dict[str, str | int]:
-    """What tells one tokenizer from another: equal when, and only when, the same ids mean the same bytes.
+    """What identifies a tokenizer: equal exactly if the same ids mean the same bytes.
 
-    Returns name ("gpt2", "bytes" or "ranks"), vocab_size, and the SHA-256 of all tokens in the order of
-    their ids, each as its length in four bytes, little endian, and its bytes.
+    returns: name ("gpt2", "bytes" or "ranks"), vocab_size, and the SHA-256 of all tokens in the order of their ids,
+        each as its length (4 bytes, little endian) and its bytes
     """
     digest = hashlib.sha256()
     for token in token_bytes(encoding):
@@ -292,7 +288,7 @@ def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     """The tokens of a text, all of which is data: `<|endoftext|>` in it is ordinary text.
 
     Returns uint16 (T,), or uint32 for a vocabulary beyond 65,536.
-    Raises MissingSymbols when the text holds symbols that the tokenizer lacks, UserError when it is not valid.
+    Raises MissingSymbols if the text holds symbols that the tokenizer lacks, UserError if it is not valid.
     """
     try:
         data = np.frombuffer(text.encode(), np.uint8)
@@ -305,7 +301,7 @@ def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     if byte_ids.min() < 0 and (byte_ids[data] < 0).any():  # tiktoken would panic
         raise _missing_symbols(encoding, text)
     if is_bytewise(encoding):
-        # One table look-up: 300 MB/s, where tiktoken splits words for nothing at 13.
+        # A table look-up runs at 300 MB/s; tiktoken, which would split words first, at 13.
         return byte_ids.astype(token_dtype(encoding))[data]
     try:
         # As encode_ordinary, without its list of Python integers: a tenth faster, a tenth of the memory.
@@ -339,5 +335,5 @@ class TextDecoder:
         return self._decoder.decode(b"\xff" if token_bytes is None else token_bytes)
 
     def flush(self) -> str:
-        """U+FFFD for a character that was left incomplete, or "". The decoder is then as new."""
+        """U+FFFD for an incomplete character, or "". The decoder is then reset."""
         return self._decoder.decode(b"", final=True)

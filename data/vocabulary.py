@@ -12,10 +12,11 @@ No pair of lower rank is left, and nothing has merged across the ends of c d, so
 the merges that they would have gone through alone: by 2 they stand as a, b, which is the files' own pair.
 
 A token that no merge makes, such as `<|endoftext|>`, is a special one. It keeps its id and its text, so that
-it is written out where a model says it, and no text is ever read as one.
+it is written out when a model generates it, and no text is ever read as one.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
 
 
 def _byte_symbols() -> list[str]:
-    """The character that stands for each byte in the files: itself where it prints, else one from U+0100 on."""
+    """The character for each byte in the files: itself if printable, else one from U+0100 on."""
     printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printing else next(others)) for byte in range(256)]
@@ -56,7 +57,7 @@ class Vocabulary(NamedTuple):
 
 
 def read_vocabulary(folder: Path) -> tiktoken.Encoding | None:
-    """The tokenizer of a folder's vocabulary files, its ids those of the files; None where there are none.
+    """The tokenizer of a folder's vocabulary files, with the files' ids; None if there are none.
 
     Read are `vocab.json` and `merges.txt`, else their names as first published, else `tokenizer.json`.
     Raises UserError naming the file and what is not of GPT-2's kind.
@@ -148,19 +149,41 @@ def _read_tokenizer_file(path: Path) -> Vocabulary:
 def _encoding_of(vocabulary: Vocabulary, path: Path) -> tiktoken.Encoding:
     """The encoding with these ids, proven to give the files' tokens (see the top of this file)."""
     ids, merges = vocabulary
+    _check_ids(ids, path)
+    tokens: dict[int, bytes] = {ids[symbol]: bytes([_BYTES[symbol]]) for symbol in _SYMBOLS if symbol in ids}
+    tokens |= _merged_tokens(ids, merges, path)
+    ranks = {token: id for id, token in tokens.items()}
+    for left, right in merges:
+        found = _split(tokens[ids[left + right]], ranks)
+        if found != [tokens[ids[left]], tokens[ids[right]]]:
+            raise _refusal(
+                path,
+                f"{left + right!r} is the merge of {left!r} and {right!r}, but the merges before it split its "
+                f"bytes into {found}",
+            )
+    specials = {id: token.encode(errors="replace") for token, id in ids.items() if id not in tokens}
+    tokens |= specials
+    listed = [tokens[id] for id in range(len(tokens))]
+    _check_specials(listed, specials, path)
+    return encoding_of("bytes" if all(len(token) == 1 for token in listed) else "ranks", listed)
+
+
+def _check_ids(ids: dict[str, int], path: Path):
+    """Refuse ids that are not the numbers from 0 on, one for each token."""
     if not ids:
         raise _refusal(path, "it has no tokens")
     for token, id in ids.items():
-        if not isinstance(id, int) or isinstance(id, bool) or not isinstance(token, str) or not token:
+        if type(id) is not int or not isinstance(token, str) or not token:
             raise _refusal(path, f"the token {token!r} has the id {id!r}, not a whole number")
-    names = {id: token for token, id in ids.items()}
-    for id in range(len(ids)):
-        if id not in names:
-            raise _refusal(
-                path, f"{len(ids)} tokens, but none has the id {id}: ids count up from 0 without a gap"
-            )
+    if absent := set(range(len(ids))) - set(ids.values()):
+        raise _refusal(
+            path, f"{len(ids)} tokens, but none has the id {min(absent)}: ids count up from 0 without a gap"
+        )
 
-    tokens: dict[int, bytes] = {ids[symbol]: bytes([_BYTES[symbol]]) for symbol in _SYMBOLS if symbol in ids}
+
+def _merged_tokens(ids: dict[str, int], merges: list[tuple[str, str]], path: Path) -> dict[int, bytes]:
+    """The bytes of each token that a merge makes, by its id."""
+    tokens: dict[int, bytes] = {}
     last = -1
     for number, (left, right) in enumerate(merges, 1):
         merged = left + right
@@ -174,47 +197,24 @@ def _encoding_of(vocabulary: Vocabulary, path: Path) -> tiktoken.Encoding:
                 "must grow in the order of the merges",
             )
         last = ids[merged]
-        try:
-            tokens[last] = bytes(_BYTES[symbol] for symbol in merged)
-        except KeyError:
-            raise _refusal(
-                path, f"merge {number} makes {merged!r}, which holds symbols for no byte"
-            ) from None
-
-    ranks = {token: id for id, token in tokens.items()}
-    for left, right in merges:
-        found = _split(tokens[ids[left + right]], ranks)
-        if found != [tokens[ids[left]], tokens[ids[right]]]:
-            raise _refusal(
-                path,
-                f"{left + right!r} is the merge of {left!r} and {right!r}, but the merges before it split its "
-                f"bytes into {found}",
-            )
-    specials = [id for id in names if id not in tokens]
-    tokens |= {id: names[id].encode(errors="replace") for id in specials}
-    _check_specials(tokens, specials, path)
-    listed = [tokens[id] for id in range(len(tokens))]
-    return encoding_of("bytes" if all(len(token) == 1 for token in listed) else "ranks", listed)
+        if not _BYTES.keys() >= set(merged):
+            raise _refusal(path, f"merge {number} makes {merged!r}, which holds symbols for no byte")
+        tokens[last] = bytes(_BYTES[symbol] for symbol in merged)
+    return tokens
 
 
-def _check_specials(tokens: dict[int, bytes], specials: list[int], path: Path):
+def _check_specials(tokens: list[bytes], specials: dict[int, bytes], path: Path):
     """Refuse a special token that text could be read as."""
-    alphabet = {token for token in tokens.values() if len(token) == 1}
-    counts: dict[bytes, int] = {}
-    for token in tokens.values():
-        counts[token] = counts.get(token, 0) + 1
-    for id in specials:
-        lacking = [byte for byte in tokens[id] if bytes([byte]) not in alphabet]
-        if lacking:
-            raise _refusal(
-                path, f"no merge makes {tokens[id]!r}, and its byte 0x{lacking[0]:02x} has no token"
-            )
-        if counts[tokens[id]] > 1:
-            raise _refusal(path, f"two tokens stand for {tokens[id]!r}")
-    encoding = encoding_of("probe", [tokens[id] for id in range(len(tokens))])
-    for id in specials:
-        if id in encoding.encode_ordinary(tokens[id].decode()):
-            raise _refusal(path, f"no merge makes {tokens[id].decode()!r}, though it is like ordinary text")
+    counts = Counter(tokens)
+    encoding = encoding_of("probe", tokens)
+    for token in specials.values():
+        if lacking := [byte for byte in token if bytes([byte]) not in counts]:
+            raise _refusal(path, f"no merge makes {token!r}, and its byte 0x{lacking[0]:02x} has no token")
+        if counts[token] > 1:
+            raise _refusal(path, f"two tokens stand for {token!r}")
+    for id, token in specials.items():
+        if id in encoding.encode_ordinary(token.decode()):
+            raise _refusal(path, f"no merge makes {token.decode()!r}, though it is like ordinary text")
 
 
 def _split(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
@@ -276,11 +276,11 @@ def _special_name(encoding: tiktoken.Encoding, id: int, token: bytes) -> str:
 def vocabulary_files(encoding: tiktoken.Encoding, context_length: int) -> dict[str, str]:
     """The text of each file by its name, such that `transformers.AutoTokenizer` gives the encoding's tokens.
 
-    context_length: the most tokens that the model sees at once
-    Raises UserError where the encoding cannot be written so.
+    context_length: of the model
+    Raises UserError if the encoding cannot be written so.
     """
     ids, merges = vocabulary_of(encoding)
-    # Left out, these three would be <|endoftext|>, which a vocabulary without it would be given a new id for.
+    # Omitted, these three would be <|endoftext|>, which a vocabulary without it would be given a new id for.
     end = END_OF_TEXT if END_OF_TEXT in ids else None
     settings = {
         "tokenizer_class": "GPT2Tokenizer",

@@ -9,7 +9,10 @@ from exercises.exercise import Exercise, Mistake, Trial
 from numpy_llm import layers
 from numpy_llm.adam import AdamW
 from numpy_llm.attention import attention_backward
-from numpy_llm.model import block_backward, block_forward, feed_forward_backward, norm_backward
+from numpy_llm.feed_forward import feed_forward_backward
+from numpy_llm.model import block_backward, block_forward
+from numpy_llm.norms import norm_backward
+from operations.catalogue import OPERATIONS
 
 # Tied output
 
@@ -50,17 +53,9 @@ def _draw_tied_output(random, sizes):
 
 
 def _lookup_before_mix(trial: Trial):
-    _, cache = _tied_output_forward(**trial.inputs)
-    dhidden, output, _ = layers.linear_backward(trial.dy, cache[2])
-    return {"dweight": layers.embedding_backward(dhidden, cache[0]) + output}
-
-
-def _tied_overwritten(trial: Trial):
-    _, cache = _tied_output_forward(**trial.inputs)
-    dhidden, output, _ = layers.linear_backward(trial.dy, cache[2])
-    dweight = np.zeros_like(trial.inputs["weight"])
-    dweight[trial.inputs["tokens"]] = dhidden @ trial.inputs["mix"]
-    return {"dweight": dweight + output}
+    _, (embedding_cache, _, output_cache) = _tied_output_forward(**trial.inputs)
+    dhidden, output, _ = layers.linear_backward(trial.dy, output_cache)
+    return {"dweight": layers.embedding_backward(dhidden, embedding_cache) + output}
 
 
 TIED_OUTPUT = Exercise(
@@ -76,14 +71,11 @@ TIED_OUTPUT = Exercise(
     terms=_tied_terms,
     mistakes=(
         Mistake(
-            _tied_overwritten,
-            "a token that occurs again overwrites its row in the embedding's part; its places must be summed",
-        ),
-        Mistake(
             _lookup_before_mix,
             "the embedding's part gets dhidden; between the lookup and hidden stands mix: dx = dhidden mix",
         ),
     ),
+    operations=(OPERATIONS["embedding"],),
 )
 
 
@@ -138,17 +130,15 @@ def _block_with(
     """
 
     def wrong(trial: Trial):
-        _, (_, norm_1_cache, attention_cache, _, norm_2_cache, feed_forward_cache, _) = _block_forward(
-            **trial.inputs
-        )
+        _, cache = _block_forward(**trial.inputs)
+        feed_forward_cache = cache.feed_forward
         if not through_gelu:
-            name, up_cache, _, gelu_cache, down_cache = feed_forward_cache
-            feed_forward_cache = name, up_cache, lambda dy, cache: dy, gelu_cache, down_cache
+            feed_forward_cache = feed_forward_cache._replace(activation_backward=lambda dy, cache: dy)
         dnormed, feed_forward = feed_forward_backward(trial.dy, feed_forward_cache)
-        dbranch, norm_2 = norm_backward(dnormed, norm_2_cache)
+        dbranch, norm_2 = norm_backward(dnormed, cache.norm_2)
         dstream = dbranch + second_shortcut * trial.dy
-        dnormed, attention = attention_backward(dstream if stream_for_branch else trial.dy, attention_cache)
-        dx, norm_1 = norm_backward(dnormed, norm_1_cache)
+        dnormed, attention = attention_backward(dstream if stream_for_branch else trial.dy, cache.attention)
+        dx, norm_1 = norm_backward(dnormed, cache.norm_1)
         shortcut = trial.dy if dy_for_stream else dstream
         return {"dx": dx + first_shortcut * shortcut} | _unprefixed(
             norm_1 | attention | norm_2 | feed_forward

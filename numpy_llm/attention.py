@@ -1,4 +1,4 @@
-"""Causal multi-head self-attention, forward and backward: five pairs, and the layer made of them.
+"""Causal multi-head self-attention, forward and backward: pairs, and the layer made of them.
 
 Source: Vaswani et al. 2017, sections 3.2.1 to 3.2.3. The dimension letters are explained in
 `contract/config.py`; S is the number of tokens attended to: T, or more when a key/value cache holds earlier
@@ -194,14 +194,56 @@ def merge_heads_backward(dmerged, cache):
     return dmerged.reshape(B, T, H, D).swapaxes(1, 2)
 
 
-class AttentionCache(NamedTuple):
+class AttendCache(NamedTuple):
     name: str
-    query_key_value: LinearCache
-    split: SplitHeadsCache
     scores: ScoresCache
     softmax: SoftmaxCache
     dropout: DropoutCache
     weighted_sum: WeightedSumCache
+
+
+def attend_forward(query, key, value, name, config, dropout=None, trace=NO_TRACE):
+    """Weigh the values by how well each query fits their keys: heads = softmax(query keyᵀ / √D + mask) value.
+
+    query: float (B, H, T, D); key, value: float (B, H, S, D); the rest as in `attention_forward`
+    returns: heads (B, H, T, D), cache
+    Source: Vaswani et al. 2017, equation 1. Twin: torch_llm.attention.attend
+    """
+    scale = config.head_size**-0.5
+    scores, scores_cache = scores_forward(query, key, scale)
+    trace.record(f"{name}.scores", scores, "scores", query, key, scale)
+    probabilities, softmax_cache = masked_softmax_forward(scores)
+    trace.record(f"{name}.probabilities", probabilities, "masked_softmax", scores)
+    dropping = config.dropout, dropout, f"{name}.probabilities"
+    kept, dropout_cache = dropout_forward(probabilities, *dropping)
+    trace.record(f"{name}.probabilities_dropout", kept, "dropout", probabilities, *dropping)
+    heads, sum_cache = weighted_sum_forward(kept, value)
+    trace.record(f"{name}.heads", heads, "weighted_sum", kept, value)
+    return heads, AttendCache(name, scores_cache, softmax_cache, dropout_cache, sum_cache)
+
+
+def attend_backward(dheads, cache, trace=NO_TRACE, out=(None, None, None)):
+    """The forward pass reversed. out: where to write the results; returns: dquery, dkey, dvalue"""
+    name = cache.name
+    trace.record_gradient(f"{name}.heads", dheads)
+    dkept, dvalue = weighted_sum_backward(dheads, cache.weighted_sum, out=out[2])
+    trace.record_gradient(f"{name}.probabilities_dropout", dkept)
+    dprobabilities = dropout_backward(dkept, cache.dropout)
+    trace.record_gradient(f"{name}.probabilities", dprobabilities)
+    dscores = masked_softmax_backward(dprobabilities, cache.softmax)
+    trace.record_gradient(f"{name}.scores", dscores)
+    dquery, dkey = scores_backward(dscores, cache.scores, scratch=dscores, out=out[:2])
+    trace.record_gradient(f"{name}.value", dvalue)
+    trace.record_gradient(f"{name}.key", dkey)
+    trace.record_gradient(f"{name}.query", dquery)
+    return dquery, dkey, dvalue
+
+
+class AttentionCache(NamedTuple):
+    name: str
+    query_key_value: LinearCache
+    split: SplitHeadsCache
+    attend: AttendCache
     merge: MergeHeadsCache
     output: LinearCache
 
@@ -210,13 +252,13 @@ def attention_forward(x, weights, name, config, dropout=None, kv_cache=None, tra
     """Each token gathers the values of the tokens up to itself, weighted by how its query fits their keys.
 
         query, key, value = split_heads(x W_qkvᵀ + b_qkv)
-        y = merge_heads(softmax(query keyᵀ / √D + mask) value) W_outputᵀ + b_output
+        y = merge_heads(attend(query, key, value)) W_outputᵀ + b_output
 
     x: float (B, T, C); weights: mapping that holds this layer's under `name`, such as "blocks.0.attention"
     dropout: DropoutKey, or None for evaluation
     kv_cache: keys and values of earlier tokens, extended here with those of x; None to attend within x
     returns: y (B, T, C), cache
-    Source: Vaswani et al. 2017, equation 1. Twin: torch_llm.attention.Attention
+    Source: Vaswani et al. 2017, section 3.2.2. Twin: torch_llm.attention.Attention
     """
     qkv_weights = weights[f"{name}.query_key_value.weight"], weights.get(f"{name}.query_key_value.bias")
     output_weights = weights[f"{name}.output.weight"], weights.get(f"{name}.output.bias")
@@ -227,26 +269,12 @@ def attention_forward(x, weights, name, config, dropout=None, kv_cache=None, tra
     trace.record_all(parts, "split_heads", qkv, config.n_head)
     if kv_cache is not None:
         key, value = kv_cache.extend(name, key, value)
-
-    scale = config.head_size**-0.5
-    scores, scores_cache = scores_forward(query, key, scale)
-    trace.record(f"{name}.scores", scores, "scores", query, key, scale)
-    probabilities, softmax_cache = masked_softmax_forward(scores)
-    trace.record(f"{name}.probabilities", probabilities, "masked_softmax", scores)
-    dropping = config.dropout, dropout, f"{name}.probabilities"
-    kept, dropout_cache = dropout_forward(probabilities, *dropping)
-    trace.record(f"{name}.probabilities_dropout", kept, "dropout", probabilities, *dropping)
-    heads, weighted_sum_cache = weighted_sum_forward(kept, value)
-    trace.record(f"{name}.heads", heads, "weighted_sum", kept, value)
-
+    heads, attend_cache = attend_forward(query, key, value, name, config, dropout, trace)
     merged, merge_cache = merge_heads_forward(heads)
     trace.note(f"{name}.merged", merged, "merge_heads", heads)
     y, output_cache = linear_forward(merged, *output_weights)
     trace.record(f"{name}.output", y, "linear", merged, *output_weights)
-    return y, AttentionCache(
-        name, qkv_cache, split_cache, scores_cache, softmax_cache, dropout_cache, weighted_sum_cache,
-        merge_cache, output_cache,
-    )  # fmt: skip
+    return y, AttentionCache(name, qkv_cache, split_cache, attend_cache, merge_cache, output_cache)
 
 
 def attention_backward(dy, cache, trace=NO_TRACE):
@@ -258,20 +286,9 @@ def attention_backward(dy, cache, trace=NO_TRACE):
     trace.record_gradient(f"{name}.output", dy)
     dmerged, doutput_weight, doutput_bias = linear_backward(dy, cache.output)
     dheads = merge_heads_backward(dmerged, cache.merge)
-    trace.record_gradient(f"{name}.heads", dheads)
-
     dqkv = np.empty(cache.split.shape, dy.dtype)
-    dquery, dkey, dvalue = _heads_of(dqkv, cache.split.n_head)  # what is written to them fills dqkv
-    dkept, dvalue = weighted_sum_backward(dheads, cache.weighted_sum, out=dvalue)
-    trace.record_gradient(f"{name}.probabilities_dropout", dkept)
-    dprobabilities = dropout_backward(dkept, cache.dropout)
-    trace.record_gradient(f"{name}.probabilities", dprobabilities)
-    dscores = masked_softmax_backward(dprobabilities, cache.softmax)
-    trace.record_gradient(f"{name}.scores", dscores)
-    dquery, dkey = scores_backward(dscores, cache.scores, scratch=dscores, out=(dquery, dkey))
-    trace.record_gradient(f"{name}.value", dvalue)
-    trace.record_gradient(f"{name}.key", dkey)
-    trace.record_gradient(f"{name}.query", dquery)
+    views = _heads_of(dqkv, cache.split.n_head)  # what is written to them fills dqkv
+    dquery, dkey, dvalue = attend_backward(dheads, cache.attend, trace, out=views)
     dqkv = split_heads_backward(dquery, dkey, dvalue, cache.split, out=dqkv)
     dx, dqkv_weight, dqkv_bias = linear_backward(dqkv, cache.query_key_value)
     return dx, {

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from contract.components import weight_roles
 from contract.trace import NO_TRACE
 from numpy_llm.layers import sum_rows
 
@@ -75,6 +76,7 @@ NORMS = {"layer_norm": (layer_norm_forward, layer_norm_backward)}
 
 
 class NormCache(NamedTuple):
+    names: list[str]  # of its weights, in the order of the pair's arguments
     name: str
     backward: Callable
     cache: NamedTuple
@@ -87,15 +89,16 @@ def norm_forward(x, weights, name, config, trace=NO_TRACE):
     returns: y (B, T, C), cache
     Twin: torch_llm.norms.Norm
     """
-    forward, backward = NORMS["layer_norm"]
-    arguments = x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), config.norm_eps
+    forward, backward = NORMS[config.norm]
+    names = [f"{name}.{role}" for role in weight_roles("norm", config.norm)]
+    arguments = x, *map(weights.get, names), config.norm_eps
     y, cache = forward(*arguments)
-    trace.record(name, y, "layer_norm", *arguments)
-    return y, NormCache(name, backward, cache)
+    trace.record(name, y, config.norm, *arguments)
+    return y, NormCache(names, name, backward, cache)
 
 
 def norm_backward(dy, cache, trace=NO_TRACE):
     """The forward pass reversed. returns: dx (B, T, C), gradients by weight name"""
     trace.record_gradient(cache.name, dy)
-    dx, dweight, dbias = cache.backward(dy, cache.cache)
-    return dx, {f"{cache.name}.weight": dweight, f"{cache.name}.bias": dbias}
+    dx, *gradients = cache.backward(dy, cache.cache)
+    return dx, dict(zip(cache.names, gradients, strict=True))

@@ -29,15 +29,16 @@ class Wrong(NamedTuple):
     value: np.ndarray
 
 
-def record_nodes(config: ModelConfig) -> list[Node]:
-    """The operations of a pass of this model, in the order in which the NumPy twin runs them."""
-    trace = Trace()
-    tokens = np.zeros((1, 1), np.int64)
-    GPT(config, Weights.zeros(config, "float32")).forward(tokens, tokens.copy(), trace=trace)
-    if config.position != "sinusoidal":
-        return trace.nodes
-    table = config.context_length, config.d_model, "float64"
-    return [Node("sinusoidal_positions", table, ("positions",)), *trace.nodes]
+def record(config: ModelConfig) -> Trace:
+    """A traced pass of this model, forward and back: its nodes, in the order in which the NumPy twin runs them."""
+    trace, model = Trace(), GPT(config, Weights.zeros(config, "float32"))
+    tokens, targets = np.zeros((2, 1, 1), np.int64)
+    _, _, cache = model.forward(tokens, targets, trace=trace)
+    model.backward(cache, trace=trace)
+    if config.position == "sinusoidal":
+        table = config.context_length, config.d_model, "float64"
+        trace.nodes.insert(0, Node("sinusoidal_positions", table, ("positions",)))
+    return trace
 
 
 class Dataflow:
@@ -107,11 +108,12 @@ class Dataflow:
         return list(dict.fromkeys(found))
 
     def title(self, name: str) -> str:
-        """The operations that made a tensor, such as "linear, split_heads" or "layer_norm backward to x"."""
-        if not name.startswith(GRADIENT):
-            return ", ".join(node.operation for node, _ in self.steps(name))
-        parts = dict.fromkeys(f"{node.operation} backward to {role}" for node, role in self.steps(name))
-        return ", ".join(parts)
+        """The operations that made a tensor, such as "linear, split heads" or "layer norm backward to x"."""
+        parts = [
+            node.operation.replace("_", " ") + (f" backward to {role}" if role else "")
+            for node, role in self.steps(name)
+        ]
+        return ", ".join(dict.fromkeys(parts))
 
     def equation(self, name: str) -> str:
         """The equations of these operations."""
@@ -130,6 +132,16 @@ class Dataflow:
     def wrong(self, name: str) -> Iterator[Wrong]:
         """What each known mistake makes of it, in one of the operations that made it."""
         return self._wrong_gradient(name) if name.startswith(GRADIENT) else self._wrong_forward(name)
+
+    def readers(self, name: str) -> list[str]:
+        """The known tensors that are made of this one."""
+        results = [result for node, _ in self.uses.get(name, []) for result in node.results]
+        found = [
+            each
+            for result in results
+            for each in (self.readers(result) if self._hidden(result) else [result])
+        ]
+        return list(dict.fromkeys(found))
 
     def _get(self, name: str) -> np.ndarray:
         return self.value(name) if self.known(name) or name not in self.makers else self._right_forward(name)
@@ -162,22 +174,29 @@ class Dataflow:
                         yield wrong, [*arguments[:at], wrong.value, *arguments[at + 1 :]]
 
     def _others(self, mistake: Mistake, node: Node) -> dict:
-        """What a program with the mistake reads beside the arguments, by the names that it has for it."""
+        """The values of what a program with the mistake reads beside the arguments."""
+        others = self.others(mistake, node)
+        return {
+            role: self._get(each.name) if isinstance(each, Named) else each for role, each in others.items()
+        }
+
+    def others(self, mistake: Mistake, node: Node) -> dict:
+        """What a program with the mistake reads beside the arguments, by the names that it has for it.
+
+        normed: of the norm that reads the stream at this place; an argument, such as scale, of the operation that
+        made the first argument; or any tensor by its name.
+        """
         names = getattr(mistake.compute, "__kwdefaults__", None) or {}
         return {name: self._other(name, node) for name in names}
 
     def _other(self, name: str, node: Node):
-        """normed: of the norm that reads the stream at this place; an argument, such as scale, of the operation that
-        made the first argument; or any tensor by its name.
-        """
         first = node.arguments[0]
         if name == "normed":
-            sources = [each.results[0] for each, _ in self.uses[first.name] if "norm" in each.operation]
-            return self._get(sources[0]) if sources else None
+            norms = [each.results[0] for each, _ in self.uses[first.name] if "norm" in each.operation]
+            return Named(norms[0]) if norms else None
         maker = self.makers.get(first.name)
         arguments = dict(zip(self.operation(maker).roles, maker.arguments, strict=True)) if maker else {}
-        found = arguments.get(name, Named(name))
-        return self._get(found.name) if isinstance(found, Named) else found
+        return arguments.get(name, Named(name))
 
     def _cache(self, node: Node):
         operation = self.operation(node)

@@ -93,15 +93,16 @@ class Operation(NamedTuple):
 
 
 @contextmanager
-def made(operation: Operation, mistake: Mistake, form: int = 0) -> Iterator[None]:
+def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Iterator[None]:
     """Make a mistake wherever `numpy_llm` calls the operation; undone at the end.
 
     form: which of the mistake's forms; a call with arguments that do not allow it is made rightly
+    others: what the mistake reads beside the arguments, such as scale
     """
 
     def forward(*arguments, out=None):
         right = operation.forward(*arguments)
-        forms = mistake.forms(*arguments)
+        forms = mistake.forms(*arguments, **others)
         if len(forms) <= form:
             return right
         wrong = forms[form] if isinstance(forms[form], tuple) else (forms[form],)
@@ -112,7 +113,7 @@ def made(operation: Operation, mistake: Mistake, form: int = 0) -> Iterator[None
         right = operation.backward(*arguments)
         several = isinstance(right, tuple)
         gradients = dict(zip(operation.gradients, right if several else (right,), strict=True))
-        forms = mistake.forms(*arguments)
+        forms = mistake.forms(*arguments, **others)
         if len(forms) > form:
             gradients |= {
                 role: _like(value, gradients[role])

@@ -78,6 +78,8 @@ CASES = [
     Case("dropout, relu, sinusoidal, untied, no bias", _config(dropout=0.5, **_PLAIN)),
     Case("one head", _config(n_head=1)),
     Case("eight heads of size 1", _config(n_head=8)),
+    Case("heads wider than the stream", _config(head_size=7)),
+    Case("heads of odd size", _config(head_size=3)),
     Case("odd widths", _config(vocab_size=13, n_head=3, d_model=15, d_ff=7)),
     Case("T of 1", _config(), T=1),
     Case("T of 1, dropout, sinusoidal", _config(dropout=0.3, position="sinusoidal"), T=1),

@@ -8,7 +8,7 @@ import pytest
 import cli
 from contract.config import ModelConfig
 from data.grammar import corpus
-from parity.packs import load_pack, pack_names
+from parity.golden.packs import load_pack, pack_names
 
 TINY = {
     "vocab_size": 7,

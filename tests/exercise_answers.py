@@ -67,7 +67,7 @@ return dx, (dy * normal).sum(axis=(0, 1)), dy.sum(axis=(0, 1))
     "merge-heads": "return dy.reshape(B, T, H, D).swapaxes(1, 2)",
     "scores": """
 scale = 1 / np.sqrt(query.shape[-1])
-dscores = softmax_backward(dy, y)
+dscores = softmax_backward(dy, softmax_cache)
 dscores = dscores * scale
 return dscores @ key, dscores.swapaxes(-1, -2) @ query
 """,
@@ -92,7 +92,7 @@ dmerged, doutput_weight, doutput_bias = linear_backward(dy, output_cache)
 dheads = dmerged.reshape(B, T, H, D).swapaxes(1, 2)
 dprobabilities = dheads @ value.swapaxes(-1, -2)
 dvalue = probabilities.swapaxes(-1, -2) @ dheads
-dscores = softmax_backward(dprobabilities, probabilities)
+dscores = softmax_backward(dprobabilities, softmax_cache)
 dscores = dscores / np.sqrt(D)
 dquery = dscores @ key
 dkey = dscores.swapaxes(-1, -2) @ query
@@ -108,7 +108,7 @@ return dx, {
     "block": """
 gradients = {}
 dactive, gradients["feed_forward.down.weight"], gradients["feed_forward.down.bias"] = linear_backward(dy, down_cache)
-dhidden = gelu_backward(dactive, gelu_cache)
+dhidden = gelu_tanh_backward(dactive, gelu_cache)
 dnormed, gradients["feed_forward.up.weight"], gradients["feed_forward.up.bias"] = linear_backward(dhidden, up_cache)
 dmiddle, gradients["norm_2.weight"], gradients["norm_2.bias"] = layer_norm_backward(dnormed, norm_2_cache)
 dmiddle = dmiddle + dy
@@ -237,9 +237,11 @@ SLIPS = [
     Slip("merge-heads", ".swapaxes(1, 2)", "", "dheads", "the axes are in another order"),
     Slip("scores", "dscores * scale", "dscores", "dquery", "the factor 1/√D is left out"),
     Slip("scores", "dscores * scale", "dscores * scale**2", "dkey", "the factor 1/√D counts twice"),
-    Slip("scores", "softmax_backward(dy, y)", "dy", "dquery", "the softmax is skipped"),
-    Slip("scores", "softmax_backward(dy, y)", "dy * (y > 0)", "dkey", "the softmax is skipped"),
-    Slip("scores", "softmax_backward(dy, y)", "dy * y * (1 - y)", "dquery", "its own probability alone"),
+    Slip("scores", "softmax_backward(dy, softmax_cache)", "dy", "dquery", "the softmax is skipped"),
+    Slip("scores", "softmax_backward(dy, softmax_cache)", "dy * (softmax_cache.y > 0)", "dkey",
+         "the softmax is skipped"),
+    Slip("scores", "softmax_backward(dy, softmax_cache)", "dy * softmax_cache.y * (1 - softmax_cache.y)",
+         "dquery", "its own probability alone"),
     Slip("scores", "dscores.swapaxes(-1, -2) @ query", "dscores @ query", "dkey", "dkey needs dscoresᵀ"),
     Slip("scores", "dscores @ key", "dscores @ query", "dquery", "yours takes the tensor itself"),
     Slip("scores", "swapaxes(-1, -2) @ query", "swapaxes(-1, -2) @ key", "dkey", "yours takes the tensor itself"),
@@ -271,8 +273,8 @@ SLIPS = [
     Slip("attention", "/ np.sqrt(D)", "/ D", "dquery_key_value.bias", "the factor 1/√D counts twice"),
     Slip("attention", "/ np.sqrt(D)", "/ np.sqrt(D) * 2", "dquery_key_value.bias",
          "right shape; the path through query counts 2 times instead of once"),
-    Slip("attention", "softmax_backward(dprobabilities, probabilities)", "dprobabilities", "dx", "softmax is skipped"),
-    Slip("attention", "softmax_backward(dprobabilities, probabilities)", "dprobabilities * (probabilities > 0)",
+    Slip("attention", "softmax_backward(dprobabilities, softmax_cache)", "dprobabilities", "dx", "softmax is skipped"),
+    Slip("attention", "softmax_backward(dprobabilities, softmax_cache)", "dprobabilities * (probabilities > 0)",
          "dquery_key_value.weight", "the softmax is skipped"),
     Slip("attention", "[dquery, dkey, dvalue]", "[dquery, dkey, dvalue * 0]", "dx", "path through value is missing"),
     Slip("attention", "[dquery, dkey, dvalue]", "[dquery, -dkey, dvalue]", "dx",
@@ -283,12 +285,12 @@ SLIPS = [
     Slip("attention", "[dquery, dkey, dvalue]", "[dkey, dquery, dvalue]", "dquery_key_value.bias", "in another order"),
     Slip("attention", "1, 3, 0, 2, 4", "1, 3, 2, 0, 4", "dx", "come as (H, 3, D)"),
     Slip("attention", "reshape(B, T, H, D).swapaxes(1, 2)", "reshape(B, H, T, D)", "dquery_key_value.bias",
-         "dmerged is reshaped straight to (B, H, T, D)"),
+         "is reshaped straight to (B, H, T, D)"),
     Slip("attention", ".transpose(1, 3, 0, 2, 4)", "", "dx", "dqkv is reshaped without transposing back"),
     Slip("attention", "np.stack([dquery, dkey, dvalue]).transpose(1, 3, 0, 2, 4).reshape(B, T, -1)",
          "np.concatenate([each.reshape(B, T, -1) for each in (dquery, dkey, dvalue)], axis=-1)",
          "dquery_key_value.weight", "is reshaped straight to (B, T, C)"),
-    Slip("attention", "softmax_backward(dprobabilities, probabilities)",
+    Slip("attention", "softmax_backward(dprobabilities, softmax_cache)",
          "dprobabilities * probabilities * (1 - probabilities)", "dx", "its own probability alone"),
     Slip("attention", "dscores @ key", "dscores @ query", "dx", "yours takes the tensor itself"),
     Slip("attention", "swapaxes(-1, -2) @ query", "swapaxes(-1, -2) @ key", "dquery_key_value.weight",
@@ -302,7 +304,7 @@ SLIPS = [
     Slip("block", "dx = dx + dmiddle", "pass", "dx", "the shortcut around attention is missing"),
     Slip("block", "attention_backward(dmiddle,", "attention_backward(dy,", "dnorm_1.weight", "attention gets dy"),
     Slip("block", "dx = dx + dmiddle", "dx = dx + dy", "dx", "the first shortcut carries dy"),
-    Slip("block", "gelu_backward(dactive, gelu_cache)", "dactive", "dnorm_2.bias", "GELU is skipped"),
+    Slip("block", "gelu_tanh_backward(dactive, gelu_cache)", "dactive", "dnorm_2.bias", "GELU is skipped"),
     Slip("block", "dnormed, norm_2_cache", "dnormed, norm_1_cache", "dx", "dnorm_2.weight comes before it and is"),
     Slip("block", " + d", " + 0 * d", "dx", "both shortcuts are missing"),
     Slip("block", "dmiddle + dy\n", "dmiddle\n", "dattention.output.weight", "around the feed-forward branch"),

@@ -9,13 +9,13 @@ from wrong_ports import WRONG_PORTS
 
 import numpy_llm
 from contract.weights import Weights
-from parity.check import compare_dump
-from parity.check_report import describe
+from parity.golden.check import compare_dump
+from parity.golden.report import describe
 from parity.dataflow import Dataflow
 from parity.explanations import Setting, known_mistakes, results
 from parity.faults import Fault, injected
 from parity.operations import forward_operations
-from parity.packs import computed, pack_names
+from parity.golden.packs import computed, pack_names
 from parity.same_mistake import _gradients
 from parity.tolerances import observe
 

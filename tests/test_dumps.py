@@ -7,9 +7,9 @@ import pytest
 
 from contract.sampling import sample
 from contract.weights import Weights
-from parity.check import compare_dump
-from parity.check_report import describe
-from parity.packs import computed, pack_names
+from parity.golden.check import compare_dump
+from parity.golden.report import describe
+from parity.golden.packs import computed, pack_names
 
 
 @pytest.mark.parametrize("name", ["gpt2-tied", "relu-sinusoidal", "untied-no-bias"])
@@ -106,7 +106,7 @@ def _continued(pack, monkeypatch, choose):
 
     choose: logits and settings of `contract.sampling.sample` -> token
     """
-    monkeypatch.setattr("parity.packs.sample", choose)
+    monkeypatch.setattr("parity.golden.packs.sample", choose)
     given = Weights.zeros(pack.config, "float32")
     for name, weight in given.items():
         weight[...] = pack.tensors[name]

@@ -21,9 +21,9 @@ from data.tokenizers import load_ranks
 from harness.training.checkpoint import Checkpoint, save_checkpoint
 from numpy_llm import GPT
 from parity.dataflow import Dataflow
-from parity.manifest import origins
+from parity.golden.manifest import origins
 from parity.operations import pass_operations, step_operations
-from parity.packs import COMMITTED, GOLDEN, SAMPLING, Pack, load_pack, make_pack, pack_names, save_pack
+from parity.golden.packs import COMMITTED, GOLDEN, SAMPLING, Pack, load_pack, make_pack, pack_names, save_pack
 from parity.recompute import KINDS
 from parity.tolerances import limit, observe
 

@@ -18,7 +18,7 @@ from contract.numbers import slope
 from contract.randomness import DropoutKey
 from contract.trace import Trace
 from contract.weights import Weights
-from numpy_llm import attention, layers, model
+from numpy_llm import attention, feed_forward, layers, losses, model, norms, positions
 from numpy_llm.model import GPT
 
 LIMIT = 1e-6  # observed at most: 7e-11 for a layer, 6e-9 for a whole model
@@ -109,8 +109,8 @@ def linear(shape, out, bias=True):
 
 def layer_norm(shape, bias=True, eps=1e-5):
     shapes = {"x": shape, "weight": shape[-1:]} | ({"bias": shape[-1:]} if bias else {})
-    forward = lambda x, weight, bias=None: layers.layer_norm_forward(x, weight, bias, eps)  # noqa: E731
-    return Layer(shapes, forward, layers.layer_norm_backward)
+    forward = lambda x, weight, bias=None: norms.layer_norm_forward(x, weight, bias, eps)  # noqa: E731
+    return Layer(shapes, forward, norms.layer_norm_backward)
 
 
 def dropout(rate, key):
@@ -119,14 +119,14 @@ def dropout(rate, key):
 
 
 def position(start):
-    forward = lambda x, table: layers.position_forward(x, table, start)  # noqa: E731
-    return Layer({"x": (2, 3, 5), "table": (7, 5)}, forward, layers.position_backward)
+    forward = lambda x, table: positions.position_forward(x, table, start)  # noqa: E731
+    return Layer({"x": (2, 3, 5), "table": (7, 5)}, forward, positions.position_backward)
 
 
 def cross_entropy(B, T, V):
     targets = np.random.default_rng(B).integers(V, size=(B, T))
-    forward = lambda x: layers.cross_entropy_forward(x, targets)  # noqa: E731
-    return Layer({"x": (B, T, V)}, forward, layers.cross_entropy_backward)
+    forward = lambda x: losses.cross_entropy_forward(x, targets)  # noqa: E731
+    return Layer({"x": (B, T, V)}, forward, losses.cross_entropy_backward)
 
 
 EMBEDDED = np.array([[2, 0, 2], [5, 2, 0]])  # 2 three times, 0 twice, 1 and 3 and 4 never
@@ -186,9 +186,12 @@ LAYERS = {
     "layer norm": layer_norm((2, 3, 5)),
     "layer norm without bias": layer_norm((2, 3, 5), bias=False),
     "layer norm with a large eps": layer_norm((3, 7), eps=0.5),
-    "relu": Layer({"x": (3, 5)}, layers.relu_forward, layers.relu_backward, away_from_kink),
+    "relu": Layer({"x": (3, 5)}, feed_forward.relu_forward, feed_forward.relu_backward, away_from_kink),
     "gelu": Layer(
-        {"x": (7, 9)}, layers.gelu_forward, layers.gelu_backward, lambda inputs: {"x": 2 * inputs["x"]}
+        {"x": (7, 9)},
+        feed_forward.gelu_tanh_forward,
+        feed_forward.gelu_tanh_backward,
+        lambda inputs: {"x": 2 * inputs["x"]},
     ),
     "dropout": dropout(0.4, KEY),
     "dropout without a key": dropout(0.4, None),
@@ -286,14 +289,14 @@ def test_embedding_values():
 
 def test_sinusoidal_values():
     """The table is sin and cos of t / 10000^(2i/C), side by side."""
-    table = layers.sinusoidal_positions(40, 6, np.float64)
+    table = positions.sinusoidal_positions(40, 6, np.float64)
     assert table.shape == (40, 6)
     for t, i in product(range(40), range(3)):
         angle = t / 10000 ** (2 * i / 6)
         assert table[t, 2 * i] == pytest.approx(np.sin(angle), abs=1e-14)
         assert table[t, 2 * i + 1] == pytest.approx(np.cos(angle), abs=1e-14)
     np.testing.assert_array_equal(
-        layers.sinusoidal_positions(40, 6, np.float32), table.astype(np.float32), strict=True
+        positions.sinusoidal_positions(40, 6, np.float32), table.astype(np.float32), strict=True
     )
 
 
@@ -301,7 +304,7 @@ def test_position_values():
     """Token t of every sequence gets row start + t."""
     x, table = np.zeros((2, 3, 5)), np.arange(35.0).reshape(7, 5)
     for start in (0, 4):
-        y, _ = layers.position_forward(x, table, start)
+        y, _ = positions.position_forward(x, table, start)
         for b, t in product(range(2), range(3)):
             np.testing.assert_array_equal(y[b, t], table[start + t])
 
@@ -322,7 +325,7 @@ def test_layer_norm_values(eps):
     """(x - mean) / √(var + eps), with the biased variance and eps inside the root."""
     random = np.random.default_rng(1)
     x, weight, bias = random.normal(3, 2, (2, 3, 5)), random.normal(size=5), random.normal(size=5)
-    y, _ = layers.layer_norm_forward(x, weight, bias, eps)
+    y, _ = norms.layer_norm_forward(x, weight, bias, eps)
     for b, t in product(range(2), range(3)):
         mean = sum(x[b, t]) / 5
         variance = sum((value - mean) ** 2 for value in x[b, t]) / 5
@@ -333,9 +336,9 @@ def test_layer_norm_values(eps):
 
 def test_relu_values():
     """max(x, 0), and at the kink the slope 0."""
-    y, cache = layers.relu_forward(np.array([-2.0, -0.0, 0.0, 3.0]))
+    y, cache = feed_forward.relu_forward(np.array([-2.0, -0.0, 0.0, 3.0]))
     np.testing.assert_array_equal(y, [0, 0, 0, 3])
-    np.testing.assert_array_equal(layers.relu_backward(np.ones(4), cache), [0, 0, 0, 1])
+    np.testing.assert_array_equal(feed_forward.relu_backward(np.ones(4), cache), [0, 0, 0, 1])
 
 
 def test_gelu_values():
@@ -348,7 +351,7 @@ def test_gelu_values():
         1.0: 0.841191991,
         2.0: 1.954597694,
     }
-    y, _ = layers.gelu_forward(np.array(list(points)))
+    y, _ = feed_forward.gelu_tanh_forward(np.array(list(points)))
     np.testing.assert_allclose(y, list(points.values()), atol=5e-10)
     for x, value in zip(points, y, strict=True):
         assert value == pytest.approx(x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))), abs=1e-15)
@@ -358,16 +361,16 @@ def test_gelu_values():
 
 def test_gelu_keeps_its_tails():
     """Far from 0 GELU is 0 or x, with slope 0 or 1."""
-    y, cache = layers.gelu_forward(np.array([-1e4, -40.0, 40.0, 1e4]))
+    y, cache = feed_forward.gelu_tanh_forward(np.array([-1e4, -40.0, 40.0, 1e4]))
     np.testing.assert_array_equal(y, [0, 0, 40, 1e4])
-    np.testing.assert_array_equal(layers.gelu_backward(np.ones(4), cache), [0, 0, 1, 1])
+    np.testing.assert_array_equal(feed_forward.gelu_tanh_backward(np.ones(4), cache), [0, 0, 1, 1])
 
 
 def test_dropout_values():
     """With a key the mask multiplies; without a key, or at rate 0, x comes back as it is."""
     x = np.random.default_rng(2).normal(size=(3, 50))
-    y, mask = layers.dropout_forward(x, 0.25, KEY, "somewhere")
-    np.testing.assert_array_equal(y, x * mask)
+    y, cache = layers.dropout_forward(x, 0.25, KEY, "somewhere")
+    np.testing.assert_array_equal(y, x * cache.mask)
     assert 0 < np.count_nonzero(y) < y.size
     np.testing.assert_array_equal(layers.dropout_forward(x, 0.25, None, "somewhere")[0], x)
     np.testing.assert_array_equal(layers.dropout_forward(x, 0.0, KEY, "somewhere")[0], x)
@@ -377,22 +380,22 @@ def test_cross_entropy_values():
     """The mean of -log softmax at the targets."""
     random = np.random.default_rng(3)
     logits, targets = random.normal(0, 3, (2, 3, 5)), random.integers(5, size=(2, 3))
-    losses = [
+    each_loss = [
         -np.log(np.exp(logits[b, t, targets[b, t]]) / sum(np.exp(logits[b, t]))) for b, t in np.ndindex(2, 3)
     ]
-    loss, _ = layers.cross_entropy_forward(logits, targets)
+    loss, _ = losses.cross_entropy_forward(logits, targets)
     assert loss.shape == ()
-    assert loss == pytest.approx(sum(losses) / 6, rel=1e-12)
+    assert loss == pytest.approx(sum(each_loss) / 6, rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_cross_entropy_of_huge_logits(dtype):
     """Logits far beyond the range of exp give the exact loss and finite gradients."""
     logits = np.array([[[3e4, -3e4, 0.0], [-3e4, -3e4, -3e4]]], dtype)
-    loss, cache = layers.cross_entropy_forward(logits, np.array([[1, 2]]))
+    loss, cache = losses.cross_entropy_forward(logits, np.array([[1, 2]]))
     assert loss == pytest.approx((6e4 + np.log(3)) / 2, rel=1e-6)
     expected = [[[0.5, -0.5, 0], [1 / 6, 1 / 6, -1 / 3]]]
-    np.testing.assert_allclose(layers.cross_entropy_backward(1.0, cache), expected, atol=1e-7)
+    np.testing.assert_allclose(losses.cross_entropy_backward(1.0, cache), expected, atol=1e-7)
 
 
 def test_softmax_values():
@@ -442,11 +445,11 @@ def test_block_values():
     x, config = inputs.pop("x"), config_of(n_head=3)
 
     def norm(x, name):
-        return layers.layer_norm_forward(x, inputs[f"{name}.weight"], inputs[f"{name}.bias"], 1e-5)[0]
+        return norms.layer_norm_forward(x, inputs[f"{name}.weight"], inputs[f"{name}.bias"], 1e-5)[0]
 
     x_1 = x + attention.attention_forward(norm(x, "part.norm_1"), inputs, "part.attention", config)[0]
     hidden = norm(x_1, "part.norm_2") @ inputs["part.feed_forward.up.weight"].T
-    hidden = layers.gelu_forward(hidden + inputs["part.feed_forward.up.bias"])[0]
+    hidden = feed_forward.gelu_tanh_forward(hidden + inputs["part.feed_forward.up.bias"])[0]
     branch = hidden @ inputs["part.feed_forward.down.weight"].T + inputs["part.feed_forward.down.bias"]
     y, _ = layer.forward(x=x, **inputs)
     np.testing.assert_allclose(y, x_1 + branch, rtol=1e-12, atol=1e-13)

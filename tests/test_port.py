@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from parity.pack_export import export_pack
-from parity.packs import pack_names
+from parity.golden.export import export_pack
+from parity.golden.packs import pack_names
 
 SOURCE = Path(__file__).parents[1] / "examples" / "port.c"
 COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)

@@ -90,14 +90,35 @@ def merge_heads(heads):
     return heads.transpose(1, 2).reshape(B, T, H * D)
 
 
+def attend(query, key, value, name, config, dropout=None, trace=NO_TRACE):
+    """Weigh the values by how well each query fits their keys: heads = softmax(query keyᵀ / √D + mask) value.
+
+    Written out step by step: what a trace records, and where masks of our own drop probabilities.
+
+    query: float (B, H, T, D); key, value: float (B, H, S, D); the rest as in `Attention.forward`
+    returns: heads (B, H, T, D)
+    Source: Vaswani et al. 2017, equation 1.
+    Twin: numpy_llm.attention.attend_forward and attend_backward
+    """
+    fits = scores(query, key, config.head_size**-0.5)
+    trace.record(f"{name}.scores", fits)
+    probabilities = masked_softmax(fits)
+    trace.record(f"{name}.probabilities", probabilities)
+    kept = drop(probabilities, config.dropout, dropout, f"{name}.probabilities")
+    trace.record(f"{name}.probabilities_dropout", kept)
+    heads = weighted_sum(kept, value)
+    trace.record(f"{name}.heads", heads)
+    return heads
+
+
 class Attention(nn.Module):
     """Each token gathers the values of the tokens up to itself, weighted by how its query fits their keys.
 
         query, key, value = split_heads(x W_qkvᵀ + b_qkv)
-        y = merge_heads(softmax(query keyᵀ / √D + mask) value) W_outputᵀ + b_output
+        y = merge_heads(attend(query, key, value)) W_outputᵀ + b_output
 
     name: the layer's place in the model, such as "blocks.0.attention"
-    Source: Vaswani et al. 2017, equation 1.
+    Source: Vaswani et al. 2017, section 3.2.2.
     Twin: numpy_llm.attention.attention_forward and attention_backward
     """
 
@@ -132,21 +153,8 @@ class Attention(nn.Module):
             # and sees every key; between that and T = S the kernel would align its mask the other way.
             heads = F.scaled_dot_product_attention(query, key, value, is_causal=T > 1)
         else:
-            heads = self._written_out(query, key, value, dropout, trace)
+            heads = attend(query, key, value, name, config, dropout, trace)
 
         y = linear(merge_heads(heads), self.output.weight, self.output.bias)
         trace.record(f"{name}.output", y)
         return y
-
-    def _written_out(self, query, key, value, dropout, trace):
-        """Attention step by step: what a trace records, and where masks of our own drop probabilities."""
-        name, config = self.name, self.config
-        fits = scores(query, key, config.head_size**-0.5)
-        trace.record(f"{name}.scores", fits)
-        probabilities = masked_softmax(fits)
-        trace.record(f"{name}.probabilities", probabilities)
-        kept = drop(probabilities, config.dropout, dropout, f"{name}.probabilities")
-        trace.record(f"{name}.probabilities_dropout", kept)
-        heads = weighted_sum(kept, value)
-        trace.record(f"{name}.heads", heads)
-        return heads

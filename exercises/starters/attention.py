@@ -25,11 +25,11 @@ def attention_forward(x, weights, n_head):
     query, key, value = qkv.reshape(B, T, 3, n_head, D).transpose(2, 0, 3, 1, 4)  # each (B, H, T, D)
     scores = query @ key.swapaxes(-1, -2) / np.sqrt(D)
     scores += np.triu(np.full((T, T), -np.inf), k=1)
-    probabilities, _ = softmax_forward(scores)
+    probabilities, softmax_cache = softmax_forward(scores)
     heads = probabilities @ value
     merged = heads.swapaxes(1, 2).reshape(B, T, C)
     y, output_cache = linear_forward(merged, weights["output.weight"], weights["output.bias"])
-    return y, (qkv_cache, query, key, value, probabilities, output_cache)
+    return y, (qkv_cache, query, key, value, softmax_cache, output_cache)
 
 
 def attention_backward(dy, cache):
@@ -37,7 +37,8 @@ def attention_backward(dy, cache):
 
     returns: dx, and a dict of the weights' gradients by the names that they have in `weights`
 
-    linear_backward(dy, its cache) returns dx, dweight, dbias; softmax_backward(dy, probabilities) returns dx.
+    linear_backward(dy, its cache) returns dx, dweight, dbias; softmax_backward(dy, its cache) returns dx.
     """
-    qkv_cache, query, key, value, probabilities, output_cache = cache
+    qkv_cache, query, key, value, softmax_cache, output_cache = cache
+    probabilities = softmax_cache.y
     raise NotImplementedError("write this function")

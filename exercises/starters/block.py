@@ -11,14 +11,9 @@ Write `block_backward`.
 from types import SimpleNamespace
 
 from numpy_llm.attention import attention_backward, attention_forward  # earlier steps
-from numpy_llm.layers import (
-    gelu_backward,
-    gelu_forward,
-    layer_norm_backward,
-    layer_norm_forward,
-    linear_backward,
-    linear_forward,
-)
+from numpy_llm.feed_forward import gelu_tanh_backward, gelu_tanh_forward
+from numpy_llm.layers import linear_backward, linear_forward
+from numpy_llm.norms import layer_norm_backward, layer_norm_forward
 
 EXERCISE = "block"
 SEED = 0
@@ -34,7 +29,7 @@ def block_forward(x, weights, n_head):
     normed, norm_2_cache = layer_norm_forward(middle, weights["norm_2.weight"], weights["norm_2.bias"], EPS)
     up, down = "feed_forward.up", "feed_forward.down"
     hidden, up_cache = linear_forward(normed, weights[f"{up}.weight"], weights[f"{up}.bias"])
-    active, gelu_cache = gelu_forward(hidden)
+    active, gelu_cache = gelu_tanh_forward(hidden)
     branch, down_cache = linear_forward(active, weights[f"{down}.weight"], weights[f"{down}.bias"])
     y = middle + branch
     return y, (norm_1_cache, attention_cache, norm_2_cache, up_cache, gelu_cache, down_cache)
@@ -46,7 +41,7 @@ def block_backward(dy, cache):
     returns: dx, and a dict of the weights' gradients by the names that they have in `weights`
 
     attention_backward(dy, its cache) returns dx and such a dict, its names beginning with "attention.";
-    layer_norm_backward and linear_backward return dx, dweight, dbias; gelu_backward returns dx.
+    layer_norm_backward and linear_backward return dx, dweight, dbias; gelu_tanh_backward returns dx.
     """
     norm_1_cache, attention_cache, norm_2_cache, up_cache, gelu_cache, down_cache = cache
     raise NotImplementedError("write this function")

@@ -4,7 +4,7 @@
 
 @SHAPES@
 
-Write `scores_backward`. `softmax_backward(dy, y)` is yours from an earlier step.
+Write `scores_backward`. `softmax_backward(dy, softmax_cache)` is yours from an earlier step.
 """
 
 import numpy as np
@@ -20,11 +20,11 @@ def scores_forward(query, key):
     T, D = query.shape[-2:]
     scores = query @ key.swapaxes(-1, -2) / np.sqrt(D)  # (B, H, T, D) @ (B, H, D, T) -> (B, H, T, T)
     scores += np.triu(np.full((T, T), -np.inf), k=1)
-    y, _ = softmax_forward(scores)
-    return y, (query, key, y)
+    y, softmax_cache = softmax_forward(scores)
+    return y, (query, key, softmax_cache)
 
 
 def scores_backward(dy, cache):
     """dy: the gradient of the loss with respect to y. returns: dquery, dkey"""
-    query, key, y = cache
+    query, key, softmax_cache = cache  # softmax_cache.y is y
     raise NotImplementedError("write this function")

@@ -9,7 +9,12 @@ Write `tied_output_backward`.
 
 import numpy as np
 
-from numpy_llm.layers import embedding_backward, linear_backward  # earlier steps, if you like
+from numpy_llm.layers import (  # earlier steps, if you like
+    EmbeddingCache,
+    LinearCache,
+    embedding_backward,
+    linear_backward,
+)
 
 EXERCISE = "tied-output"
 SEED = 0
@@ -26,8 +31,8 @@ def tied_output_forward(tokens, weight, mix):
 def tied_output_backward(dy, cache):
     """dy: the gradient of the loss with respect to y. returns: dweight, dmix
 
-    linear_backward(dy, (rows, weight, False)) returns dx, dweight, None; its rows are (B·T, in).
-    embedding_backward(dy, (tokens, weight.shape)) returns dweight.
+    linear_backward(dy, LinearCache(rows, weight, False)) returns dx, dweight, None; its rows are (B·T, in).
+    embedding_backward(dy, EmbeddingCache(tokens, weight.shape)) returns dweight.
     """
     tokens, x, hidden, weight, mix = cache
     raise NotImplementedError("write this function")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, needs
 from contract.files import exported_files, write_into, write_sums
 from contract.weights import weight_table
 from data.tokenizers import save_ranks
@@ -28,7 +28,7 @@ from harness.exchange.families.gpt2 import (
 )
 from harness.training.checkpoint import RANKS, Checkpoint
 from harness.training.tensor_file import save_tensors
-from numpy_llm.layers import sinusoidal_positions
+from numpy_llm.positions import sinusoidal_positions
 
 FORMATS = ("huggingface", "torch", "npz")
 GENERATION_CONFIG = "generation_config.json"
@@ -38,7 +38,7 @@ def export(checkpoint: Checkpoint, format: str, out: Path, *, overwrite: bool = 
     """Write `checkpoint` to the folder `out`, which appears whole or not at all.
 
     format: one of FORMATS; overwrite: replace an earlier export at `out`
-    Raises ConfigError for an unknown format, UserError where anything but an earlier export stands at `out`, it
+    Raises ConfigError for an unknown format, UserError if anything but an earlier export stands at `out`, it
     cannot be written, or the format cannot say what the model is.
     """
     writers: dict[str, Callable] = {
@@ -98,15 +98,8 @@ def _published_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def _write_torch(checkpoint: Checkpoint, folder: Path):
-    try:
+    with needs("--format torch", "torch", ["torch"], ", or choose --format npz"):
         import torch
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise UserError(
-            "--format torch needs PyTorch, which is not installed; run: pip install -c constraints.txt "
-            '-e ".[torch]", or choose --format npz'
-        ) from None
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in checkpoint.weights.items()}
     try:
         torch.save(tensors, folder / "model.pt")

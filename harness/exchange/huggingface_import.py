@@ -1,12 +1,10 @@
 """Reading GPT-2 as Hugging Face publishes it, with safetensors and NumPy alone.
 
-The folder is a checkpoint's counterpart: `config.json`, the weights in `model.safetensors` or in the shards
-that `model.safetensors.index.json` lists, and optionally the vocabulary. Tensors are read one by one into the
-place where the model keeps them, so that a model takes its own size in memory and little more.
+The folder holds `config.json`, the weights in `model.safetensors` or in the shards that `model.safetensors.index.json`
+lists, and optionally the vocabulary. Tensors are read one by one, so a model takes little more memory than its size.
 """
 
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from contract.errors import ConfigError, UserError
 from contract.schema import read_json
 from contract.weights import Weights, weight_table
 from data.tokenizers import open_tokenizer
-from data.vocabulary import FILE_NAMES, SETTINGS_FILE, TOKENIZER_FILE, read_vocabulary
+from data.vocabulary import read_vocabulary
 from harness.exchange.families.gpt2 import (
     CONFIG,
     INDEX,
@@ -26,6 +24,7 @@ from harness.exchange.families.gpt2 import (
     OUTPUT,
     OWN_CONFIG,
     PREFIX,
+    VOCAB_SIZE,
     config_from_published,
     is_mask,
     published_places,
@@ -33,78 +32,7 @@ from harness.exchange.families.gpt2 import (
 )
 from harness.training.checkpoint import Checkpoint
 from harness.training.tensor_file import DTYPES, StoredTensor, stored_tensors
-from numpy_llm.layers import sinusoidal_positions
-
-GPT2_VOCABULARY = 50257
-
-# What is fetched of a published model; its folder also holds the same weights for other programs.
-_FETCHED = [
-    *(CONFIG, MODEL, INDEX, "model-*-of-*.safetensors"),
-    *(name for names in FILE_NAMES for name in names),
-    *("added_tokens.json", TOKENIZER_FILE, SETTINGS_FILE),
-]
-_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
-
-
-def find_source(source: str, revision: str | None = None) -> Path:
-    """The folder that `source` means: itself, or the one that a hub name such as "openai-community/gpt2" gets.
-
-    revision: of a hub name: a branch, tag or commit; None for the main branch
-
-    Raises ConfigError for what is neither, UserError where the model cannot be fetched.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir() and revision is None:
-        return path
-    if path.is_dir():
-        raise ConfigError(f"--revision {revision} is of a model on the hub, but {path} is a folder; omit it")
-    if path.exists():
-        raise ConfigError(f"{path} is a file; name the folder that holds it, with {CONFIG} and {MODEL}")
-    if not _HUB_NAME.fullmatch(source):
-        raise ConfigError(f"no folder {source}, and it is no hub name such as openai-community/gpt2 either")
-    return _fetch(source, revision)
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
-        from huggingface_hub.utils import disable_progress_bars
-    except ModuleNotFoundError as error:
-        if error.name != "huggingface_hub":
-            raise
-        raise UserError(
-            f"no folder {name} here, and fetching it from the hub needs huggingface_hub, which is not installed; "
-            'run: pip install -c constraints.txt -e ".[hub]"'
-        ) from None
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FETCHED))
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(
-            f"no folder {name} here, and the hub shows no model of that name; check the spelling, "
-            "or log in there if it is private"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"the hub's model {name} has no revision {revision}; check the spelling") from None
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"no folder {name} here, and it could not be fetched from the hub ({type(error).__name__}); where "
-            "there is a network, download the model, copy its folder here and name that"
-        ) from error
-
-
-def origin(source: str, folder: Path) -> dict[str, str]:
-    """What to remember of where a model comes from: its name, and of one from the hub the commit too."""
-    if Path(source).expanduser().is_dir():
-        return {"source": folder.resolve().name}
-    return {"source": source, "revision": folder.name}
+from numpy_llm.positions import sinusoidal_positions
 
 
 def import_gpt2(
@@ -118,7 +46,7 @@ def import_gpt2(
 
     origin: see the function of that name; None for the folder's name
     dropout: for later training, in place of the published rates
-    note: told in a line what a user should know and did not ask for
+    note: called with a line for each thing that the user should know
     Raises UserError naming what is missing, extra, damaged, or computes another function.
     """
     fields = _read_object(folder / CONFIG, folder)
@@ -130,8 +58,21 @@ def import_gpt2(
             "get the files that belong together"
         )
     stored, others = _match(found, config, folder)
-    dtype = _dtype_of(stored, note)
-    weights = Weights.zeros(config, dtype)
+    weights = _read_weights(stored, config, note)
+    _check_tied_output(others.get(OUTPUT), weights)
+    dtype = weights.flat.dtype
+    config, weights = _restore(fields.get(OWN_CONFIG), config, weights, note)
+    return Checkpoint(
+        config=config,
+        weights=weights,
+        tokenizer=_tokenizer(folder, config, note),
+        training={"dtype": str(dtype)} | (origin or {"source": folder.resolve().name}),
+    )
+
+
+def _read_weights(stored: dict[str, StoredTensor], config: ModelConfig, note) -> Weights:
+    """The weights in our layout. Raises UserError naming a tensor that holds nan or infinity."""
+    weights = Weights.zeros(config, _dtype_of(stored, note))
     for name, place in sorted(published_places(config).items(), key=lambda row: -weights[row[0]].size):
         value = stored[name].read()
         weights[name][...] = value.T if place.transposed else value
@@ -142,14 +83,7 @@ def import_gpt2(
                 f"{stored[name].path}: {place.name} holds {weights[name][at]}, so the file is corrupt; "
                 "get the model again"
             )
-    _check_tied_output(others.get(OUTPUT), weights)
-    config, weights = _restore(fields.get(OWN_CONFIG), config, weights, note)
-    return Checkpoint(
-        config=config,
-        weights=weights,
-        tokenizer=_tokenizer(folder, config, note),
-        training={"dtype": str(dtype)} | (origin or {"source": folder.resolve().name}),
-    )
+    return weights
 
 
 # --- files ---
@@ -202,7 +136,7 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
 def _match(
     stored: dict[str, StoredTensor], config: ModelConfig, folder: Path
 ) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
-    """The stored tensors by our names, and the rest by theirs: a tied output, masks left out.
+    """The stored tensors by our names, and the rest by theirs: a tied output; masks are omitted.
 
     Raises UserError listing every tensor that is missing, not GPT-2's, of a wrong shape or not of floats.
     """
@@ -269,8 +203,8 @@ def _check_tied_output(output: StoredTensor | None, weights: Weights):
 def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[ModelConfig, Weights]:
     """The model that an export of this project was made from, if its files still hold that one.
 
-    Fixed positions and absent biases are written as a table and as zeros. Somebody may have trained them
-    since; then they are what the files say they are, weights.
+    Fixed positions and absent biases are exported as a table and as zeros. If they have been trained since, they are
+    weights now.
     """
     if own is None:
         return config, weights
@@ -303,7 +237,7 @@ def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[
 
 def _tokenizer(folder: Path, config: ModelConfig, note):
     encoding = read_vocabulary(folder)
-    if encoding is None and config.vocab_size == GPT2_VOCABULARY:
+    if encoding is None and config.vocab_size == VOCAB_SIZE:
         note(f"{folder} has no vocabulary files; taking tiktoken's gpt2")
         encoding = open_tokenizer("gpt2")
     if encoding is None:

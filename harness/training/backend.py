@@ -1,4 +1,4 @@
-"""What the trainer asks of a backend, and the one place that opens a backend by name."""
+"""The interface of a backend, and how to open one by name."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from contract.config import ModelConfig
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, needs
 from contract.trace import Trace
 from harness.training.machine import available_cpus
 from harness.training.settings import TrainingSettings
@@ -40,7 +40,7 @@ class Backend(Protocol):
         """
 
     def trace(self, tokens: np.ndarray, targets: np.ndarray, *, step: int) -> Trace:
-        """Every tensor of a pass over a batch and its gradient, with the dropout of that step."""
+        """Every tensor of a pass over a batch, and its gradient, with the dropout of that step."""
 
     def clip(self, max_norm: float | None) -> float:
         """Scale the gradients down to `max_norm` (None: leave them). returns: their norm before"""
@@ -49,7 +49,7 @@ class Backend(Protocol):
         """One step of AdamW."""
 
     def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> float:
-        """The loss of a batch without dropout; of the last P places alone where targets are (B, P)."""
+        """The loss of a batch without dropout; only of the last P positions if targets are (B, P)."""
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """The weights by name."""
@@ -58,13 +58,13 @@ class Backend(Protocol):
         """Adam's moments, "m." and "v." before each weight's name."""
 
     def load_optimizer_state(self, state: Mapping[str, np.ndarray], step: int):
-        """Go on from these moments after `step` updates."""
+        """Continue from these moments after `step` updates."""
 
     @staticmethod
     def estimate_memory(
         config: ModelConfig, *, batch_size: int, accumulate: int, threads: int, dtype: str
     ) -> int:
-        """Bytes that training will take at its peak, the interpreter and its libraries included."""
+        """Bytes of memory that training needs at its peak, including the interpreter and its libraries."""
 
     def generate(self, tokens: list[int], max_new_tokens: int, **sampling) -> Iterator[int]:
         """Yield tokens that continue `tokens`; `sampling` as in `numpy_llm.generate.generate`."""
@@ -78,7 +78,7 @@ class BackendSettings:
     threads: None for one per CPU that this process may use
     device: "cpu" or, for PyTorch, "cuda" or "mps"
     beta1, beta2, weight_decay: of AdamW
-    take_weights: whether the backend may train the given weights in place where it needs no copy
+    take_weights: whether the backend may train the given weights in place if it needs no copy
 
     Raises ConfigError for an impossible number of threads.
     """
@@ -111,7 +111,7 @@ def open_backend(
     weights: what to start from; None draws initial weights from the seed
     settings: fields of BackendSettings
 
-    Raises ConfigError for an unknown name or impossible settings, UserError where PyTorch is not installed.
+    Raises ConfigError for an unknown name or impossible settings, UserError if PyTorch is not installed.
     """
     return backend_class(name)(config, weights, BackendSettings(**settings))
 
@@ -123,15 +123,8 @@ def backend_class(name: str) -> type:
 
         return NumpyBackend
     if name == "torch":
-        try:
+        with needs("--backend torch", "torch", ["torch"], ", or omit the option to train in NumPy"):
             from harness.training.torch_backend import TorchBackend
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise UserError(
-                "--backend torch needs PyTorch, which is not installed; run: pip install -c constraints.txt "
-                '-e ".[torch]", or leave the option out to train in NumPy'
-            ) from None
         return TorchBackend
     raise ConfigError(f"unknown backend {name!r}; choose {' or '.join(BACKENDS)}")
 

@@ -54,7 +54,7 @@ class Recipe:
         """Multiplications and additions of the matrix products of a unit of work.
 
         Training: 6 a weight and token, forward 2 and backward 4, and 12 · L · T · C a token for attention, causal
-        or not. Generating: 2 a weight and token, attention left out.
+        or not. Generating: 2 a weight and token, without attention.
 
         Source: Chowdhery et al. 2022 (PaLM), appendix B.
         """
@@ -140,7 +140,7 @@ class Result:
 
 
 def contestants(recipe: Recipe, *, compiled: bool) -> list[str]:
-    """Who takes part: NumPy first; `transformers` where text is generated, `torch.compile` where asked for."""
+    """Who takes part, NumPy first; `transformers` only generates, `torch.compile` only trains, on request."""
     if recipe.new_tokens:
         return [NUMPY, TORCH, TRANSFORMERS]
     return [NUMPY, TORCH, *([COMPILED] if compiled else [])]
@@ -150,7 +150,7 @@ def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compil
     """Measure a recipe.
 
     turns: how often each contestant gets its turn; threads: of each, None for one per CPU
-    Raises UserError where a contestant cannot start.
+    Raises UserError if a contestant cannot start.
     """
     if turns < 1:
         raise ConfigError(f"turns must be at least 1, got {turns}")
@@ -186,12 +186,12 @@ class _Worker:
     def __exit__(self, kind, *_):
         if kind is not None:
             self._process.kill()
-        self._connection.close()  # the process ends when nobody asks any more
+        self._connection.close()  # which ends the process
         self._process.join(timeout=10)
         self._process.kill()
 
     def ask(self, question: str):
-        """Raises UserError with what the process said where it failed."""
+        """The answer of the process. Raises UserError with its message if it failed."""
         self._connection.send(question)
         try:
             answer, problem = self._connection.recv()
@@ -204,7 +204,7 @@ class _Worker:
 
 @contextmanager
 def _deaf_to_interruptions() -> Iterator[None]:
-    """What is started inside leaves Ctrl-C, which a terminal sends to it too, to the process that waits for it."""
+    """Processes started inside ignore Ctrl-C, which a terminal sends to them too; their parent handles it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -218,31 +218,25 @@ def _deaf_to_interruptions() -> Iterator[None]:
 
 def _serve(connection, name: str, recipe: Recipe, threads: int):
     """What runs in a contestant's process."""
-    unit: Callable[[], None] | None = None
+    answers = {
+        "turn": lambda: list(_timed(unit, TURN_SECONDS)),
+        "memory": peak_memory,
+        "peak": lambda: _peak_flops(threads),
+    }
     try:
-        while True:
-            question = connection.recv()
+        while question := connection.recv():
             try:
                 if question == "warm up":
-                    unit = _unit(name, recipe, threads)
-                    for _ in _timed(unit, TURN_SECONDS):
-                        pass
-                    connection.send((None, ""))
-                elif question == "turn":
-                    connection.send((list(_timed(unit, TURN_SECONDS)), ""))
-                elif question == "memory":
-                    connection.send((peak_memory(), ""))
-                else:
-                    with threadpool_limits(threads):
-                        connection.send((_peak_flops(), ""))
+                    unit, question = _unit(name, recipe, threads), "turn"
+                connection.send((answers[question](), ""))
             except Exception as error:
                 connection.send((None, f"{type(error).__name__}: {error}"))
-    except (EOFError, BrokenPipeError):  # nobody asks any more
+    except (EOFError, BrokenPipeError):  # the parent has closed the connection
         return
 
 
 def _timed(unit: Callable[[], None], seconds: float) -> Iterator[float]:
-    """Do units of work, three at least, until so many seconds have passed. yields: the seconds of each"""
+    """Do at least three units of work, for at least `seconds`. yields: the seconds of each"""
     started, count = perf_counter(), 0
     while count < 3 or perf_counter() - started < seconds:
         begun = perf_counter()
@@ -291,17 +285,12 @@ def _transformers_unit(recipe: Recipe, threads: int) -> Callable[[], None]:
     return lambda: model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
 
 
-def _peak_flops() -> float:
-    """Multiplications and additions a second of a large float32 matrix product in NumPy: the best of five."""
+def _peak_flops(threads: int) -> float:
+    """Multiplications and additions per second of a large float32 matrix product in NumPy, the best of many."""
     a = np.ones((PEAK_SIZE, PEAK_SIZE), np.float32)
     product = np.empty_like(a)
-    return 2 * PEAK_SIZE**3 / min(_timed_once(lambda: np.matmul(a, a, out=product)) for _ in range(5))
-
-
-def _timed_once(function: Callable[[], object]) -> float:
-    started = perf_counter()
-    function()
-    return perf_counter() - started
+    with threadpool_limits(threads):
+        return 2 * PEAK_SIZE**3 / min(_timed(lambda: np.matmul(a, a, out=product), TURN_SECONDS))
 
 
 def write_results(path: Path, results: list[Result], *, overwrite: bool = False):

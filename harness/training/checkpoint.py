@@ -1,12 +1,12 @@
-"""Checkpoints: everything that a run needs to go on, or a model to be used, in one folder.
+"""Checkpoints: all that a run needs to continue, or a model to be used, in one folder.
 
     config.json             format version, model configuration, training settings, step, hashes
     model.safetensors       the weights under their dotted names
     optimizer.safetensors   Adam's moments, "m." and "v." before each weight's name (only while training)
     tokenizer.tiktoken      the tokenizer's ranks, unless they are tiktoken's own
 
-A checkpoint is written beside its final place, flushed to disk and renamed, so that a complete one exists at
-every instant; every file is verified by its hash when it is read. Nothing is ever unpickled.
+A checkpoint is written beside its final place, flushed and renamed, so a complete one exists at every instant. Every
+file is verified by its hash when read. Nothing is ever unpickled.
 """
 
 import json
@@ -65,7 +65,7 @@ class Checkpoint:
     tokenizer: the encoding that the model was trained with
     step: optimiser steps done
     training: the run's settings, as JSON values
-    optimizer: Adam's moments by name, or None where they were not asked for or not kept
+    optimizer: Adam's moments by name, or None if not loaded or not kept
     validation_loss: nats per token on the held-out split at this step, None before the first evaluation
     """
 
@@ -79,11 +79,10 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: str | PathLike, checkpoint: Checkpoint):
-    """Write `checkpoint` to `folder`, in place of the checkpoint that stands there.
+    """Write `checkpoint` to `folder`, replacing a checkpoint there; other files in it are kept.
 
-    Files that the user has put beside a checkpoint's own stay in the folder.
-    Raises ConfigError for a checkpoint that could not be read again, UserError where `folder` holds anything but a
-    checkpoint, or cannot be written; what stands there then stays.
+    Raises ConfigError for a checkpoint that could not be read again, UserError if `folder` holds anything but a
+    checkpoint or cannot be written; it is then unchanged.
     """
     checkpoint = _checked(checkpoint)
     try:
@@ -111,8 +110,8 @@ def checkpoint_files(folder: Path) -> set[str] | None:
 def load_checkpoint(folder: str | PathLike, *, with_optimizer: bool = False) -> Checkpoint:
     """Read and verify the checkpoint in `folder`; `with_optimizer` reads Adam's moments too.
 
-    A checkpoint that a training process replaces meanwhile is read again, so its files are never mixed.
-    Raises UserError naming the file that is missing, damaged, of another format version, or holds nan or infinity.
+    If a training process replaces it meanwhile, it is read again, so its files are never mixed.
+    Raises UserError naming the file that is missing, damaged, of another format version, or not finite.
     """
     folder = Path(folder)
     for _ in range(MAX_READ_ATTEMPTS):
@@ -165,7 +164,7 @@ def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
 
 
 def _written(folder: Path) -> tuple[int, int] | None:
-    """What tells a checkpoint from one that has taken its place; None where none stands there."""
+    """What identifies this version of a checkpoint; None if there is none."""
     try:
         status = (folder / CONFIG).stat()
     except FileNotFoundError:
@@ -174,7 +173,7 @@ def _written(folder: Path) -> tuple[int, int] | None:
 
 
 def checkpoint_exists(folder: Path) -> bool:
-    """Whether a checkpoint stands at `folder`, one whose replacement was interrupted included."""
+    """Whether a checkpoint is at `folder`, even if its replacement was interrupted."""
     return any((place / CONFIG).is_file() for place in _places(folder))
 
 
@@ -182,7 +181,7 @@ def checkpoint_exists(folder: Path) -> bool:
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its numbers as JSON has them. Raises ConfigError for one that could not be read again."""
+    """The checkpoint with plain JSON numbers. Raises ConfigError for one that could not be read again."""
     for name, kind in (("config", ModelConfig), ("tokenizer", tiktoken.Encoding)):
         if not isinstance(getattr(checkpoint, name, None), kind):
             raise ConfigError(f"a checkpoint's {name} must be a {kind.__name__}, got {checkpoint!r:.60}")
@@ -208,7 +207,7 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def first_difference(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> str:
-    """The first name whose shape is not the wanted one, and both shapes, in words; "" where all are."""
+    """The first name with a wrong shape, and both shapes, for a message; "" if there is none."""
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             return f"{name} is {found.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
@@ -238,10 +237,10 @@ def _write_files(folder: Path, checkpoint: Checkpoint):
 
 
 def _places(folder: Path) -> Iterator[Path]:
-    """Where the checkpoint may stand, each looked for when it is asked for: at its place, or beside it.
+    """Where the checkpoint may be: at its path or beside it.
 
-    The folder comes once more, as its replacement may be done between two looks. "NAME.old" is where earlier versions
-    of this program left the old one when the power went.
+    The folder comes twice, since its replacement may end in between. "NAME.old" is where earlier releases left the old
+    one after a power failure.
     """
     yield folder
     yield from replaced_folders(folder)
@@ -250,7 +249,7 @@ def _places(folder: Path) -> Iterator[Path]:
 
 
 def _complete(folder: Path) -> Path:
-    """The folder itself or, where it was being replaced when the power went, the copy beside it."""
+    """The folder itself, or the copy beside it if its replacement was interrupted."""
     for place in _places(folder):
         if (place / CONFIG).is_file():
             return place
@@ -308,7 +307,7 @@ def _require_shapes(path: Path, stored: dict[str, StoredTensor], shapes: dict[st
 
 
 def _copy(stored: Mapping[str, StoredTensor], target: Mapping[str, np.ndarray]):
-    # The largest first: while it is mapped, the memory that the others will fill is not taken yet.
+    # Largest first: while it is mapped, the memory for the others is not taken yet.
     for name in sorted(target, key=lambda name: -target[name].size):
         target[name][...] = stored[name].read()
         if not np.isfinite(target[name]).all():

@@ -1,6 +1,7 @@
 """How well a model predicts a text."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import exp, inf, log
 from typing import NamedTuple
 
@@ -19,11 +20,28 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): among how many equally likely tokens one would be as unsure; inf where it overflows."""
+        """exp(loss): the number of equally likely tokens with the same uncertainty; inf if it overflows."""
         try:
             return exp(self.loss)
         except OverflowError:
             return inf
+
+
+@dataclass
+class EvaluationRecord:
+    """What the checkpoints of a run remember of its evaluations; losses in nats per token.
+
+    evaluated: the step of the last quick evaluation
+    final_*: of the final evaluation, if it followed the step that is now the last
+    """
+
+    evaluated: int = 0
+    validation_loss: float | None = None
+    validation_tokens: int | None = None
+    final_validation_loss: float | None = None
+    final_validation_tokens: int | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
 
 
 def evaluate(
@@ -55,7 +73,7 @@ def evaluate(
 
 
 def default_batch_size(config: ModelConfig) -> int:
-    """Windows at once: 32, or fewer where their logits would be more than 64 million numbers."""
+    """Windows at once: 32, or fewer if their logits would be more than 64 million numbers."""
     return max(1, min(32, (1 << 26) // (config.context_length * config.vocab_size)))
 
 

@@ -10,7 +10,7 @@ from harness.training.backend import Backend
 
 
 def encode_prompt(tokenizer: tiktoken.Encoding, prompt: str | None) -> list[int]:
-    """The tokens of a prompt; None stands for a line break, after which a new line begins.
+    """The tokens of a prompt; None means a line break, after which a new line begins.
 
     Raises ConfigError for an empty prompt, UserError for symbols that the tokenizer lacks.
     """

@@ -1,4 +1,4 @@
-"""What this machine is and what of it this process may use: versions, CPUs, memory."""
+"""This machine and what this process may use of it: versions, CPUs, memory."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info
 
 
 def versions() -> dict[str, str]:
-    """What computes here: Python, NumPy with its BLAS, PyTorch where it is installed, system and CPU."""
+    """The versions of Python, NumPy, its BLAS and PyTorch (if installed), the system and the CPU."""
     blas = next((each for each in threadpool_info() if each["user_api"] == "blas"), {})
     found = {
         "python": platform.python_version(),
@@ -35,7 +35,7 @@ def _installed(package: str) -> str:
 
 
 def _processor() -> str:
-    """The CPU's name; Linux keeps it in a file, the other systems tell it."""
+    """The CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -44,7 +44,7 @@ def _processor() -> str:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had resident, in bytes; 0 where the system does not tell."""
+    """The peak resident memory of this process in bytes; 0 if unknown."""
     try:
         # getrusage's figure would count the parent's memory at the fork too.
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -58,11 +58,10 @@ def peak_memory() -> int:
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """The CPUs that this process may keep busy, at least 1.
+    """The CPUs that this process may use, at least 1.
 
-    The least of its affinity, the CPU quota of its container (cgroup v1 or v2, rounded up) and OMP_NUM_THREADS.
-
-    root: where /proc and /sys are found
+    The minimum of its affinity, the CPU quota of its container (cgroup v1 or v2, rounded up) and OMP_NUM_THREADS.
+    root: of /proc and /sys
     """
     counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     for group in _cgroups(root, "cpu"):
@@ -77,9 +76,9 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """The bytes of memory that this process may fill: the machine's, or the limit of its container (cgroup).
+    """The bytes of memory that this process may use: the machine's, or its container's limit (cgroup).
 
-    root: where /proc and /sys are found
+    root: of /proc and /sys
     """
     try:
         sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
@@ -91,7 +90,7 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders with the limits of this process: of its own cgroup and of all above it, v1 and v2."""
+    """The folders with the limits of this process: its cgroup's and those above it, v1 and v2."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
@@ -107,7 +106,7 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _numbers(*paths: Path) -> list[int]:
-    """The integers in those of the files that exist; other words, as "max", are omitted."""
+    """The integers in those of the files that exist, without words such as "max"."""
     words = []
     for path in paths:
         with suppress(OSError):

@@ -14,7 +14,7 @@ MAX_ACCUMULATE = 1024  # more micro-batches than anybody would wait for
 
 
 def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int | None):
-    """Raise UserError where a training would take more memory than this process may use, with a way out.
+    """Raise UserError if a training would take more memory than this process may use, with a way out.
 
     backend: its name; threads: None for one per CPU
     """

@@ -21,7 +21,7 @@ from harness.training.backend import BackendSettings
 from harness.training.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate
-from numpy_llm.layers import cross_entropy_forward
+from numpy_llm.losses import cross_entropy_forward
 from numpy_llm.model import GPT
 
 PROCESS_BYTES = 105 << 20  # Python with all that a training run imports, the plot at its end included
@@ -148,7 +148,7 @@ class NumpyBackend:
     def _over_threads(self, function, parts: list[slice]) -> list[float]:
         """Call `function(part, place)` for the parts of a batch, one per thread. returns: results in order
 
-        Raises UserError where the system starts no more threads.
+        Raises UserError if the system starts no more threads.
         """
 
         def quietly(part: slice, place: int) -> float:
@@ -165,7 +165,7 @@ class NumpyBackend:
                 raise UserError(
                     f"the system does not start {len(parts)} threads ({error}); choose fewer with --threads"
                 ) from error
-            # Of several failures the cause, and not those who waited for it in vain.
+            # The cause of the failure comes before the threads that only waited for it.
             failures = [failure for call in calls if (failure := call.exception())]
             for failure in sorted(failures, key=lambda failure: isinstance(failure, BrokenBarrierError)):
                 raise failure

@@ -1,4 +1,4 @@
-"""The tokens that a run trains on: recorded when it starts, found again when it goes on or is evaluated."""
+"""The tokens that a run trains on: recorded at its start, found again to resume or evaluate it."""
 
 import os
 from contextlib import contextmanager, suppress
@@ -16,7 +16,7 @@ from harness.training.run_folder import RunFolder
 
 
 def corpus_record(run: RunFolder, corpus: TokenFile) -> dict:
-    """What the checkpoints of a run remember of its tokens, as JSON values.
+    """What a run's checkpoints record about its tokens, as JSON values.
 
     tokens: the token file's absolute path, None for the run's own; tokens_relative: from the run's folder
     tokens_sha256: of the token file; train_tokens: where it is split
@@ -37,14 +37,13 @@ def run_corpus(
     *,
     otherwise: str = "start a run of its own with --from",
 ) -> TokenFile:
-    """The tokens that a run was trained on, wherever they lie now: the hash decides.
+    """The tokens that a run was trained on, wherever they are now, identified by their hash.
 
-    A token file of the user's is looked for where it was, where it was as seen from the run's folder, and in that
+    A token file of the user's is searched at its old path, at its old path relative to the run's folder, and in that
     folder, its parent and the current one. The run's own is in its folder.
 
-    named: look there alone; otherwise: what else the message may advise
-
-    Raises UserError naming all that was looked at.
+    named: look only there; otherwise: what else to advise
+    Raises UserError naming all places tried.
     """
     problems = []
     for path in [named] if named else _places(run, checkpoint.training):
@@ -59,7 +58,7 @@ def run_corpus(
 
 
 def check_named(text: Path, run: RunFolder, checkpoint: Checkpoint):
-    """Raise ConfigError where `text` cannot name the tokens of a run that goes on."""
+    """Raise ConfigError if `text` cannot be the tokens of a resumed run."""
     if not checkpoint.training.get("tokens"):
         raise ConfigError(
             f"--text does not go with --resume: {run.path} has its own tokens, in {run.tokens.name}; omit it"
@@ -71,7 +70,7 @@ def check_named(text: Path, run: RunFolder, checkpoint: Checkpoint):
 
 
 def check_tokenizer(corpus: TokenFile, tokenizer: tiktoken.Encoding, advice: str = ""):
-    """Raise UserError, with `advice`, where a token file was made by another tokenizer than the model's."""
+    """Raise UserError, with `advice`, if a token file was made by another tokenizer than the model's."""
     found, wanted = corpus.info.tokenizer, identity(tokenizer)
     if (found["sha256"], found["vocab_size"]) != (wanted["sha256"], wanted["vocab_size"]):
         problem = f"{corpus.path} was made by another tokenizer than the model's"
@@ -80,10 +79,9 @@ def check_tokenizer(corpus: TokenFile, tokenizer: tiktoken.Encoding, advice: str
 
 @contextmanager
 def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
-    """The tokens to evaluate a model on, int (N,), there as long as the block lasts.
+    """The tokens to evaluate a model on, int (N,), available during the block.
 
-    run: the folder that the user named; text: a UTF-8 text, None for the run's own held-out split, which a token
-        file stands for, too
+    run: the folder that the user named; text: a UTF-8 text; None, or the run's token file, for its held-out split
     """
     if text is None or text.suffix == ".bin":
         folder = RunFolder(run if RunFolder(run).holds_a_run() else run.parent)
@@ -101,7 +99,7 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
 
 
 def check_length(text: Path, info: TokenFileInfo, config: ModelConfig, has_base: bool):
-    """Raise UserError where there are too few tokens; has_base: whether the model's context length is given."""
+    """Raise UserError for too few tokens; has_base: whether the context length is fixed by trained weights."""
     wanted = config.context_length + 1
     if info.train_tokens < wanted:
         shorter = "" if has_base or info.train_tokens < 2 else " or a smaller --context-length"
@@ -117,7 +115,7 @@ def check_length(text: Path, info: TokenFileInfo, config: ModelConfig, has_base:
 
 
 def _way_to_validate(text: Path, info: TokenFileInfo, wanted: int) -> str:
-    """What to do about a text that leaves nothing to validate on."""
+    """What to do about a text without a held-out part."""
     # With 0.1 asked for, the held-out part has up to 0.11 of the tokens.
     if text.suffix != ".bin" or info.tokens < 20 or 0.89 * info.tokens < wanted:
         return "give a longer text"
@@ -130,7 +128,7 @@ def _way_to_validate(text: Path, info: TokenFileInfo, wanted: int) -> str:
 
 
 def _places(run: RunFolder, kept: dict) -> list[Path]:
-    """Where the tokens of a run may lie, likeliest first."""
+    """Where the tokens of a run may be, likeliest first."""
     if not kept.get("tokens"):
         return [run.tokens]
     folder = run.path.resolve()

@@ -46,16 +46,12 @@ class RunFolder:
 
     @property
     def resumable(self) -> Path:
-        """The checkpoint to go on from: the latest, or the best where a crash came before the first latest."""
-        return (
-            self.best if checkpoint_exists(self.best) and not checkpoint_exists(self.latest) else self.latest
-        )
+        """The checkpoint to continue from: the latest, or the best if a crash came before the first latest."""
+        only_best = checkpoint_exists(self.best) and not checkpoint_exists(self.latest)
+        return self.best if only_best else self.latest
 
     def lock(self):
-        """Keep other processes from writing to this run, until `unlock` or the end of this process.
-
-        Raises UserError where another process has the lock.
-        """
+        """Keep other processes from writing to this run until `unlock`. Raises UserError if another has the lock."""
         try:
             if not self._lock.is_locked:
                 self._lock.acquire(timeout=0)
@@ -71,7 +67,7 @@ class RunFolder:
 
     @contextmanager
     def unlocked_on_failure(self) -> Iterator[None]:
-        """Release the lock where the block fails, and keep it where the block goes well."""
+        """Release the lock if the block fails; else keep it."""
         try:
             yield
         except BaseException:
@@ -89,15 +85,14 @@ class RunFolder:
         return path.resolve() in {each.resolve() for each in own}
 
     def is_there(self) -> bool:
-        """Whether the folder that was locked still stands at its place, and not another."""
+        """Whether the folder that was locked is still at its path."""
         return self._folder == _identity(self.path)
 
     def replaceable(self, overwrite: bool, way: str = "continue it with --resume, ") -> list[str]:
-        """The names of what a run has left here, which `overwrite` gives away; none where there is no run.
+        """The names of an earlier run's files here, which a new run replaces; other files stay.
 
-        Whatever else lies in the folder stays. way: what else to do about a run here, for the message
-        Raises UserError where a run stands here and is not to be overwritten, or where the name of a run's file is
-        taken by something that no run wrote.
+        way: what else to do about a run here, for the message
+        Raises UserError if a run is here and `overwrite` is off, or something else has the name of a run's file.
         """
         tokens = map(self.tokens.with_suffix, TOKEN_ENDINGS)
         is_own = {
@@ -122,7 +117,7 @@ class RunFolder:
 
 
 def _foreign_in_checkpoint(place: Path) -> Path | None:
-    """What in a checkpoint's folder is not its own, the folder itself where it is none; None where all is its own."""
+    """The first item in a checkpoint's folder that is not its own, or None; the folder itself if no checkpoint."""
     own = checkpoint_files(place) if place.is_dir() and not place.is_symlink() else None
     if own is None:
         return place
@@ -133,11 +128,11 @@ def _foreign_in_checkpoint(place: Path) -> Path | None:
 def new_run(
     run: RunFolder, *, overwrite: bool, way: str = "continue it with --resume, "
 ) -> Iterator[RunFolder]:
-    """A staging folder, whose files move into the run's own once the block has gone well.
+    """A staging folder, whose files move into the run's own if the block succeeds.
 
-    So a run that cannot start leaves nothing behind, and the run that it should replace stays. `run` is locked
-    afterwards: no other process comes between its start and its training. way: see `RunFolder.replaceable`
-    Raises UserError where a run stands there and `overwrite` is not set, or something else does.
+    So a run that cannot start leaves nothing behind, and the run that it should replace stays. Afterwards `run` is
+    locked, so no other process starts there before it trains. way: see `RunFolder.replaceable`
+    Raises UserError if a run is there and `overwrite` is off, or the folder's names are taken.
     """
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"{run.path} is a file, expected a folder; choose another --out")
@@ -145,9 +140,7 @@ def new_run(
 
     def replaceable() -> list[str]:
         run.lock()
-        return run.replaceable(
-            overwrite, way
-        )  # again: another process may have started a run in the meantime
+        return run.replaceable(overwrite, way)  # again: another process may have started a run meanwhile
 
     with run.unlocked_on_failure(), write_into(run.path, replaceable) as staged:
         yield RunFolder(staged)
@@ -155,9 +148,9 @@ def new_run(
 
 @contextmanager
 def unused_folder(path: Path) -> Iterator[Path]:
-    """A new folder at `path`, or with a number behind it where that is taken: runs/tense, runs/tense-2, ...
+    """A new folder at `path`, with a number appended if that is taken: runs/tense, runs/tense-2, ...
 
-    It is made at once, so that two processes never get the same one, and removed if the block fails.
+    It is created at once, so that two processes never get the same one, and removed if the block fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in count(1):
@@ -174,10 +167,7 @@ def unused_folder(path: Path) -> Iterator[Path]:
 
 
 def find_checkpoint(path: str | os.PathLike) -> Path:
-    """The checkpoint that `path` means: itself, or the best, or else the latest, of the run folder it is.
-
-    Raises UserError where there is none.
-    """
+    """The checkpoint at `path`: itself, or the best or else the latest of a run folder. Raises UserError if none."""
     path, run = Path(path), RunFolder(path)
     for place in (path, path.parent):
         clear_leftovers(place)
@@ -206,9 +196,8 @@ class MetricsLog:
     A step has "loss"; an evaluation during training "validation_loss", the final one "final_validation_loss", with
     the number of tokens that it is over: "validation_tokens", "final_validation_tokens".
 
-    after_step: keep what an earlier part of the run has written up to this step, drop what came later
-    kept: the rows kept
-    Raises UserError where the file cannot be written.
+    after_step: keep the rows of an earlier session up to this step, drop later ones; kept: those rows
+    Raises UserError if the file cannot be written.
     """
 
     def __init__(self, path: Path, *, after_step: int = 0):
@@ -246,7 +235,7 @@ class MetricsLog:
         return self
 
     def __exit__(self, kind, *exception):
-        # Where the run has failed already, a row that finds no room is not worth another error.
+        # After a failure of the run itself, a row that cannot be written needs no second error.
         with suppress(OSError) if kind else self._named_errors():
             self._file.close()
 
@@ -256,7 +245,7 @@ def _line(row: dict) -> str:
 
 
 def read_metrics(path: Path) -> Iterator[dict]:
-    """The rows of a metrics file, without lines that were cut short or damaged; none where there is no file."""
+    """The rows of a metrics file, without damaged lines; none if there is no file."""
     if path.exists():
         with open_regular(path) as file:
             lines = file.read().decode("utf-8", errors="replace").splitlines()
@@ -270,7 +259,7 @@ def read_metrics(path: Path) -> Iterator[dict]:
 
 
 def _is_row(row) -> bool:
-    """Whether what a line holds is a row that a run may have written."""
+    """Whether a JSON value is a row that a run may have written."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 < row["step"] < 2**63:
         return False
     losses = [row[name] for name in LOSSES if name in row]
@@ -300,11 +289,11 @@ def plot_metrics(metrics: Path, image: Path):
         figure.savefig(file, format="png", metadata={"Software": _SOFTWARE})
 
 
-# What a run wrote, told by its contents
+# Recognising what a run wrote
 
 
 def is_metrics_log(path: Path) -> bool:
-    """Whether a file is a log of `MetricsLog`; an empty one is, since nothing is lost with it."""
+    """Whether a file is a log of `MetricsLog`, or empty."""
     try:
         with open_regular(path) as file:
             size, beginning = os.fstat(file.fileno()).st_size, file.read(1 << 16)

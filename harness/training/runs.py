@@ -1,4 +1,4 @@
-"""Starting a training run, going on with one, and opening what it made."""
+"""Starting a training run, resuming one, and opening its model."""
 
 import os
 from collections.abc import Callable
@@ -50,30 +50,25 @@ def start_run(
 ) -> Trainer:
     """Prepare a new run in the folder `out`: its tokens, its model, its trainer.
 
-    text: a UTF-8 text, or a token file that `prepare` wrote, which keeps its own tokenizer
-    tokenizer: see `data.prepare.prepare`
-    start: a run or checkpoint to take weights, configuration and tokenizer from; `preset_name` is ignored then, and
-        `overrides` may change the dropout alone
+    text, tokenizer: see `data.prepare.prepare`; a token file keeps its own tokenizer
+    start: run or checkpoint to take weights, configuration and tokenizer from; `overrides` may only change the dropout
     preset_name, overrides: see `contract.config.preset`
-    training: fields of TrainingSettings, or `epochs` instead of its `steps`; with `start` the defaults are those of
-        `FINE_TUNING`
+    training: fields of TrainingSettings, or `epochs` instead of `steps`; with `start` over `FINE_TUNING`
     machine: fields of Machine
 
-    Raises UserError where anything does not fit; nothing has been written or replaced then.
+    Raises UserError if anything does not fit; nothing has been written or replaced then.
     """
     out, text, start, machine = Path(out), Path(text), start and Path(start), Machine(**machine)
     run, training, overrides = RunFolder(out), training or {}, overrides or {}
-    if overwrite:
-        _keep_sources(run, text, start)
+    _keep_sources(run, text, start, overwrite)
     base = _base(start, tokenizer) if start else None
-    training = FINE_TUNING | training if base else training
     with new_run(run, overwrite=overwrite) as staged:
         corpus, encoding = _training_corpus(text, tokenizer, base, staged.tokens, progress)
         if base:
             config = _overridden(base.config, overrides, start)
         else:
             config = preset(preset_name, vocab_size=encoding.n_vocab, **overrides)
-        settings = _settings(training, corpus.info, config)
+        settings = _settings(FINE_TUNING | training if base else training, corpus.info, config)
         check_length(text, corpus.info, config, base is not None)
         backend = open_training_backend(machine, config, settings, base and base.weights)
         del corpus  # an open file cannot be moved on Windows
@@ -82,10 +77,10 @@ def start_run(
     return Trainer(backend, settings, run, corpus, encoding, record=origin | _record(run, corpus, backend))
 
 
-def _keep_sources(run: RunFolder, text: Path, start: Path | None):
-    """Raise ConfigError where the new run would replace what it is made from."""
+def _keep_sources(run: RunFolder, text: Path, start: Path | None, overwrite: bool):
+    """Raise ConfigError if the new run would replace what it is made from."""
     for flag, source in (("--text", text), ("--from", start)):
-        if source and run.path.is_dir() and run.holds(source):
+        if overwrite and source and run.path.is_dir() and run.holds(source):
             raise ConfigError(
                 f"{flag} {source} is of the run that --overwrite replaces; choose another --out"
             )
@@ -143,46 +138,42 @@ def resume_run(
 ) -> Trainer:
     """Continue the run in `out` from its latest checkpoint, with its own settings.
 
-    training, overrides: settings given again, as for `start_run`. Those in `CHANGEABLE` take effect, and those in
-        `CHANGEABLE_RATES` where the steps grow; another must be what the run has
-    text: the token file that the run was started with, where it cannot be found, see `run_corpus`
-    machine: fields of Machine, by default the run's; another adds up in another order, so the last bits may differ
+    training, overrides: as for `start_run`; they must be the run's, but for those in `CHANGEABLE` and, if the steps
+        grow, in `CHANGEABLE_RATES`
+    text: the token file that the run was started with, if `run_corpus` cannot find it
+    machine: fields of Machine, by default the run's; another sums in another order, so the last bits may differ
 
-    Raises UserError where there is nothing to continue, ConfigError naming a setting that would change the run.
+    Raises UserError if there is nothing to continue, ConfigError naming a setting that would change the run.
     """
     run = RunFolder(out)
     clear_leftovers(run.path)
     with run.unlocked_on_failure():
         if checkpoint_exists(run.resumable):
             run.lock()  # before reading: another process may be writing
-        elif run.holds_a_run():
-            raise UserError(
-                f"{out} has no checkpoint yet to go on from; start the run again with --overwrite"
-            )
         checkpoint = _latest_checkpoint(run)
         if text:
             check_named(text, run, checkpoint)
         kept = _kept(run, checkpoint)
-        settings = _resumed_settings(run, checkpoint, training or {})
-        for name, value in (overrides or {}).items():
-            if value != kept[name]:
-                raise _would_change(run, name, value, kept[name])
-        machine = _resumed_machine(kept, machine)
-        backend = open_training_backend(machine, checkpoint.config, settings, checkpoint.weights)
+        settings = _resumed_settings(run, checkpoint, training or {}, overrides or {})
+        machine, weights = _resumed_machine(kept, machine), checkpoint.weights
+        backend = open_training_backend(machine, checkpoint.config, settings, weights)
         corpus = run_corpus(run, checkpoint, text)
-        origin = {name: kept[name] for name in ("source", "from") if name in kept}
-        record = origin | _record(run, corpus, backend)
+        record = {name: kept[name] for name in ("source", "from") if name in kept}
+        record |= _record(run, corpus, backend)
         trainer = Trainer(backend, settings, run, corpus, checkpoint.tokenizer, record=record)
         trainer.resume(checkpoint)
         if trainer.done:
-            raise UserError(
-                f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
-            )
+            done = f"{run.path} has done all its {settings.steps} steps"
+            raise UserError(f"{done}; name more with --steps to train further")
     return trainer
 
 
 def _latest_checkpoint(run: RunFolder) -> Checkpoint:
-    """The checkpoint to continue from, once nothing else stands in its place."""
+    """The checkpoint to continue from. Raises UserError if it is damaged or something else has its name."""
+    if run.holds_a_run() and not checkpoint_exists(run.resumable):
+        raise UserError(
+            f"{run.path} has no checkpoint yet to go on from; start the run again with --overwrite"
+        )
     try:
         checkpoint = load_checkpoint(run.resumable, with_optimizer=True)
     except UserError as error:
@@ -200,7 +191,7 @@ def _latest_checkpoint(run: RunFolder) -> Checkpoint:
 
 
 def _resumed_machine(kept: dict, given: dict) -> Machine:
-    """What computed before, but for what is given; another backend runs on the CPU unless told otherwise."""
+    """The run's machine with the fields given now; another backend runs on the CPU unless a device is given."""
     given = {name: value for name, value in given.items() if value is not None}
     machine = Machine(**{name: kept[name] for name in Machine._fields} | given)
     moved = machine.backend != kept["backend"] and "device" not in given
@@ -208,7 +199,7 @@ def _resumed_machine(kept: dict, given: dict) -> Machine:
 
 
 def _kept(run: RunFolder, checkpoint: Checkpoint) -> dict:
-    """What the checkpoint says of training and model. Raises UserError where training cannot go on with that."""
+    """A checkpoint's training record and model. Raises UserError if training cannot continue from them."""
     kept = checkpoint.training | checkpoint.config.to_dict()
     try:
         require(kept, RESUMABLE)
@@ -221,8 +212,13 @@ def _kept(run: RunFolder, checkpoint: Checkpoint) -> dict:
     return kept
 
 
-def _resumed_settings(run: RunFolder, checkpoint: Checkpoint, given: dict) -> TrainingSettings:
+def _resumed_settings(
+    run: RunFolder, checkpoint: Checkpoint, given: dict, overrides: dict
+) -> TrainingSettings:
     """The settings of a checkpoint with those given again, or a ConfigError naming one that would change the run."""
+    for name, value in overrides.items():
+        if value != getattr(checkpoint.config, name):
+            raise _would_change(run, name, value, getattr(checkpoint.config, name))
     earlier = TrainingSettings.from_dict(checkpoint.training)
     another_rate = given.get("learning_rate", earlier.learning_rate) != earlier.learning_rate
     # A minimum that is not given follows another rate.
@@ -246,7 +242,7 @@ def _would_change(run: RunFolder, name: str, found, kept, way: str = "") -> Conf
 
 
 def _record(run: RunFolder, corpus: TokenFile, backend: Backend) -> dict:
-    """What a run must go on with to give the same bits: its tokens, and what computes."""
+    """What a run must keep to give the same bits: its tokens and its machine."""
     machine = {"backend": backend.name, "device": backend.device, "threads": backend.threads}
     return corpus_record(run, corpus) | machine
 
@@ -257,19 +253,13 @@ def open_training_backend(
     """The backend that the settings ask for; it takes `weights` over."""
     check_threads(machine.threads)
     check_memory(machine.backend, config, settings, machine.threads)
-    return open_backend(
-        machine.backend,
-        config,
-        weights,
-        seed=settings.seed,
-        dtype=settings.dtype,
-        threads=machine.threads,
-        device=machine.device,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        weight_decay=settings.weight_decay,
-        take_weights=True,
-    )
+    names = ("seed", "dtype", "beta1", "beta2", "weight_decay")
+    return _opened(machine, config, weights, {name: getattr(settings, name) for name in names})
+
+
+def _opened(machine: Machine, config: ModelConfig, weights, settings: dict) -> Backend:
+    place = {"threads": machine.threads, "device": machine.device}
+    return open_backend(machine.backend, config, weights, take_weights=True, **place, **settings)
 
 
 def open_model(path: Path, **machine) -> tuple[Backend, Checkpoint]:
@@ -277,16 +267,10 @@ def open_model(path: Path, **machine) -> tuple[Backend, Checkpoint]:
 
     path: a run's folder, of which the best checkpoint is taken, or a checkpoint's own; machine: fields of Machine
     """
-    checkpoint, machine = load_checkpoint(find_checkpoint(path)), Machine(**machine)
-    return open_backend(
-        machine.backend,
-        checkpoint.config,
-        checkpoint.weights,
-        dtype=checkpoint.weights.flat.dtype.name,
-        threads=machine.threads,
-        device=machine.device,
-        take_weights=True,
-    ), checkpoint
+    checkpoint = load_checkpoint(find_checkpoint(path))
+    weights = checkpoint.weights
+    dtype = {"dtype": weights.flat.dtype.name}
+    return _opened(Machine(**machine), checkpoint.config, weights, dtype), checkpoint
 
 
 def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfig:

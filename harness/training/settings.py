@@ -1,4 +1,4 @@
-"""What a training run is told, with the defaults that the command line and Python share."""
+"""Settings of a training run, with the defaults that the command line and Python share."""
 
 from dataclasses import asdict, dataclass, fields
 from math import inf, isinf
@@ -26,7 +26,7 @@ class Machine(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """What a training run is told beside its model and its text. Stored in every checkpoint.
+    """Settings of a training run beside its model and its text. Stored in every checkpoint.
 
     steps: optimiser steps; batch_size: sequences per step; accumulate: micro-batches that a batch is cut into
     learning_rate: the peak; min_learning_rate: where the cosine ends, None for a tenth of the peak

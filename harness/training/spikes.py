@@ -1,16 +1,16 @@
-"""Losses that lie far above those before them."""
+"""Loss spikes."""
 
 from math import sqrt
 
 
 class SpikeDetector:
-    """Detects loss spikes, which a short-lived instability leaves behind.
+    """Detects loss spikes: a loss far above its recent running mean, after a short instability.
 
-    A spike lies more than `DEVIATIONS` running standard deviations, and at least `MIN_JUMP` nats, above the
-    running mean. Both follow every loss; one beyond the limit counts as the limit, so that a spike does not hide
-    the next one, while a text that has become harder, or a rarer kind of text, is soon the usual.
+    Far means more than `DEVIATIONS` running standard deviations, and at least `MIN_JUMP` nats. Mean and deviation
+    follow every loss; one beyond the limit counts as the limit, so that a spike does not hide the next one, while
+    harder text soon becomes the norm.
 
-    first: losses that are not judged, as they fall fast
+    first: number of losses that are not judged, since they fall fast
     """
 
     DEVIATIONS, MIN_JUMP = 8, 0.1

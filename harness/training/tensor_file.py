@@ -1,7 +1,6 @@
-"""Safetensors files, read tensor by tensor, so that no second copy of a model stands in memory.
+"""Safetensors files, read tensor by tensor, so that memory never holds a second copy of a model.
 
-The `safetensors` package proves a file's header sound. The numbers are then mapped from the file into the
-place where they are wanted, one tensor at a time, and the map is closed again.
+The `safetensors` package validates the header. The numbers are then mapped from the file, one tensor at a time.
 """
 
 import json
@@ -21,7 +20,7 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor stands in a file.
+    """The place of a tensor in a file.
 
     dtype: as safetensors names it, such as "F32"; shape: the tensor's; offset: of its first byte in the file
     """
@@ -37,7 +36,7 @@ class StoredTensor(NamedTuple):
         return np.dtype("float64" if self.dtype == "F64" else "float32")
 
     def read(self) -> np.ndarray:
-        """The numbers, float (shape): a read-only map of the file, or a copy where they had to be converted."""
+        """The numbers, float (shape): a read-only map of the file, or a converted copy."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.float_dtype)  # nothing can be mapped
         stored = np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)
@@ -49,7 +48,7 @@ class StoredTensor(NamedTuple):
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name.
 
-    Raises UserError where the file is missing, cut short, or not safetensors.
+    Raises UserError if the file is missing, truncated, or not safetensors.
     """
     try:
         with open_regular(path), safe_open(path, framework="numpy") as file:
@@ -71,7 +70,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None):
-    """Write a new safetensors file with the permissions of any other. Raises OSError where it cannot be written."""
+    """Write a new safetensors file with default permissions. Raises OSError if it cannot be written."""
     path.touch(exist_ok=False)
     mode = path.stat().st_mode  # safetensors gives its files to the owner alone
     try:

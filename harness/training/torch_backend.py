@@ -1,4 +1,4 @@
-"""The PyTorch twin as a backend, on the processor or an accelerator."""
+"""The PyTorch twin as a backend, on the CPU or an accelerator."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -15,7 +15,7 @@ from contract.weights import parameter_count
 from harness.training.backend import BackendSettings
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate
-from torch_llm.layers import cross_entropy
+from torch_llm.losses import cross_entropy
 from torch_llm.model import GPT
 
 PROCESS_BYTES = 370 << 20  # Python with PyTorch and all that a training run imports, the plot included
@@ -123,12 +123,12 @@ class TorchBackend:
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Tensors of any device as arrays; those of the processor share its memory."""
+    """Tensors of any device as arrays; those on the CPU share their memory."""
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
 
 def open_device(name: str, dtype: str) -> torch.device:
-    """The device called `name`; raises ConfigError where it is not there or cannot compute in `dtype`."""
+    """The device called `name`. Raises ConfigError if it is missing or cannot compute in `dtype`."""
     accelerators = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     devices = ["cpu", *(device for device, is_available in accelerators.items() if is_available())]
     if name not in devices:

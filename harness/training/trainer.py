@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from math import isfinite
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -13,25 +14,24 @@ from contract.errors import UserError
 from data.batches import Windows
 from harness.training.backend import Backend
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, save_checkpoint
-from harness.training.evaluation import Evaluation, evaluate
+from harness.training.evaluation import Evaluation, EvaluationRecord, evaluate
 from harness.training.run_folder import MetricsLog, RunFolder, plot_metrics
 from harness.training.settings import TrainingSettings
 from harness.training.spikes import SpikeDetector
 
-# Windows of an evaluation during training, evenly spread over the held-out split.
-QUICK_EVALUATION_WINDOWS = 256
-# Tokens of the final evaluation, unless --eval-tokens says more; a tenth of a gigabyte would take longer than
-# the training.
-MAX_FINAL_TOKENS = 1 << 21
-CHECKPOINT_SECONDS = 300  # the most that a crash may cost, besides the step that is running
+QUICK_EVALUATION_WINDOWS = 256  # of an evaluation during training, evenly spread over the held-out split
+MAX_FINAL_TOKENS = (
+    1 << 21
+)  # of the final evaluation by default: all of a large split would outlast the training
+CHECKPOINT_SECONDS = 300  # the most work that a crash may cost, besides the step that is running
 
 
 class Progress(NamedTuple):
-    """What the trainer tells after each step.
+    """What the trainer reports after each step.
 
     step: steps done; loss: of this step's batch, nats per token; seconds: that the step took
-    validation: the quick evaluation where one followed the step, else None
-    spike: whether the loss lies far above those of the steps before
+    validation: the quick evaluation if one followed the step, else None
+    spike: whether the loss is a spike
     """
 
     step: int
@@ -44,9 +44,9 @@ class Progress(NamedTuple):
 class Outcome(NamedTuple):
     """How training ended.
 
-    step: steps done; finished: False where it was interrupted
-    validation: the final evaluation, or the last quick one where that is all; None where training was interrupted
-    seconds: that this part of the training took, evaluations and checkpoints included
+    step: steps done; finished: False if interrupted
+    validation: the final evaluation, or the last quick one if there is no other; None if interrupted
+    seconds: of this session, evaluations and checkpoints included
     plot_problem: why the plot was not drawn, or ""
     """
 
@@ -58,24 +58,20 @@ class Outcome(NamedTuple):
 
 
 class Trainer:
-    """Trains a backend on a corpus, evaluating and writing checkpoints on the way.
+    """Trains a backend on a corpus, evaluates it and writes checkpoints.
 
-    Every evaluation during training, the last included, sees the same windows of the held-out split, so that
-    "best" compares like with like. Where they are only a part of it, a final evaluation of more follows: of
-    `settings.eval_tokens` or else of all held-out tokens, but at most `MAX_FINAL_TOKENS` and half of the tokens that
-    the training goes through.
+    Every evaluation during training sees the same windows of the held-out split, so "best" compares like with like.
+    If they are only a part of it, a final evaluation of more follows: of `settings.eval_tokens`, by default of all
+    held-out tokens, but at most `MAX_FINAL_TOKENS` and half of the tokens trained on.
 
-    backend: the model with its optimiser
     run: the folder that receives checkpoints, metrics and plot
-    corpus: object with `train` and `validation`, int (N,) each; its `verify()`, where it has one, raises UserError
-        where they are no longer what they were. tokenizer: what made them
-    record: what else the checkpoints should remember of the run, as JSON values
+    corpus: object with `train` and `validation`, int (N,) each; its optional `verify()` raises UserError if they have
+        changed. tokenizer: what made them
+    record: what else the checkpoints keep about the run, as JSON values
 
-    Attributes to set before `train`:
-
-    report: called after every step; interrupted: called after every step, whether to save and stop
-    report_evaluation: called in the final evaluation with the tokens predicted so far, at first 0, and their total
-    clock: gives seconds, for `CHECKPOINT_SECONDS`
+    Attributes to set before `train`: report and interrupted, called after every step, the latter to ask whether to
+    save and stop; report_evaluation, called in the final evaluation with the tokens predicted so far, from 0, and
+    their total; clock, which gives seconds.
     """
 
     def __init__(
@@ -97,11 +93,7 @@ class Trainer:
         self.interrupted: Callable[[], bool] = lambda: False
         self.clock: Callable[[], float] = monotonic
         self.step = 0  # steps done
-        # What the checkpoints remember of the evaluations: the last, at step `evaluated`; the final one, where it
-        # was made after the step that is now the last; the best.
-        self.evaluated, self.validation_loss, self.validation_tokens = 0, None, None
-        self.final_loss, self.final_tokens = None, None
-        self.best_loss, self.best_step = None, None
+        self.evaluations = EvaluationRecord()
         self.rate_change: tuple[float, float] | None = None
         self._verify = getattr(corpus, "verify", lambda: None)
         self._saved = 0.0  # when, by the clock
@@ -126,36 +118,32 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether all steps, and the evaluations after the last one, were made."""
-        last = self.step == self.settings.steps
-        return self.step > self.settings.steps or (
-            last and not (self._evaluation_due() or self._final_evaluation_due())
-        )
+        due = self._evaluation_due() or self._final_evaluation_due()
+        return self.step > self.settings.steps or (self.step == self.settings.steps and not due)
 
     def resume(self, checkpoint: Checkpoint):
-        """Go on after `checkpoint`, which was loaded with its optimizer state.
+        """Continue after `checkpoint`, which was loaded with its optimizer state.
 
-        `rate_change` is then the learning rate of the last step done and of the next, where the settings are
-        other than the checkpoint's and change it, else None.
+        `rate_change` is then the learning rate of the last step and of the next, if other settings change it.
         """
         self.backend.load_optimizer_state(checkpoint.optimizer, checkpoint.step)
         training, earlier = checkpoint.training, TrainingSettings.from_dict(checkpoint.training)
         self.step = checkpoint.step
-        self.evaluated, self.validation_loss = training["evaluated"], checkpoint.validation_loss
-        self.best_loss, self.best_step = training.get("best_loss"), training.get("best_step")
-        if "validation_tokens" in training:
-            self.validation_tokens = training["validation_tokens"]
-            self.final_loss = training.get("final_validation_loss")
-            self.final_tokens = training.get("final_validation_tokens")
-        elif self.evaluated == earlier.steps:  # written when the last evaluation was the final one
-            self.final_loss = self.validation_loss
+        known = training | {"validation_loss": checkpoint.validation_loss}
+        record = EvaluationRecord(**{field.name: known.get(field.name) for field in fields(EvaluationRecord)})
+        if "validation_tokens" not in training and record.evaluated == earlier.steps:
+            record.final_validation_loss = (
+                record.validation_loss
+            )  # the last evaluation was the final one once
+        self.evaluations = record
         if earlier.rate(self.step) != self.settings.rate(self.step):
             self.rate_change = earlier.rate(max(0, self.step - 1)), self.settings.rate(self.step)
 
     def train(self) -> Outcome:
-        """Train up to `settings.steps`, or until interrupted; a checkpoint is written in both cases.
+        """Train up to `settings.steps`, or until interrupted; write a checkpoint in both cases.
 
-        Raises UserError where a loss or a gradient stops being finite, and the last checkpoint stays; or where
-        the tokens cannot be read or have changed, and the steps done are saved.
+        Raises UserError if a loss or a gradient is no longer finite: the last checkpoint stays. Also if the tokens
+        cannot be read or have changed: the steps done are saved.
         """
         self.run.lock()  # starting or resuming has locked it; a second call of `train` has not
         try:
@@ -182,22 +170,19 @@ class Trainer:
                 evaluation = self._evaluate_finally(metrics)
         finished = self.step == settings.steps and evaluation is not None
         if finished:
-            self._verify_tokens()
+            try:
+                self._verify()
+            except UserError as error:
+                raise UserError(
+                    f"{error}. All steps are done, but some may have seen other tokens: train again"
+                ) from None
         problem = self._plot()
         return Outcome(
             self.step, finished, evaluation if finished else None, perf_counter() - started, problem
         )
 
-    def _verify_tokens(self):
-        try:
-            self._verify()
-        except UserError as error:
-            raise UserError(
-                f"{error}. All steps are done, but some may have seen other tokens: train again"
-            ) from None
-
     def _plot(self) -> str:
-        """Draw the plot. returns: why that was not possible, or ""; a training is not lost for want of a plot"""
+        """Draw the plot. returns: why that failed, or "", since training must not fail because of a plot"""
         try:
             plot_metrics(self.run.metrics, self.run.plot)
         except Exception as error:
@@ -206,10 +191,12 @@ class Trainer:
 
     def _evaluation_due(self) -> bool:
         last = self.step == self.settings.steps
-        return self.evaluated != self.step and (last or self.step % self.settings.eval_interval == 0)
+        return self.evaluations.evaluated != self.step and (
+            last or self.step % self.settings.eval_interval == 0
+        )
 
     def _final_evaluation_due(self) -> bool:
-        last = self.step == self.settings.steps and self.final_loss is None
+        last = self.step == self.settings.steps and self.evaluations.final_validation_loss is None
         return last and self._final_windows() != self._held_out_windows(0)
 
     def _final_windows(self) -> int | None:
@@ -217,12 +204,12 @@ class Trainer:
         return self._held_out_windows(self.settings.eval_tokens or min(MAX_FINAL_TOKENS, passed // 2))
 
     def _held_out_windows(self, tokens: int) -> int | None:
-        """So many windows as predict `tokens` tokens, but no fewer than the quick evaluation's; None for all."""
+        """The windows that predict `tokens` tokens, at least those of the quick evaluation; None for all."""
         windows = max(QUICK_EVALUATION_WINDOWS, tokens // self.windows.context_length)
         return windows if windows < (len(self.validation) - 1) // self.windows.context_length else None
 
     def _evaluate_and_save(self, metrics: MetricsLog) -> tuple[Evaluation | None, bool]:
-        """Evaluate where that is due; write a checkpoint then, when told to stop, and when the last one is old.
+        """Evaluate if due. Write a checkpoint after that, when told to stop, and when the last one is old.
 
         returns: the evaluation, and whether to stop
         """
@@ -253,7 +240,7 @@ class Trainer:
         with np.errstate(all="ignore"):  # and the next step, or an evaluation, when the weights are not
             self.backend.update(rate)
         self.step += 1
-        self.final_loss = self.final_tokens = None
+        self.evaluations.final_validation_loss = self.evaluations.final_validation_tokens = None
         spike = self._spikes.update(loss)
         marks = {"spike": True} if spike else {}
         metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm, **marks)
@@ -272,14 +259,14 @@ class Trainer:
         return next((name for name, value in named if not np.isfinite(value).all()), "")
 
     def _advice(self) -> str:
-        """What the message of a run whose numbers went bad ends with."""
+        """How the message of a diverged run ends."""
         kept = "the last checkpoint is kept, and --from starts a new run from it; "
         kept = kept if checkpoint_exists(self.run.resumable) else ""
         return f"{kept}try a lower --learning-rate or more --warmup-steps"
 
     @contextmanager
     def _saved_if_unreadable(self, metrics: MetricsLog) -> Iterator[None]:
-        """Save the steps done where the block cannot read the tokens, which is no fault of theirs."""
+        """Save the steps done if the block cannot read the tokens: the weights are still good."""
         try:
             yield
         except UserError:
@@ -288,7 +275,7 @@ class Trainer:
             raise
 
     def _evaluate(self, metrics: MetricsLog, windows: int | None, **options) -> Evaluation | None:
-        """returns: None where it was told to stop in the middle; the evaluation is then still due"""
+        """returns: None if told to stop before the end; the evaluation is then still due"""
         with self._saved_if_unreadable(metrics):
             evaluation = evaluate(
                 self.backend,
@@ -305,19 +292,20 @@ class Trainer:
         return evaluation
 
     def _evaluate_quickly(self, metrics: MetricsLog) -> Evaluation | None:
-        """The evaluation during training; it keeps the checkpoint if it is the best so far."""
+        """The evaluation during training; if it is the best so far, keep the checkpoint."""
         evaluation = self._evaluate(metrics, self._held_out_windows(0))
         if evaluation is None:
             return None
-        self.evaluated, (self.validation_loss, self.validation_tokens) = self.step, evaluation
+        record = self.evaluations
+        record.evaluated, (record.validation_loss, record.validation_tokens) = self.step, evaluation
         metrics.write(step=self.step, validation_loss=evaluation.loss, validation_tokens=evaluation.tokens)
-        if self.best_loss is None or evaluation.loss < self.best_loss:
-            self.best_loss, self.best_step = evaluation.loss, self.step
+        if record.best_loss is None or evaluation.loss < record.best_loss:
+            record.best_loss, record.best_step = evaluation.loss, self.step
             self._save(self.run.best, metrics)
         return evaluation
 
     def _evaluate_finally(self, metrics: MetricsLog) -> Evaluation | None:
-        """The final evaluation, of more than the quick one; it decides nothing, and the checkpoints remember it."""
+        """The final evaluation, of more windows than the quick one; it is recorded and decides nothing."""
         windows = self._final_windows()
         total = windows * self.windows.context_length if windows else len(self.validation) - 1
         self.report_evaluation(0, total)
@@ -326,11 +314,11 @@ class Trainer:
         )
         if evaluation is None:
             return None
-        self.final_loss, self.final_tokens = evaluation
-        metrics.write(
-            step=self.step, final_validation_loss=evaluation.loss, final_validation_tokens=evaluation.tokens
-        )
-        if self.best_step == self.step:
+        names = ("final_validation_loss", "final_validation_tokens")
+        for name, value in zip(names, evaluation, strict=True):
+            setattr(self.evaluations, name, value)
+        metrics.write(step=self.step, **dict(zip(names, evaluation, strict=True)))
+        if self.evaluations.best_step == self.step:
             self._save(self.run.best, metrics)
         self._save(self.run.latest, metrics)
         return evaluation
@@ -349,14 +337,8 @@ class Trainer:
         self._saved = self.clock()
 
     def _checkpoint(self) -> Checkpoint:
-        evaluations = {
-            "evaluated": self.evaluated,
-            "validation_tokens": self.validation_tokens,
-            "final_validation_loss": self.final_loss,
-            "final_validation_tokens": self.final_tokens,
-            "best_loss": self.best_loss,
-            "best_step": self.best_step,
-        }
+        evaluations = asdict(self.evaluations)
+        validation_loss = evaluations.pop("validation_loss")
         return Checkpoint(
             config=self.backend.config,
             weights=self.backend.weights(),
@@ -364,5 +346,5 @@ class Trainer:
             step=self.step,
             training=self.settings.to_dict() | self.record | evaluations,
             optimizer=self.backend.optimizer_state(),
-            validation_loss=self.validation_loss,
+            validation_loss=validation_loss,
         )

@@ -6,11 +6,11 @@ from threading import BrokenBarrierError, Condition
 
 
 class Turnstile:
-    """Lets threads through one at a time, round after round in the order of their places: 0, 1, 2, 0, 1, 2, ...
+    """Lets threads through one at a time in the order of their places, again and again: 0, 1, 2, 0, 1, 2, ...
 
-    What they add to one sum is so added in the same order in every run, and needs no sum for each thread.
+    So they can add to one sum in the same order in every run.
 
-    threads: how many there are; each must pass as often as the others
+    threads: their number; each must pass equally often
     """
 
     def __init__(self, threads: int):
@@ -19,9 +19,9 @@ class Turnstile:
 
     @contextmanager
     def turn(self, place: int) -> Iterator[None]:
-        """Wait for the turn of the thread at `place`, and hand it on after the block.
+        """Wait for the turn of the thread at `place`, and pass it on after the block.
 
-        Raises BrokenBarrierError where another thread has failed, whose turn would never come.
+        Raises BrokenBarrierError if another thread has failed, whose turn would never come.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._broken or self._next == place)
@@ -34,7 +34,7 @@ class Turnstile:
 
     @contextmanager
     def aborted_by_failure(self) -> Iterator[None]:
-        """Where the block fails, release all threads that wait for a turn, now and later."""
+        """If the block fails, release all threads that wait for a turn, now and later."""
         try:
             yield
         except BaseException:

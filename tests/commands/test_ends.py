@@ -204,7 +204,7 @@ def test_an_interruption_is_one_line(run_cli, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("parity.packs.load_pack", interrupt)
+    monkeypatch.setattr("parity.golden.packs.load_pack", interrupt)
     for _ in range(2):
         assert run_cli("golden", "list") == (130, "", "error: interrupted\n")
 

@@ -148,7 +148,7 @@ def test_a_pipe_of_ours_is_no_reader_that_left(run_cli, monkeypatch):
     def fail(*arguments):
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("parity.packs.load_pack", fail)
+    monkeypatch.setattr("parity.golden.packs.load_pack", fail)
     assert run_cli("golden", "list") == (1, "", "error: Broken pipe\n")
     monkeypatch.undo()
     monkeypatch.setattr(sys.stdout, "write", fail)

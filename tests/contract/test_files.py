@@ -34,8 +34,8 @@ from harness.exchange.export import export
 from harness.training.bench import write_results
 from harness.training.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, save_checkpoint
 from harness.training.run_folder import MetricsLog, RunFolder, new_run, plot_metrics
-from parity.pack_export import export_pack
-from parity.packs import load_pack, save_pack
+from parity.golden.export import export_pack
+from parity.golden.packs import load_pack, save_pack
 
 posix = pytest.mark.skipif(
     os.name == "nt", reason="needs Linux or macOS (Windows has no such files or signals)"

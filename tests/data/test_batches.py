@@ -37,12 +37,12 @@ def epoch_starts(windows: Windows, epoch: int) -> np.ndarray:
 @pytest.fixture(params=[1 << 20, 4], ids=["at once", "in parts"])
 def shuffled(request, monkeypatch):
     """An epoch shuffled at once, and in parts of at most four windows as if the corpus were large."""
-    monkeypatch.setattr("data.batches.LARGEST_SHUFFLE", request.param)
+    monkeypatch.setattr("data.batches.MAX_SHUFFLE", request.param)
 
 
 def test_parts_of_a_large_corpus(monkeypatch):
     """Each part is spread over the whole corpus, of nearly the same size, and has an order of its own."""
-    monkeypatch.setattr("data.batches.LARGEST_SHUFFLE", 100)
+    monkeypatch.setattr("data.batches.MAX_SHUFFLE", 100)
     windows = Windows(corpus(8 * 312 + 3), 8, seed=0)
     assert windows.parts == 4
     orders = []

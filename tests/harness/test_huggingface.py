@@ -22,7 +22,8 @@ from harness.exchange.families.gpt2 import (
     published_places,
     published_terms,
 )
-from harness.exchange.huggingface_import import find_source, import_gpt2, origin
+from harness.exchange.hub import find_source, origin
+from harness.exchange.huggingface_import import import_gpt2
 from harness.training.checkpoint import Checkpoint
 from harness.training.tensor_file import stored_tensors
 from tests.shared_files import CACHE, require_cache
@@ -228,6 +229,7 @@ def test_fields_are_those_of_transformers():
         ("n_embd", None),
         ("n_inner", -1),
         ("n_positions", True),
+        ("n_positions", float("nan")),
         ("hidden_size", 12),
         ("layer_norm_epsilon", 0),
         ("tie_word_embeddings", None),

@@ -9,16 +9,18 @@ from typing import NamedTuple
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
+from contract.schema import shortened
 from contract.weights import weight_table
 
 CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREFIX = "transformer."  # before every name but the output's; absent in files of the bare GPT2Model
 OUTPUT = "lm_head.weight"
+VOCAB_SIZE = 50257  # of GPT-2's own vocabulary
 OWN_CONFIG = "twin_gpt"  # the field of config.json in which an export keeps the ModelConfig it was made from
 
 
 class Place(NamedTuple):
-    """Where a weight stands in a published file.
+    """The place of a weight in a published file.
 
     name: without the prefix; transposed: stored (in, out), as the Conv1D of GPT-2's first code had it
     """
@@ -43,7 +45,7 @@ _TABLE = {
 
 
 def published_places(config: ModelConfig) -> dict[str, Place]:
-    """For each weight of `config`, where it stands in a published file."""
+    """The place of each weight of `config` in a published file."""
     places = {}
     for name in weight_table(config):
         module, _, kind = name.rpartition(".")
@@ -61,9 +63,9 @@ def is_mask(name: str) -> bool:
 
 # --- configuration ---
 
-# What GPT2Config takes for a field that a file leaves out.
+# GPT2Config's defaults, for fields that a file omits.
 _DEFAULTS = {
-    "vocab_size": 50257,
+    "vocab_size": VOCAB_SIZE,
     "n_positions": 1024,
     "n_embd": 768,
     "n_layer": 12,
@@ -137,20 +139,20 @@ def _check_function(fields: dict):
         found = fields.get(name, None if name == "model_type" else wanted)
         if found != wanted or type(found) is not type(wanted):
             raise UserError(
-                f"{CONFIG}: {name} is {_shown(found)}, another function than GPT-2's ({_shown(wanted)}); "
+                f"{CONFIG}: {name} is {shortened(found)}, another function than GPT-2's ({shortened(wanted)}); "
                 "only GPT-2 models can be imported"
             )
     architectures = fields.get("architectures") or ["GPT2LMHeadModel"]
     if not isinstance(architectures, list) or any(name not in _ARCHITECTURES for name in architectures):
         raise UserError(
-            f"{CONFIG}: architectures is {_shown(architectures)}; only a language model can be imported: "
+            f"{CONFIG}: architectures is {shortened(architectures)}; only a language model can be imported: "
             f"{' or '.join(_ARCHITECTURES)}"
         )
     activation = fields.get("activation_function", _DEFAULTS["activation_function"])
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         exact = " (the exact-erf GELU, a different function from GPT-2's tanh form)" * (activation == "gelu")
         raise UserError(
-            f"{CONFIG}: activation_function is {_shown(activation)}{exact}; this project computes "
+            f"{CONFIG}: activation_function is {shortened(activation)}{exact}; this project computes "
             f"{', '.join(_ACTIVATIONS)}"
         )
 
@@ -159,14 +161,14 @@ def _read_values(fields: dict) -> dict:
     """The fields that `_DEFAULTS` names, the sizes among them whole numbers."""
     values = {name: fields.get(name, fields.get(_SYNONYMS.get(name), _DEFAULTS[name])) for name in _DEFAULTS}
     for name, synonym in _SYNONYMS.items():
-        if fields.get(synonym, values[name]) != values[name]:
+        if synonym in fields and fields[synonym] != values[name]:
             raise UserError(
-                f"{CONFIG}: {name} is {_shown(values[name])} but {synonym} {_shown(fields[synonym])}"
+                f"{CONFIG}: {name} is {shortened(values[name])} but {synonym} {shortened(fields[synonym])}"
             )
     for name in _SIZES + ("n_inner",) * (values["n_inner"] is not None):
         if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
             raise UserError(
-                f"{CONFIG}: {name} must be a whole number of at least 1, got {_shown(values[name])}"
+                f"{CONFIG}: {name} must be a whole number of at least 1, got {shortened(values[name])}"
             )
     return values
 
@@ -175,7 +177,7 @@ def _common_dropout(values: dict):
     """The one rate of all three places."""
     rates = {name: _as_float(values[name]) for name in _DROPOUTS}
     if len(set(map(repr, rates.values()))) > 1:
-        found = ", ".join(f"{name} {_shown(values[name])}" for name in rates)
+        found = ", ".join(f"{name} {shortened(values[name])}" for name in rates)
         raise UserError(
             f"{CONFIG}: three different dropout rates, {found}, and this project has one for all places; "
             "choose one for later training with --dropout (predictions need none)"
@@ -227,9 +229,3 @@ def _as_float(value):
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < 2**53 else inf
     return value
-
-
-def _shown(value) -> str:
-    """A value of a configuration, short and on one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"

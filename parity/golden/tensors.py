@@ -6,18 +6,18 @@ import numpy as np
 
 from contract.numbers import magnitude
 from contract.weights import weight_table
-from parity.operations import (
+from parity.golden.origins import (
     CONTINUATIONS,
-    Operation,
-    continuation_operations,
+    Origin,
+    PassOrigins,
+    continuation_origins,
     given_names,
     gradient_of_step,
-    pass_operations,
-    step_operations,
+    pass_of_step,
+    step_origins,
     weight_before,
 )
-from parity.packs import Pack
-from parity.recompute import pass_of_step
+from parity.golden.packs import Pack
 
 _CUT = ("adamw.", "sampled.draws", *CONTINUATIONS)
 
@@ -39,14 +39,14 @@ def split_steps(tensors: Mapping[str, np.ndarray], pack: Pack) -> dict[str, np.n
     return split
 
 
-class Dataflow:
-    """The tensors of a pack and of a dump, and the operations that lead from one to the next.
+class Tensors:
+    """The tensors of a pack and of a dump, and what made each of them.
 
     dtype: "float32" or "float64", whose limits to apply; dump: by name, some or all of the pack's names
 
-    order: names, those of AdamW's steps and of new tokens one by one; operations: what made each, by name
+    order: names, those of AdamW's steps and of new tokens one by one; origins: what made each, by name
     given: names of what a pack starts from; golden, found: tensors of the pack and of the dump
-    limits, scales: how far the dump may be off, and in units of what
+    limits, scales: how far the dump may be off, and in units of what; graph: of the forward pass
     """
 
     def __init__(self, pack: Pack, dtype: str, dump: Mapping[str, np.ndarray]):
@@ -56,11 +56,13 @@ class Dataflow:
         self.pack = pack
         self.given = [*given_names(config), *rows_given, "greedy.prompt", "sampled.prompt"]
         count, sampling = len(pack.tensors["greedy.tokens"]), pack.manifest["sampling"]
-        self.operations = pass_operations(config) | step_operations(config, adamw)
-        self.operations |= continuation_operations(config, count, sampling) | CONTINUATIONS
+        recorded = PassOrigins(config, self.tensor)
+        self.graph = recorded.graph
+        self.origins: dict[str, Origin] = recorded.by_name | step_origins(config, adamw, self.tensor)
+        self.origins |= continuation_origins(config, count, sampling, self.tensor) | CONTINUATIONS
         # The uncut ones too: a dump's may have a shape that cannot be cut.
         self.golden, self.found = golden | pack.tensors, split_steps(dump, pack)
-        order = dict.fromkeys([*self.given, *self.operations, *self.golden])
+        order = dict.fromkeys([*self.given, *self.origins, *self.golden])
         self.order = [name for name in order if name in self.golden]
         self.limits, self.scales = {}, {}
         rows = {row["name"]: row for row in pack.manifest["tensors"]}
@@ -71,18 +73,11 @@ class Dataflow:
         self.vocabulary = config.vocab_size
         self._gradients = {}
 
-    def inputs(self, operation: Operation, *, extras: bool = False) -> dict[str, np.ndarray]:
-        """What the operation starts from, by role, float64 or int64: the dump's tensors where they can be used,
-        the pack's where not.
-
-        extras: with the tensors that a mistaken program may use in place of an input
-        """
-        names = operation.inputs if not extras else {**operation.extras, **operation.inputs}
-        return {role: self.tensor(name) for role, name in names.items()}
-
-    def repeatable(self, operation: Operation) -> bool:
-        """Whether all of the operation's inputs that the dump has can be used."""
-        return all(self._usable(name) for name in operation.inputs.values() if name in self.found)
+    def repeatable(self, origin: Origin | None) -> bool:
+        """Whether a tensor can be made again, from the dump's tensors where the dump has them."""
+        if origin is None or origin.right is None:
+            return False
+        return all(self._usable(name) for name in origin.inputs if name in self.found)
 
     def _usable(self, name: str) -> bool:
         """Whether a tensor of the dump has the right shape, and token ids that exist."""
@@ -94,6 +89,7 @@ class Dataflow:
         return bool(found.min() >= 0 and found.max() < self.vocabulary and (found % 1 == 0).all())
 
     def tensor(self, name: str) -> np.ndarray:
+        """A tensor in float64 or int64: the dump's where it can be used, the pack's where not."""
         if name not in self.golden:
             return self._gradient(name)
         golden = self.golden[name]

@@ -9,39 +9,39 @@ import numpy as np
 
 from contract.errors import ConfigError
 from contract.numbers import magnitude, relative_error
+from operations.dataflow import GRADIENT
 from parity.compare import Row
-from parity.dataflow import Dataflow
-from parity.dumps import read_dump
-from parity.explanations import Explanation, Setting, explain
-from parity.operations import Operation
-from parity.packs import Pack
-from parity.recompute import KINDS
-from parity.same_mistake import readers, same_mistake
+from parity.golden.dumps import read_dump
+from parity.golden.explanations import Explanation, Setting, explain
+from parity.golden.origins import Origin
+from parity.golden.packs import Pack
+from parity.golden.same_mistake import same_mistake
+from parity.golden.tensors import Tensors
 
-MOST_FAULTS = 5  # that are looked into, one after the other
+MAX_FAULTS = 5  # that are looked into, one after the other
 
 # What the model as a whole computes: wrong wherever the model is, so never worth a report beside another fault.
 _LOSS, _NORM, _LOGITS = "loss of a step", "gradient norm of a step", "logits of a new token"
 _FOLLOWS = "follows from your weights"
 
 
-class Fault(NamedTuple):
+class Finding(NamedTuple):
     """An operation that went wrong.
 
-    row: the tensor it made; operation: what it was, None for a tensor that a pack starts from
+    row: the tensor it made; origin: how, None for a tensor that a pack starts from
     inputs: name -> "right", "diverges", "not in the dump", "not in the pack", "follows from your weights", or
         "given", which the pack provides
     own: whether the fault is in this operation: True where its inputs are right or should have given other
         numbers, False where they give these, None where too little is known of them
     explanations: the mistakes that give the dump's numbers, the best first
     elsewhere: other tensors that an operation of the same kind made, and made wrong by itself
-    cause: of a backward operation, the forward tensor whose mistake it has too: certainly where there are
+    cause: of a gradient, the forward tensor whose mistake it has too: certainly where there are
         explanations, probably where there are none; "" where it has one of its own
     sound: of a step of AdamW, the weights that it takes rightly, matrices where the fault is in a matrix
     """
 
     row: Row
-    operation: Operation | None
+    origin: Origin | None
     inputs: dict[str, str]
     own: bool | None
     explanations: list[Explanation]
@@ -68,7 +68,7 @@ class Report(NamedTuple):
     rows: list[Row]
     missing: list[str]
     unknown: list[str]
-    faults: list[Fault]
+    faults: list[Finding]
     within_float32: bool = False
 
     @property
@@ -95,17 +95,22 @@ def compare_dump(
     """The same for tensors in memory, by name."""
     if dtype is None:
         dtype = "float32" if any(tensor.dtype == np.float32 for tensor in dump.values()) else "float64"
-    flow = Dataflow(pack, dtype, dump)
-    rows = [_row(flow, name) for name in flow.order if name in flow.found]
+    tensors = Tensors(pack, dtype, dump)
+    rows = [_row(tensors, name) for name in tensors.order if name in tensors.found]
     missing = [name for name in pack.tensors if name not in dump]
     coarse = {row["name"]: row["float32"] for row in pack.manifest["tensors"]}
     within = all(row.error <= coarse[row.name.partition("[")[0]] for row in rows)
-    return Report(pack.name, dtype, rows, missing, list(unknown), _faults(flow, rows), within)
+    return Report(pack.name, dtype, rows, missing, list(unknown), _faults(tensors, rows), within)
 
 
-def _row(flow: Dataflow, name: str) -> Row:
+def _row(tensors: Tensors, name: str) -> Row:
     """One tensor against the pack's."""
-    golden, found, limit, scale = flow.golden[name], flow.found[name], flow.limits[name], flow.scales[name]
+    golden, found, limit, scale = (
+        tensors.golden[name],
+        tensors.found[name],
+        tensors.limits[name],
+        tensors.scales[name],
+    )
     problem = ""
     if found.shape != golden.shape:
         problem = f"shape {list(found.shape)}, wanted {list(golden.shape)}"
@@ -123,155 +128,150 @@ def _row(flow: Dataflow, name: str) -> Row:
 # Which operations are at fault
 
 
-def _faults(flow: Dataflow, rows: list[Row]) -> list[Fault]:
+def _faults(tensors: Tensors, rows: list[Row]) -> list[Finding]:
     """The operations that, from the dump's own inputs, should have given other numbers, the first of each kind.
 
     The first divergence is one unless it follows from inputs that are within their limits: small errors can
     grow. Where no fault is found, it is the first divergence all the same.
 
-    Where bytes are in the other order nothing else is worth a word.
+    If the bytes are swapped, report only that.
     """
     diverging = [row for row in rows if not row.holds]
     states = {name: "right" for row in rows for name in (row.name, row.name.partition("[")[0])}
     states |= {name: "diverges" for row in diverging for name in (row.name, row.name.partition("[")[0])}
+    if swapped := _swapped(tensors, diverging):
+        return [swapped]
+    faults: dict[tuple, Finding] = {}
     for row in diverging:
-        error = _error_of_swapped(flow, row)
-        if error <= row.limit:
-            told = Explanation(
-                "bytes_swapped", "the bytes are in the other order: write little-endian", error
-            )
-            return [Fault(row, None, {}, True, [told], [])]
-    faults: dict[tuple, Fault] = {}
-    for row in diverging:
-        operation = flow.operations.get(row.name)
-        kind = operation.kind if operation else "given"
+        origin = tensors.origins.get(row.name)
+        kind = origin.title if origin else "given"
         if faults and kind in (_LOSS, _LOGITS):
             continue
-        follows = _follows(flow, row, operation, states, slack=16 if faults else 1)
+        follows = _follows(tensors, row, origin, states, slack=16 if faults else 1)
         if follows and kind == _NORM:
             states[row.name] = _FOLLOWS
         if follows or (follows is None and row is not diverging[0]) or (faults and kind == _NORM):
             continue
-        cause, shared = _cause(flow, row, operation, faults.values())
+        cause, shared = _cause(tensors, row, origin, faults.values())
         key = kind, bool(cause), bool(shared)
         if key in faults:
             faults[key].elsewhere.append(row.name)
-            _narrow(faults[key], flow, row)
+            _narrow(faults[key], tensors, row)
         elif cause:
-            found = _fault(flow, row, states, follows)
+            found = _fault(tensors, row, states, follows)
             faults[key] = found._replace(cause=cause, explanations=shared)
-        elif sum(not fault.cause for fault in faults.values()) < MOST_FAULTS:
-            faults[key] = _fault(flow, row, states, follows)
+        elif sum(not fault.cause for fault in faults.values()) < MAX_FAULTS:
+            faults[key] = _fault(tensors, row, states, follows)
     for (kind, *_), fault in faults.items():
         # What fits in every wrong weight and step gives the same numbers: the plainest, which stands first, is said.
         if kind.startswith("AdamW"):
             del fault.explanations[1:]
-    told = [_with_sound(flow, fault) for fault in faults.values()]
-    return told or [_fault(flow, row, states, True) for row in diverging[:1]]
+    told = [_with_sound(tensors, fault) for fault in faults.values()]
+    return told or [_fault(tensors, row, states, True) for row in diverging[:1]]
 
 
-def _error_of_swapped(flow: Dataflow, row: Row) -> float:
-    """How far the dump's tensor is from the golden one when its bytes are read in the other order."""
-    found, golden, scale = flow.found[row.name], flow.golden[row.name], flow.scales[row.name]
-    return relative_error(found.byteswap(), golden, scale or 1.0)
+def _swapped(tensors: Tensors, diverging: list[Row]) -> Finding | None:
+    """The first tensor that is right when its bytes are read in the other order."""
+    for row in diverging:
+        golden, found, scale = (each[row.name] for each in (tensors.golden, tensors.found, tensors.scales))
+        error = relative_error(found.byteswap().astype(np.float64), golden, scale or 1.0)
+        if error <= row.limit:
+            text = "the bytes are in the other order: write little-endian"
+            return Finding(row, None, {}, True, [Explanation("bytes_swapped", text, error)], [])
+    return None
 
 
-def _with_sound(flow: Dataflow, fault: Fault) -> Fault:
+def _with_sound(tensors: Tensors, fault: Finding) -> Finding:
     """The fault with the weights of its sort that a wrong step of AdamW leaves right."""
-    if not fault.operation or fault.operation.kind != "AdamW weight":
+    if not fault.origin or fault.origin.title != "AdamW weight":
         return fault
     wrong = {name.partition("[")[0] for name in (fault.row.name, *fault.elsewhere)}
     sort = [
         name.partition("[")[0]
-        for name, operation in flow.operations.items()
-        if operation.kind == "AdamW weight" and name in flow.found
-        if operation.settings["decays"] == fault.operation.settings["decays"]
+        for name, origin in tensors.origins.items()
+        if origin.title == "AdamW weight" and name in tensors.found and origin.decays == fault.origin.decays
     ]
     sound = [name.removeprefix("adamw.weights.") for name in dict.fromkeys(sort) if name not in wrong]
     return fault._replace(sound=sound)
 
 
-def _cause(flow: Dataflow, row: Row, operation: Operation | None, faults) -> tuple[str, list[Explanation]]:
+def _cause(tensors: Tensors, row: Row, origin: Origin | None, faults) -> tuple[str, list[Explanation]]:
     """The forward tensor whose explained mistake a gradient has too, and what of it explains the gradient.
 
     "" where the forward pass is right, or where the gradient has a known mistake of its own.
     """
-    kinds = {
-        reader.kind
-        for _, reader, _, extra in readers(flow, row.name.removeprefix("gradient."))
-        if row.name.startswith("gradient.") and not extra
-    }
-    causes = [f for f in faults if f.operation and f.operation.kind in kinds and f.explanations]
+    if not row.name.startswith(GRADIENT):
+        return "", []
+    readers = tensors.graph.readers(row.name.removeprefix(GRADIENT))
+    made_by = {each for reader in readers for each in tensors.origins[reader].operations}
+    causes = [fault for fault in faults if any(each.operation in made_by for each in fault.explanations)]
+    causes = [fault for fault in causes if not fault.row.name.startswith(GRADIENT)]
     for fault in causes:
         close = max(4 * row.limit, 1e-11)
-        shared = same_mistake(flow, row.name, fault.operation.kind, fault.explanations, close)
+        shared = same_mistake(tensors, row.name, fault.explanations, close)
         if shared:
             return fault.row.name, shared
-    if causes and not _explanations(flow, row, operation):
+    if causes and not _explanations(tensors, row, origin):
         return causes[0].row.name, []
     return "", []
 
 
-def _fault(flow: Dataflow, row: Row, states: Mapping[str, str], follows: bool | None) -> Fault:
-    operation = flow.operations.get(row.name)
-    inputs = _input_states(flow, operation, states) if operation else {}
-    fault = Fault(row, operation, inputs, None, _explanations(flow, row, operation), [])
+def _fault(tensors: Tensors, row: Row, states: Mapping[str, str], follows: bool | None) -> Finding:
+    origin = tensors.origins.get(row.name)
+    inputs = _input_states(tensors, origin, states) if origin else {}
+    fault = Finding(row, origin, inputs, None, _explanations(tensors, row, origin), [])
     if follows is None:
         return fault._replace(own=fault.inputs_right or None)
     return fault._replace(own=not follows)
 
 
-def _narrow(fault: Fault, flow: Dataflow, row: Row):
+def _narrow(fault: Finding, tensors: Tensors, row: Row):
     """Of several explanations keep those that also fit `row`, which the same kind of operation made."""
     if len(fault.explanations) > 1 and not fault.cause:
-        names = {each.name for each in _explanations(flow, row, flow.operations.get(row.name))}
+        names = {each.name for each in _explanations(tensors, row, tensors.origins.get(row.name))}
         fault.explanations[:] = [e for e in fault.explanations if e.name in names] or fault.explanations
 
 
-def _explanations(flow: Dataflow, row: Row, operation: Operation | None) -> list[Explanation]:
+def _explanations(tensors: Tensors, row: Row, origin: Origin | None) -> list[Explanation]:
     """What explains a tensor, from the inputs in the dump and, where it lacks them, the golden ones."""
-    if operation and operation.kind in ("greedy token", "sampled token"):
+    if origin and origin.title in ("greedy token", "sampled token"):
         return []  # twice or half a token's id would be a coincidence
-    arrays, expected = {}, flow.golden[row.name]
-    if operation and KINDS[operation.kind].compute and flow.repeatable(operation):
-        arrays = flow.inputs(operation, extras=True)
-        expected = _recompute(flow, operation)
-    setting = Setting(flow.pack.config, *flow.golden["tokens"].shape)
-    return explain(setting, operation, arrays, expected, flow.found[row.name], 4 * row.limit)
+    wrong, expected = (), tensors.golden[row.name]
+    if tensors.repeatable(origin):
+        wrong, expected = origin.wrong(), np.asarray(origin.right())
+    setting = Setting(tensors.pack.config, *tensors.golden["tokens"].shape)
+    return explain(wrong, setting, expected, tensors.found[row.name], 4 * row.limit)
 
 
-def _input_states(flow: Dataflow, operation: Operation, states: Mapping[str, str]) -> dict[str, str]:
+def _input_states(tensors: Tensors, origin: Origin, states: Mapping[str, str]) -> dict[str, str]:
     found = {}
-    for role, name in operation.inputs.items():
-        absent = "given" if name in flow.given else "not in the dump"
-        if role == "gradient" and name not in flow.pack.tensors:
+    for name in origin.inputs:
+        absent = "given" if name in tensors.given else "not in the dump"
+        if name == origin.gradient and name not in tensors.pack.tensors:
             # No pack holds the gradients of later steps; where their norm is right, so are they.
-            norm = states.get(operation.inputs["norm"])
+            norm = states.get(origin.norm)
             absent = norm if norm in ("right", _FOLLOWS) else "not in the pack"
         found[name] = states.get(name, absent)
     return found
 
 
 def _follows(
-    flow: Dataflow, row: Row, operation: Operation | None, states: Mapping[str, str], *, slack: float
+    tensors: Tensors, row: Row, origin: Origin | None, states: Mapping[str, str], *, slack: float
 ) -> bool | None:
     """Whether the tensor is what the operation makes of the inputs in the dump; None where that cannot be told.
 
     slack: limits that it may be off; inputs in the dump are rounded, which may cost digits
     """
-    if operation is None:
+    if origin is None:
         return False
-    inputs = _input_states(flow, operation, states)
+    inputs = _input_states(tensors, origin, states)
     unknown = {*inputs.values()} & {"not in the dump", "not in the pack"}
-    if unknown or KINDS[operation.kind].compute is None or not flow.repeatable(operation):
+    if unknown or not tensors.repeatable(origin):
         return None
     if row.problem:
         return False
-    expected = _recompute(flow, operation)
-    scale = max(magnitude(expected), flow.scales[row.name])
-    return not (isfinite(scale) and relative_error(flow.found[row.name], expected, scale) > slack * row.limit)
-
-
-def _recompute(flow: Dataflow, operation: Operation) -> np.ndarray:
-    inputs = flow.inputs(operation)
-    return np.asarray(KINDS[operation.kind].compute(flow.pack.config, **inputs, **operation.settings))
+    expected = np.asarray(origin.right())
+    scale = max(magnitude(expected), tensors.scales[row.name])
+    return not (
+        isfinite(scale) and relative_error(tensors.found[row.name], expected, scale) > slack * row.limit
+    )

@@ -7,8 +7,8 @@ import numpy as np
 
 from contract.errors import ConfigError
 from contract.files import exported_files, write_file, write_into, write_sums
-from parity.manifest import digest
-from parity.packs import Pack, manifest_text
+from parity.golden.manifest import digest
+from parity.golden.packs import Pack, manifest_text
 
 FORMATS = ("raw", "npz", "npy")
 INDEX, PAGE = "index.txt", "README.txt"

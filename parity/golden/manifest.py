@@ -7,8 +7,8 @@ import numpy as np
 from contract.config import ModelConfig
 from contract.numbers import magnitude
 from contract.weights import weight_table
-from parity.operations import CONTINUATIONS, Operation, given_names, pass_operations
-from parity.recompute import KINDS
+from operations.adamw import STEPS
+from parity.golden.origins import CONTINUATIONS, LOSS, NORM, Origin, PassOrigins, given_names
 from parity.tolerances import limit
 
 FORMAT = "golden-1"
@@ -74,34 +74,35 @@ def quantity(name: str, config: ModelConfig) -> str:
     return "activation"
 
 
-def origins(config: ModelConfig, names) -> dict[str, Operation | None]:
+def origins(config: ModelConfig, names) -> dict[str, Origin | None]:
     """What made each tensor of a pack, in dataflow order; None for those that it starts from.
 
     A tensor with a row for each step of AdamW stands once, for all of them.
     """
-    order = dict.fromkeys(given_names(config)) | pass_operations(config)
+    order = dict.fromkeys(given_names(config)) | PassOrigins(config).by_name
     order["adamw.learning_rate"] = None
-    order["adamw.loss"] = Operation("loss of a step", {"": "adamw.weights.* of the step before"})
-    norm = Operation("gradient norm of a step", {"": "adamw.weights.* of the step before"})
-    order["adamw.gradient_norm"] = norm
+    weights = ["adamw.weights.* of the step before"]
+    order["adamw.loss"] = Origin(LOSS, "the loss with the weights before the step", weights)
+    order["adamw.gradient_norm"] = Origin(NORM, STEPS[NORM].equation, weights)
     for kind, title in (("m", "AdamW mean"), ("v", "AdamW mean square"), ("weights", "AdamW weight")):
         for name in weight_table(config):
-            inputs = {"gradient": f"gradient.{name}", "norm": "adamw.gradient_norm"}
+            inputs = [f"gradient.{name}", "adamw.gradient_norm"]
             if kind == "weights":
-                inputs = {"m": f"adamw.m.{name}", "v": f"adamw.v.{name}", "rate": "adamw.learning_rate"}
-            inputs |= {"before": f"adamw.{kind}.{name} of the step before"}
-            order[f"adamw.{kind}.{name}"] = Operation(title, inputs)
+                inputs = [f"adamw.m.{name}", f"adamw.v.{name}", "adamw.learning_rate"]
+            inputs.append(f"adamw.{kind}.{name} of the step before")
+            order[f"adamw.{kind}.{name}"] = Origin(title, STEPS[title].equation, inputs)
     order |= dict.fromkeys(("greedy.prompt", "sampled.prompt", "sampled.draws")) | CONTINUATIONS
-    return {name: operation for name, operation in order.items() if name in names}
+    return {name: origin for name, origin in order.items() if name in names}
 
 
 def manifest(name: str, config: ModelConfig, seed: int, adamw: dict, sampling: dict, tensors: dict) -> dict:
     """The record that describes a pack, ready for JSON, its tensors in dataflow order."""
     rows, flowing = [], 0.0
-    for each, operation in origins(config, tensors).items():
+    known = origins(config, tensors)
+    for each, origin in known.items():
         # A tensor of zeros is a difference of terms that cancel: it is held to the size of what flows in.
         flowing = magnitude(tensors[each]) or flowing
-        rows.append(_row(each, tensors[each], operation, quantity(each, config), flowing))
+        rows.append(_row(each, tensors[each], origin, quantity(each, config), flowing))
     return {
         "format": FORMAT,
         "name": name,
@@ -112,22 +113,20 @@ def manifest(name: str, config: ModelConfig, seed: int, adamw: dict, sampling: d
         "seed": seed,
         "adamw": adamw,
         "sampling": sampling,
-        "operations": {
-            row["operation"]: KINDS[row["operation"]].equation for row in rows if row["operation"] != "given"
-        },
+        "operations": {origin.title: origin.equation for origin in known.values() if origin},
         "tensors": rows,
     }
 
 
-def _row(name: str, tensor: np.ndarray, operation: Operation | None, kind: str, scale: float) -> dict:
+def _row(name: str, tensor: np.ndarray, origin: Origin | None, kind: str, scale: float) -> dict:
     exact = tensor.dtype.kind == "i"
     return {
         "name": name,
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype),
         "layout": layout(name),
-        "operation": operation.kind if operation else "given",
-        "inputs": list(operation.inputs.values()) if operation else [],
+        "operation": origin.title if origin else "given",
+        "inputs": origin.inputs if origin else [],
         "float32": 0.0 if exact else limit(kind, "float32"),
         "float64": 0.0 if exact else limit(kind, "float64"),
         "scale": scale,

@@ -3,9 +3,8 @@
 from difflib import get_close_matches
 from math import isfinite
 
-from parity.check import Fault, Report
 from parity.compare import Row
-from parity.recompute import KINDS
+from parity.golden.check import Finding, Report
 
 
 def describe(report: Report) -> list[str]:
@@ -24,7 +23,7 @@ def describe(report: Report) -> list[str]:
     own = [fault for fault in report.faults if not fault.cause]
     for number, fault in enumerate(own):
         heading = "by itself, from your own inputs" if number else "first in dataflow order"
-        if not number and fault.row is not diverging[0] and fault.operation:
+        if not number and fault.row is not diverging[0] and fault.origin:
             heading = "first by itself"
             lines += ["", f"{diverging[0].name} is off because small errors in its inputs grew"]
         lines += ["", f"{heading}: {_place(fault.row)}", *_reasons(fault)]
@@ -52,13 +51,13 @@ def _place(row: Row) -> str:
     )
 
 
-def _reasons(fault: Fault) -> list[str]:
+def _reasons(fault: Finding) -> list[str]:
     lines = []
-    if fault.operation is None:
+    if fault.origin is None:
         if not any(each.name == "bytes_swapped" for each in fault.explanations):
             lines.append("  the pack gives this one: your program loaded it otherwise")
     else:
-        lines.append(f"  {fault.operation.kind}: {KINDS[fault.operation.kind].equation}")
+        lines.append(f"  {fault.origin.title}: {fault.origin.equation}")
         states = [f"{name} ({state})" for name, state in fault.inputs.items()]
         lines.append(f"  from {_few(states)}" if states else "  from nothing but the configuration")
         absent = [name for name, state in fault.inputs.items() if state == "not in the dump"]
@@ -84,7 +83,7 @@ def _reasons(fault: Fault) -> list[str]:
     return lines
 
 
-def _shared(cause: Fault, faults: list[Fault]) -> list[str]:
+def _shared(cause: Finding, faults: list[Finding]) -> list[str]:
     """That the backward pass has a forward mistake too, in a line, and where it probably has it."""
     shared = [fault for fault in faults if fault.cause == cause.row.name]
     lines = []
@@ -140,8 +139,8 @@ def as_record(report: Report) -> dict:
         "faults": [
             {
                 **_json_row(fault.row),
-                "operation": fault.operation.kind if fault.operation else None,
-                "equation": KINDS[fault.operation.kind].equation if fault.operation else None,
+                "operation": fault.origin.title if fault.origin else None,
+                "equation": fault.origin.equation if fault.origin else None,
                 "inputs": fault.inputs,
                 "in_this_operation": fault.own,
                 "elsewhere": fault.elsewhere,

@@ -26,11 +26,11 @@ from contract.schema import checksum, pop_checksum, read_json, require, shown
 from contract.trace import Trace
 from contract.weights import Weights, parameter_count, weight_table
 from parity.cases import lively_weights
-from parity.dumps import read_raw
-from parity.manifest import FORMAT, digest, manifest
-from parity.operations import CONTINUATIONS, given_names, pass_operations, step_operations
+from parity.golden.dumps import read_raw
+from parity.golden.manifest import FORMAT, digest, manifest
+from parity.golden.origins import CONTINUATIONS, PassOrigins, given_names
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent
 LARGEST = 1 << 30  # bytes of a pack; a porter's tool should not fill a disk by mistake
 
 # A large eps and strong decay: at the usual 1e-8 and 0.1 a mistake in them hides in float32's rounding.
@@ -58,7 +58,7 @@ COMMITTED = {
 
 
 class Pack(NamedTuple):
-    """manifest: see `parity.manifest.manifest`; tensors: by name, float64 but for token ids, which are int64"""
+    """manifest: see `parity.golden.manifest.manifest`; tensors: by name, float64 but for token ids, which are int64"""
 
     manifest: dict
     config: ModelConfig
@@ -347,11 +347,11 @@ def _config_of(record: dict) -> ModelConfig:
 def _require_complete(config: ModelConfig, adamw: dict, tensors: dict[str, np.ndarray]):
     """Raise ValueError unless the tensors are those of a pack with this configuration and so many steps."""
     table, steps = weight_table(config), adamw["steps"]
-    wanted = {*given_names(config), *pass_operations(config), *CONTINUATIONS}
+    wanted = {*given_names(config), *PassOrigins(config).by_name, *CONTINUATIONS}
     wanted |= {"greedy.prompt", "sampled.prompt", "sampled.draws"}
     if steps:
-        one = step_operations(config, adamw | {"steps": 1})
-        wanted |= {name.partition("[")[0] for name in one} | {"adamw.learning_rate"}
+        wanted |= {f"adamw.{name}" for name in ("learning_rate", "loss", "gradient_norm")}
+        wanted |= {f"adamw.{kind}.{name}" for kind in ("m", "v", "weights") for name in table}
     if odd := sorted(wanted ^ tensors.keys()):
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in wanted else 'none of its tensors'}")
     for name, tensor in tensors.items():

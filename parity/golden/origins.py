@@ -1,0 +1,245 @@
+"""Where each tensor of a golden pack comes from: what made it, from which others, and how to make it again.
+
+Names are those of the trace. `gradient.NAME` is the loss's gradient with respect to the tensor or weight called NAME;
+`adamw.m.NAME[3]` is what the third step of AdamW left behind.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.config import ModelConfig
+from contract.weights import Weights, weight_table
+from numpy_llm import GPT
+from operations.adamw import STEPS
+from operations.dataflow import GRADIENT, Dataflow, record
+from operations.operation import Mistake
+
+Wrongs = Iterator[tuple[str, Mistake, np.ndarray]]
+
+
+class Origin(NamedTuple):
+    """What made a tensor.
+
+    title: the operation in words; equation: what it computes; inputs: the names of the tensors it starts from
+    operations: the names of the operations of the model that take part, in the order in which they do
+    right: makes it again; None where a tensor is made from all others together
+    wrong: operation, mistake and what that mistake makes of the tensor, for all known mistakes
+    gradient, norm: of a step of AdamW, its weight's gradient, which no pack may hold, and the norm that tells of it
+    decays: of a step of AdamW, whether its weight does
+    """
+
+    title: str
+    equation: str
+    inputs: list[str]
+    operations: tuple[str, ...] = ()
+    right: Callable[[], np.ndarray] | None = None
+    wrong: Callable[[], Wrongs] = lambda: iter(())
+    gradient: str = ""
+    norm: str = ""
+    decays: bool = False
+
+
+def given_names(config: ModelConfig) -> list[str]:
+    """What a pack starts from: the batch and the weights."""
+    return ["tokens", "targets", *weight_table(config)]
+
+
+class PassOrigins:
+    """The origins of every tensor of a pass, and the dataflow that they come from.
+
+    value: name -> tensor, of every tensor of the pack; None where nothing is made again
+    """
+
+    def __init__(self, config: ModelConfig, value: Callable[[str], np.ndarray] | None = None):
+        trace, table = record(config), weight_table(config)
+        forward = [*(["positions"] if config.position == "sinusoidal" else []), *trace.activations]
+        gradients = {GRADIENT + name for name in (*trace.gradients, *table)}
+        known = {*given_names(config), *forward, *gradients}
+        self.graph = Dataflow(trace.nodes, known.__contains__, value)
+        names = [*forward, *self._backward(list(trace.gradients), table)]
+        self.by_name = {name: self._origin(name) for name in names}
+
+    def _backward(self, gradients: list[str], table) -> Iterator[str]:
+        """The gradients in backward order, each after those of the weights that the same operation reads."""
+        first = {name: uses[0][0] for name, uses in self.graph.uses.items()}
+        told = set()
+        for name in gradients:
+            for node, _ in self.graph.steps(GRADIENT + name):
+                for weight in node.inputs:
+                    if weight in table and first[weight] is node and weight not in told:
+                        told.add(weight)
+                        yield GRADIENT + weight
+            yield GRADIENT + name
+        yield from (GRADIENT + weight for weight in reversed(table) if weight not in told)
+
+    def _origin(self, name: str) -> Origin:
+        graph = self.graph
+        steps = graph.steps(name)
+        if not steps:
+            return Origin("start of the backward pass", "1", [], right=lambda: np.ones(()))
+        operations = tuple(dict.fromkeys(node.operation for node, _ in steps))
+        return Origin(
+            graph.title(name), graph.equation(name), graph.inputs(name), operations,
+            lambda: graph.right(name), lambda: iter(graph.wrong(name)),
+        )  # fmt: skip
+
+
+# The whole model: new tokens and steps
+
+
+def _model(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> GPT:
+    """A model with a copy of `weights`, which are given by name."""
+    model = GPT(config, Weights.zeros(config, "float64"))
+    for name in weight_table(config):
+        model.weights[name][...] = weights[name]
+    return model
+
+
+def pass_of_step(config: ModelConfig, tokens, targets, weights: Mapping[str, np.ndarray]) -> tuple:
+    """returns: loss, and the gradients of `weights`, which are given by name"""
+    model = _model(config, weights)
+    _, loss, cache = model.forward(tokens, targets)
+    return loss, model.backward(cache)
+
+
+_NEXT = "the model on prompt and tokens so far, the last context_length"
+_GREEDY = "the id of the largest logit, the lowest on a tie"
+_SAMPLED = (
+    "divide by the temperature, keep the top k by falling logit, take the first token at which the running sum of the "
+    "probabilities exceeds draw · total"
+)
+# As a whole; below, token by token, since the logits of each follow from the tokens chosen before it.
+CONTINUATIONS = {
+    "greedy.logits": Origin("logits of a continuation", _NEXT, ["greedy.prompt", "greedy.tokens"]),
+    "greedy.tokens": Origin("greedy choice", _GREEDY, ["greedy.logits"]),
+    "sampled.logits": Origin("logits of a continuation", _NEXT, ["sampled.prompt", "sampled.tokens"]),
+    "sampled.tokens": Origin("sampling", _SAMPLED, ["sampled.logits", "sampled.draws"]),
+}
+
+
+def continuation_origins(
+    config: ModelConfig, count: int, sampling: Mapping, value: Callable
+) -> dict[str, Origin]:
+    """The logits and the choice of each of `count` new tokens, greedy and sampled, in order.
+
+    sampling: the pack's settings: temperature, top_k; value: name -> tensor
+    """
+    table, origins = weight_table(config), {}
+
+    def next_logits(prompt: str, tokens: list[str]):
+        window = np.array([*value(prompt), *map(value, tokens)])[-config.context_length :]
+        return _model(config, {name: value(name) for name in table}).forward(window[None])[0][0, -1]
+
+    def sampled_token(logits: str, draw: str):
+        order = np.argsort(-value(logits), kind="stable")[: sampling["top_k"]]
+        falling = value(logits)[order]
+        sums = np.cumsum(np.exp((falling - falling[0]) / sampling["temperature"]))
+        return order[np.searchsorted(sums[:-1], value(draw) * sums[-1], side="right")]
+
+    for title in ("greedy", "sampled"):
+        before, prompt = [], f"{title}.prompt"
+        for place in range(1, count + 1):
+            logits, token, draw = (
+                f"{title}.logits[{place}]",
+                f"{title}.tokens[{place}]",
+                f"sampled.draws[{place}]",
+            )
+            origins[logits] = Origin(
+                "logits of a new token", _NEXT, [prompt, *before, *table],
+                right=lambda prompt=prompt, before=tuple(before): next_logits(prompt, before),
+            )  # fmt: skip
+            if title == "greedy":
+                right = lambda logits=logits: value(logits).argmax()  # noqa: E731
+                origins[token] = Origin("greedy token", _GREEDY, [logits], right=right)
+            else:
+                right = lambda logits=logits, draw=draw: sampled_token(logits, draw)  # noqa: E731
+                origins[token] = Origin("sampled token", _SAMPLED, [logits, draw], right=right)
+            before.append(token)
+    return origins
+
+
+# AdamW
+
+
+def weight_before(name: str, step: int) -> str:
+    """The name of the weight that step `step`, counted from 1, starts from."""
+    return f"adamw.weights.{name}[{step - 1}]" if step > 1 else name
+
+
+def gradient_of_step(name: str, step: int) -> str:
+    """The name of a weight's gradient, before clipping, in step `step`; a pack holds that of the first alone."""
+    return f"adamw.gradient.{name}[{step}]" if step > 1 else f"gradient.{name}"
+
+
+LOSS, NORM = "loss of a step", "gradient norm of a step"
+
+
+def step_origins(config: ModelConfig, adamw: Mapping, value: Callable) -> dict[str, Origin]:
+    """What each step of AdamW leaves behind, in order: loss, norm, means, mean squares, weights.
+
+    adamw: the pack's settings: steps, beta1, beta2, eps, weight_decay, max_norm; value: name -> tensor
+    """
+    table, origins = weight_table(config), {}
+    norm, max_norm = STEPS[NORM], adamw["max_norm"]
+    for step in range(1, adamw["steps"] + 1):
+        before = {name: weight_before(name, step) for name in table}
+        inputs = ["tokens", "targets", *before.values()]
+
+        def run(before=before):
+            weights = {name: value(each) for name, each in before.items()}
+            return pass_of_step(config, value("tokens"), value("targets"), weights)
+
+        origins[f"adamw.loss[{step}]"] = Origin(
+            LOSS,
+            "the loss with the weights before the step",
+            inputs,
+            right=lambda run=run: np.asarray(run()[0]),
+        )
+        origins[f"adamw.gradient_norm[{step}]"] = Origin(
+            NORM, norm.equation, inputs, ("adamw",),
+            lambda run=run: norm.right(run()[1], max_norm),
+            lambda run=run: _wrong(norm.mistakes, {"gradients": run()[1], "max_norm": max_norm}),
+        )  # fmt: skip
+        for kind in ("m", "v", "weights"):
+            for name, spec in table.items():
+                origins[f"adamw.{kind}.{name}[{step}]"] = _step_origin(
+                    kind, name, step, spec.decays, adamw, value
+                )
+    return origins
+
+
+def _step_origin(kind: str, name: str, step: int, decays: bool, adamw: Mapping, value: Callable) -> Origin:
+    moments = {each: f"adamw.{each}.{name}[{step - 1}]" for each in "mv"} if step > 1 else {}
+    weight, rate = weight_before(name, step), f"adamw.learning_rate[{step}]"
+    gradient = {"gradient": gradient_of_step(name, step), "norm": f"adamw.gradient_norm[{step}]"}
+    if kind == "weights":
+        title = "AdamW weight"
+        inputs = {"weight": weight, **{each: f"adamw.{each}.{name}[{step}]" for each in "mv"}, "rate": rate}
+        past = {f"v_at_{at}": f"adamw.v.{name}[{at}]" for at in range(1, step)}
+        extras = {f"{each}_before": moment for each, moment in moments.items()} | gradient | past
+        extras |= {"rates": "adamw.learning_rate"}
+    else:
+        title = {"m": "AdamW mean", "v": "AdamW mean square"}[kind]
+        inputs = gradient | ({kind: moments[kind]} if moments else {})
+        extras = {"weight": weight, "rate": rate}
+    settings = {"adamw": adamw, "step": step, "decays": decays}
+
+    def values(names):
+        return {role: value(each) for role, each in names.items()} | settings
+
+    known = STEPS[title]
+    return Origin(
+        title, known.equation, list(inputs.values()), ("adamw",),
+        lambda: known.right(**values(inputs)),
+        lambda: _wrong(known.mistakes, values(extras | inputs)),
+        *([gradient["gradient"], gradient["norm"]] if kind != "weights" else ["", ""]),
+        decays,
+    )  # fmt: skip
+
+
+def _wrong(mistakes: Iterable[Mistake], inputs: Mapping) -> Wrongs:
+    for mistake in mistakes:
+        for form in mistake.forms(**inputs):
+            yield "adamw", mistake, form
