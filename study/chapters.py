@@ -145,7 +145,7 @@ def fits(needs: Mapping, config: ModelConfig) -> bool:
 def all_chapters() -> tuple[Chapter, ...]:
     """The chapters of every operation of the catalogue, then Adam's, which is none of the model's dataflow."""
     found = []
-    for operation in (*OPERATIONS, "adam"):
+    for operation in (*OPERATIONS, "adamw"):
         file = FOLDER / f"{operation}.toml"
         if file.exists():  # some are explained in another's chapter
             content = tomllib.loads(file.read_text(encoding="utf-8"))

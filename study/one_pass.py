@@ -11,7 +11,7 @@ import torch_llm
 from contract.config import ModelConfig
 from contract.weights import Weights, weight_table
 from numpy_llm.adam import CHUNK
-from operations.dataflow import Dataflow, record_nodes
+from operations.dataflow import Dataflow, record
 from parity.cases import Inputs
 from parity.compare import Row, compare
 from parity.passes import Record, allow_rounding, reference_pass, twin_pass
@@ -82,7 +82,7 @@ def run_pass(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.
         for row in of_views
     }
     activations = by_hand["float64"].activations
-    flow = Dataflow(record_nodes(config), activations.__contains__, activations.get)
+    flow = Dataflow(record(config).nodes, activations.__contains__, activations.get)
     return Pass(config, tokens, inputs, by_hand, autograd, flow, rows, views)
 
 

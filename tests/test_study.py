@@ -25,7 +25,7 @@ from contract.weights import Weights
 from data.tokenizers import encoding_of
 from harness.training.checkpoint import Checkpoint, save_checkpoint
 from operations.catalogue import OPERATIONS
-from operations.dataflow import record_nodes
+from operations.dataflow import record
 from parity.cases import lively_weights
 from study.chapters import FOLDER, SIDES, all_chapters, chapters_of, fits, place, side_of
 from study.derivations import check, every_function, shapes
@@ -50,7 +50,7 @@ WITNESS_LIMIT, DIFFERENCE_LIMIT = 1e-13, 1e-8
 
 def test_every_operation_has_a_chapter():
     """Every pair of the catalogue is shown by a chapter, and no file is left over."""
-    assert {path.stem for path in FOLDER.glob("*.toml")} <= {*OPERATIONS, "adam"}
+    assert {path.stem for path in FOLDER.glob("*.toml")} <= {*OPERATIONS, "adamw"}
     shown = {function for chapter in all_chapters() for function in chapter.functions()}
     for operation in OPERATIONS.values():
         if operation.name == "dropout":  # off in a pass that is studied
@@ -65,7 +65,7 @@ def test_every_operation_has_a_chapter():
 @pytest.mark.parametrize(("activation", "position"), FORMS)
 def test_every_operation_of_a_model_is_in_a_chapter(activation, position):
     """Each tensor that a model makes and traces is shown by a chapter; the chapters follow the dataflow."""
-    nodes = record_nodes(preset("tense", vocab_size=9, activation=activation, position=position))
+    nodes = record(preset("tense", vocab_size=9, activation=activation, position=position)).nodes
     chapters = chapters_of(nodes)
     shown = {name for each in chapters for node in each.nodes(nodes) for name in each.tensors(node)}
     made = {name for node in nodes if node.operation != "dropout" for name in node.results}
@@ -104,7 +104,7 @@ def test_every_symbol_names_a_variable(chapter):
 def test_every_step_points_at_lines(activation, position):
     """Each fragment stands in exactly one of the lines that are shown beside the step, or in lines that are equal."""
     config = preset("tense", vocab_size=9, activation=activation, position=position)
-    for chapter in chapters_of(record_nodes(config)):
+    for chapter in chapters_of(record(config).nodes):
         for step in chapter.steps:
             for side in SIDES if fits(step.needs, config) else ():
                 for fragment in step.fragments(side):
