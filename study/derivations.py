@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 
+from contract.components import sizes
 from study.chapters import Chapter, Symbol, all_chapters, fits, place
 from study.formulas import Formula, partial_derivative
-from study.witness import ADAM_CALL, CONTEXT_LENGTH, SIZES, Call, Witness, find_function, rerun
+from study.witness import ADAM_CALL, SIZES, Call, Witness, find_function, rerun
 
 
 def check(chapter: Chapter, witness: Witness) -> list[float]:
@@ -24,10 +25,8 @@ def check(chapter: Chapter, witness: Witness) -> list[float]:
 def shapes(chapter: Chapter, witness: Witness) -> dict[str, str]:
     """The shape of each symbol's variable in dimension letters, such as "B, T, C"; "" of a single number."""
     reading = _Reading(chapter, witness)
-    B, T, C = (SIZES[each] for each in "BTC")
-    letters = {size: letter for letter, size in reading.sizes.items()}
-    letters |= {B * T: "B T", 3 * C: "3 C", CONTEXT_LENGTH: "context_length", 1: "1"}
-    letters |= {size: letter for letter, size in SIZES.items()}
+    letters = {size: letter for letter, size in reversed(reading.sizes.items())}  # the first of equal ones
+    letters |= {1: "1", reading.sizes["B"] * reading.sizes["T"]: "B T"}
     return {
         name: symbol.shape or ", ".join(letters[size] for size in np.shape(reading.values.get(name, 0)))
         for name, symbol in chapter.symbols.items()
@@ -48,7 +47,7 @@ class _Reading:
         self.values = {
             name: self._value(symbol) for name, symbol in chapter.symbols.items() if not symbol.formula
         }
-        self.sizes = dict(SIZES)
+        self.sizes = sizes(witness.config, SIZES["B"], SIZES["T"])
         for name, size in chapter.dimensions.items():
             self.sizes[name] = eval(size, {"len": len, "__builtins__": {}}, self.sizes | self.values)
         self.formulas: dict[str, Formula] = {}  # of the steps so far, by the symbol on the left

@@ -11,7 +11,7 @@ from study.chapters import SIDES, Chapter, Step, fits, place
 from study.derivations import check, shapes
 from study.one_pass import Pass
 from study.source import highlighted
-from study.tensors import View, shape_letters
+from study.tensors import View
 from study.witness import Witness
 
 _LONG = 100  # characters of LaTeX
@@ -147,7 +147,7 @@ def _tensor_row(run: Pass, view: View) -> dict:
         "key": view.key,
         "name": view.name,
         "kind": view.kind,
-        "letters": shape_letters(view.name),
+        "letters": ", ".join(view.letters),
         "shape": " × ".join(map(str, view.shape)) or "1 number",
         "shown": ", ".join(omitted) or "all",
         "row": view.row,

@@ -8,6 +8,7 @@ import torch
 
 import numpy_llm
 import torch_llm
+from contract.components import sizes
 from contract.config import ModelConfig
 from contract.weights import Weights, weight_table
 from numpy_llm.adam import CHUNK
@@ -47,12 +48,8 @@ class Pass(NamedTuple):
     @property
     def sizes(self) -> dict[str, int]:
         """This pass's number for each dimension letter, as they occur in shapes."""
-        config, T = self.config, len(self.tokens) - 1
-        return {
-            "B": 1, "T": T, "B T": T, "C": config.d_model, "3 C": 3 * config.d_model, "H": config.n_head,
-            "D": config.head_size, "F": config.d_ff, "V": config.vocab_size, "1": 1,
-            "context_length": config.context_length, "N": min(CHUNK, self.inputs["float64"].weights.decaying),
-        }  # fmt: skip
+        T, decaying = len(self.tokens) - 1, self.inputs["float64"].weights.decaying
+        return sizes(self.config, T=T) | {"B T": T, "1": 1, "N": min(CHUNK, decaying)}
 
 
 def run_pass(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.ndarray) -> Pass:
@@ -78,7 +75,7 @@ def run_pass(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.
     rows["float64"] += compare("optimizer", *shown["optimizer"], "float64")
     of_views = rows["float32"] + [row for row in rows["float64"] if row.quantity == "optimizer"]
     views = {
-        row[:2]: view(row, *(each[row.name] for each in shown[row.quantity]), keep=np.unique(tokens))
+        row[:2]: view(config, row, *(each[row.name] for each in shown[row.quantity]), np.unique(tokens))
         for row in of_views
     }
     activations = by_hand["float64"].activations

@@ -134,7 +134,7 @@ def _data(subject: Subject, run: Pass, moved: list[Sweep], chapters: list[dict])
     views = [view for view in run.views.values() if view.key in shown]
     named = {int(token) for token in subject.tokens}
     for view in views:
-        for axis, indices in zip(tensors.axis_names(view.name), (view.rows, view.columns), strict=True):
+        for axis, indices in zip(view.axes, (view.rows, view.columns), strict=True):
             named |= set(indices) if axis == "V" else set()
     return {
         "inputs": [int(token) for token in subject.tokens[:-1]],

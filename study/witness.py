@@ -19,8 +19,7 @@ from operations.dataflow import Dataflow
 from parity.cases import Case
 
 # All different, so that a shape tells which dimensions it has.
-SIZES = {"B": 6, "T": 3, "C": 8, "H": 2, "D": 4, "F": 5, "V": 7}
-CONTEXT_LENGTH = 9
+SIZES = {"B": 6, "T": 3, "C": 8, "H": 2, "D": 4, "F": 5, "V": 7, "P": 9}
 _LEARNING_RATE = 0.1  # of Adam's steps, large enough for every term to count
 ADAM_CALL = 2  # of Adam's calls, two a step, the first of the second step: its running means are not 0
 
@@ -57,7 +56,7 @@ def run_witness(functions: Iterable[str], *, activation: str, position: str) -> 
     """Run a pass forward and back and two steps of Adam, watching `functions`."""
     config = ModelConfig(
         vocab_size=SIZES["V"],
-        context_length=CONTEXT_LENGTH,
+        context_length=SIZES["P"],
         n_layer=1,
         n_head=SIZES["H"],
         d_model=SIZES["C"],

@@ -36,7 +36,7 @@ from study.page import Subject, number, study_page, visible
 from study.proof import proof_strip
 from study.slider import POINTS, sweeps
 from study.source import excerpt, highlighted
-from study.tensors import axis_names, sample, shape_letters
+from study.tensors import sample
 from study.witness import run_witness
 from study.write import labels, open_subject, write_study
 
@@ -143,12 +143,12 @@ def test_symbols_have_shapes():
     witness = run_witness(every_function(), activation="gelu_tanh", position="learned")
     for chapter in chapters_of(witness.flow.nodes):
         for letters in shapes(chapter, witness).values():
-            assert set(re.findall(r"[A-Z]", letters)) <= set("BTCHDFVN"), chapter.name
+            assert set(re.findall(r"[A-Z]", letters)) <= set("BTCHKDFVPN"), chapter.name
     by_name = {chapter.name: shapes(chapter, witness) for chapter in chapters_of(witness.flow.nodes)}
     assert by_name["layer_norm"]["x"] == "B, T, C"
     assert by_name["layer_norm"]["s"] == "B, T, 1"
     assert by_name["layer_norm"]["eps"] == ""
-    assert by_name["query_key_value"]["W"] == "3 C, C"
+    assert by_name["query_key_value"]["W"] == "(H+2K)·D, C"
     assert by_name["softmax"]["dz"] == "B, H, T, T"
 
 
@@ -534,9 +534,8 @@ def test_numbers_of_the_tables_are_the_comparisons(page, run):
 def test_shapes_have_letters(run):
     """The letters of every shape, with this model's sizes put in, give the shape."""
     for view in run.views.values():
-        letters = shape_letters(view.name)
-        assert tuple(run.sizes[each] for each in letters.split(", ") if each) == view.shape, view.name
-        assert len(axis_names(view.name)) == 2
+        assert tuple(run.sizes[each] for each in view.letters) == view.shape, view.name
+        assert len(view.axes) == 2
 
 
 def test_learned_positions_gelu_and_an_untied_output():
