@@ -27,7 +27,10 @@ def _rows(dy, cache):
     return dy.reshape(-1, dy.shape[-1]), cache.rows
 
 
-@wrong_backward("multiplied by the weight's transpose: dx = dy weight, with the weight as (out, in)")
+@wrong_backward(
+    "multiplied by the weight's transpose: dx = dy weight, with the weight as (out, in)",
+    "weight is transposed on the way back: forward is x weightᵀ, so backward is dy weight",
+)
 def dlinear_transposed(dy, cache):
     forms = [dy @ cache.weight.reshape(cache.weight.shape[::-1]).T]
     if cache.weight.shape[0] == cache.weight.shape[1]:
