@@ -38,7 +38,10 @@ def dlinear_transposed(dy, cache):
     return [{"x": each} for each in forms]
 
 
-@wrong_backward("x and dy are swapped: dweight = dyᵀ x has shape (out, in)")
+@wrong_backward(
+    "x and dy are swapped: dweight = dyᵀ x has shape (out, in)",
+    "x and dy are swapped: y = x weightᵀ with weight as (out, in), so dweight is dyᵀ x, not xᵀ dy",
+)
 def dweight_transposed(dy, cache):
     drows, rows = _rows(dy, cache)
     other = rows.T @ drows
@@ -47,7 +50,7 @@ def dweight_transposed(dy, cache):
 
 @wrong_backward(
     "only the first or the last sequence's part, or the last token's: add up over batch and time",
-    "only one sequence of the batch is counted; every row of the batch used this weight: sum over B too",
+    "only the first or the last sequence is counted, or the last token; every row used this weight: sum over B and T",
 )
 def dweight_of_last(dy, cache):
     x = cache.rows.reshape(*dy.shape[:-1], -1)
