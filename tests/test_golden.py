@@ -23,11 +23,12 @@ from numpy_llm import GPT
 from parity.dataflow import Dataflow
 from parity.golden.manifest import origins
 from parity.operations import pass_operations, step_operations
-from parity.golden.packs import COMMITTED, GOLDEN, SAMPLING, Pack, load_pack, make_pack, pack_names, save_pack
+from parity.golden.packs import GOLDEN, SAMPLING, Pack, committed, load_pack, make_pack, pack_names, save_pack
 from parity.recompute import KINDS
 from parity.tolerances import limit, observe
 
 ROOT = Path(__file__).parents[1]
+COMMITTED = committed()
 PACKS = sorted(COMMITTED)
 
 
