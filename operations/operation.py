@@ -123,7 +123,7 @@ def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Ite
         return tuple(gradients.values()) if several else gradients[next(iter(gradients))]
 
     right = operation.backward if mistake.backward else operation.forward
-    with _replaced(right, backward if mistake.backward else forward):
+    with replaced(right, backward if mistake.backward else forward):
         yield
 
 
@@ -133,7 +133,7 @@ def _like(wrong: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _replaced(right: Callable, wrong: Callable) -> Iterator[None]:
+def replaced(right: Callable, wrong: Callable) -> Iterator[None]:
     """Put a function in the place of another wherever a module of `numpy_llm` holds it, its tables included."""
     undo = []
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "numpy_llm"]:
