@@ -14,15 +14,15 @@ Dimension letters, used in every shape comment of the project:
 """
 
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Literal, get_args
+from os import PathLike
 
-from contract.errors import ConfigError
+from contract.components import COMPONENTS
+from contract.errors import ConfigError, UserError
+from contract.schema import read_json
 
 # Bounds of what is built before anything of a file proves that its numbers are meant.
 MAX_LAYERS = 10_000
 MAX_SINUSOIDS = 1 << 28
-Activation = Literal["relu", "gelu_tanh"]
-Position = Literal["sinusoidal", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,10 @@ class ModelConfig:
     n_kv_head: K, an integer once constructed; None means H, which is all that the twins compute so far
     activation: "relu" (Vaswani et al. 2017, section 3.3) or "gelu_tanh" (GPT-2's GELU)
     position: "sinusoidal" (fixed; Vaswani et al. 2017, section 3.5) or "learned" (GPT-2)
-    bias: whether linear layers and layer norms add a bias; the output projection never does
+    norm: "layer_norm" (Ba et al. 2016)
+    bias: whether linear layers and norms add a bias; the output projection never does
     tie_embeddings: whether the output projection is the token embedding (Press & Wolf 2017)
-    norm_eps: added to the variance inside the root of each layer norm
+    norm_eps: added to the variance inside the root of each norm
     dropout: probability of zeroing, after embedding, softmax, attention output and feed-forward
 
     A copy by `dataclasses.replace` keeps every field that it does not name: to change d_model or n_head, pass
@@ -53,14 +54,15 @@ class ModelConfig:
     n_head: int
     d_model: int
     d_ff: int
-    activation: Activation
-    position: Position
+    activation: str
+    position: str
     bias: bool = True
     tie_embeddings: bool = True
     norm_eps: float = 1e-5
     dropout: float = 0.0
     head_size: int | None = None
     n_kv_head: int | None = None
+    norm: str = "layer_norm"
 
     def __post_init__(self):
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff"):
@@ -77,8 +79,8 @@ class ModelConfig:
                 f"sinusoidal positions for context_length {self.context_length:,} and d_model {self.d_model:,} are a "
                 f"table of more than {MAX_SINUSOIDS:,} numbers; choose a shorter context"
             )
-        _require_choice("activation", self.activation, get_args(Activation))
-        _require_choice("position", self.position, get_args(Position))
+        for slot in ("activation", "position", "norm"):
+            _require_choice(slot, getattr(self, slot), tuple(COMPONENTS[slot]))
         for name in ("bias", "tie_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -189,3 +191,18 @@ def preset(name: str, *, vocab_size: int, **overrides) -> ModelConfig:
     if "d_model" in overrides and "d_ff" not in overrides:
         overrides["d_ff"] = 4 * overrides["d_model"]
     return ModelConfig(vocab_size=vocab_size, **{**PRESETS[name], **overrides})
+
+
+def read_config(path: str | PathLike, **overrides) -> dict:
+    """The fields of the configuration in a JSON file, with `overrides` put over them; vocab_size may be missing.
+
+    Raises OSError if the file cannot be read, UserError if it is not JSON, ConfigError for an impossible configuration.
+    """
+    try:
+        values = read_json(path) | overrides
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not a JSON object ({error}); give the configuration's fields by name"
+        ) from None
+    ModelConfig.from_dict({"vocab_size": 1} | values)
+    return values

@@ -1,8 +1,8 @@
 """The weight table: the one list that says which weights a model has, in dataflow order.
 
-Allocation, initial values, Adam's decay, checkpoints and parity all read it. Its names are the keys of the
-PyTorch twin's `state_dict()`; a linear weight is (out, in) as in PyTorch, so weights pass between the twins
-without a transpose.
+It is made from `contract/components.py`; allocation, initial values, Adam's decay, checkpoints and parity read it.
+Its names are the keys of the PyTorch twin's `state_dict()`; a linear weight is (out, in) as in PyTorch, so weights
+pass between the twins without a transpose.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from contract.components import Weight, sizes, weight_rows
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import generator
@@ -44,40 +45,15 @@ def weight_table(config: ModelConfig) -> dict[str, WeightSpec]:
     embeddings beside sinusoids, whose deviation is 0.7, start at 1/√C: at 0.02 the tokens drown among the
     positions, and the default run ends at 2.4 nats per token where it otherwise ends at 1.35.
     """
-    V, C, F = config.vocab_size, config.d_model, config.d_ff
-    H, K, D = config.n_head, config.n_kv_head, config.head_size
-    std, residual_std = 0.02, 0.02 / (2 * config.n_layer) ** 0.5
-    embedding_std = C**-0.5 if config.position == "sinusoidal" else std
-    table: dict[str, WeightSpec] = {}
+    std, size = 0.02, sizes(config)
+    embedding_std = size["C"] ** -0.5 if config.position == "sinusoidal" else std
+    normal = {"normal": std, "residual": std / (2 * size["L"]) ** 0.5, "embedding": embedding_std}
 
-    def matrix(name: str, rows: int, columns: int, std: float):
-        table[f"{name}.weight"] = WeightSpec((rows, columns), "normal", std)
+    def spec(row: Weight) -> WeightSpec:
+        shape = tuple(size[letter] for letter in row.letters.split())
+        return WeightSpec(shape, "normal" if row.init in normal else row.init, normal.get(row.init, 0.0))
 
-    def linear(name: str, rows: int, columns: int, std: float):
-        matrix(name, rows, columns, std)
-        if config.bias:
-            table[f"{name}.bias"] = WeightSpec((rows,), "zeros")
-
-    def norm(name: str):
-        table[f"{name}.weight"] = WeightSpec((C,), "ones")
-        if config.bias:
-            table[f"{name}.bias"] = WeightSpec((C,), "zeros")
-
-    matrix("token_embedding", V, C, embedding_std)
-    if config.position == "learned":
-        matrix("position_embedding", config.context_length, C, std)
-    for layer in range(config.n_layer):
-        block = f"blocks.{layer}"
-        norm(f"{block}.norm_1")
-        linear(f"{block}.attention.query_key_value", (H + 2 * K) * D, C, std)
-        linear(f"{block}.attention.output", C, H * D, residual_std)
-        norm(f"{block}.norm_2")
-        linear(f"{block}.feed_forward.up", F, C, std)
-        linear(f"{block}.feed_forward.down", C, F, residual_std)
-    norm("final_norm")
-    if not config.tie_embeddings:
-        matrix("output", V, C, std)
-    return table
+    return {name: spec(row) for name, row in weight_rows(config).items()}
 
 
 def parameter_count(config: ModelConfig) -> int:

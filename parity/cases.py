@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from contract.components import COMPONENTS
 from contract.config import ModelConfig
 from contract.randomness import DropoutKey
 from contract.weights import Weights, weight_table
@@ -78,6 +79,8 @@ CASES = [
     Case("dropout, relu, sinusoidal, untied, no bias", _config(dropout=0.5, **_PLAIN)),
     Case("one head", _config(n_head=1)),
     Case("eight heads of size 1", _config(n_head=8)),
+    Case("heads wider than the stream", _config(head_size=7)),
+    Case("heads of odd size", _config(head_size=3)),
     Case("odd widths", _config(vocab_size=13, n_head=3, d_model=15, d_ff=7)),
     Case("T of 1", _config(), T=1),
     Case("T of 1, dropout, sinusoidal", _config(dropout=0.3, position="sinusoidal"), T=1),
@@ -86,5 +89,6 @@ CASES = [
     Case("batch 1, T of 1", _config(tie_embeddings=False), B=1, T=1),
     Case("one token repeated", _config(), symbols=1),
     Case("large norm_eps", _config(norm_eps=0.5)),
+    *(Case(norm, _config(norm=norm)) for norm in COMPONENTS["norm"]),
     Case("six layers", _config(n_layer=6, n_head=4)),
 ]  # fmt: skip

@@ -3,9 +3,11 @@
 The dimension letters are explained in `contract/config.py`; "..." stands for B, T.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
+from contract.components import weight_roles
 from contract.trace import NO_TRACE
 
 
@@ -24,18 +26,40 @@ def layer_norm(x, weight, bias, eps):
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-NORMS = {"layer_norm": layer_norm}
+def rms_norm(x, weight, eps):
+    """Give each token's channels root mean square 1, then scale them; the mean is left as it is.
+
+        normal = x / √(mean(x²) + eps),   y = normal · weight
+
+    The mean runs over the C channels of one token.
+
+    x: float (..., C); weight: float (C,); eps: float, inside the root
+    returns: y (..., C)
+    Source: Zhang & Sennrich 2019, section 3, equation 4.
+    Twin: numpy_llm.norms.rms_norm_forward and rms_norm_backward
+    """
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
-class Norm(nn.LayerNorm):
-    """The norm called `name`. Twin: numpy_llm.norms.norm_forward and norm_backward"""
+NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
+
+
+class Norm(nn.Module):
+    """The norm called `name`, of the kind that the configuration names.
+
+    Twin: numpy_llm.norms.norm_forward and norm_backward
+    """
 
     def __init__(self, name, config):
-        super().__init__(config.d_model, config.norm_eps, bias=config.bias)
-        self.name = name
+        super().__init__()
+        self.name, self.config, self.roles = name, config, weight_roles("norm", config.norm)
+        for role in self.roles:
+            absent = role == "bias" and not config.bias
+            self.register_parameter(role, None if absent else nn.Parameter(torch.empty(config.d_model)))
 
     def forward(self, x, trace=NO_TRACE):
         """x: float (B, T, C); returns: y (B, T, C)"""
-        y = NORMS["layer_norm"](x, self.weight, self.bias, self.eps)
+        weights = (getattr(self, role) for role in self.roles)
+        y = NORMS[self.config.norm](x, *weights, self.config.norm_eps)
         trace.record(self.name, y)
         return y

@@ -229,6 +229,7 @@ def test_fields_are_those_of_transformers():
         ("n_embd", None),
         ("n_inner", -1),
         ("n_positions", True),
+        ("n_positions", float("nan")),
         ("hidden_size", 12),
         ("layer_norm_epsilon", 0),
         ("tie_word_embeddings", None),
