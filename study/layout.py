@@ -25,7 +25,6 @@ def lay_out(chapter: Chapter, run: Pass, witness: Witness) -> dict:
     steps = [_step(chapter, step, number, error) for number, (step, error) in enumerate(shown, 1)]
     columns = [_column(chapter, side, run, steps) for side in SIDES]
     views = views_of(chapter, run)
-    tensors = [_tensor_row(run, view) for view in views]
     return {
         "name": chapter.name,
         "title": chapter.title,
@@ -33,11 +32,8 @@ def lay_out(chapter: Chapter, run: Pass, witness: Witness) -> dict:
         "symbols": _symbols(chapter, [step for step, _ in shown], run, shapes(chapter, witness)),
         "steps": steps,
         "columns": [column for column in columns if column["excerpts"]],
-        "keys": [view.key for view in views],
-        "tensors": tensors,
-        "failing": sum(bool(each["fails"]) for each in tensors),
-        "tied": run.config.tie_embeddings,
-        "worst": max((view.row.error for view in views), default=0.0),
+        "views": views,
+        "failing": sum(bool(run.fails(view)) for view in views),
     }
 
 
@@ -129,28 +125,3 @@ def _column(chapter: Chapter, side: str, run: Pass, steps: list[dict]) -> dict:
         excerpts.append({"path": shown.path, "function": shown.function, "lines": lines})
     title = "PyTorch, torch.optim" if side == "torch" and chapter.name == "adam" else _TITLES[side]
     return {"side": side, "title": title, "excerpts": excerpts}
-
-
-def _tensor_row(run: Pass, view: View) -> dict:
-    fails = [
-        dtype
-        for dtype, rows in run.rows.items()
-        if any(row[:2] == (view.kind, view.name) and not row.holds for row in rows)
-    ]
-    shown = zip((view.panels, view.rows, view.columns), (1, 1, 1, *view.shape)[-3:], strict=True)
-    omitted = [
-        f"{len(indices)} of {size} {name}"
-        for (indices, size), name in zip(shown, ("heads", "rows", "columns"), strict=True)
-        if len(indices) < size
-    ]
-    return {
-        "key": view.key,
-        "name": view.name,
-        "kind": view.kind,
-        "letters": ", ".join(view.letters),
-        "shape": " × ".join(map(str, view.shape)) or "1 number",
-        "shown": ", ".join(omitted) or "all",
-        "row": view.row,
-        "fails": " and ".join(fails),
-        "statistics": view.statistics,
-    }

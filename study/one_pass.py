@@ -51,6 +51,14 @@ class Pass(NamedTuple):
         T, decaying = len(self.tokens) - 1, self.inputs["float64"].weights.decaying
         return sizes(self.config, T=T) | {"B T": T, "1": 1, "N": min(CHUNK, decaying)}
 
+    def fails(self, view: View) -> list[str]:
+        """The precisions in which a tensor of the twins differs by more than its limit."""
+        return [
+            dtype
+            for dtype, rows in self.rows.items()
+            if any(row[:2] == (view.kind, view.name) and not row.holds for row in rows)
+        ]
+
 
 def run_pass(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.ndarray) -> Pass:
     """Send a text through both twins, forward and back, in both precisions.

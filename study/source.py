@@ -33,10 +33,6 @@ class Excerpt:
     path: str
     lines: tuple[tuple[int, str], ...]
 
-    def find(self, fragment: str) -> list[int]:
-        """The numbers of the lines that hold the fragment."""
-        return [number for number, text in self.lines if fragment in text]
-
 
 def excerpt(function: str, first: str = "", last: str = "") -> Excerpt:
     """The source of a function without its docstring, from the line holding `first` to that holding `last`.

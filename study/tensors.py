@@ -47,15 +47,25 @@ class View(NamedTuple):
         """What its rows and columns count: dimension letters, "" where there is none."""
         return ["", "", *self.letters][-2:]
 
+    @property
+    def shown(self) -> str:
+        """How much of it is shown."""
+        sampled = [
+            f"{len(indices)} of {size} {name}"
+            for indices, size, name in zip(
+                (self.panels, self.rows, self.columns),
+                (1, 1, 1, *self.shape)[-3:],
+                ("heads", "rows", "columns"),
+                strict=True,
+            )
+            if len(indices) < size
+        ]
+        return ", ".join(sampled) or "all"
+
     def as_json(self) -> dict:
         """For the page's script: numbers as base64 of little-endian bytes, so that they stay exact."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "shape": self.shape,
-            "panels": self.panels,
-            "rows": self.rows,
-            "columns": self.columns,
+        shown = {name: value for name, value in self._asdict().items() if name not in ("letters", "row", "statistics")}
+        return shown | {
             "dtype": str(self.manual.dtype),
             "manual": _base64(self.manual),
             "autograd": _base64(self.autograd),

@@ -88,7 +88,7 @@ def test_a_chapter_is_whole(chapter):
     # A derivative is a thought on the way, which no line has to write down; so is what puts two chapters together.
     for step in chapter.steps:
         assert step.lines or "partial(" in step.formula.text or "dU" in step.formula.text
-        assert step.twins or step.side == "backward" or chapter.name in ("adam", "gelu"), step.formula.text
+        assert step.torch or step.side == "backward" or chapter.name in ("adam", "gelu"), step.formula.text
 
 
 @pytest.mark.parametrize("chapter", all_chapters(), ids=lambda chapter: chapter.name)
@@ -125,7 +125,7 @@ def test_a_step_points_at_no_line_that_does_something_else():
         ("layer_norm", "dx[j] == sum(dn[i] * partial("),
     ):
         (step,) = [step for step in by_name[name].steps if step.formula.text.startswith(text)]
-        assert step.lines == ()
+        assert step.lines == []
 
 
 @pytest.mark.parametrize(("activation", "position"), FORMS)
