@@ -131,6 +131,11 @@ def place(tensor: str) -> str:
     return re.sub(r"^blocks\.\d+\.", "", tensor)
 
 
+def block_of(node: Node) -> str:
+    """The block that a node is in, such as "blocks.0.", or ""."""
+    return node.results[0].removesuffix(place(node.results[0]))
+
+
 def side_of(function: str) -> str:
     """Which of `SIDES` a function belongs to."""
     if function.startswith("torch_llm."):

@@ -7,7 +7,7 @@ from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
 from operations.catalogue import OPERATIONS
-from study.chapters import SIDES, Chapter, Step, fits, place
+from study.chapters import SIDES, Chapter, Step, block_of, fits
 from study.derivations import check, shapes
 from study.one_pass import Pass
 from study.source import highlighted
@@ -42,7 +42,7 @@ def views_of(chapter: Chapter, run: Pass) -> list[View]:
     if chapter.operation not in OPERATIONS:  # Adam, after the pass
         return [view for view in run.views.values() if view.kind == "optimizer"]
     keys = []
-    for _, group in groupby(chapter.nodes(run.flow.nodes), lambda node: _block(node.results[0])):
+    for _, group in groupby(chapter.nodes(run.flow.nodes), lambda node: block_of(node)):
         nodes = list(group)
         made = [name for node in nodes for name in chapter.tensors(node)]
         steps = [step for node in nodes for step, _ in run.flow.steps(node.results[0])]
@@ -52,18 +52,13 @@ def views_of(chapter: Chapter, run: Pass) -> list[View]:
     return [run.views[key] for key in dict.fromkeys(keys) if key in run.views]
 
 
-def _block(name: str) -> str:
-    return name.removesuffix(place(name))
-
-
 def _symbols(chapter: Chapter, steps: list[Step], run: Pass, letters: dict[str, str]) -> list[dict]:
     used = {name for step in steps for name in step.formula.symbols}
     sizes = run.sizes
     return [
-        {
+        vars(symbol)
+        | {
             "math": math(symbol.latex),
-            "code": symbol.code,
-            "means": symbol.means,
             "letters": letters[name],
             "numbers": " × ".join(str(sizes.get(each, each)) for each in letters[name].split(", ")),
         }
@@ -74,10 +69,9 @@ def _symbols(chapter: Chapter, steps: list[Step], run: Pass, letters: dict[str, 
 
 def _step(chapter: Chapter, step: Step, number: int, error: float) -> dict:
     looks = {name: symbol.latex for name, symbol in chapter.symbols.items()}
-    return {
+    return vars(step) | {
         "id": f"{chapter.name}-step-{number}",
         "number": number,
-        "side": step.side,
         "says": _prose(step.says),
         "maths": [_line(latex) for latex in step.formula.latex(looks)],
         "error": error,

@@ -62,6 +62,7 @@ def study_page(subject: Subject) -> str:
         inputs=tokens[:-1],
         targets=tokens[1:],
         run=run,
+        loss=run.by_hand("activation")["loss"],
         chapters=chapters,
         map=draw_map(run, own),
         strip=proof_strip(run.rows),

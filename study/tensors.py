@@ -64,7 +64,11 @@ class View(NamedTuple):
 
     def as_json(self) -> dict:
         """For the page's script: numbers as base64 of little-endian bytes, so that they stay exact."""
-        shown = {name: value for name, value in self._asdict().items() if name not in ("letters", "row", "statistics")}
+        shown = {
+            name: value
+            for name, value in self._asdict().items()
+            if name not in ("letters", "row", "statistics")
+        }
         return shown | {
             "dtype": str(self.manual.dtype),
             "manual": _base64(self.manual),
@@ -74,12 +78,10 @@ class View(NamedTuple):
         }
 
 
-def view(
-    config: ModelConfig, row: Row, manual: np.ndarray, autograd: np.ndarray, keep: Iterable[int]
-) -> View:
+def view(config: ModelConfig, row: Row, manual: np.ndarray, autograd: np.ndarray, tokens: np.ndarray) -> View:
     """A tensor cut to `MAX_ROWS` and so on.
 
-    row: its comparison; keep: ids of the text's tokens, kept where an axis is the vocabulary
+    row: its comparison; tokens: of the text, kept where an axis is the vocabulary
     """
     shape = manual.shape
     named = letters(config, row.name.rpartition(" ")[2])
@@ -91,7 +93,7 @@ def view(
     places = [[each] for each in index]
     for at in (-2, -1):
         if ["", "", *named][at] == "V":
-            places[at].extend(keep)
+            places[at].extend(tokens)
     most = MAX_PANELS, MAX_ROWS, MAX_COLUMNS
     chosen = [sample(*each) for each in zip(axes, most, places, strict=True)]
     numbers = (manual.reshape(axes)[np.ix_(*chosen)], autograd.reshape(axes)[np.ix_(*chosen)])
