@@ -50,7 +50,7 @@ def study_page(subject: Subject) -> str:
     config = subject.config
     run = run_pass(config, subject.weights, subject.tokens)
     moved = sweeps(run)
-    witness = run_witness(every_function(), activation=config.activation, position=config.position)
+    witness = run_witness(every_function(), config)
     own = chapters_of(run.flow.nodes)
     chapters = [lay_out(chapter, run, witness) for chapter in own]
     failing = _failing(run, chapters)

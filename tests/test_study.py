@@ -45,6 +45,11 @@ FORMS = [("relu", "sinusoidal"), ("gelu_tanh", "learned")]
 WITNESS_LIMIT, DIFFERENCE_LIMIT = 1e-13, 1e-8
 
 
+def form(activation, position):
+    """A configuration with these choices."""
+    return preset("tense", vocab_size=9, activation=activation, position=position)
+
+
 # --- the derivations ---
 
 
@@ -65,7 +70,7 @@ def test_every_operation_has_a_chapter():
 @pytest.mark.parametrize(("activation", "position"), FORMS)
 def test_every_operation_of_a_model_is_in_a_chapter(activation, position):
     """Each tensor that a model makes and traces is shown by a chapter; the chapters follow the dataflow."""
-    nodes = record(preset("tense", vocab_size=9, activation=activation, position=position)).nodes
+    nodes = record(form(activation, position)).nodes
     chapters = chapters_of(nodes)
     shown = {name for each in chapters for node in each.nodes(nodes) for name in each.tensors(node)}
     made = {name for node in nodes if node.operation != "dropout" for name in node.results}
@@ -103,7 +108,7 @@ def test_every_symbol_names_a_variable(chapter):
 @pytest.mark.parametrize(("activation", "position"), FORMS)
 def test_every_step_points_at_lines(activation, position):
     """Each fragment stands in exactly one of the lines that are shown beside the step, or in lines that are equal."""
-    config = preset("tense", vocab_size=9, activation=activation, position=position)
+    config = form(activation, position)
     for chapter in chapters_of(record(config).nodes):
         for step in chapter.steps:
             for side in SIDES if fits(step.needs, config) else ():
@@ -131,7 +136,7 @@ def test_a_step_points_at_no_line_that_does_something_else():
 @pytest.mark.parametrize(("activation", "position"), FORMS)
 def test_every_formula_holds(activation, position):
     """Both sides of every formula are the same numbers, on what the variables of the tested code held."""
-    witness = run_witness(every_function(), activation=activation, position=position)
+    witness = run_witness(every_function(), form(activation, position))
     for chapter in chapters_of(witness.flow.nodes):
         for step, error in zip(chapter.steps, check(chapter, witness), strict=True):
             limit = DIFFERENCE_LIMIT if "partial(" in step.formula.text else WITNESS_LIMIT
@@ -140,7 +145,7 @@ def test_every_formula_holds(activation, position):
 
 def test_symbols_have_shapes():
     """Dimension letters are read off the code's own variables; a formula's symbol says its shape itself."""
-    witness = run_witness(every_function(), activation="gelu_tanh", position="learned")
+    witness = run_witness(every_function(), form("gelu_tanh", "learned"))
     for chapter in chapters_of(witness.flow.nodes):
         for letters in shapes(chapter, witness).values():
             assert set(re.findall(r"[A-Z]", letters)) <= set("BTCHKDFVPN"), chapter.name
@@ -154,7 +159,7 @@ def test_symbols_have_shapes():
 
 def test_a_wrong_formula_is_found():
     """A term left out of layer norm's backward, a lost sign and a lost factor each show as an error."""
-    witness = run_witness(every_function(), activation="relu", position="sinusoidal")
+    witness = run_witness(every_function(), form("relu", "sinusoidal"))
     by_name = {chapter.name: chapter for chapter in all_chapters()}
     for name, right, wrong in (
         ("layer_norm", "dn[j] - 1 / C", "dn[j] + 1 / C"),
