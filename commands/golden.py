@@ -31,15 +31,16 @@ def make(
     --run makes one of a trained model. A large model makes a large pack.
     """
     from commands.console import say
-    from parity.golden.packs import COMMITTED, GOLDEN, make_pack, replaceable_pack, save_pack
+    from parity.golden.packs import GOLDEN, committed, make_pack, replaceable_pack, save_pack
 
     if name is None and (config or run):
         raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
     if name is None:
         folder = out or GOLDEN
-        for each in COMMITTED:
+        models = committed()
+        for each in models:
             replaceable_pack(each, folder, overwrite)
-        packs = [make_pack(each, model, seed=seed) for each, (model, seed) in COMMITTED.items()]
+        packs = [make_pack(each, model, seed=seed) for each, (model, seed) in models.items()]
     else:
         folder, name = out or Path(), _plain(name)
         replaceable_pack(name, folder, overwrite)
@@ -53,11 +54,11 @@ def make(
 
 
 def _plain(name: str) -> str:
-    from parity.golden.packs import COMMITTED
+    from parity.golden.packs import pack_names
 
     if Path(name).name != name or not name.strip(". "):
         raise ConfigError(f"{name!r} is not a plain file name; choose one, and the folder with --out")
-    if name in COMMITTED:
+    if name in pack_names():
         raise ConfigError(
             f"{name} is a pack of the project, which `check` would use instead of yours; choose another NAME"
         )

@@ -82,6 +82,7 @@ COMPONENTS: dict[str, dict[str, tuple[Tensor | Weight | Part, ...]]] = {
     },
     "norm": {
         "layer_norm": (Weight("weight", "C", "ones"), Weight("bias", "C", "zeros"), Tensor("", "B T C")),
+        "rms_norm": (Weight("weight", "C", "ones"), Tensor("", "B T C")),
     },
     "attention": {
         "multi_head": (

@@ -40,24 +40,6 @@ SAMPLING = {"temperature": 0.8, "top_k": 5, "seed": 7}
 NEW_TOKENS = 8
 
 
-def _config(**changes) -> ModelConfig:
-    fields = {"vocab_size": 11, "context_length": 6, "n_layer": 2, "n_head": 2, "d_model": 8, "d_ff": 10,
-              "activation": "gelu_tanh", "position": "learned"}  # fmt: skip
-    return ModelConfig(**{**fields, **changes})
-
-
-# Configuration and seed. The seeds are such that no input of ReLU is near its kink, no two logits of a greedy
-# choice are near each other, tokens repeat, texts vary, and some steps are clipped and some are not.
-COMMITTED = {
-    "relu-sinusoidal": (_config(n_layer=1, activation="relu", position="sinusoidal", norm_eps=1e-2), 51),
-    "gpt2-tied": (_config(d_model=6), 77),
-    "untied-no-bias": (
-        _config(vocab_size=9, n_head=3, d_model=6, d_ff=8, bias=False, tie_embeddings=False, norm_eps=1e-3),
-        37,
-    ),
-}
-
-
 class Pack(NamedTuple):
     """manifest: see `parity.golden.manifest.manifest`; tensors: by name, float64 but for token ids, which are int64"""
 
@@ -253,6 +235,16 @@ def find_pack(name: str) -> Path:
 def pack_names() -> list[str]:
     """The committed packs."""
     return sorted(path.stem for path in GOLDEN.glob("*.json"))
+
+
+def committed() -> dict[str, tuple[ModelConfig, int]]:
+    """The configuration and the seed of each committed pack, by name, as its manifest has them.
+
+    The seeds are such that no input of ReLU is near its kink, no two logits of a greedy choice are near each other,
+    tokens repeat, texts vary, and some steps are clipped and some are not.
+    """
+    manifests = {name: read_json(GOLDEN / f"{name}.json", _MANIFEST) for name in pack_names()}
+    return {name: (_config_of(each), each["seed"]) for name, each in manifests.items()}
 
 
 def load_pack(name: str) -> Pack:
