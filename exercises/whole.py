@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from contract.config import ModelConfig
 from contract.weights import Weights, WeightSpec
+from exercises.elementary import draw_tokens
 from exercises.exercise import Exercise, Mistake, Trial
 from numpy_llm import layers
 from numpy_llm.adam import AdamW
@@ -46,10 +48,12 @@ def _tied_terms(trial: Trial):
 
 
 def _draw_tied_output(random, sizes):
-    B, T, C, V = (sizes[letter] for letter in "BTCV")
-    tokens = random.integers(1, V - 2, size=(B, T))
-    tokens[1, 0] = tokens[0, 1] = tokens[0, 0]
-    return {"tokens": tokens, "weight": random.normal(size=(V, C)), "mix": random.normal(size=(C, C))}
+    C, V = sizes["C"], sizes["V"]
+    return {
+        "tokens": draw_tokens(random, sizes),
+        "weight": random.normal(size=(V, C)),
+        "mix": random.normal(size=(C, C)),
+    }
 
 
 def _lookup_before_mix(trial: Trial):
@@ -83,10 +87,14 @@ TIED_OUTPUT = Exercise(
 
 
 def _block_forward(x, weights, n_head):
-    C = x.shape[-1]
-    config = SimpleNamespace(
-        n_head=n_head, head_size=C // n_head, dropout=0.0, activation="gelu_tanh", norm_eps=1e-5
-    )
+    _, T, C = x.shape
+    sizes = {
+        "d_model": C,
+        "n_head": n_head,
+        "d_ff": len(weights["feed_forward.up.bias"]),
+        "context_length": T,
+    }
+    config = ModelConfig(vocab_size=1, n_layer=1, activation="gelu_tanh", position="learned", **sizes)
     return block_forward(x, {f"block.{name}": value for name, value in weights.items()}, "block", config)
 
 

@@ -66,13 +66,61 @@ def layer_norm_backward(dy, cache):
     return dx, dweight, dbias
 
 
+class RMSNormCache(NamedTuple):
+    normal: np.ndarray  # x with root mean square 1
+    inverse_rms: np.ndarray  # (..., 1)
+    weight: np.ndarray
+
+
+def rms_norm_forward(x, weight, eps):
+    """Give each token's channels root mean square 1, then scale them; the mean is left as it is.
+
+        normal = x / √(mean(x²) + eps),   y = normal · weight
+
+    The mean runs over the C channels of one token.
+
+    x: float (..., C); weight: float (C,); eps: float, inside the root
+    returns: y (..., C), cache
+    Source: Zhang & Sennrich 2019, section 3, equation 4. Twin: torch_llm.norms.rms_norm
+    """
+    inverse_rms = 1 / np.sqrt(_mean_channels(x, x) + eps)
+    normal = x * inverse_rms
+    return normal * weight, RMSNormCache(normal, inverse_rms, weight)
+
+
+def rms_norm_backward(dy, cache):
+    """Differentiate through the scaling and the root mean square.
+
+    With n = normal, s = inverse_rms and m the mean over channels:
+
+        y = n · weight            =>   dn = dy · weight,  dweight = Σ dy · n  (over B, T)
+        n = x s,  s = 1 / √(m(x²) + eps)
+                                  =>   a step in x[j] moves every n[i] of its token, in two ways:
+                                       ∂n[i]/∂x[j] = s (δ[i, j]  -  n[i] n[j] / C)
+                                            the value itself,  through s
+
+    Multiplying by dn[i] and summing over i gives dx = s (dn - n · m(dn · n)).
+
+    returns: dx (..., C), dweight (C,)
+    """
+    normal, C = cache.normal, cache.weight.shape[0]
+    dweight = np.einsum("nc,nc->c", dy.reshape(-1, C), normal.reshape(-1, C))
+    dx = dy * cache.weight  # this is dn; the next lines turn it into dx in place
+    dx -= normal * _mean_channels(dx, normal)
+    dx *= cache.inverse_rms
+    return dx, dweight
+
+
 def _mean_channels(x, other=None):
     """The mean over channels of x, or of x · other, kept as (..., 1): one pass, nothing stored between."""
     total = np.einsum("...c->...", x) if other is None else np.einsum("...c,...c->...", x, other)
     return (total / x.shape[-1])[..., None]
 
 
-NORMS = {"layer_norm": (layer_norm_forward, layer_norm_backward)}
+NORMS = {
+    "layer_norm": (layer_norm_forward, layer_norm_backward),
+    "rms_norm": (rms_norm_forward, rms_norm_backward),
+}
 
 
 class NormCache(NamedTuple):

@@ -11,6 +11,7 @@ from operations.merge_heads import MERGE_HEADS
 from operations.position import POSITION
 from operations.relu import RELU
 from operations.residual import RESIDUAL
+from operations.rms_norm import RMS_NORM
 from operations.scores import SCORES
 from operations.sinusoidal_positions import SINUSOIDAL_POSITIONS
 from operations.split_heads import SPLIT_HEADS
@@ -22,6 +23,7 @@ _ALL = (
     POSITION,
     DROPOUT,
     LAYER_NORM,
+    RMS_NORM,
     LINEAR,
     SPLIT_HEADS,
     SCORES,

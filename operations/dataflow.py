@@ -202,7 +202,7 @@ class Dataflow:
         operation = self.operation(node)
         if operation.cache:
             return operation.cache(*map(self._get, node.results))
-        return operation.forward(*self._arguments(node))[-1]
+        return (operation.rich or operation.forward)(*self._arguments(node))[-1]
 
     def _gradient_of_result(self, name: str) -> np.ndarray:
         return self.value(GRADIENT + name) if self.known(GRADIENT + name) else self._right_gradient(name)
@@ -224,7 +224,8 @@ class Dataflow:
         for at, (node, role) in enumerate(self._differentiable(tensor)):
             rest = sum(parts[:at] + parts[at + 1 :])
             for wrong in self._wrong_part(node, role):
-                yield wrong._replace(value=wrong.value + rest)
+                if len(parts) == 1 or np.shape(wrong.value) == np.shape(rest):
+                    yield wrong._replace(value=wrong.value + rest)
         if len(parts) > 1:
             near = [self._get(GRADIENT + each) for each in self._near(tensor) if self.known(GRADIENT + each)]
             for mistake in WRONG_SUMS:
@@ -240,7 +241,7 @@ class Dataflow:
                     if role in form:
                         yield Wrong(operation.name, mistake, form[role])
         for wrong, changed in self._wrong_arguments(node):
-            wrong_cache = operation.forward(*changed)[-1]
+            wrong_cache = (operation.rich or operation.forward)(*changed)[-1]
             yield wrong._replace(value=operation.differentiate(dresults, wrong_cache)[role])
         for at, result in enumerate(node.results):
             if not self.known(GRADIENT + result):

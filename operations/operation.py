@@ -2,8 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from inspect import signature
+from contextlib import ExitStack, contextmanager
+from inspect import signature, unwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +63,7 @@ class Operation(NamedTuple):
     gradients: argument -> its gradient, in the order in which `backward` returns them
     mistakes: what people get wrong, the likeliest first
     cache: results -> cache, where the backward pass needs nothing but the results
+    rich: the forward function with more in its cache, where the mistakes of the backward pass need it
     """
 
     name: str
@@ -72,6 +73,7 @@ class Operation(NamedTuple):
     gradients: Mapping[str, Gradient] = {}
     mistakes: tuple[Mistake, ...] = ()
     cache: Callable | None = None
+    rich: Callable | None = None
 
     @property
     def roles(self) -> list[str]:
@@ -100,13 +102,17 @@ def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Ite
     others: what the mistake reads beside the arguments, such as scale
     """
 
+    function = unwrap(operation.forward)
+
     def forward(*arguments, out=None):
         right = operation.forward(*arguments)
         forms = mistake.forms(*arguments, **others)
         if len(forms) <= form:
-            return right
+            return right if function is operation.forward else right[0]
         wrong = forms[form] if isinstance(forms[form], tuple) else (forms[form],)
         results = [_like(each, beside) for each, beside in zip(wrong, right, strict=False)]
+        if function is not operation.forward:  # a function that keeps no cache
+            return results[0]
         return *results, operation.cache(*results) if operation.cache else right[-1]
 
     def backward(*arguments, **buffers):
@@ -122,8 +128,11 @@ def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Ite
             }
         return tuple(gradients.values()) if several else gradients[next(iter(gradients))]
 
-    right = operation.backward if mistake.backward else operation.forward
-    with _replaced(right, backward if mistake.backward else forward):
+    with ExitStack() as stack:
+        if mistake.backward and operation.rich:
+            stack.enter_context(_replaced(operation.forward, operation.rich))
+        right, wrong = (operation.backward, backward) if mistake.backward else (function, forward)
+        stack.enter_context(_replaced(right, wrong))
         yield
 
 

@@ -1,7 +1,60 @@
 """ReLU: its equations and what people get wrong in it."""
 
+import numpy as np
+
 from numpy_llm.feed_forward import relu_backward, relu_forward
-from operations.operation import Gradient, Operation
+from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
+
+
+@wrong_forward("another activation than ReLU: it leaks, or is missing")
+def activation_leaks(x):
+    return [x, np.where(x > 0, x, 0.01 * x)]
+
+
+@wrong_forward("this is GELU; the configuration asks for ReLU")
+def relu_is_gelu(x):
+    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+@wrong_backward(
+    "the activation's derivative is missing: dy passes everywhere",
+    "dy passes everywhere; where x was below 0 the output did not move, and nothing comes back",
+)
+def drelu_missing(dy, cache):
+    return {"x": dy}
+
+
+@wrong_backward(
+    "multiplied by max(x, 0): the slope of ReLU is 1 where x > 0",
+    "you multiply dy by max(x, 0); the slope of max(x, 0) is 1 where x > 0, not x",
+)
+def drelu_times_y(dy, cache):
+    return {"x": dy * cache.y}
+
+
+@wrong_backward(
+    "dy passes where dy is positive; it passes where x was positive",
+    "you let dy through where dy is positive; the gate is open where x was positive",
+)
+def drelu_gate_of_dy(dy, cache):
+    return {"x": np.maximum(dy, 0)}
+
+
+@wrong_backward(
+    "this is the slope alone: multiply it by dy",
+    "this is the slope alone; the chain rule multiplies it by dy",
+)
+def drelu_slope_alone(dy, cache):
+    return {"x": (cache.y > 0).astype(dy.dtype)}
+
+
+@wrong_backward(
+    "the gradient passes where x < 0; it passes where x > 0",
+    "the gate is upside down: the gradient passes where x > 0",
+)
+def drelu_upside_down(dy, cache):
+    return {"x": dy * (cache.y == 0)}
+
 
 RELU = Operation(
     "relu",
@@ -9,5 +62,8 @@ RELU = Operation(
     relu_backward,
     "y = max(x, 0)",
     {"x": Gradient("dx = dy where x > 0, else 0", ("x",))},
-    (),
-)
+    (
+        activation_leaks, relu_is_gelu, drelu_gate_of_dy, drelu_slope_alone, drelu_times_y, drelu_upside_down,
+        drelu_missing,
+    ),
+)  # fmt: skip

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from contract.components import COMPONENTS
 from contract.config import ModelConfig
 from contract.randomness import DropoutKey
 from contract.weights import Weights, weight_table
@@ -88,5 +89,6 @@ CASES = [
     Case("batch 1, T of 1", _config(tie_embeddings=False), B=1, T=1),
     Case("one token repeated", _config(), symbols=1),
     Case("large norm_eps", _config(norm_eps=0.5)),
+    *(Case(norm, _config(norm=norm)) for norm in COMPONENTS["norm"]),
     Case("six layers", _config(n_layer=6, n_head=4)),
 ]  # fmt: skip

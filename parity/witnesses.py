@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from contract.components import COMPONENTS
 from contract.config import ModelConfig, preset
 from contract.numbers import slope
 from harness.exchange.families.gpt2 import PREFIX, published_places
@@ -30,6 +31,7 @@ TINY_CASES = [
     _tiny("one head, odd width", 2, 3, n_head=1, d_model=5, d_ff=7),
     _tiny("three heads, odd width", 1, 4, n_head=3, d_model=9, d_ff=3),
     _tiny("one token", 2, 1),
+    *(_tiny(norm, 2, 3, norm=norm) for norm in COMPONENTS["norm"]),
     _tiny("two layers", 2, 3, n_layer=2, n_head=1, d_model=4, d_ff=3),
     _tiny("three layers, large eps", 2, 4, n_layer=3, n_head=1, d_model=3, d_ff=4, norm_eps=0.1),
     _tiny(

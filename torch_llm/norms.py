@@ -26,7 +26,22 @@ def layer_norm(x, weight, bias, eps):
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-NORMS = {"layer_norm": layer_norm}
+def rms_norm(x, weight, eps):
+    """Give each token's channels root mean square 1, then scale them; the mean is left as it is.
+
+        normal = x / √(mean(x²) + eps),   y = normal · weight
+
+    The mean runs over the C channels of one token.
+
+    x: float (..., C); weight: float (C,); eps: float, inside the root
+    returns: y (..., C)
+    Source: Zhang & Sennrich 2019, section 3, equation 4.
+    Twin: numpy_llm.norms.rms_norm_forward and rms_norm_backward
+    """
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
 
 
 class Norm(nn.Module):

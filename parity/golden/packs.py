@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 import numpy_llm
+from contract.components import traced_numbers
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.files import open_regular, replaceable_items, write_into
@@ -37,24 +38,6 @@ LARGEST = 1 << 30  # bytes of a pack; a porter's tool should not fill a disk by 
 ADAMW = {"steps": 10, "beta1": 0.9, "beta2": 0.95, "eps": 1e-4, "weight_decay": 0.5, "max_norm": 1.0}
 SAMPLING = {"temperature": 0.8, "top_k": 5, "seed": 7}
 NEW_TOKENS = 8
-
-
-def _config(**changes) -> ModelConfig:
-    fields = {"vocab_size": 11, "context_length": 6, "n_layer": 2, "n_head": 2, "d_model": 8, "d_ff": 10,
-              "activation": "gelu_tanh", "position": "learned"}  # fmt: skip
-    return ModelConfig(**{**fields, **changes})
-
-
-# Configuration and seed. The seeds are such that no input of ReLU is near its kink, no two logits of a greedy
-# choice are near each other, tokens repeat, texts vary, and some steps are clipped and some are not.
-COMMITTED = {
-    "relu-sinusoidal": (_config(n_layer=1, activation="relu", position="sinusoidal", norm_eps=1e-2), 51),
-    "gpt2-tied": (_config(d_model=6), 77),
-    "untied-no-bias": (
-        _config(vocab_size=9, n_head=3, d_model=6, d_ff=8, bias=False, tie_embeddings=False, norm_eps=1e-3),
-        37,
-    ),
-}
 
 
 class Pack(NamedTuple):
@@ -119,8 +102,8 @@ def _check_size(config: ModelConfig, B: int, T: int, seed: int, steps: int):
             raise ConfigError(f"--{flag} must be at least {least} and below 2^63, got {value}")
     if config.context_length < T:
         raise ConfigError(f"--tokens {T} is more than the model's context of {config.context_length}")
-    activations = B * T * (8 * config.d_model + 2 * config.d_ff + 3 * config.n_head * T) * config.n_layer
-    size = 8 * ((2 + 3 * steps) * parameter_count(config) + 2 * activations + 2 * B * T * config.vocab_size)
+    # In float64: weights and their gradients, three tensors per step of AdamW, activations and their gradients.
+    size = 8 * ((2 + 3 * steps) * parameter_count(config) + 2 * traced_numbers(config, B, T))
     if size > LARGEST:
         raise ConfigError(
             f"the pack would take about {size / 1e9:.1f} GB, more than {LARGEST / 1e9:.1f}; ask for fewer --steps, "
@@ -252,6 +235,16 @@ def find_pack(name: str) -> Path:
 def pack_names() -> list[str]:
     """The committed packs."""
     return sorted(path.stem for path in GOLDEN.glob("*.json"))
+
+
+def committed() -> dict[str, tuple[ModelConfig, int]]:
+    """The configuration and the seed of each committed pack, by name, as its manifest has them.
+
+    The seeds are such that no input of ReLU is near its kink, no two logits of a greedy choice are near each other,
+    tokens repeat, texts vary, and some steps are clipped and some are not.
+    """
+    manifests = {name: read_json(GOLDEN / f"{name}.json", _MANIFEST) for name in pack_names()}
+    return {name: (_config_of(each), each["seed"]) for name, each in manifests.items()}
 
 
 def load_pack(name: str) -> Pack:
