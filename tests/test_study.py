@@ -41,13 +41,17 @@ from study.witness import run_witness
 from study.write import labels, open_subject, write_study
 
 ROOT = Path(__file__).parents[1]
-FORMS = [("relu", "sinusoidal"), ("gelu_tanh", "learned")]
+FORMS = [
+    ("relu", "sinusoidal", "layer_norm"),
+    ("gelu_tanh", "learned", "layer_norm"),
+    ("relu", "learned", "rms_norm"),
+]
 WITNESS_LIMIT, DIFFERENCE_LIMIT = 1e-13, 1e-8
 
 
-def form(activation, position):
+def form(activation, position, norm="layer_norm"):
     """A configuration with these choices."""
-    return preset("tense", vocab_size=9, activation=activation, position=position)
+    return preset("tense", vocab_size=9, activation=activation, position=position, norm=norm)
 
 
 # --- the derivations ---
@@ -67,18 +71,18 @@ def test_every_operation_has_a_chapter():
     assert "numpy_llm.adam.Adam._update_piece" in shown
 
 
-@pytest.mark.parametrize(("activation", "position"), FORMS)
-def test_every_operation_of_a_model_is_in_a_chapter(activation, position):
+@pytest.mark.parametrize("choices", FORMS, ids=" ".join)
+def test_every_operation_of_a_model_is_in_a_chapter(choices):
     """Each tensor that a model makes and traces is shown by a chapter; the chapters follow the dataflow."""
-    nodes = record(form(activation, position)).nodes
+    nodes, (activation, _, norm) = record(form(*choices)).nodes, choices
     chapters = chapters_of(nodes)
     shown = {name for each in chapters for node in each.nodes(nodes) for name in each.tensors(node)}
     made = {name for node in nodes if node.operation != "dropout" for name in node.results}
     hidden = {"positions", "attention.query_key_value", "attention.merged"}  # noted, not traced
     assert {place(name) for name in made - shown} <= hidden
     assert [each.name for each in chapters] == [
-        "embedding", "position", "layer_norm", "query_key_value", "scores", "mask", "softmax", "weighted_sum",
-        "output_projection", "residual", "feed_forward", "relu" if activation == "relu" else "gelu", "final_norm",
+        "embedding", "position", norm, "query_key_value", "scores", "mask", "softmax", "weighted_sum",
+        "output_projection", "residual", "feed_forward", activation.removesuffix("_tanh"), "final_norm",
         "logits", "cross_entropy", "adam",
     ]  # fmt: skip
 
@@ -105,10 +109,10 @@ def test_every_symbol_names_a_variable(chapter):
         assert chapter.names_variable(symbol), f"{name}: the code has no {symbol.code}"
 
 
-@pytest.mark.parametrize(("activation", "position"), FORMS)
-def test_every_step_points_at_lines(activation, position):
+@pytest.mark.parametrize("choices", FORMS, ids=" ".join)
+def test_every_step_points_at_lines(choices):
     """Each fragment stands in exactly one of the lines that are shown beside the step, or in lines that are equal."""
-    config = form(activation, position)
+    config = form(*choices)
     for chapter in chapters_of(record(config).nodes):
         for step in chapter.steps:
             for side in SIDES if fits(step.needs, config) else ():
@@ -133,10 +137,10 @@ def test_a_step_points_at_no_line_that_does_something_else():
         assert step.lines == []
 
 
-@pytest.mark.parametrize(("activation", "position"), FORMS)
-def test_every_formula_holds(activation, position):
+@pytest.mark.parametrize("choices", FORMS, ids=" ".join)
+def test_every_formula_holds(choices):
     """Both sides of every formula are the same numbers, on what the variables of the tested code held."""
-    witness = run_witness(every_function(), form(activation, position))
+    witness = run_witness(every_function(), form(*choices))
     for chapter in chapters_of(witness.flow.nodes):
         for step, error in zip(chapter.steps, check(chapter, witness), strict=True):
             limit = DIFFERENCE_LIMIT if "partial(" in step.formula.text else WITNESS_LIMIT
@@ -566,6 +570,18 @@ def test_learned_positions_gelu_and_an_untied_output():
     assert "its gradient in all, where the two are tied" not in page
     assert "table is tied" not in page
     assert "weight gradient token_embedding.weight" in page
+
+
+def test_a_page_with_rms_norm():
+    """The norm's own chapter stands in the place of layer norm's, with its tensors on the map."""
+    config = preset("tense", vocab_size=7, n_layer=1, n_head=1, d_model=4, context_length=4, norm="rms_norm")
+    page = study_page(
+        Subject("rms", config, lively_weights(config, 0, "float64"), np.arange(3), list("abcdefg"), "abc")
+    )
+    assert '<details class="chapter" id="rms_norm">' in page
+    assert 'id="layer_norm"' not in page
+    assert 'href="#rms_norm:activation~blocks.0.norm_1"' in page
+    assert 'href="#final_norm:activation~final_norm"' in page
 
 
 # --- the command ---
