@@ -32,10 +32,13 @@ MODEL_FLAGS = (
     "norm",
     "dropout",
 )
-CHOICES = {slot: f"{' or '.join(choices)}." for slot, choices in COMPONENTS.items()}
 SETTINGS = tuple(TrainingSettings.__dataclass_fields__)
 DEFAULTS = TrainingSettings
 _FINE_TUNING = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in FINE_TUNING.items())
+
+
+def _choices(slot: str) -> str:
+    return f"{' or '.join(COMPONENTS[slot])}."
 
 
 def train(
@@ -65,9 +68,9 @@ def train(
     d_model: Annotated[int | None, option("Channels of the residual stream.", panel=MODEL)] = None,
     d_ff: Annotated[int | None, option("Hidden channels of the feed-forward layer.", panel=MODEL)] = None,
     context_length: Annotated[int | None, option("Tokens the model sees at once.", panel=MODEL)] = None,
-    activation: Annotated[str | None, option(CHOICES["activation"], panel=MODEL)] = None,
-    position: Annotated[str | None, option(CHOICES["position"], panel=MODEL)] = None,
-    norm: Annotated[str | None, option(CHOICES["norm"], panel=MODEL)] = None,
+    activation: Annotated[str | None, option(_choices("activation"), panel=MODEL)] = None,
+    position: Annotated[str | None, option(_choices("position"), panel=MODEL)] = None,
+    norm: Annotated[str | None, option(_choices("norm"), panel=MODEL)] = None,
     dropout: Annotated[float | None, option("Probability of dropping an activation.", panel=MODEL)] = None,
     steps: Annotated[
         int | None, option(f"Optimiser steps. [default: {DEFAULTS.steps}]", panel=TRAINING)
