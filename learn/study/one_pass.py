@@ -11,12 +11,12 @@ import torch_llm
 from contract.components import sizes
 from contract.config import ModelConfig
 from contract.weights import Weights, weight_table
+from learn.study.tensors import View, view
 from numpy_llm.adam import CHUNK
 from operations.dataflow import Dataflow, record
 from parity.cases import Inputs
 from parity.compare import Row, compare
 from parity.passes import allow_rounding, reference_pass, twin_pass
-from study.tensors import View, view
 
 LEARNING_RATE = 1e-3
 ADAM_WEIGHTS = ("blocks.0.norm_1.weight", "blocks.0.attention.output.weight", "final_norm.weight")

@@ -28,7 +28,7 @@ from numpy_llm.attention import causal_mask  # noqa: E402
 from torch_llm.attention import causal_mask as torch_causal_mask  # noqa: E402
 from torch_llm.generate import KeyValueCache  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = ("layers", "norms", "positions", "attention", "feed_forward", "losses", "model", "adam", "generate")
 
 # What only a hand-written backward pass over a flat buffer needs.

@@ -13,8 +13,8 @@ from data.prepare import DEFAULT_RANKS
 from data.tokenizers import encode, load_ranks, token_bytes
 from harness.training.checkpoint import load_checkpoint
 from harness.training.run_folder import find_checkpoint
+from learn.study.page import Subject, study_page
 from parity.cases import lively_weights
-from study.page import Subject, study_page
 
 
 def write_study(out: Path, run: Path | None, text: str, *, overwrite: bool = False) -> Subject:

@@ -24,11 +24,11 @@ from contract.errors import ConfigError, UserError
 from contract.files import scratch_folder
 from contract.numbers import magnitude, relative_error
 from contract.schema import read_json
-from exercises.catalogue import EXERCISES, find_exercise
-from exercises.diagnosis import diagnose
-from exercises.exercise import TRIALS, Exercise, Instance, Trial, finite_differences
+from learn.exercises.catalogue import EXERCISES, find_exercise
+from learn.exercises.diagnosis import diagnose
+from learn.exercises.exercise import TRIALS, Exercise, Instance, Trial, finite_differences
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).with_name("runner.py")
 
 LIMIT = 1e-9  # of an error beside the reference; answers written in another order differ by 1e-15

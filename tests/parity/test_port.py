@@ -10,7 +10,7 @@ import pytest
 from parity.golden.export import export_pack
 from parity.golden.packs import pack_names
 
-SOURCE = Path(__file__).parents[1] / "examples" / "port.c"
+SOURCE = Path(__file__).parents[2] / "examples" / "port.c"
 COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler (apt-get install gcc libc6-dev)")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from exercises.exercise import Exercise, Trial, pair
+from learn.exercises.exercise import Exercise, Trial, pair
 from numpy_llm import attention, feed_forward, layers, positions
 from operations.catalogue import OPERATIONS
 

@@ -32,7 +32,7 @@ OTHER_PROCESSES = {
 
 
 # Which hold the answers elsewhere.
-BARRED = ("operations", "exercises", "tests", "parity", "study", "harness", "commands")
+BARRED = ("operations", "learn", "tests", "parity", "harness", "commands")
 
 
 class Problem(Exception):

@@ -24,23 +24,23 @@ from contract.trace import Trace
 from contract.weights import Weights
 from data.tokenizers import encoding_of
 from harness.training.checkpoint import Checkpoint, save_checkpoint
+from learn.study.chapters import FOLDER, SIDES, all_chapters, chapters_of, fits, place, side_of
+from learn.study.derivations import check, every_function, shapes
+from learn.study.formulas import Formula, partial_derivative
+from learn.study.layout import math as mathml
+from learn.study.one_pass import adam_step, run_pass
+from learn.study.page import Subject, number, study_page, visible
+from learn.study.proof import proof_strip
+from learn.study.slider import POINTS, sweeps
+from learn.study.source import excerpt, highlighted
+from learn.study.tensors import sample
+from learn.study.witness import run_witness
+from learn.study.write import labels, open_subject, write_study
 from operations.catalogue import OPERATIONS
 from operations.dataflow import record
 from parity.cases import lively_weights
-from study.chapters import FOLDER, SIDES, all_chapters, chapters_of, fits, place, side_of
-from study.derivations import check, every_function, shapes
-from study.formulas import Formula, partial_derivative
-from study.layout import math as mathml
-from study.one_pass import adam_step, run_pass
-from study.page import Subject, number, study_page, visible
-from study.proof import proof_strip
-from study.slider import POINTS, sweeps
-from study.source import excerpt, highlighted
-from study.tensors import sample
-from study.witness import run_witness
-from study.write import labels, open_subject, write_study
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FORMS = [
     ("relu", "sinusoidal", "layer_norm"),
     ("gelu_tanh", "learned", "layer_norm"),
@@ -468,7 +468,7 @@ def test_what_differs_is_found(subject, run, monkeypatch):
     """A tensor past its limit is named and linked in the proof, and marked at its dot, its rows and its badge."""
     tight = run_with_limit(run, "float32", ("gradient", "blocks.1.norm_2"))
     tight = run_with_limit(tight, "float64", ("activation", "blocks.0.attention.probabilities_dropout"))
-    monkeypatch.setattr("study.page.run_pass", lambda *_: tight)
+    monkeypatch.setattr("learn.study.page.run_pass", lambda *_: tight)
     page = study_page(subject)
     link = "#layer_norm:gradient~blocks.1.norm_2"
     assert '✗ 2 comparisons differ by more than the limit: <a href="#proof">' in page

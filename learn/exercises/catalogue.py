@@ -3,11 +3,11 @@
 from difflib import get_close_matches
 
 from contract.errors import ConfigError
-from exercises.elementary import EMBEDDING, LINEAR, POSITION, RELU, RESIDUAL, SOFTMAX
-from exercises.exercise import Exercise
-from exercises.heads import ATTENTION, MERGE_HEADS, SCORES, SPLIT_HEADS
-from exercises.losses import CROSS_ENTROPY, GELU, LAYER_NORM
-from exercises.whole import ADAM, BLOCK, TIED_OUTPUT
+from learn.exercises.elementary import EMBEDDING, LINEAR, POSITION, RELU, RESIDUAL, SOFTMAX
+from learn.exercises.exercise import Exercise
+from learn.exercises.heads import ATTENTION, MERGE_HEADS, SCORES, SPLIT_HEADS
+from learn.exercises.losses import CROSS_ENTROPY, GELU, LAYER_NORM
+from learn.exercises.whole import ADAM, BLOCK, TIED_OUTPUT
 
 COURSE = (
     RELU,

@@ -6,13 +6,13 @@ from itertools import groupby
 from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
+from learn.study.chapters import SIDES, Chapter, Step, block_of, fits
+from learn.study.derivations import check, shapes
+from learn.study.one_pass import Pass
+from learn.study.source import highlighted
+from learn.study.tensors import View
+from learn.study.witness import Witness
 from operations.catalogue import OPERATIONS
-from study.chapters import SIDES, Chapter, Step, block_of, fits
-from study.derivations import check, shapes
-from study.one_pass import Pass
-from study.source import highlighted
-from study.tensors import View
-from study.witness import Witness
 
 _LONG = 100  # characters of LaTeX
 _TITLES = {"forward": "NumPy, forward", "backward": "NumPy, backward", "torch": "PyTorch, autograd"}

@@ -13,12 +13,12 @@ from test_exercises import filled_in
 
 import cli
 from contract.errors import UserError
-from exercises.catalogue import COURSE, EXERCISES
-from exercises.grade import Limits, grade
-from exercises.report import summary
-from exercises.start import starter
+from learn.exercises.catalogue import COURSE, EXERCISES
+from learn.exercises.grade import Limits, grade
+from learn.exercises.report import summary
+from learn.exercises.start import starter
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RELU = EXERCISES["relu"]
 # Where the pair that an exercise asks for stands in the project, or is put together.
 PAIRS = {
@@ -94,7 +94,7 @@ HOSTILE = {
         "from numpy_llm.feed_forward import relu_backward as answer\nreturn answer(dy, x)",
         "calls the project's own relu_backward, which is the answer",
     ),
-    "imports the answer": ("from exercises.elementary import RELU", "ModuleNotFoundError: No module named 'exercises"),
+    "imports the answer": ("from learn.exercises.elementary import RELU", "No module named 'learn"),
     "replaces json": ("import json\njson.dumps = lambda *a: '[nonsense'\nreturn dy * (x > 0)", ""),
     "replaces NumPy": ("np.asarray = np.savez = None\nreturn dy * (x > 0)", "gives no answer: take out exit"),
     "replaces a maximum": ("np.maximum = np.minimum\nreturn dy * (x > 0)", "the forward pass was given"),
@@ -171,7 +171,7 @@ def adapted(name, module):
     """A file's text that hands the calls to the catalogue's reference, which calls the project's functions."""
     stem, constant = name.replace("-", "_"), name.replace("-", "_").upper()
     return (
-        f"from exercises.{module} import {constant}\n\n\n"
+        f"from learn.exercises.{module} import {constant}\n\n\n"
         f"def {stem}_forward(**inputs):\n    return {constant}.forward(**inputs)\n\n\n"
         f"def {stem}_backward(dy, cache):\n"
         f"    found = {constant}.backward(dy, cache)\n"
@@ -191,7 +191,7 @@ def taken(name, pair):
 PROJECT_ANSWERS = {
     **{name: taken(name, pair) for name, pair in PAIRS.items()},
     **{name: adapted(name, module) for name, module in PUT_TOGETHER.items()},
-    "adam": "from exercises.whole import ADAM\n\n\n"
+    "adam": "from learn.exercises.whole import ADAM\n\n\n"
     "def adam(**inputs):\n    return tuple(ADAM.forward(**inputs).values())\n",
 }
 
@@ -497,6 +497,6 @@ def test_the_reference_is_not_sent(monkeypatch, write):
             sent.update(file)
         return "looked", ""
 
-    monkeypatch.setattr("exercises.grade.run_file", look)
+    monkeypatch.setattr("learn.exercises.grade.run_file", look)
     grade(write(None, exercise=EXERCISES["layer-norm"]))
     assert {name.partition("/")[2] for name in sent} == {"x", "weight", "bias", "dy"}

@@ -6,8 +6,8 @@ import numpy as np
 
 from contract.config import ModelConfig
 from contract.weights import Weights, WeightSpec
-from exercises.elementary import draw_tokens
-from exercises.exercise import Exercise, Mistake, Trial
+from learn.exercises.elementary import draw_tokens
+from learn.exercises.exercise import Exercise, Mistake, Trial
 from numpy_llm import layers
 from numpy_llm.adam import AdamW
 from numpy_llm.attention import attention_backward

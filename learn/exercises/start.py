@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from contract.files import write_file
-from exercises.exercise import Exercise, Trial
+from learn.exercises.exercise import Exercise, Trial
 
 STARTERS = Path(__file__).parent / "starters"
 

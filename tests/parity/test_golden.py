@@ -26,7 +26,7 @@ from parity.golden.packs import GOLDEN, SAMPLING, Pack, committed, load_pack, ma
 from parity.golden.tensors import Tensors
 from parity.tolerances import limit, observe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMITTED = committed()
 PACKS = sorted(COMMITTED)
 

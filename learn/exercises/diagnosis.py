@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.numbers import magnitude, relative_error
-from exercises.exercise import Instance, Trial, float_tensors
+from learn.exercises.exercise import Instance, Trial, float_tensors
 
 FITS = 1e-9  # an explanation fits where nothing is left but this share of the largest magnitude
 ROUNDING = 1e-13  # what is below this share of the largest magnitude reads 0

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from exercises.exercise import Exercise, Trial
+from learn.exercises.exercise import Exercise, Trial
 from numpy_llm import attention  # not its functions, which a mistake replaces
 from operations.catalogue import OPERATIONS
 from operations.operation import made

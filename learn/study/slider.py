@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.numbers import central_difference
+from learn.study.one_pass import Pass
 from numpy_llm import GPT
 from parity.cases import Inputs
-from study.one_pass import Pass
 
 POINTS = 31  # places of the slider, an odd number so that ε = 0 is one of them
 _STEP = 1e-5  # of the central difference

@@ -1,8 +1,8 @@
 """The map of the page: the model's dataflow as recorded, in lanes of rows of nodes."""
 
+from learn.study.chapters import Chapter, block_of, place
+from learn.study.one_pass import Pass
 from operations.dataflow import Dataflow
-from study.chapters import Chapter, block_of, place
-from study.one_pass import Pass
 
 
 def draw_map(run: Pass, chapters: list[Chapter]) -> dict[str, list]:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from contract.config import ModelConfig
 from contract.trace import Node
+from learn.study.formulas import Formula, symbol_latex
+from learn.study.source import Excerpt, excerpt, variables
 from operations.catalogue import OPERATIONS
-from study.formulas import Formula, symbol_latex
-from study.source import Excerpt, excerpt, variables
 
-FOLDER = Path(__file__).parents[1] / "operations"
+FOLDER = Path(__file__).parents[2] / "operations"
 SIDES = ("forward", "backward", "torch")
 
 

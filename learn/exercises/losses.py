@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from exercises.exercise import Exercise, Trial, pair
+from learn.exercises.exercise import Exercise, Trial, pair
 from numpy_llm import feed_forward, losses, norms
 from operations.catalogue import OPERATIONS
 

@@ -14,16 +14,16 @@ from markupsafe import Markup
 from contract.config import ModelConfig
 from contract.errors import visible
 from contract.weights import parameter_count
-from study import tensors
-from study.chapters import chapters_of
-from study.derivations import every_function
-from study.layout import lay_out
-from study.map import draw_map, link
-from study.one_pass import ADAM_WEIGHTS, LEARNING_RATE, Pass, run_pass
-from study.proof import proof_strip
-from study.slider import Sweep, sweeps
-from study.source import highlight_css
-from study.witness import run_witness
+from learn.study import tensors
+from learn.study.chapters import chapters_of
+from learn.study.derivations import every_function
+from learn.study.layout import lay_out
+from learn.study.map import draw_map, link
+from learn.study.one_pass import ADAM_WEIGHTS, LEARNING_RATE, Pass, run_pass
+from learn.study.proof import proof_strip
+from learn.study.slider import Sweep, sweeps
+from learn.study.source import highlight_css
+from learn.study.witness import run_witness
 
 _HERE = Path(__file__).parent
 

@@ -5,9 +5,9 @@ import re
 import numpy as np
 
 from contract.components import sizes
-from study.chapters import Chapter, Symbol, all_chapters, fits, place
-from study.formulas import Formula, partial_derivative
-from study.witness import ADAM_CALL, SIZES, Call, Witness, find_function, rerun
+from learn.study.chapters import Chapter, Symbol, all_chapters, fits, place
+from learn.study.formulas import Formula, partial_derivative
+from learn.study.witness import ADAM_CALL, SIZES, Call, Witness, find_function, rerun
 
 
 def check(chapter: Chapter, witness: Witness) -> list[float]:

@@ -9,12 +9,12 @@ import pytest
 from exercise_answers import ANSWERS, SLIPS
 
 from contract.numbers import magnitude, relative_error
-from exercises import runner
-from exercises.catalogue import COURSE, EXERCISES
-from exercises.diagnosis import diagnose
-from exercises.exercise import Instance, finite_differences
-from exercises.grade import DEFAULT_LIMITS, Reply, judge, write_request
-from exercises.start import starter
+from learn.exercises import runner
+from learn.exercises.catalogue import COURSE, EXERCISES
+from learn.exercises.diagnosis import diagnose
+from learn.exercises.exercise import Instance, finite_differences
+from learn.exercises.grade import DEFAULT_LIMITS, Reply, judge, write_request
+from learn.exercises.start import starter
 
 SEEDS = range(3)
 each_exercise = pytest.mark.parametrize("exercise", COURSE, ids=EXERCISES)
