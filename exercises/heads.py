@@ -1,9 +1,8 @@
 """Steps towards attention: splitting and merging heads, scores under a mask, the whole layer."""
 
-from types import SimpleNamespace
-
 import numpy as np
 
+from contract.config import ModelConfig
 from exercises.exercise import Exercise, Trial
 from numpy_llm import attention  # not its functions, which a mistake replaces
 from operations.catalogue import OPERATIONS
@@ -106,10 +105,18 @@ SCORES = Exercise(
 # Attention
 
 
+def config_for(x, n_head) -> ModelConfig:
+    """The configuration of a model whose layers read x."""
+    _, T, C = x.shape
+    return ModelConfig(
+        vocab_size=1, context_length=T, n_layer=1, n_head=n_head, d_model=C, d_ff=4 * C, activation="gelu_tanh",
+        position="learned",
+    )  # fmt: skip
+
+
 def _attention_forward(x, weights, n_head):
     weights = {f"attention.{name}": value for name, value in weights.items()}
-    config = SimpleNamespace(n_head=n_head, head_size=x.shape[-1] // n_head, dropout=0.0)
-    return attention.attention_forward(x, weights, "attention", config)
+    return attention.attention_forward(x, weights, "attention", config_for(x, n_head))
 
 
 def _attention_backward(dy, cache):

@@ -6,6 +6,7 @@ import numpy as np
 
 from contract.weights import Weights, WeightSpec
 from exercises.exercise import Exercise, Mistake, Trial
+from exercises.heads import config_for
 from numpy_llm import layers
 from numpy_llm.adam import AdamW
 from numpy_llm.attention import attention_backward
@@ -83,11 +84,8 @@ TIED_OUTPUT = Exercise(
 
 
 def _block_forward(x, weights, n_head):
-    C = x.shape[-1]
-    config = SimpleNamespace(
-        n_head=n_head, head_size=C // n_head, dropout=0.0, activation="gelu_tanh", norm_eps=1e-5
-    )
-    return block_forward(x, {f"block.{name}": value for name, value in weights.items()}, "block", config)
+    weights = {f"block.{name}": value for name, value in weights.items()}
+    return block_forward(x, weights, "block", config_for(x, n_head))
 
 
 def _block_backward(dy, cache):
