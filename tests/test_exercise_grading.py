@@ -21,7 +21,10 @@ from exercises.start import starter
 ROOT = Path(__file__).parents[1]
 RELU = EXERCISES["relu"]
 # Where the function that an exercise asks for stands in the project under that very name, or is put together.
-IN_LAYERS = ("relu", "linear", "embedding", "position", "cross-entropy", "gelu", "layer-norm")
+IN_NUMPY = {
+    "relu": "feed_forward", "linear": "layers", "embedding": "layers", "position": "positions", "softmax": "attention",
+    "cross-entropy": "losses", "layer-norm": "norms",
+}  # fmt: skip
 PUT_TOGETHER = {
     "residual": "elementary", "split-heads": "heads", "merge-heads": "heads", "scores": "heads",
     "attention": "heads", "tied-output": "whole", "block": "whole",
@@ -87,7 +90,7 @@ HOSTILE = {
     "returns too much": ("return np.zeros(2**21)", "far too large"),
     "changes dy": ("dy *= x > 0\nreturn dy", "dy changed in place"),
     "calls the answer": (
-        "from numpy_llm.layers import relu_backward as answer\nreturn answer(dy, x)",
+        "from numpy_llm.feed_forward import relu_backward as answer\nreturn answer(dy, x)",
         "calls the project's own relu_backward, which is the answer",
     ),
     "imports the answer": ("from exercises.elementary import RELU", "ModuleNotFoundError: No module named 'exercises"),
@@ -112,7 +115,8 @@ HOSTILE = {
         "gives no answer",
     ),
     "takes the answers of the tests": ("from tests.exercise_answers import ANSWERS", "tests"),
-    "takes the answers of the proof": ("from parity.recompute import relu_back", "parity"),
+    "takes the answers of the proof": ("from parity.golden import check", "parity"),
+    "takes the answers of the operations": ("from operations.relu import RELU", "operations"),
     "forges half a reply": (forged({"problem": "", "trials": []}), "gives no answer"),
     "forges an empty reply": (forged({"problem": "", "memory_bounded": True, "trials": []}), "gives no answer"),
     "forges a message": (
@@ -183,8 +187,9 @@ def taken(name, module):
 
 
 PROJECT_ANSWERS = {
-    **{name: taken(name, "layers") for name in IN_LAYERS},
-    "softmax": taken("softmax", "attention"),
+    **{name: taken(name, module) for name, module in IN_NUMPY.items()},
+    "gelu": "import numpy_llm.feed_forward as project\n\n"
+    "gelu_forward, gelu_backward = project.gelu_tanh_forward, project.gelu_tanh_backward",
     **{name: adapted(name, module) for name, module in PUT_TOGETHER.items()},
     "adam": "from exercises.whole import ADAM\n\n\n"
     "def adam(**inputs):\n    return tuple(ADAM.forward(**inputs).values())\n",
