@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from commands.options import JsonOption, option
-from contract.errors import ConfigError, UserError
+from commands.options import CONFIG_HELP, JsonOption, option
+from contract.errors import ConfigError
 
 
 def make(
     name: Annotated[
         str | None, typer.Argument(help=r"Name of the pack. \[default: remake the project's packs]")
     ] = None,
-    config: Annotated[Path | None, option("JSON file with the fields of a model configuration.")] = None,
+    config: Annotated[Path | None, option(CONFIG_HELP)] = None,
     run: Annotated[Path | None, option("Run or checkpoint to take trained weights from.")] = None,
     out: Annotated[Path | None, option("Folder to write to. [default: parity/golden, or . for NAME]")] = None,
     batch_size: Annotated[int, option("Sequences per batch.")] = 3,
@@ -66,8 +66,7 @@ def _plain(name: str) -> str:
 
 
 def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
-    from contract.config import ModelConfig
-    from contract.schema import read_json
+    from contract.config import ModelConfig, read_config
     from harness.training.checkpoint import load_checkpoint
     from harness.training.run_folder import find_checkpoint
     from parity.golden.packs import make_pack
@@ -77,13 +76,7 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
     if run is not None:
         checkpoint = load_checkpoint(find_checkpoint(run))
         return make_pack(name, checkpoint.config, weights=checkpoint.weights, **settings)
-    try:
-        fields = read_json(config)
-    except ValueError as error:
-        raise UserError(
-            f"{config} is not a JSON object ({error}); give the configuration's fields by name"
-        ) from None
-    return make_pack(name, ModelConfig.from_dict(fields), **settings)
+    return make_pack(name, ModelConfig.from_dict(read_config(config)), **settings)
 
 
 def export(

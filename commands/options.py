@@ -32,3 +32,4 @@ JsonOption = Annotated[bool, option("Print the result as JSON.", "--json")]
 JsonFileOption = Annotated[Path | None, option("JSON file to write the result to.", "--json")]
 OverwriteJsonOption = Annotated[bool, option("Replace the file in --json.", "--overwrite")]
 TOKENIZER_HELP = "gpt2, bytes, or a ranks file ending in .tiktoken."
+CONFIG_HELP = "JSON file with the fields of a model configuration."

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from commands.options import (
+    CONFIG_HELP,
     MODEL,
     PLACE,
     TOKENIZER_HELP,
@@ -55,6 +56,7 @@ def train(
     preset: Annotated[
         str, option("tense, nano, gpt2, gpt2-medium, gpt2-large or gpt2-xl.", panel=MODEL)
     ] = "tense",
+    config: Annotated[Path | None, option(f"{CONFIG_HELP} Instead of --preset.", panel=MODEL)] = None,
     n_layer: Annotated[int | None, option("Transformer blocks.", panel=MODEL)] = None,
     n_head: Annotated[int | None, option("Attention heads per block.", panel=MODEL)] = None,
     d_model: Annotated[int | None, option("Channels of the residual stream.", panel=MODEL)] = None,
@@ -132,8 +134,10 @@ def _started(options: dict, given: dict):
     from harness.training.run_folder import unused_folder
     from harness.training.runs import start_run
 
-    if "from_" in given and "preset" in given:
-        raise ConfigError("--preset does not go with --from, which has a model of its own; give one of them")
+    models = [name for name in ("preset", "config", "from_") if name in given]
+    if len(models) > 1:
+        one, other = (f"--{name.strip('_')}" for name in models[:2])
+        raise ConfigError(f"{one} does not go with {other}, which has a model of its own; give one of them")
     text, out = options["text"] or DEFAULT_TEXT, options["out"]
     place = unused_folder(Path("runs") / text.stem) if out is None else nullcontext(out)
     with place as folder, reading_progress(text, "tokenising") as progress:
@@ -143,6 +147,7 @@ def _started(options: dict, given: dict):
             tokenizer=options["tokenizer"],
             start=options["from_"],
             preset_name=options["preset"],
+            config=options["config"],
             overrides=_named(given, MODEL_FLAGS),
             training=_named(given, (*SETTINGS, "epochs")),
             overwrite=options["overwrite"],

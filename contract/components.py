@@ -24,8 +24,9 @@ class Tensor(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A weight; a linear one is (out, in). Matrices decay, vectors do not.
+    """A weight. Matrices decay, vectors do not.
 
+    linear: whether it is a linear layer's, a matrix (out, in) or a bias
     init: "zeros", "ones", or a normal distribution: "normal", "residual" for a matrix that writes into the residual
         stream, "embedding" for the tokens'; see `contract.weights.weight_table`
     """
@@ -33,6 +34,7 @@ class Weight(NamedTuple):
     name: str
     letters: str
     init: str
+    linear: bool = False
 
 
 class Part(NamedTuple):
@@ -43,8 +45,9 @@ class Part(NamedTuple):
     each_layer: bool = False
 
 
-def _linear(name: str, rows: str, columns: str, init: str = "normal"):
-    return Weight(f"{name}.weight", f"{rows} {columns}", init), Weight(f"{name}.bias", rows, "zeros")
+def _linear(name: str, rows: str, columns: str, init: str = "normal") -> tuple[Weight, Weight]:
+    matrix = Weight(f"{name}.weight", f"{rows} {columns}", init, linear=True)
+    return matrix, Weight(f"{name}.bias", rows, "zeros", linear=True)
 
 
 # Rows called "bias" are there only if the configuration says so.
@@ -151,6 +154,11 @@ def rows(config: "ModelConfig") -> dict[str, Tensor | Weight]:
                 yield name, row
 
     return dict(expand("model", ""))
+
+
+def weight_rows(config: "ModelConfig") -> dict[str, Weight]:
+    """Every weight of the model by its dotted name, in dataflow order."""
+    return {name: row for name, row in rows(config).items() if isinstance(row, Weight)}
 
 
 def letters(config: "ModelConfig", name: str) -> tuple[str, ...]:

@@ -14,9 +14,11 @@ Dimension letters, used in every shape comment of the project:
 """
 
 from dataclasses import MISSING, asdict, dataclass, fields
+from os import PathLike
 
 from contract.components import COMPONENTS
-from contract.errors import ConfigError
+from contract.errors import ConfigError, UserError
+from contract.schema import read_json
 
 # Bounds of what is built before anything of a file proves that its numbers are meant.
 MAX_LAYERS = 10_000
@@ -189,3 +191,18 @@ def preset(name: str, *, vocab_size: int, **overrides) -> ModelConfig:
     if "d_model" in overrides and "d_ff" not in overrides:
         overrides["d_ff"] = 4 * overrides["d_model"]
     return ModelConfig(vocab_size=vocab_size, **{**PRESETS[name], **overrides})
+
+
+def read_config(path: str | PathLike, **overrides) -> dict:
+    """The fields of the configuration in a JSON file, with `overrides` put over them; vocab_size may be missing.
+
+    Raises OSError if the file cannot be read, UserError if it is not JSON, ConfigError for an impossible configuration.
+    """
+    try:
+        values = read_json(path) | overrides
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not a JSON object ({error}); give the configuration's fields by name"
+        ) from None
+    ModelConfig.from_dict({"vocab_size": 1} | values)
+    return values

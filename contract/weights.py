@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from contract.components import Weight, rows, sizes
+from contract.components import Weight, sizes, weight_rows
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import generator
@@ -53,7 +53,7 @@ def weight_table(config: ModelConfig) -> dict[str, WeightSpec]:
         shape = tuple(size[letter] for letter in row.letters.split())
         return WeightSpec(shape, "normal" if row.init in normal else row.init, normal.get(row.init, 0.0))
 
-    return {name: spec(row) for name, row in rows(config).items() if isinstance(row, Weight)}
+    return {name: spec(row) for name, row in weight_rows(config).items()}
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -1,9 +1,9 @@
 """From the numbers of a wrong output to a teacher's hint.
 
-Explanations are tried from the particular to the general: a mistake that people are known to make in this
-exercise, another output in its place, a simple relation to the right answer, a term of the gradient that is
-missing or miscounted, a pattern of the error; and where nothing fits, the place of the largest error. An
-explanation counts only where it fits all trials to rounding.
+Explanations are tried from the particular to the general: another output in its place, a term of the gradient
+that is missing, a mistake that people are known to make in this exercise or its operations, a simple relation to
+the right answer, a term that is miscounted, a pattern of the error; and where nothing fits, the place of the
+largest error. An explanation counts only where it fits all trials to rounding.
 """
 
 from itertools import combinations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.numbers import magnitude, relative_error
-from exercises.exercise import Exercise, Outputs, Trial, float_tensors
+from exercises.exercise import Instance, Trial, float_tensors
 
 FITS = 1e-9  # an explanation fits where nothing is left but this share of the largest magnitude
 ROUNDING = 1e-13  # what is below this share of the largest magnitude reads 0
@@ -33,23 +33,16 @@ class Hint(NamedTuple):
 
 
 def diagnose(
-    exercise: Exercise,
-    trials: list[Trial],
-    output: str,
-    found: list[np.ndarray],
-    solutions: list[Outputs],
-    earlier: str = "",
-    intact: str = "",
+    instance: Instance, output: str, found: list[np.ndarray], earlier: str = "", intact: str = ""
 ) -> Hint:
     """The hint for one wrong output.
 
     found: float64 arrays of that output, one a trial
-    solutions: all right outputs, one dict a trial
     earlier: an output that is wrong too and that this one is computed from or after; "" where there is none
     intact: the last right output before the first wrong one, likewise
     """
-    wanted = [solution[output] for solution in solutions]
-    if hint := _explanation(exercise, trials, output, found, solutions):
+    wanted = [solution[output] for solution in instance.solutions]
+    if hint := _explanation(instance, output, found, wanted):
         return Hint(hint, hint)
     if hint := _shape_hint(found, wanted):
         return Hint(hint, f"wrong shape: {hint.partition(': ')[2]}")
@@ -66,18 +59,18 @@ def diagnose(
     )
 
 
-def _explanation(exercise, trials, output, found, solutions) -> str:
+def _explanation(instance, output, found, wanted) -> str:
     """What is wrong, where it can be told from the numbers, else ""."""
-    wanted = [solution[output] for solution in solutions]
+    exercise, trials, solutions = instance.exercise, instance.trials, instance.solutions
     if _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
         return "right on your instance, wrong on one of other sizes: a size is written as a number"
-    if hint := _known_mistake(exercise, trials, output, found):
-        return f"right shape; {hint}"
     if hint := _other_output(solutions, output, found):
         return hint
     if _shape_hint(found, wanted) or _not_finite(found):
         return ""
     for explain in (
+        lambda: _terms(exercise, trials, output, found, wanted, counted=False),
+        lambda: _known_mistake(instance, output, found, wanted),
         lambda: _simple_relation(trials, found, wanted),
         lambda: _factor(trials, solutions, found, wanted),
         lambda: _terms(exercise, trials, output, found, wanted),
@@ -143,11 +136,13 @@ def _fits(candidates, found) -> bool:
     )
 
 
-def _known_mistake(exercise, trials, output, found) -> str:
-    for mistake in exercise.mistakes:
-        changed = [mistake.wrong(trial) for trial in trials]
-        if output in changed[0] and _fits([each[output] for each in changed], found):
-            return mistake.hint
+def _known_mistake(instance, output, found, wanted) -> str:
+    """The hint of the first mistake that makes such an output, behind its relation to the right one."""
+    for mistake in instance.wrong:
+        changed = [outputs[output] for outputs in mistake.trials if output in outputs]
+        if len(changed) == len(found) and _fits(changed, found):
+            relation = _simple_relation(instance.trials, found, wanted)
+            return f"{relation}; {mistake.hint}" if relation else mistake.hint
     return ""
 
 
@@ -240,8 +235,11 @@ def _expressions(trials) -> dict[str, list[float]]:
     return found | roots | ratios
 
 
-def _terms(exercise, trials, output, found, wanted) -> str:
-    """Which term of the gradient does not count once, where all that came is a sum of its terms."""
+def _terms(exercise, trials, output, found, wanted, counted=True) -> str:
+    """Which term of the gradient does not count once, where all that came is a sum of its terms.
+
+    counted: tell any count; False: only what is missing or has the wrong sign
+    """
     terms = [exercise.terms(trial).get(output, {}) for trial in trials]
     # What is 0 but for rounding, as the way through key to the bias is, can be counted at will.
     names = [
@@ -265,7 +263,7 @@ def _terms(exercise, trials, output, found, wanted) -> str:
     for name, count in zip(names, zip(*counts, strict=True), strict=True):
         if not np.allclose(count, 1, rtol=0, atol=1e-7):
             fault = _count([float(each) for each in count], trials)
-            if not fault:
+            if not fault or (not counted and "counts" in fault):
                 return ""
             faults.append(f"{name} {fault}")
     return _constant(found[0] - wanted[0], wanted[0]) + " and ".join(faults)

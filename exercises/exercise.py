@@ -6,6 +6,9 @@ size written as a number, and tells apart explanations that agree by chance in t
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +16,7 @@ import numpy as np
 from contract.errors import ConfigError
 from contract.numbers import slope
 from contract.randomness import generator
+from operations.operation import Operation, made
 
 TRIALS = 2
 STEP = 3e-4  # h of the differences
@@ -35,7 +39,7 @@ class Trial(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """A mistake that people make, known by its very numbers.
+    """A mistake that people make in an exercise beside those in its operations, known by its very numbers.
 
     wrong: trial -> the outputs that the mistake changes, as it computes them
     hint: what a teacher says to it
@@ -56,7 +60,8 @@ class Exercise:
     backward: the project's own backward pass: (dy, cache) -> outputs by name; None where there is no pair
     hints: gentlest first
     terms: trial -> output -> {what a term is: its value}: terms that add up to that output
-    mistakes: what people get wrong, the likeliest first
+    mistakes: what people get wrong in putting the operations together, the likeliest first
+    operations: those whose backward pass the student writes, with their own mistakes
     withheld: names in numpy_llm that are the answer itself, not to be called by a student's file
     chained: whether the outputs are computed one after another, the last first, so that a wrong one spoils others
     """
@@ -69,6 +74,7 @@ class Exercise:
     hints: tuple[str, ...]
     terms: Callable[[Trial], Mapping[str, Outputs]] = field(default=lambda trial: {})
     mistakes: tuple[Mistake, ...] = ()
+    operations: tuple[Operation, ...] = ()
     withheld: tuple[str, ...] = ()
     chained: bool = False
 
@@ -107,6 +113,75 @@ class Exercise:
             return self.forward(**trial.inputs)
         y, cache = self.forward(**trial.inputs)
         return {"y": np.asarray(y), **self.backward(trial.dy, cache)}
+
+
+def pair(module: ModuleType, stem: str, *outputs: str) -> tuple[Callable, Callable]:
+    """The project's pair called `stem` as an exercise has it: the gradients by name.
+
+    It is looked up at each call, since a mistake may stand in its place.
+    """
+
+    def forward(**inputs):
+        return getattr(module, f"{stem}_forward")(**inputs)
+
+    def backward(dy, cache):
+        found = getattr(module, f"{stem}_backward")(dy, cache)
+        return dict(zip(outputs, found if isinstance(found, tuple) else (found,), strict=True))
+
+    return forward, backward
+
+
+class WrongOutputs(NamedTuple):
+    """What a known mistake makes of an exercise.
+
+    name: of the mistake and the number of its form; hint: what a teacher says to it
+    trials: for each trial, the outputs that it changes
+    """
+
+    name: str
+    hint: str
+    trials: list[Outputs]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An exercise with the trials that a seed draws, and what its outputs are, rightly and wrongly computed."""
+
+    exercise: Exercise
+    trials: list[Trial]
+
+    @cached_property
+    def solutions(self) -> list[Outputs]:
+        """The right outputs of each trial."""
+        return [self.exercise.solve(trial) for trial in self.trials]
+
+    @cached_property
+    def wrong(self) -> list[WrongOutputs]:
+        """The outputs of each form of each known mistake, the exercise's own first.
+
+        An operation's mistake is made in the project's own functions, so the exercise must call these through
+        their modules.
+        """
+        own = [
+            WrongOutputs(f"{self.exercise.name} {number}", mistake.hint, [*map(mistake.wrong, self.trials)])
+            for number, mistake in enumerate(self.exercise.mistakes)
+        ]
+        right = [self.exercise.solve(trial) for trial in self.trials]
+        for operation in self.exercise.operations:
+            for mistake in operation.mistakes:
+                for form in count() if mistake.backward else ():
+                    with made(operation, mistake, form):
+                        found = [self.exercise.solve(trial) for trial in self.trials]
+                    changed = [_differing(*pair) for pair in zip(found, right, strict=True)]
+                    if not any(changed):
+                        break
+                    own.append(WrongOutputs(f"{mistake.name} {form}", mistake.hint or mistake.text, changed))
+        return own
+
+
+def _differing(found: Outputs, right: Outputs) -> Outputs:
+    """The outputs that are not the same as the right ones."""
+    return {name: value for name, value in found.items() if not np.array_equal(value, right[name])}
 
 
 def instance_sizes(seed: int, number: int) -> dict[str, int]:

@@ -26,7 +26,7 @@ from contract.numbers import magnitude, relative_error
 from contract.schema import read_json
 from exercises.catalogue import EXERCISES, find_exercise
 from exercises.diagnosis import diagnose
-from exercises.exercise import TRIALS, Exercise, Trial, finite_differences
+from exercises.exercise import TRIALS, Exercise, Instance, Trial, finite_differences
 
 ROOT = Path(__file__).parents[1]
 RUNNER = Path(__file__).with_name("runner.py")
@@ -367,11 +367,11 @@ def read_reply(folder: Path) -> Reply:
 
 def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> list[Mark]:
     """A mark for every output that is the student's work, and for y and the arguments where they were spoilt."""
-    solutions = [exercise.solve(trial) for trial in trials]
+    instance = Instance(exercise, trials)
     differences = finite_differences(exercise, trials[0], seed)
     marks, clues = [], {"earlier": "", "intact": ""}
-    for name in reversed(solutions[0]):  # as the way back meets them
-        mark = judge_output(exercise, trials, solutions, name, reply, differences.get(name), clues)
+    for name in reversed(instance.solutions[0]):  # as the way back meets them
+        mark = judge_output(instance, name, reply, differences.get(name), clues)
         if name == "y":
             hint = "the forward pass was given and has changed; put it back"
             mark = mark._replace(hint=hint, cause=hint)
@@ -385,17 +385,17 @@ def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> l
     return marks
 
 
-def judge_output(exercise, trials, solutions, name, reply, differences, clues) -> Mark:
+def judge_output(instance, name, reply, differences, clues) -> Mark:
     """Hold one output against the reference in every trial, and against the differences of the first."""
-    wanted = [solution[name] for solution in solutions]
-    found = [reply.arrays.get(f"{trial}/{name}") for trial in range(len(trials))]
+    wanted = [solution[name] for solution in instance.solutions]
+    found = [reply.arrays.get(f"{trial}/{name}") for trial in range(len(wanted))]
     problem = next((problems[name] for problems in reply.trials if name in problems), "")
     if not problem and any(array is None for array in found):
         problem = f"is missing; the dict of gradients has no {name[1:]!r}"
     if problem:
         return Mark(name, False, None, None, problem, cause_of(problem))
     if any(array.shape != right.shape for array, right in zip(found, wanted, strict=True)):
-        return Mark(name, False, None, None, *diagnose(exercise, trials, name, found, solutions, **clues))
+        return Mark(name, False, None, None, *diagnose(instance, name, found, **clues))
     error = max(relative_error(array, right) for array, right in zip(found, wanted, strict=True))
     difference_error = None
     if differences is not None:
@@ -404,7 +404,7 @@ def judge_output(exercise, trials, solutions, name, reply, differences, clues) -
     right = error <= LIMIT and (difference_error is None or difference_error <= DIFFERENCE_LIMIT)
     if right:
         return Mark(name, True, error, difference_error, "", "")
-    hint = diagnose(exercise, trials, name, found, solutions, **clues)
+    hint = diagnose(instance, name, found, **clues)
     finite = [
         value if value is not None and np.isfinite(value) else None for value in (error, difference_error)
     ]

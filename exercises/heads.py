@@ -3,7 +3,7 @@
 import numpy as np
 
 from contract.config import ModelConfig
-from exercises.exercise import Exercise, Trial
+from exercises.exercise import Exercise, Trial, pair
 from numpy_llm import attention  # not its functions, which a mistake replaces
 from operations.catalogue import OPERATIONS
 from operations.operation import made
@@ -42,20 +42,11 @@ SPLIT_HEADS = Exercise(
 # Merge heads
 
 
-def _merge_heads_forward(heads):
-    return attention.merge_heads_forward(heads)
-
-
-def _merge_heads_backward(dy, cache):
-    return {"dheads": attention.merge_heads_backward(dy, cache)}
-
-
 MERGE_HEADS = Exercise(
     "merge-heads",
     "merging heads: the same, the other way",
     lambda random, sizes: {"heads": random.normal(size=tuple(sizes[letter] for letter in "BHTD"))},
-    _merge_heads_forward,
-    _merge_heads_backward,
+    *pair(attention, "merge_heads", "dheads"),
     hints=(
         "A token's C channels are its H heads side by side, D channels each.",
         "Reshape (B, T, C) to (B, T, H, D) first; only then are there axes to swap.",

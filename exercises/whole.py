@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from contract.weights import Weights, WeightSpec
+from exercises.elementary import draw_tokens
 from exercises.exercise import Exercise, Mistake, Trial
 from exercises.heads import config_for
 from numpy_llm import layers
@@ -47,10 +48,12 @@ def _tied_terms(trial: Trial):
 
 
 def _draw_tied_output(random, sizes):
-    B, T, C, V = (sizes[letter] for letter in "BTCV")
-    tokens = random.integers(1, V - 2, size=(B, T))
-    tokens[1, 0] = tokens[0, 1] = tokens[0, 0]
-    return {"tokens": tokens, "weight": random.normal(size=(V, C)), "mix": random.normal(size=(C, C))}
+    C, V = sizes["C"], sizes["V"]
+    return {
+        "tokens": draw_tokens(random, sizes),
+        "weight": random.normal(size=(V, C)),
+        "mix": random.normal(size=(C, C)),
+    }
 
 
 def _lookup_before_mix(trial: Trial):

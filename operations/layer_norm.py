@@ -115,12 +115,14 @@ def dnorm_weight_last(dy, cache):
 def _unweighted(names: str, **paths: bool):
     """The mistake of taking dy for dn in some terms and not in the others."""
     text = f"dy where dn is meant in {names}: dn = dy · weight, in every term"
+    verb = "takes" if len(paths) == 1 else "take"
+    hint = f"{names} {verb} dy where dnormal is meant: dnormal = dy · weight, in every term"
 
     def compute(dy, cache):
         return {"x": _dx(dy, cache, **dict.fromkeys(paths, dy))}
 
     compute.__name__ = f"dnorm_unweighted_{'_and_'.join(paths)}"
-    return wrong_backward(text)(compute)
+    return wrong_backward(text, hint)(compute)
 
 
 _VALUE, _MEAN, _DEVIATION = "the value itself", "the path through the mean", "the path through the deviation"

@@ -27,7 +27,10 @@ def _rows(dy, cache):
     return dy.reshape(-1, dy.shape[-1]), cache.rows
 
 
-@wrong_backward("multiplied by the weight's transpose: dx = dy weight, with the weight as (out, in)")
+@wrong_backward(
+    "multiplied by the weight's transpose: dx = dy weight, with the weight as (out, in)",
+    "weight is transposed on the way back: forward is x weightᵀ, so backward is dy weight",
+)
 def dlinear_transposed(dy, cache):
     forms = [dy @ cache.weight.reshape(cache.weight.shape[::-1]).T]
     if cache.weight.shape[0] == cache.weight.shape[1]:
@@ -35,7 +38,10 @@ def dlinear_transposed(dy, cache):
     return [{"x": each} for each in forms]
 
 
-@wrong_backward("x and dy are swapped: dweight = dyᵀ x has shape (out, in)")
+@wrong_backward(
+    "x and dy are swapped: dweight = dyᵀ x has shape (out, in)",
+    "x and dy are swapped: y = x weightᵀ with weight as (out, in), so dweight is dyᵀ x, not xᵀ dy",
+)
 def dweight_transposed(dy, cache):
     drows, rows = _rows(dy, cache)
     other = rows.T @ drows
@@ -44,7 +50,7 @@ def dweight_transposed(dy, cache):
 
 @wrong_backward(
     "only the first or the last sequence's part, or the last token's: add up over batch and time",
-    "only one sequence of the batch is counted; every row of the batch used this weight: sum over B too",
+    "only the first or the last sequence is counted, or the last token; every row used this weight: sum over B and T",
 )
 def dweight_of_last(dy, cache):
     x = cache.rows.reshape(*dy.shape[:-1], -1)

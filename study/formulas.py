@@ -71,8 +71,8 @@ class Formula:
         free = self._free_indices()
         tree = ast.fix_missing_locations(ast.Expression(_Quote().visit(_copy(self.sides[side]))))
         code = compile(tree, self.text, "eval")
-        names = {name: _Tensor(np.asarray(value)) for name, value in values.items()}
-        names |= {name: _Size(size) for name, size in sizes.items()} | FUNCTIONS | CONSTANTS
+        names = {name: _Size(size) for name, size in sizes.items()} | FUNCTIONS | CONSTANTS
+        names |= {name: _Tensor(np.asarray(value)) for name, value in values.items()}
         names |= {"sum": sum, "partial": partial, "float": float, "__builtins__": {}}
         result = np.empty([sizes[self.indices[index]] for index in free])
         for place in product(*map(range, result.shape)):

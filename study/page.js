@@ -37,7 +37,7 @@ function label(axis, place) {
   if (axis === "V") return `${data.labels[place]}`;
   return String(place);
 }
-const axisWords = { T: "token", V: "vocabulary", C: "channel", "3 C": "output", D: "channel of the head", F: "wide channel", context_length: "place" };
+const axisWords = { T: "token", V: "vocabulary", C: "channel", "H·D": "channel", "(H+2K)·D": "output", D: "channel of the head", F: "wide channel", P: "place" };
 // A token may be written from right to left: the two marks keep it from turning the words around it about.
 const words = (axis, place) =>
   axis === "T" || axis === "V" ? `${axisWords[axis]} ${place} “\u2068${label(axis, place)}\u2069”` : `${axisWords[axis] || "index"} ${place}`;

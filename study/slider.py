@@ -1,13 +1,13 @@
 """One weight moved by ε, and the loss that follows: computed beforehand, so that the page needs no Python."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from contract.config import ModelConfig
 from contract.numbers import central_difference
 from numpy_llm import GPT
+from parity.cases import Inputs
+from study.one_pass import Pass
 
 POINTS = 31  # places of the slider, an odd number so that ε = 0 is one of them
 _STEP = 1e-5  # of the central difference
@@ -31,24 +31,19 @@ class Sweep(NamedTuple):
     losses: list[float]
 
 
-def sweeps(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.ndarray) -> list[Sweep]:
-    """A sweep of the number with the largest gradient in each weight, or in as many as `_WORK` allows.
-
-    weights: float64 by name, a `Weights`; tokens: int (T + 1,)
-    """
-    model = GPT(config, weights)
-    inputs, targets = tokens[None, :-1], tokens[None, 1:]
-    _, _, cache = model.forward(inputs, targets)
-    gradients = model.backward(cache)
-    most = max(4, int(_WORK / (model.weights.flat.size * len(tokens) * (POINTS + 4))))
-    names = list(gradients)
+def sweeps(run: Pass) -> list[Sweep]:
+    """A sweep of the number with the largest gradient in each weight, or in as many as `_WORK` allows."""
+    inputs, gradients = run.inputs["float64"], run.by_hand["float64"].weight_gradients
+    model = GPT(run.config, inputs.weights)
+    most = max(4, int(_WORK / (model.weights.flat.size * len(run.tokens) * (POINTS + 4))))
+    names = list(model.weights)
     chosen = (
         names if len(names) <= most else [names[i] for i in np.linspace(0, len(names) - 1, most, dtype=int)]
     )
-    return [_sweep(model, name, gradients[name], inputs, targets) for name in chosen]
+    return [_sweep(model, name, gradients[name], inputs) for name in chosen]
 
 
-def _sweep(model: GPT, name: str, gradient: np.ndarray, inputs, targets) -> Sweep:
+def _sweep(model: GPT, name: str, gradient: np.ndarray, inputs: Inputs) -> Sweep:
     weight = model.weights[name]
     index = tuple(int(i) for i in np.unravel_index(np.abs(gradient).argmax(), gradient.shape))
     value = float(weight[index])
@@ -59,7 +54,7 @@ def _sweep(model: GPT, name: str, gradient: np.ndarray, inputs, targets) -> Swee
     def loss(step):
         weight[index] = value + step
         try:
-            return float(model.forward(inputs, targets)[1])
+            return float(model.forward(inputs.tokens, inputs.targets)[1])
         finally:
             weight[index] = value
 

@@ -15,19 +15,20 @@ from contract.config import ModelConfig
 from contract.trace import Trace
 from contract.weights import Weights
 from numpy_llm import GPT, Adam
+from operations.dataflow import Dataflow
 from parity.cases import Case
 
 # All different, so that a shape tells which dimensions it has.
-SIZES = {"B": 6, "T": 3, "C": 8, "H": 2, "D": 4, "F": 5, "V": 7}
-CONTEXT_LENGTH = 9
-# Of Adam's steps, large enough for every term to count.
-_LEARNING_RATE = 0.1
+SIZES = {"B": 6, "T": 3, "C": 8, "H": 2, "D": 4, "F": 5, "V": 7, "P": 9}
+_LEARNING_RATE = 0.1  # of Adam's steps, large enough for every term to count
+ADAM_CALL = 2  # of Adam's calls, two a step, the first of the second step: its running means are not 0
 
 
 class Call(NamedTuple):
     """arguments: what a function was called with
 
-    variables: what its local names held when it returned, and "return": its result, the first of several
+    variables: what its local names held when it returned, the fields of its cache among them, and "return": its
+        result, the first of several
     """
 
     arguments: dict
@@ -35,10 +36,10 @@ class Call(NamedTuple):
 
 
 class Witness(NamedTuple):
-    """calls: by dotted function name, in the order of the calls; trace: of the pass; config: of the model"""
+    """calls: by dotted function name, in the order of the calls; flow: of the pass; config: of the model"""
 
     calls: dict[str, list[Call]]
-    trace: Trace
+    flow: Dataflow
     config: ModelConfig
 
 
@@ -55,7 +56,7 @@ def run_witness(functions: Iterable[str], *, activation: str, position: str) -> 
     """Run a pass forward and back and two steps of Adam, watching `functions`."""
     config = ModelConfig(
         vocab_size=SIZES["V"],
-        context_length=CONTEXT_LENGTH,
+        context_length=SIZES["P"],
         n_layer=1,
         n_head=SIZES["H"],
         d_model=SIZES["C"],
@@ -76,7 +77,10 @@ def run_witness(functions: Iterable[str], *, activation: str, position: str) -> 
         for _ in range(2):
             optimizer.update(gradients, _LEARNING_RATE)
 
-    return Witness(record_calls(run, functions), trace, config)
+    calls = record_calls(run, functions)
+    return Witness(
+        calls, Dataflow(trace.nodes, trace.activations.__contains__, trace.activations.get), config
+    )
 
 
 def record_calls(run: Callable[[], object], functions: Iterable[str]) -> dict[str, list[Call]]:
@@ -93,7 +97,9 @@ def record_calls(run: Callable[[], object], functions: Iterable[str]) -> dict[st
             open_calls[frame] = _copies(frame.f_locals)
         elif event == "return":
             first = result[0] if isinstance(result, tuple) else result
-            calls[name].append(Call(open_calls.pop(frame), _copies(frame.f_locals | {"return": first})))
+            cache = getattr(frame.f_locals.get("cache"), "_asdict", dict)()
+            held = cache | frame.f_locals | {"return": first}
+            calls[name].append(Call(open_calls.pop(frame), _copies(held)))
 
     before = sys.getprofile()
     sys.setprofile(watch)

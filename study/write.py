@@ -9,10 +9,10 @@ from threadpoolctl import threadpool_limits
 from contract.config import preset
 from contract.errors import ConfigError
 from contract.files import require_free, write_file
+from data.prepare import DEFAULT_RANKS
 from data.tokenizers import encode, load_ranks, token_bytes
 from harness.training.checkpoint import load_checkpoint
 from harness.training.run_folder import find_checkpoint
-from harness.training.runs import DEFAULT_RANKS
 from parity.cases import lively_weights
 from study.page import Subject, study_page
 

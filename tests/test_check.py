@@ -191,7 +191,7 @@ def test_two_mistakes_are_told_apart(packs):
     dump = dump_of(packs["gpt2-tied"], fault=_UNSCALED)
     dump["gradient.final_norm.weight"] = -dump["gradient.final_norm.weight"]
     faults = compare_dump(dump, packs["gpt2-tied"]).faults
-    assert [(fault.operation.kind, fault.explanations[0].name) for fault in faults] == [
+    assert [(fault.origin.title, fault.explanations[0].name) for fault in faults] == [
         ("scores", "scale_missing"),
         ("layer norm backward to weight", "sign"),
         ("scores backward to key", "scale_missing"),
@@ -224,7 +224,7 @@ def test_small_errors_that_grow_are_no_fault(packs):
     fault = next(port.fault for port in WRONG_PORTS if port.explanation == "decay_after_step")
     report = compare_dump(dump_of(packs["gpt2-tied"], fault=fault), packs["gpt2-tied"])
     assert report.diverging[0].name == "adamw.loss[2]"
-    assert report.faults[0].operation.kind == "AdamW weight"
+    assert report.faults[0].origin.title == "AdamW weight"
     assert describe(report)[2] == "adamw.loss[2] is off because small errors in its inputs grew"
 
 

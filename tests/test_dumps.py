@@ -95,7 +95,7 @@ def test_a_deep_configuration_is_one_line(tmp_path, run_cli):
     (tmp_path / "deep.json").write_text("[" * 200_000)
     code, _, stderr = run_cli("golden", "make", "mine", "--config", tmp_path / "deep.json", "--out", tmp_path)
     assert (code, stderr.count("\n")) == (1, 1)
-    assert stderr.startswith(f"error: {tmp_path / 'deep.json'} is not JSON with an object (")
+    assert stderr.startswith(f"error: {tmp_path / 'deep.json'} is not a JSON object (")
 
 
 # Continuations
@@ -136,12 +136,12 @@ def test_a_wrong_choice_of_tokens_is_the_fault(choose, tokens, kind, name, packs
     dump = _continued(packs[name], monkeypatch, choose)
     report = compare_dump(dump, packs[name])
     first = report.faults[0]
-    assert (first.row, first.operation.kind) == (report.diverging[0], kind)
+    assert (first.row, first.origin.title) == (report.diverging[0], kind)
     assert first.row.name.partition("[")[0] == tokens
     assert first.inputs_right
     assert first.own
     assert first.explanations == []
-    assert not [fault for fault in report.faults if "logits" in fault.operation.kind]
+    assert not [fault for fault in report.faults if "logits" in fault.origin.title]
     text = "\n".join(describe(report))
     assert f"first in dataflow order: {tokens}[" in text
     assert "its inputs are right, so the fault is in this operation" in text
@@ -149,7 +149,7 @@ def test_a_wrong_choice_of_tokens_is_the_fault(choose, tokens, kind, name, packs
 
 def test_a_wrong_greedy_choice_does_not_hide_a_wrong_sampled_one(packs, monkeypatch):
     dump = _continued(packs["gpt2-tied"], monkeypatch, lambda logits, **settings: int(logits.argmin()))
-    kinds = [fault.operation.kind for fault in compare_dump(dump, packs["gpt2-tied"]).faults]
+    kinds = [fault.origin.title for fault in compare_dump(dump, packs["gpt2-tied"]).faults]
     assert kinds == ["greedy token", "sampled token"]
 
 
@@ -161,7 +161,7 @@ def test_wrong_logits_of_a_continuation_are_the_fault(place, packs):
     dump["sampled.logits"][place] *= 1.5
     first = compare_dump(dump, pack).faults[0]
     assert (first.row.name, first.own) == (f"sampled.logits[{place + 1}]", True)
-    assert first.operation.inputs["prompt"] == "sampled.prompt"
+    assert first.origin.inputs["prompt"] == "sampled.prompt"
     so_far = [f"sampled.tokens[{each}]" for each in range(1, place + 1)]
     assert [name for name in first.inputs if name.startswith("sampled.tokens[")] == so_far
 
@@ -171,7 +171,7 @@ def test_a_continuation_of_another_shape(packs):
     pack = packs["gpt2-tied"]
     report = compare_dump(pack.tensors | {"greedy.logits": pack.tensors["greedy.logits"].T}, pack)
     first = report.faults[0]
-    assert (first.row.name, first.operation.kind) == ("greedy.logits", "logits of a continuation")
+    assert (first.row.name, first.origin.title) == ("greedy.logits", "logits of a continuation")
     assert first.inputs == {"greedy.prompt": "right", "greedy.tokens": "right"}
     assert first.explanations[0].name == "transposed"
     # As with the steps of AdamW, the first few are enough.

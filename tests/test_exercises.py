@@ -12,7 +12,7 @@ from contract.numbers import magnitude, relative_error
 from exercises import runner
 from exercises.catalogue import COURSE, EXERCISES
 from exercises.diagnosis import diagnose
-from exercises.exercise import finite_differences
+from exercises.exercise import Instance, finite_differences
 from exercises.grade import DEFAULT_LIMITS, Reply, judge, write_request
 from exercises.start import starter
 
@@ -195,17 +195,16 @@ def test_a_number_that_is_0_but_for_rounding_reads_0():
 def place_told(size, wrong, right=None):
     """The hint for a bias that is wrong without reason at some places, where its right values are `right`."""
     exercise = EXERCISES["linear"]
-    trials = exercise.trials(0)
-    solutions = [exercise.solve(trial) for trial in trials]
+    instance = Instance(exercise, exercise.trials(0))
     found = []
-    for number, solution in enumerate(solutions):
+    for number, solution in enumerate(instance.solutions):
         values = np.sin(np.arange(1.0, size + 1) + number)
         if right is not None:
             values[wrong] = right
         solution["dbias"], array = values, values.copy()
         array[wrong] = 1000 + np.arange(len(wrong)) ** 2
         found.append(array)
-    return diagnose(exercise, trials, "dbias", found, solutions).text
+    return diagnose(instance, "dbias", found).text
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def test_the_layers_agree(name, dtype, ports, raw):
         ("key[s * D + d] * scale;\n        }", "key[s * D + d];\n        }",
          "blocks.0.attention.scores", "scale_missing"),
         ("for (int s = 0; s <= t; s++) p[s] /= total;", "", "blocks.0.attention.probabilities", "softmax_without_sum"),
-        ("p[s] * (dp[s] - sum)", "p[s] * dp[s]", "gradient.blocks.0.attention.scores", "dsoftmax_diagonal"),
+        ("p[s] * (dp[s] - sum)", "p[s] * dp[s]", "gradient.blocks.0.attention.scores", "dsoftmax_without_sum"),
         ("query[t * D + d] * scale;\n            }", "query[t * D + d];\n            }",
          "gradient.blocks.0.attention.key", "dscores_without_scale"),
         ("merged[IN_ROWS(1, b, t, 0, h, d)] = heads[IN_HEADS(b, h, t, d)]",

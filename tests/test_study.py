@@ -1,6 +1,5 @@
 """The study page without a browser: derivations, source, tensors, slider, and the page that is made of them."""
 
-import ast
 import base64
 import json
 import math
@@ -25,25 +24,19 @@ from contract.trace import Trace
 from contract.weights import Weights
 from data.tokenizers import encoding_of
 from harness.training.checkpoint import Checkpoint, save_checkpoint
+from operations.catalogue import OPERATIONS
+from operations.dataflow import record
 from parity.cases import lively_weights
-from study.derivations import (
-    FOLDER,
-    ORDER,
-    SIDES,
-    check,
-    every_function,
-    fits,
-    operations,
-    operations_of,
-    shapes,
-)
+from study.chapters import FOLDER, SIDES, all_chapters, chapters_of, fits, place, side_of
+from study.derivations import check, every_function, shapes
 from study.formulas import Formula, partial_derivative
-from study.page import Subject, axis_names, number, shape_letters, study_page, visible
-from study.page import math as mathml
+from study.layout import math as mathml
+from study.one_pass import adam_step, run_pass
+from study.page import Subject, number, study_page, visible
 from study.proof import proof_strip
 from study.slider import POINTS, sweeps
 from study.source import excerpt, highlighted
-from study.tensors import adam_step, run_twins, sample
+from study.tensors import sample
 from study.witness import run_witness
 from study.write import labels, open_subject, write_study
 
@@ -55,58 +48,74 @@ WITNESS_LIMIT, DIFFERENCE_LIMIT = 1e-13, 1e-8
 # --- the derivations ---
 
 
-def test_every_operation_has_an_entry():
-    """Every pair of functions that the model's calls differentiate is shown by an entry, and no file is left over."""
-    assert sorted(path.stem for path in FOLDER.glob("*.toml")) == sorted(ORDER)
-    shown = {function for operation in operations() for function in operation.functions()}
-    for file in ("layers", "attention", "model"):
-        tree = ast.parse((ROOT / "numpy_llm" / f"{file}.py").read_text(encoding="utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and node.name.endswith("_backward"):
-                # The norm's wrapper only names the layer norm's results; dropout is off in a pass that is studied.
-                if node.name in ("norm_backward", "dropout_backward"):
-                    continue
-                assert f"numpy_llm.{file}.{node.name}" in shown, f"{node.name} is in no operation's entry"
+def test_every_operation_has_a_chapter():
+    """Every pair of the catalogue is shown by a chapter, and no file is left over."""
+    assert {path.stem for path in FOLDER.glob("*.toml")} <= {*OPERATIONS, "adamw"}
+    shown = {function for chapter in all_chapters() for function in chapter.functions()}
+    for operation in OPERATIONS.values():
+        if operation.name == "dropout":  # off in a pass that is studied
+            continue
+        for function in (operation.forward, operation.backward):
+            if function and function.__module__.startswith("numpy_llm"):
+                assert f"{function.__module__}.{function.__name__}" in shown
+    assert "numpy_llm.positions.sinusoidal_positions" in shown
     assert "numpy_llm.adam.Adam._update_piece" in shown
 
 
-@pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.name)
-def test_an_entry_is_whole(operation):
+@pytest.mark.parametrize(("activation", "position"), FORMS)
+def test_every_operation_of_a_model_is_in_a_chapter(activation, position):
+    """Each tensor that a model makes and traces is shown by a chapter; the chapters follow the dataflow."""
+    nodes = record(preset("tense", vocab_size=9, activation=activation, position=position)).nodes
+    chapters = chapters_of(nodes)
+    shown = {name for each in chapters for node in each.nodes(nodes) for name in each.tensors(node)}
+    made = {name for node in nodes if node.operation != "dropout" for name in node.results}
+    hidden = {"positions", "attention.query_key_value", "attention.merged"}  # noted, not traced
+    assert {place(name) for name in made - shown} <= hidden
+    assert [each.name for each in chapters] == [
+        "embedding", "position", "layer_norm", "query_key_value", "scores", "mask", "softmax", "weighted_sum",
+        "output_projection", "residual", "feed_forward", "relu" if activation == "relu" else "gelu", "final_norm",
+        "logits", "cross_entropy", "adam",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("chapter", all_chapters(), ids=lambda chapter: chapter.name)
+def test_a_chapter_is_whole(chapter):
     """Two sentences or three, a step at least for each side, code for each twin, and a formula in every step."""
-    assert 2 <= len(re.findall(r"[.:](?= |$)", operation.summary)) <= 4
-    sides = {each["side"] for each in operation.code}
-    assert sides == set(SIDES) - ({"backward"} if operation.name == "adam" else set())
-    assert {step.side for step in operation.steps} == sides - {"torch"}
+    assert 2 <= len(re.findall(r"[.:](?= |$)", chapter.summary)) <= 4
+    sides = {side_of(each["function"]) for each in chapter.code}
+    assert sides == set(SIDES) - ({"backward"} if chapter.name == "adam" else set())
+    assert {step.side for step in chapter.steps} == sides - {"torch"}
     # A derivative is a thought on the way, which no line has to write down; so is what puts two chapters together.
-    for step in operation.steps:
+    for step in chapter.steps:
         assert step.lines or "partial(" in step.formula.text or "dU" in step.formula.text
-        assert step.twins or step.side == "backward" or operation.name in ("adam", "gelu"), step.formula.text
+        assert step.twins or step.side == "backward" or chapter.name in ("adam", "gelu"), step.formula.text
 
 
-@pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.name)
-def test_every_symbol_names_a_variable(operation):
+@pytest.mark.parametrize("chapter", all_chapters(), ids=lambda chapter: chapter.name)
+def test_every_symbol_names_a_variable(chapter):
     """Each symbol of a formula is in the table, each of the table is used, and the code has its variable."""
-    used = {name for step in operation.steps for name in step.formula.symbols}
-    assert used == operation.symbols.keys()
-    for name, symbol in operation.symbols.items():
-        assert operation.names_variable(symbol), f"{name}: the code has no {symbol.code}"
+    used = {name for step in chapter.steps for name in step.formula.symbols}
+    assert used == chapter.symbols.keys()
+    for name, symbol in chapter.symbols.items():
+        assert chapter.names_variable(symbol), f"{name}: the code has no {symbol.code}"
 
 
 @pytest.mark.parametrize(("activation", "position"), FORMS)
 def test_every_step_points_at_lines(activation, position):
-    """Each fragment stands in exactly one of the lines that are shown beside the step."""
+    """Each fragment stands in exactly one of the lines that are shown beside the step, or in lines that are equal."""
     config = preset("tense", vocab_size=9, activation=activation, position=position)
-    for operation in operations_of(config):
-        for step in operation.steps:
+    for chapter in chapters_of(record(config).nodes):
+        for step in chapter.steps:
             for side in SIDES if fits(step.needs, config) else ():
                 for fragment in step.fragments(side):
-                    found = [n for shown in operation.excerpts(side, config) for n in shown.find(fragment)]
-                    assert len(found) == 1, f"{operation.name}: {fragment!r} is in lines {found}"
+                    lines = [line for shown in chapter.excerpts(side, config) for _, line in shown.lines]
+                    found = {line for line in lines if fragment in line}
+                    assert len(found) == 1, f"{chapter.name}: {fragment!r} is in lines {found}"
 
 
 def test_a_step_points_at_no_line_that_does_something_else():
     """The derivatives of softmax, of a looked-up row and of a product are read off, and no line computes them."""
-    by_name = {operation.name: operation for operation in operations()}
+    by_name = {chapter.name: chapter for chapter in all_chapters()}
     for name, text in (
         ("softmax", "partial(p[t, i], z[t, j]) =="),
         ("softmax", "dz[t, j] == sum(dp[t, i] * partial("),
@@ -123,30 +132,30 @@ def test_a_step_points_at_no_line_that_does_something_else():
 def test_every_formula_holds(activation, position):
     """Both sides of every formula are the same numbers, on what the variables of the tested code held."""
     witness = run_witness(every_function(), activation=activation, position=position)
-    for operation in operations_of(witness.config):
-        for step, error in zip(operation.steps, check(operation, witness), strict=True):
+    for chapter in chapters_of(witness.flow.nodes):
+        for step, error in zip(chapter.steps, check(chapter, witness), strict=True):
             limit = DIFFERENCE_LIMIT if "partial(" in step.formula.text else WITNESS_LIMIT
-            assert error < limit or not fits(step.needs, witness.config), (operation.name, step.formula.text)
+            assert error < limit or not fits(step.needs, witness.config), (chapter.name, step.formula.text)
 
 
 def test_symbols_have_shapes():
     """Dimension letters are read off the code's own variables; a formula's symbol says its shape itself."""
     witness = run_witness(every_function(), activation="gelu_tanh", position="learned")
-    for operation in operations_of(witness.config):
-        for letters in shapes(operation, witness).values():
-            assert set(re.findall(r"[A-Z]", letters)) <= set("BTCHDFVN"), operation.name
-    by_name = {operation.name: shapes(operation, witness) for operation in operations_of(witness.config)}
+    for chapter in chapters_of(witness.flow.nodes):
+        for letters in shapes(chapter, witness).values():
+            assert set(re.findall(r"[A-Z]", letters)) <= set("BTCHKDFVPN"), chapter.name
+    by_name = {chapter.name: shapes(chapter, witness) for chapter in chapters_of(witness.flow.nodes)}
     assert by_name["layer_norm"]["x"] == "B, T, C"
     assert by_name["layer_norm"]["s"] == "B, T, 1"
     assert by_name["layer_norm"]["eps"] == ""
-    assert by_name["query_key_value"]["W"] == "3 C, C"
+    assert by_name["query_key_value"]["W"] == "(H+2K)·D, C"
     assert by_name["softmax"]["dz"] == "B, H, T, T"
 
 
 def test_a_wrong_formula_is_found():
     """A term left out of layer norm's backward, a lost sign and a lost factor each show as an error."""
     witness = run_witness(every_function(), activation="relu", position="sinusoidal")
-    by_name = {operation.name: operation for operation in operations()}
+    by_name = {chapter.name: chapter for chapter in all_chapters()}
     for name, right, wrong in (
         ("layer_norm", "dn[j] - 1 / C", "dn[j] + 1 / C"),
         ("layer_norm", " - n[i] * n[j] / C", ""),
@@ -157,14 +166,14 @@ def test_a_wrong_formula_is_found():
         ("embedding", " if k[b, t] == v", ""),
         ("adam", "(1 - beta1 ** t)", "1"),
     ):
-        operation = by_name[name]
+        chapter = by_name[name]
         steps = []
-        for step in operation.steps:
+        for step in chapter.steps:
             text = step.formula.text.replace(right, wrong)
             steps.append(
                 step.__class__(step.side, step.says, Formula(text, step.formula.indices), step.lines)
             )
-        changed = operation.__class__(**{**operation.__dict__, "steps": tuple(steps)})
+        changed = chapter.__class__(**{**chapter.__dict__, "steps": tuple(steps)})
         errors = [each for each in check(changed, witness) if not math.isnan(each)]
         assert max(errors) > 1e-3, (name, wrong)
 
@@ -210,21 +219,21 @@ def test_mathematics_is_escaped():
 
 def test_source_is_the_files_own():
     """The lines shown are the file's, by number, without the docstring; an excerpt ends where it is told to."""
-    shown = excerpt("numpy_llm.layers.layer_norm_backward")
+    shown = excerpt("numpy_llm.norms.layer_norm_backward")
     lines = (ROOT / shown.path).read_text(encoding="utf-8").splitlines()
     assert all(lines[number - 1] == text for number, text in shown.lines)
     assert shown.lines[0][1].startswith("def layer_norm_backward")
     assert not any("Differentiate" in text for _, text in shown.lines)
-    method = excerpt("torch_llm.attention.Attention.forward", "merged = heads", "y = layers.linear(merged")
-    assert [text.strip()[:10] for _, text in method.lines] == ["merged = h", "y = layers"]
+    method = excerpt("torch_llm.attention.Attention.forward", "y = linear(", 'trace.record(f"{name}.output"')
+    assert [text.strip()[:10] for _, text in method.lines] == ["y = linear", "trace.reco"]
     with pytest.raises(ValueError, match="no line with 'nowhere'"):
-        excerpt("torch_llm.layers.relu", "nowhere")
+        excerpt("torch_llm.feed_forward.relu", "nowhere")
 
 
 def test_highlighting_keeps_every_line():
     """A coloured line without its tags is the line."""
-    for operation in operations():
-        for each in operation.code:
+    for chapter in all_chapters():
+        for each in chapter.code:
             shown = excerpt(each["function"], each.get("first", ""), each.get("last", ""))
             for (number_, html), (wanted, text) in zip(highlighted(shown), shown.lines, strict=True):
                 assert (number_, _text(html)) == (wanted, text)
@@ -268,7 +277,7 @@ def subject():
 
 @pytest.fixture(scope="module")
 def run(subject):
-    return run_twins(subject.config, subject.weights, subject.tokens)
+    return run_pass(subject.config, subject.weights, subject.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +328,6 @@ def test_a_sample_is_honest(run, page):
     """A long axis is cut, the worst place kept, and the page says what was left out."""
     view = run.views["weight gradient", "token_embedding.weight"]
     assert len(view.rows) < view.shape[0]
-    assert view.sampled
     assert {97, 256, 257, 258} <= set(view.rows)
     wide = run.views["activation", "blocks.0.feed_forward.up"]
     assert len(wide.columns) in (128, 129)
@@ -345,21 +353,17 @@ def test_adam_of_both(subject, run):
     assert any(row.quantity == "optimizer" for row in run.rows["float64"])
 
 
-def test_sweeps_follow_the_gradient(subject):
+def test_sweeps_follow_the_gradient(run):
     """Every sweep's central difference is the gradient; the middle is the loss; the weights are left alone."""
-    weights = Weights.zeros(subject.config, "float64")
-    weights.flat[...] = subject.weights.flat
+    weights = run.inputs["float64"].weights
     before = weights.flat.copy()
-    found = sweeps(subject.config, weights, subject.tokens)
+    found = sweeps(run)
     assert {each.name for each in found} == set(weights)
-    loss = float(
-        numpy_llm.GPT(subject.config, weights).forward(subject.tokens[None, :-1], subject.tokens[None, 1:])[1]
-    )
     for each in found:
         assert each.difference == pytest.approx(each.gradient, rel=1e-5)
         assert len(each.steps) == len(each.losses) == POINTS
         assert each.steps[POINTS // 2] == pytest.approx(0, abs=1e-15)
-        assert each.losses[POINTS // 2] == pytest.approx(loss, abs=1e-12)
+        assert each.losses[POINTS // 2] == pytest.approx(run.loss, abs=1e-12)
     np.testing.assert_array_equal(weights.flat, before)
 
 
@@ -420,10 +424,10 @@ def test_steps_show_their_lines(page):
     (step,) = re.findall(r'<li id="layer_norm-step-9".*?</li>', page, re.DOTALL)
     number_, text = next(
         each
-        for each in excerpt("numpy_llm.layers.layer_norm_backward").lines
+        for each in excerpt("numpy_llm.norms.layer_norm_backward").lines
         if "through_deviation = " in each[1]
     )
-    assert f'href="#layer_norm-numpy_llm-layers-L{number_}"' in step
+    assert f'href="#layer_norm-numpy_llm-norms-L{number_}"' in step
     assert text.strip() in _text(step)
     assert "<var>x<sub>j</sub></var>" in page
 
@@ -455,7 +459,7 @@ def test_what_differs_is_found(subject, run, monkeypatch):
     """A tensor past its limit is named and linked in the proof, and marked at its dot, its rows and its badge."""
     tight = run_with_limit(run, "float32", ("gradient", "blocks.1.norm_2"))
     tight = run_with_limit(tight, "float64", ("activation", "blocks.0.attention.probabilities_dropout"))
-    monkeypatch.setattr("study.page.run_twins", lambda *_: tight)
+    monkeypatch.setattr("study.page.run_pass", lambda *_: tight)
     page = study_page(subject)
     link = "#layer_norm:gradient~blocks.1.norm_2"
     assert '✗ 2 comparisons differ by more than the limit: <a href="#proof">' in page
@@ -527,17 +531,11 @@ def test_numbers_of_the_tables_are_the_comparisons(page, run):
         assert f"<td>{view.row.error:.2e}</td>" in row
 
 
-def test_shapes_have_letters(run, subject):
+def test_shapes_have_letters(run):
     """The letters of every shape, with this model's sizes put in, give the shape."""
-    config = subject.config
-    sizes = {
-        "B": 1, "T": 4, "C": config.d_model, "3 C": 3 * config.d_model, "H": config.n_head,
-        "D": config.head_size, "F": config.d_ff, "V": config.vocab_size,
-    }  # fmt: skip
     for view in run.views.values():
-        letters = shape_letters(view.name)
-        assert tuple(sizes[each] for each in letters.split(", ") if each) == view.shape, view.name
-        assert len(axis_names(view)) == 2
+        assert tuple(run.sizes[each] for each in view.letters) == view.shape, view.name
+        assert len(view.axes) == 2
 
 
 def test_learned_positions_gelu_and_an_untied_output():

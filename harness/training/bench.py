@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import median
@@ -18,10 +19,10 @@ from time import perf_counter
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from contract.components import shape, sizes, weight_rows
 from contract.config import ModelConfig, preset
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
-from contract.weights import weight_table
 from harness.training.backend import open_backend
 from harness.training.machine import available_cpus, peak_memory, versions
 
@@ -53,21 +54,17 @@ class Recipe:
     def flops(self) -> int:
         """Multiplications and additions of the matrix products of a unit of work.
 
-        Training: 6 a weight and token, forward 2 and backward 4, and 12 · L · T · C a token for attention, causal
+        Training: 6 a weight and token, forward 2 and backward 4, and 12 · L · T · H · D a token for attention, causal
         or not. Generating: 2 a weight and token, without attention.
 
         Source: Chowdhery et al. 2022 (PaLM), appendix B.
         """
-        config = self.config
-        matrices = sum(
-            int(np.prod(spec.shape))
-            for name, spec in weight_table(config).items()
-            if spec.decays and not name.endswith("embedding.weight")
-        )
-        weights = matrices + (config.vocab_size * config.d_model if config.tie_embeddings else 0)
+        config, size = self.config, sizes(self.config)
+        linear = [shape(config, name) for name, row in weight_rows(config).items() if row.linear]
+        weights = sum(prod(each) for each in linear if len(each) > 1) + size["V"] * size["C"]
         if self.new_tokens:
             return 2 * weights * self.tokens
-        attention = 12 * config.n_layer * config.context_length * config.d_model
+        attention = 12 * size["L"] * size["P"] * size["H·D"]
         return (6 * weights + attention) * self.tokens
 
 

@@ -12,12 +12,14 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from contract.checks import check_targets
+from contract.components import sizes
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
 from contract.weights import Weights, check_weights, parameter_count, weight_table
 from harness.training.backend import BackendSettings
+from harness.training.memory import cached_numbers
 from harness.training.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate
@@ -129,21 +131,17 @@ class NumpyBackend:
     ) -> int:
         """Bytes that training will take at its peak, Python and its libraries included.
 
-        Per token, what the caches of `numpy_llm` keep; beside that weights, moments and gradients.
+        The caches of the pass; beside them weights, moments and gradients.
         """
-        C, F, V, T = config.d_model, config.d_ff, config.vocab_size, config.context_length
-        sequences = -(-batch_size // accumulate)
-        probabilities = config.n_head * T
-        kept = probabilities * (3 if config.dropout else 1)
-        hidden = F * (1 if config.activation == "relu" else 2)
-        # norm_1: 2C, query key value: 3C, merged heads: C, norm_2: 2C, and the stream itself while it passes
-        block = 8 * C + kept + hidden + (2 * C if config.dropout else 0)
-        # Beside the caches: the logits, later their gradient, and what one layer's gradients take in passing.
-        per_token = config.n_layer * block + 4 * C + 2 * V + max(3 * F, 2 * probabilities)
+        size, sequences = sizes(config, T=config.context_length), -(-batch_size // accumulate)
+        per_token, per_pair = cached_numbers(config)
+        # Beside the caches: the stream, the logits, later their gradients, and what one layer's gradients take.
+        per_token += 2 * size["C"] + size["V"] + max(3 * size["F"], 2 * size["H"] * size["T"])
         # Each thread's gradient of the output matrix, and after it that of the embedding.
-        passing = min(threads, sequences) * V * C
-        numbers = parameter_count(config) * 4 + passing + sequences * T * per_token
-        return numbers * np.dtype(dtype).itemsize + PROCESS_BYTES
+        passing = min(threads, sequences) * size["V"] * size["C"]
+        caches = sequences * size["T"] * (per_token + size["T"] * per_pair)
+        numbers = parameter_count(config) * 4 + passing + caches
+        return int(numbers) * np.dtype(dtype).itemsize + PROCESS_BYTES
 
     def _over_threads(self, function, parts: list[slice]) -> list[float]:
         """Call `function(part, place)` for the parts of a batch, one per thread. returns: results in order

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tiktoken
 
-from contract.config import ModelConfig, preset
+from contract.config import ModelConfig, preset, read_config
 from contract.errors import ConfigError, UserError
 from contract.schema import require
 from contract.staging import clear_leftovers
@@ -42,6 +42,7 @@ def start_run(
     tokenizer: str | None = None,
     start: str | PathLike | None = None,
     preset_name: str = "tense",
+    config: str | PathLike | None = None,
     overrides: dict | None = None,
     training: dict | None = None,
     overwrite: bool = False,
@@ -53,6 +54,7 @@ def start_run(
     text, tokenizer: see `data.prepare.prepare`; a token file keeps its own tokenizer
     start: run or checkpoint to take weights, configuration and tokenizer from; `overrides` may only change the dropout
     preset_name, overrides: see `contract.config.preset`
+    config: JSON file with the fields of a model instead of the preset's, see `contract.config.read_config`
     training: fields of TrainingSettings, or `epochs` instead of `steps`; with `start` over `FINE_TUNING`
     machine: fields of Machine
 
@@ -62,15 +64,18 @@ def start_run(
     run, training, overrides = RunFolder(out), training or {}, overrides or {}
     _keep_sources(run, text, start, overwrite)
     base = _base(start, tokenizer) if start else None
+    values = read_config(config, **overrides) if config else None
     with new_run(run, overwrite=overwrite) as staged:
         corpus, encoding = _training_corpus(text, tokenizer, base, staged.tokens, progress)
         if base:
-            config = _overridden(base.config, overrides, start)
+            model = _overridden(base.config, overrides, start)
+        elif values:
+            model = _fitted(values, encoding.n_vocab, config)
         else:
-            config = preset(preset_name, vocab_size=encoding.n_vocab, **overrides)
-        settings = _settings(FINE_TUNING | training if base else training, corpus.info, config)
-        check_length(text, corpus.info, config, base is not None)
-        backend = open_training_backend(machine, config, settings, base and base.weights)
+            model = preset(preset_name, vocab_size=encoding.n_vocab, **overrides)
+        settings = _settings(FINE_TUNING | training if base else training, corpus.info, model)
+        check_length(text, corpus.info, model, base is not None)
+        backend = open_training_backend(machine, model, settings, base and base.weights)
         del corpus  # an open file cannot be moved on Windows
     corpus = open_tokens(text if text.suffix == ".bin" else run.tokens)
     origin = {"source": text.name} | ({"from": start.name} if start else {})
@@ -111,6 +116,15 @@ def _training_corpus(
     corpus, encoding = (open_tokens(text), base.tokenizer) if base else open_prepared(text)
     check_tokenizer(corpus, encoding, "give its text itself" if base else "prepare the text again")
     return corpus, encoding
+
+
+def _fitted(values: dict, vocab_size: int, config: Path) -> ModelConfig:
+    """The configuration of a file's fields, with the tokenizer's vocabulary."""
+    if values.get("vocab_size", vocab_size) != vocab_size:
+        raise ConfigError(
+            f"vocab_size in {config} must be the tokenizer's {vocab_size}, got {values['vocab_size']}; omit it"
+        )
+    return ModelConfig.from_dict(values | {"vocab_size": vocab_size})
 
 
 def _settings(training: dict, info: TokenFileInfo, config: ModelConfig) -> TrainingSettings:

@@ -7,12 +7,14 @@ import numpy as np
 import torch
 
 from contract.checks import check_targets
+from contract.components import sizes
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
 from contract.weights import parameter_count
 from harness.training.backend import BackendSettings
+from harness.training.memory import cached_numbers
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate
 from torch_llm.losses import cross_entropy
@@ -106,20 +108,19 @@ class TorchBackend:
     ) -> int:
         """Bytes that training will take at its peak, Python and its libraries included.
 
-        Per token, what autograd keeps for the backward pass; beside that weights, moments and gradients.
+        What autograd keeps for the backward pass, as much as the caches of NumPy; beside that weights, moments and
+        gradients.
         """
-        C, F, V, T = config.d_model, config.d_ff, config.vocab_size, config.context_length
-        sequences = -(-batch_size // accumulate)
+        size, sequences = sizes(config, T=config.context_length), -(-batch_size // accumulate)
+        per_token, per_pair = cached_numbers(config)
+        per_token += 2 * size["C"] + 2 * size["V"] + 3 * size["F"]
         # Without dropout attention is one kernel that keeps no probabilities; with it they stay, with their masks.
-        probabilities = config.n_head * T if config.dropout else 0
-        hidden = F * (1 if config.activation == "relu" else 2)
-        # norms: 2C, query key value: 3C, merged heads: C, and the stream after each branch: 2C
-        block = 8 * C + 3 * probabilities + hidden + (2 * C if config.dropout else 0)
-        per_token = config.n_layer * block + 4 * C + 3 * V + 3 * F + 2 * probabilities
+        per_pair = per_pair + 2 * size["H"] if config.dropout else 0
         # A second gradient of the embedding, while it is added: that of a tied output, that of another micro-batch.
-        added = V * C * (config.tie_embeddings + (accumulate > 1))
-        numbers = parameter_count(config) * 4 + added + sequences * T * per_token
-        return numbers * np.dtype(dtype).itemsize + PROCESS_BYTES
+        added = size["V"] * size["C"] * (config.tie_embeddings + (accumulate > 1))
+        kept = sequences * size["T"] * (per_token + size["T"] * per_pair)
+        numbers = parameter_count(config) * 4 + added + kept
+        return int(numbers) * np.dtype(dtype).itemsize + PROCESS_BYTES
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from hashlib import sha256
 
 import numpy as np
 
+from contract.components import Weight, letters, rows
 from contract.config import ModelConfig
 from contract.numbers import magnitude
 from contract.weights import weight_table
@@ -13,29 +14,12 @@ from parity.tolerances import limit
 
 FORMAT = "golden-1"
 
-_LAYOUTS = {
-    "tokens": "batch, time",
-    "targets": "batch, time",
-    "positions": "place, channel",
-    "logits": "batch, time, vocabulary",
-    "loss": "a number, nats per token",
-    "token_embedding.weight": "vocabulary, channel",
-    "position_embedding.weight": "place, channel",
-    "output.weight": "vocabulary, channel",
-}
-_ENDINGS = {
-    "attention.query_key_value.weight": "out (query then key then value; each head after head), in",
-    "attention.query_key_value.bias": "out (query then key then value; each head after head)",
-    "attention.query": "batch, head, time, channel of the head",
-    "attention.key": "batch, head, time, channel of the head",
-    "attention.value": "batch, head, time, channel of the head",
-    "attention.heads": "batch, head, time, channel of the head",
-    "attention.scores": "batch, head, query, key",
-    "attention.probabilities": "batch, head, query, key",
-    "attention.probabilities_dropout": "batch, head, query, key",
-    "feed_forward.up": "batch, time, hidden",
-    "feed_forward.activation": "batch, time, hidden",
-}
+_GIVEN = {"tokens": "batch, time", "targets": "batch, time", "positions": "place, channel"}
+_AXES = {
+    "B": "batch", "T": "time", "C": "channel", "F": "hidden", "V": "vocabulary", "P": "place",
+    "H": "head", "K": "head", "D": "channel of the head",
+}  # fmt: skip
+_ROWS = {"(H+2K)·D": "out (query then key then value; each head after head)"}
 _CONTINUED = {
     "prompt": "token",
     "draws": "new token",
@@ -44,24 +28,26 @@ _CONTINUED = {
 }
 
 
-def layout(name: str) -> str:
+def layout(name: str, config: ModelConfig) -> str:
     """What the axes of a tensor mean, outermost first; the last varies fastest in memory."""
     group, _, rest = name.partition(".")
     if group in ("greedy", "sampled"):
         return _CONTINUED[rest]
     if group == "gradient":
-        return layout(rest)
+        return layout(rest, config)
     if group == "adamw":
         weight = rest.partition(".")[2]
-        return f"step, {layout(weight)}" if weight else "step"
-    if name in _LAYOUTS:
-        return _LAYOUTS[name]
-    for ending, words in _ENDINGS.items():
-        if name.endswith(ending):
-            return words
-    if name.endswith((".weight", ".bias")):
-        return "channel" if "norm" in name else "out, in" if name.endswith(".weight") else "out"
-    return "batch, time, channel"
+        return f"step, {layout(weight, config)}" if weight else "step"
+    if name in _GIVEN:
+        return _GIVEN[name]
+    axes, row = letters(config, name), rows(config)[name]
+    if isinstance(row, Weight) and row.linear:
+        words = [_ROWS.get(axes[0], "out"), "in"][: len(axes)]
+    elif "S" in axes:
+        words = ["batch", "head", "query", "key"]
+    else:
+        words = [_AXES[letter] for letter in axes]
+    return ", ".join(words) or "a number, nats per token"
 
 
 def quantity(name: str, config: ModelConfig) -> str:
@@ -97,12 +83,12 @@ def origins(config: ModelConfig, names) -> dict[str, Origin | None]:
 
 def manifest(name: str, config: ModelConfig, seed: int, adamw: dict, sampling: dict, tensors: dict) -> dict:
     """The record that describes a pack, ready for JSON, its tensors in dataflow order."""
-    rows, flowing = [], 0.0
+    described, flowing = [], 0.0
     known = origins(config, tensors)
     for each, origin in known.items():
         # A tensor of zeros is a difference of terms that cancel: it is held to the size of what flows in.
         flowing = magnitude(tensors[each]) or flowing
-        rows.append(_row(each, tensors[each], origin, quantity(each, config), flowing))
+        described.append(_row(each, tensors[each], origin, config, flowing))
     return {
         "format": FORMAT,
         "name": name,
@@ -114,17 +100,17 @@ def manifest(name: str, config: ModelConfig, seed: int, adamw: dict, sampling: d
         "adamw": adamw,
         "sampling": sampling,
         "operations": {origin.title: origin.equation for origin in known.values() if origin},
-        "tensors": rows,
+        "tensors": described,
     }
 
 
-def _row(name: str, tensor: np.ndarray, origin: Origin | None, kind: str, scale: float) -> dict:
-    exact = tensor.dtype.kind == "i"
+def _row(name: str, tensor: np.ndarray, origin: Origin | None, config: ModelConfig, scale: float) -> dict:
+    exact, kind = tensor.dtype.kind == "i", quantity(name, config)
     return {
         "name": name,
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype),
-        "layout": layout(name),
+        "layout": layout(name, config),
         "operation": origin.title if origin else "given",
         "inputs": origin.inputs if origin else [],
         "float32": 0.0 if exact else limit(kind, "float32"),

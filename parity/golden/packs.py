@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 import numpy_llm
+from contract.components import traced_numbers
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.files import open_regular, replaceable_items, write_into
@@ -101,8 +102,8 @@ def _check_size(config: ModelConfig, B: int, T: int, seed: int, steps: int):
             raise ConfigError(f"--{flag} must be at least {least} and below 2^63, got {value}")
     if config.context_length < T:
         raise ConfigError(f"--tokens {T} is more than the model's context of {config.context_length}")
-    activations = B * T * (8 * config.d_model + 2 * config.d_ff + 3 * config.n_head * T) * config.n_layer
-    size = 8 * ((2 + 3 * steps) * parameter_count(config) + 2 * activations + 2 * B * T * config.vocab_size)
+    # In float64: weights and their gradients, three tensors per step of AdamW, activations and their gradients.
+    size = 8 * ((2 + 3 * steps) * parameter_count(config) + 2 * traced_numbers(config, B, T))
     if size > LARGEST:
         raise ConfigError(
             f"the pack would take about {size / 1e9:.1f} GB, more than {LARGEST / 1e9:.1f}; ask for fewer --steps, "

@@ -317,6 +317,8 @@ def test_memory_estimate_shrinks(tiny_config):
         pytest.param({}, {}, id="many layers"),
         pytest.param({"n_layer": 1, "vocab_size": 3000}, {}, id="large vocabulary"),
         pytest.param({"n_layer": 2, "n_head": 16, "d_model": 64, "context_length": 128}, {}, id="many heads"),
+        pytest.param({"head_size": 96}, {}, id="wide heads"),
+        pytest.param({"head_size": 8, "context_length": 128}, {}, id="narrow heads"),
         pytest.param({"dropout": 0.1}, {}, id="dropout"),
         pytest.param({"activation": "relu", "d_ff": 1024}, {}, id="wide relu"),
         pytest.param({}, {"accumulate": 3}, id="micro-batches"),
