@@ -100,18 +100,35 @@ def test_terms_add_up(exercise):
 
 @each_exercise
 def test_mistakes_are_mistakes(exercise):
-    """Every known mistake changes an output by far more than the limit, and no two are the same."""
-    trial = exercise.trials(5)[0]
-    wanted = exercise.solve(trial)
+    """Every known mistake changes an output by far more than the limit, and no two with other hints are the same."""
+    instance = Instance(exercise, exercise.trials(5))
     seen = []
-    for mistake in exercise.mistakes:
-        wrong = mistake.wrong(trial)
-        assert max(relative_error(wrong[name], wanted[name]) for name in wrong) > 1e-5, mistake.hint
-        for other in seen:
-            assert any(
-                name not in other or relative_error(wrong[name], other[name]) > 1e-7 for name in wrong
-            ), mistake.hint
-        seen.append(wrong)
+    for wrong in instance.wrong:
+        changed = {
+            name: value
+            for name, value in wrong.trials[0].items()
+            if relative_error(value, instance.solutions[0][name]) > 1e-5
+        }
+        assert changed, wrong.name
+        for hint, other in seen:
+            assert hint == wrong.hint or any(
+                name not in other or relative_error(changed[name], other[name]) > 1e-7 for name in changed
+            ), wrong.name
+        seen.append((wrong.hint, changed))
+
+
+@each_exercise
+def test_every_known_mistake_gets_its_hint(exercise):
+    """Some output that it changes gets its hint, or is told to be transposed or to lack one of the terms."""
+    instance = Instance(exercise, exercise.trials(5))
+    for wrong in instance.wrong:
+        hints = [
+            diagnose(instance, name, [outputs[name] for outputs in wrong.trials]).text
+            for name in wrong.trials[0]
+            if relative_error(wrong.trials[0][name], instance.solutions[0][name]) > 1e-5
+        ]
+        simpler = re.compile(r": transposed|the path through .* (is missing|has the wrong sign)")
+        assert any(wrong.hint in hint or simpler.search(hint) for hint in hints), (wrong.name, hints)
 
 
 def test_seeds_draw_instances_of_their_own():
