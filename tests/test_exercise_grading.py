@@ -366,7 +366,7 @@ def test_a_class(run_cli, write):
 def test_a_class_is_told_causes(run_cli, write):
     """A cause counts once a file, without what follows from it and without the numbers of one student's instance."""
     attention, answer = EXERCISES["attention"], ANSWERS["attention"]
-    dheads, softmax = "dheads = dmerged", "softmax_backward(dprobabilities, probabilities)"
+    dheads, softmax = "dheads = dmerged", "softmax_backward(dprobabilities, softmax_cache)"
     for seed, (old, new) in enumerate(
         [(dheads, "dmerged = np.tanh(dmerged)\ndheads = dmerged")] * 3 + [(softmax, "dprobabilities")] * 2
     ):
@@ -381,8 +381,8 @@ def test_a_class_is_told_causes(run_cli, write):
         "  attention: 0 of 9",
         "    3 x dquery_key_value.bias: wrong in a way that no known mistake explains; doutput.weight comes before it "
         "and is right: the fault lies between them",
-        "    2 x dx: right shape; the softmax is skipped on the way back: bring dprobabilities to dscores with "
-        "softmax_backward",
+        "    2 x dx: right shape; the softmax is skipped on the way back: bring the gradient of the probabilities to "
+        "the scores with softmax_backward",
         "    2 x NameError: name 'undefined' is not defined",
         "    and 2 other causes",
     ]
