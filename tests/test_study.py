@@ -59,7 +59,7 @@ def test_every_operation_has_a_chapter():
             if function and function.__module__.startswith("numpy_llm"):
                 assert f"{function.__module__}.{function.__name__}" in shown
     assert "numpy_llm.positions.sinusoidal_positions" in shown
-    assert "numpy_llm.adam.Adam._update_piece" in shown
+    assert "numpy_llm.adam.update_piece" in shown
 
 
 @pytest.mark.parametrize(("activation", "position"), FORMS)
