@@ -1,10 +1,9 @@
 """Steps towards attention: splitting and merging heads, scores under a mask, the whole layer."""
 
-from types import SimpleNamespace
-
 import numpy as np
 
-from learn.exercises.exercise import Exercise, Trial
+from contract.config import ModelConfig
+from learn.exercises.exercise import Exercise, Trial, pair
 from numpy_llm import attention  # not its functions, which a mistake replaces
 from operations.catalogue import OPERATIONS
 from operations.operation import made
@@ -43,20 +42,11 @@ SPLIT_HEADS = Exercise(
 # Merge heads
 
 
-def _merge_heads_forward(heads):
-    return attention.merge_heads_forward(heads)
-
-
-def _merge_heads_backward(dy, cache):
-    return {"dheads": attention.merge_heads_backward(dy, cache)}
-
-
 MERGE_HEADS = Exercise(
     "merge-heads",
     "merging heads: the same, the other way",
     lambda random, sizes: {"heads": random.normal(size=tuple(sizes[letter] for letter in "BHTD"))},
-    _merge_heads_forward,
-    _merge_heads_backward,
+    *pair(attention, "merge_heads", "dheads"),
     hints=(
         "A token's C channels are its H heads side by side, D channels each.",
         "Reshape (B, T, C) to (B, T, H, D) first; only then are there axes to swap.",
@@ -106,10 +96,18 @@ SCORES = Exercise(
 # Attention
 
 
+def config_for(x, n_head) -> ModelConfig:
+    """The configuration of a model whose layers read x."""
+    _, T, C = x.shape
+    return ModelConfig(
+        vocab_size=1, context_length=T, n_layer=1, n_head=n_head, d_model=C, d_ff=4 * C, activation="gelu_tanh",
+        position="learned",
+    )  # fmt: skip
+
+
 def _attention_forward(x, weights, n_head):
     weights = {f"attention.{name}": value for name, value in weights.items()}
-    config = SimpleNamespace(n_head=n_head, head_size=x.shape[-1] // n_head, dropout=0.0)
-    return attention.attention_forward(x, weights, "attention", config)
+    return attention.attention_forward(x, weights, "attention", config_for(x, n_head))
 
 
 def _attention_backward(dy, cache):

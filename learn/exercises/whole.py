@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from contract.config import ModelConfig
 from contract.weights import Weights, WeightSpec
 from learn.exercises.elementary import draw_tokens
 from learn.exercises.exercise import Exercise, Mistake, Trial
+from learn.exercises.heads import config_for
 from numpy_llm import layers
 from numpy_llm.adam import AdamW
 from numpy_llm.attention import attention_backward
@@ -87,15 +87,8 @@ TIED_OUTPUT = Exercise(
 
 
 def _block_forward(x, weights, n_head):
-    _, T, C = x.shape
-    sizes = {
-        "d_model": C,
-        "n_head": n_head,
-        "d_ff": len(weights["feed_forward.up.bias"]),
-        "context_length": T,
-    }
-    config = ModelConfig(vocab_size=1, n_layer=1, activation="gelu_tanh", position="learned", **sizes)
-    return block_forward(x, {f"block.{name}": value for name, value in weights.items()}, "block", config)
+    weights = {f"block.{name}": value for name, value in weights.items()}
+    return block_forward(x, weights, "block", config_for(x, n_head))
 
 
 def _block_backward(dy, cache):

@@ -116,7 +116,7 @@ HOSTILE = {
         "gives no answer",
     ),
     "takes the answers of the tests": ("from tests.exercise_answers import ANSWERS", "tests"),
-    "takes the answers of the proof": ("from parity.recompute import relu_back", "parity"),
+    "takes the answers of the proof": ("from parity.golden import check", "parity"),
     "takes the answers of the operations": ("from operations.relu import RELU", "operations"),
     "forges half a reply": (forged({"problem": "", "trials": []}), "gives no answer"),
     "forges an empty reply": (forged({"problem": "", "memory_bounded": True, "trials": []}), "gives no answer"),
