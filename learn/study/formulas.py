@@ -3,8 +3,8 @@
     dx[t, i] == sum(dy[t, o] * W[o, i] for o in O)
 
 A capital letter is a dimension, a small one after `for` or in brackets an index, everything else a symbol of
-the operation. Indices left out at the front are 0, so that `x[i]` speaks of the first token of the first
-sequence. `partial(n[i], x[j])` is a derivative, which is evaluated by central differences.
+the chapter. Omitted leading indices are 0: `x[i]` speaks of the first token of the first sequence.
+`partial(n[i], x[j])` is a derivative, which is evaluated by central differences.
 """
 
 import ast
@@ -16,7 +16,7 @@ import numpy as np
 
 from contract.numbers import central_difference, magnitude, relative_error
 
-# What a formula may call, beside `sum` and `partial`: its numbers here, its looks in `_LATEX_CALLS`.
+# What a formula may call, besides `sum` and `partial`; how it is written stands in `_LATEX_CALLS`.
 FUNCTIONS = {
     "exp": math.exp,
     "log": math.log,
@@ -127,7 +127,7 @@ class _Size(int):
 
 
 class _Tensor:
-    """An array whose indices may be left out from the front, down to none: those are 0."""
+    """An array whose leading indices may be omitted, all of them too: those are 0."""
 
     def __init__(self, array: np.ndarray):
         self.array = array

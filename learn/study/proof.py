@@ -4,7 +4,7 @@ from math import log10
 
 from parity.compare import Row
 
-LEAST, MOST = -17, -3  # powers of ten at the ends; what is exactly equal stands left of the first
+MIN_POWER, MAX_POWER = -17, -3  # of ten, at the ends; equal tensors stand left of the first
 # From left to right in percent, so that the picture fits any width; from top to bottom in pixels.
 _EQUAL, _START, _END, _TITLE, _LANE = 3, 8, 97, 18, 48
 KINDS = {
@@ -48,7 +48,9 @@ def proof_strip(rows: dict[str, list[Row]]) -> dict:
                 }
             )
     height = 4 + _LANE * len(lanes) + 24
-    ticks = [{"x": _x(10.0**power), "label": f"1e{power}"} for power in range(LEAST + 1, MOST + 1, 2)]
+    ticks = [
+        {"x": _x(10.0**power), "label": f"1e{power}"} for power in range(MIN_POWER + 1, MAX_POWER + 1, 2)
+    ]
     return {
         "height": height, "lane": _LANE, "title": _TITLE, "lanes": lanes, "ticks": ticks,
     }  # fmt: skip
@@ -58,5 +60,5 @@ def _x(error: float) -> float:
     """The place of an error from left to right, in percent."""
     if error <= 0:
         return _EQUAL
-    power = min(max(log10(error), LEAST), MOST)
-    return round(_START + (power - LEAST) / (MOST - LEAST) * (_END - _START), 2)
+    power = min(max(log10(error), MIN_POWER), MAX_POWER)
+    return round(_START + (power - MIN_POWER) / (MAX_POWER - MIN_POWER) * (_END - _START), 2)

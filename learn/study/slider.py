@@ -11,7 +11,7 @@ from parity.cases import Inputs
 
 POINTS = 31  # places of the slider, an odd number so that ε = 0 is one of them
 _STEP = 1e-5  # of the central difference
-_WORK = 7e9  # multiplications for all weights together, about 2 s; long texts and large models show fewer
+_MAX_WORK = 7e9  # multiplications for all weights together, about 2 s; long texts and large models show fewer
 
 
 class Sweep(NamedTuple):
@@ -32,10 +32,10 @@ class Sweep(NamedTuple):
 
 
 def sweeps(run: Pass) -> list[Sweep]:
-    """A sweep of the number with the largest gradient in each weight, or in as many as `_WORK` allows."""
+    """A sweep of the number with the largest gradient in each weight, or in as many as `_MAX_WORK` allows."""
     inputs, gradients = run.inputs["float64"], run.by_hand("weight gradient")
     model = GPT(run.config, inputs.weights)
-    most = max(4, int(_WORK / (model.weights.flat.size * len(run.tokens) * (POINTS + 4))))
+    most = max(4, int(_MAX_WORK / (model.weights.flat.size * len(run.tokens) * (POINTS + 4))))
     names = list(model.weights)
     chosen = np.linspace(0, len(names) - 1, min(most, len(names)), dtype=int)
     return [_sweep(model, names[at], gradients[names[at]], inputs) for at in chosen]
