@@ -1,7 +1,7 @@
 """A step of AdamW and the clipping before it: their equations and what people get wrong in them.
 
-A step is no operation of the pass, so its functions take keywords: `gradient`, `norm` and the moment before, `m` or `v`;
-or `weight`, `m`, `v` and `rate`. adamw: the settings by name; step: counted from 1; decays: whether weight decay applies.
+A step is no operation of the pass, so its functions take keywords: `gradient`, `norm` and the moment before, `m` or
+`v`; or `weight`, `m`, `v` and `rate`; and the settings `adamw`, `step`, counted from 1, and whether the weight `decays`.
 A mistake gets more, such as the moments before the step, and takes what it needs.
 """
 
