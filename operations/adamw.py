@@ -1,8 +1,8 @@
 """A step of AdamW and the clipping before it: their equations and what people get wrong in them.
 
 A step is no operation of the pass, so its functions take keywords: `gradient`, `norm` and the moment before, `m` or
-`v`; or `weight`, `m`, `v` and `rate`; and the settings `adamw`, `step`, counted from 1, and whether the weight `decays`.
-A mistake gets more, such as the moments before the step, and takes what it needs.
+`v`; or `weight`, `m`, `v` and `rate`; and the settings `adamw`, the `step`, counted from 1, and whether it
+`decays`. A mistake gets more, such as the moments before the step, and takes what it needs.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def adamw_square(gradient, norm, adamw, v=0.0, **_):
     return _square(v, clipped(gradient, norm, adamw), adamw)
 
 
-def joint_norm(gradients, **_):
+def joint_norm(gradients, max_norm):
     return np.sqrt(np.sum(gradients.flat**2))
 
 
@@ -143,18 +143,18 @@ def moment_corrected(gradient, norm, adamw, step, **others):
 
 
 @wrong_forward("the norm is taken tensor by tensor and added up; wanted: the root of the sum of all squares")
-def norm_of_norms(gradients, **_):
+def norm_of_norms(gradients, max_norm):
     return sum(np.sqrt(np.sum(gradient**2)) for gradient in gradients.values())
 
 
 @wrong_forward("this is the squared norm: take the root")
-def norm_squared(gradients, **_):
-    return joint_norm(gradients) ** 2
+def norm_squared(gradients, max_norm):
+    return joint_norm(gradients, max_norm) ** 2
 
 
 @wrong_forward("this is the norm after clipping: it is wanted before")
 def norm_after_clipping(gradients, max_norm):
-    return np.minimum(joint_norm(gradients), max_norm)
+    return np.minimum(joint_norm(gradients, max_norm), max_norm)
 
 
 # Mistakes in the weight
