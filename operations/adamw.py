@@ -26,20 +26,37 @@ def clipped(gradient, norm, adamw):
     return gradient * (adamw["max_norm"] / float(norm)) if norm > adamw["max_norm"] else gradient
 
 
-def _mean(moment, g, adamw):
-    return adamw["beta1"] * moment + (1 - adamw["beta1"]) * g
+class _Moment(NamedTuple):
+    """role: "m", the mean of the gradients, or "v", that of their squares; before: the step's, 0.0 at first
+
+    beta: how much of it is kept; other: the other moment's
+    """
+
+    role: str
+    before: np.ndarray | float
+    beta: float
+    other: float
+
+    @classmethod
+    def named(cls, role: str, inputs: dict):
+        """The moment as a step finds it."""
+        betas = [inputs["adamw"][name] for name in ("beta1", "beta2")]
+        return cls(role, inputs.get(role, 0.0), *(betas if role == "m" else reversed(betas)))
+
+    def part(self, gradient):
+        """What a gradient adds to it, before it is weighted."""
+        return gradient if self.role == "m" else gradient**2
+
+    def after(self, gradient):
+        return self.beta * self.before + (1 - self.beta) * self.part(gradient)
 
 
-def _square(moment, g, adamw):
-    return adamw["beta2"] * moment + (1 - adamw["beta2"]) * g**2
+def adamw_mean(gradient, norm, adamw, **others):
+    return _Moment.named("m", others | {"adamw": adamw}).after(clipped(gradient, norm, adamw))
 
 
-def adamw_mean(gradient, norm, adamw, m=0.0, **_):
-    return _mean(m, clipped(gradient, norm, adamw), adamw)
-
-
-def adamw_square(gradient, norm, adamw, v=0.0, **_):
-    return _square(v, clipped(gradient, norm, adamw), adamw)
+def adamw_square(gradient, norm, adamw, **others):
+    return _Moment.named("v", others | {"adamw": adamw}).after(clipped(gradient, norm, adamw))
 
 
 def joint_norm(gradients, max_norm):
@@ -64,44 +81,33 @@ def adamw_weight(weight, m, v, rate, adamw, step, decays, **_):
     return _stepped(weight, _direction(m, v, step, adamw), rate, adamw, decays)
 
 
-# Mistakes in both moments
-
-
-def _moments(gradient, adamw, m=0.0, v=0.0):
-    """Both moments of a gradient; which of them is meant, the numbers tell."""
-    return [_mean(m, gradient, adamw), _square(v, gradient, adamw)]
-
-
-def _before(others: dict) -> dict:
-    return {role: others[role] for role in ("m", "v") if role in others}
+# Mistakes in a moment, whichever it is
 
 
 @wrong_forward("the gradient is not clipped before the update: clip first, then update")
-def clip_missing(gradient, adamw, **others):
-    return _moments(gradient, adamw, **_before(others))
+def clip_missing(moment, gradient, **_):
+    return moment.after(gradient)
 
 
 @wrong_forward("clipped by max_norm / (norm + 1e-6), as PyTorch's clip_grad_norm_ does; wanted: no 1e-6")
-def clip_eps(gradient, norm, adamw, **others):
-    g = gradient * min(1.0, adamw["max_norm"] / (float(norm) + 1e-6))
-    return _moments(g, adamw, **_before(others))
+def clip_eps(moment, gradient, norm, adamw, **_):
+    return moment.after(gradient * min(1.0, adamw["max_norm"] / (float(norm) + 1e-6)))
 
 
 @wrong_forward("each gradient is clipped by its own norm; wanted: all by their joint norm")
-def clip_each(gradient, adamw, **others):
-    norm = max(np.sqrt(np.sum(gradient**2)), 1e-300)
-    return _moments(clipped(gradient, norm, adamw), adamw, **_before(others))
+def clip_each(moment, gradient, adamw, **_):
+    norm = np.sqrt(np.sum(gradient**2))
+    return moment.after(clipped(gradient, max(norm, 1e-300), adamw))
 
 
 @wrong_forward("each number is clipped to ±max_norm; wanted: all scaled down together")
-def clip_values(gradient, adamw, **others):
-    g = np.clip(gradient, -adamw["max_norm"], adamw["max_norm"])
-    return _moments(g, adamw, **_before(others))
+def clip_values(moment, gradient, adamw, **_):
+    return moment.after(np.clip(gradient, -adamw["max_norm"], adamw["max_norm"]))
 
 
 @wrong_forward("the gradient is always divided by its norm; only where the norm exceeds max_norm")
-def clip_always(gradient, norm, adamw, **others):
-    return _moments(gradient * adamw["max_norm"] / float(norm), adamw, **_before(others))
+def clip_always(moment, gradient, norm, adamw, **_):
+    return moment.after(gradient * adamw["max_norm"] / float(norm))
 
 
 @wrong_forward(
@@ -109,34 +115,46 @@ def clip_always(gradient, norm, adamw, **others):
     "the decay is added to the gradient and so enters m and v; that is Adam with L2. Here it bypasses them: "
     "weight -= learning_rate · weight_decay · weight",
 )
-def decay_coupled(gradient, norm, adamw, weight, **others):
+def decay_coupled(moment, gradient, norm, adamw, weight, **_):
     decay = adamw["weight_decay"] * weight
-    after, before = clipped(gradient, norm, adamw) + decay, clipped(gradient + decay, norm, adamw)
-    return [moment for g in (after, before) for moment in _moments(g, adamw, **_before(others))]
+    return [
+        moment.after(clipped(gradient, norm, adamw) + decay),
+        moment.after(clipped(gradient + decay, norm, adamw)),
+    ]
 
 
 @wrong_forward("beta1 and beta2 are swapped, or 1 - beta is missing")
-def betas_swapped(gradient, norm, adamw, m=0.0, v=0.0, **_):
-    g, b1, b2 = clipped(gradient, norm, adamw), adamw["beta1"], adamw["beta2"]
-    return [b2 * m + (1 - b2) * g, b1 * v + (1 - b1) * g**2, b1 * v + (1 - b2) * g**2, b2 * v + (1 - b1) * g**2,
-            b1 * m + g, b2 * v + g**2,
-            (1 - b1) * m + b1 * g, (1 - b2) * v + b2 * g**2]  # fmt: skip
+def betas_swapped(moment, gradient, norm, adamw, **_):
+    part, beta, other = moment.part(clipped(gradient, norm, adamw)), moment.beta, moment.other
+    shares = ((other, 1 - other), (other, 1 - beta), (beta, 1 - other), (beta, 1), (1 - beta, beta))
+    return [old * moment.before + new * part for old, new in shares]
 
 
 @wrong_forward("the gradient is not squared")
-def square_missing(gradient, norm, adamw, v=0.0, **_):
+def square_missing(moment, gradient, norm, adamw, **_):
     g = clipped(gradient, norm, adamw)
-    return [adamw["beta2"] * v + (1 - adamw["beta2"]) * each for each in (g, np.abs(g))]
+    return [moment.beta * moment.before + (1 - moment.beta) * each for each in (g, np.abs(g))]
 
 
 @wrong_forward("the moment is not kept from the step before: it starts from 0 each time")
-def moment_forgotten(gradient, norm, adamw, **_):
-    return _moments(clipped(gradient, norm, adamw), adamw)
+def moment_forgotten(moment, gradient, norm, adamw, **_):
+    return moment._replace(before=0.0).after(clipped(gradient, norm, adamw))
 
 
 @wrong_forward("the moment is divided by 1 - beta^t in place; keep it as it is and correct a copy")
-def moment_corrected(gradient, norm, adamw, step, **others):
-    return list(_corrected(*_moments(clipped(gradient, norm, adamw), adamw, **_before(others)), step, adamw))
+def moment_corrected(moment, gradient, norm, adamw, step, **_):
+    return moment.after(clipped(gradient, norm, adamw)) / (1 - moment.beta**step)
+
+
+def _of(role: str, mistakes: tuple[Mistake, ...]) -> tuple[Mistake, ...]:
+    """The mistakes made in one of the moments."""
+
+    def made_in(mistake: Mistake) -> Mistake:
+        return mistake._replace(
+            compute=lambda **inputs: mistake.compute(_Moment.named(role, inputs), **inputs)
+        )
+
+    return tuple(map(made_in, mistakes))
 
 
 # Mistakes in the norm
@@ -272,7 +290,7 @@ def amsgrad(v, adamw, step, **others):
     return [adamw_weight(v=each, adamw=adamw, step=step, **others) for each in largest]
 
 
-_MOMENTS = (
+_MOMENT = (
     clip_missing, clip_eps, clip_each, clip_values, clip_always, decay_coupled, betas_swapped, moment_forgotten,
     moment_corrected,
 )  # fmt: skip
@@ -282,12 +300,14 @@ _WEIGHT = (
 )  # fmt: skip
 STEPS = {
     "AdamW mean": Step(
-        "m = beta1 · m + (1 - beta1) · g, g = gradient clipped by the joint norm", adamw_mean, _MOMENTS
+        "m = beta1 · m + (1 - beta1) · g, g = gradient clipped by the joint norm",
+        adamw_mean,
+        _of("m", _MOMENT),
     ),
     "AdamW mean square": Step(
         "v = beta2 · v + (1 - beta2) · g², g = gradient clipped by the joint norm",
         adamw_square,
-        (*_MOMENTS, square_missing),
+        _of("v", (*_MOMENT, square_missing)),
     ),
     "AdamW weight": Step(
         "weight -= rate · weight_decay · weight (matrices only), "
