@@ -132,9 +132,9 @@ def pair(module: ModuleType, stem: str, *outputs: str) -> tuple[Callable, Callab
 
 
 class WrongOutputs(NamedTuple):
-    """What a known mistake makes of an exercise.
+    """What one form of a known mistake makes of an exercise.
 
-    name: of the mistake and the number of its form; hint: what a teacher says to it
+    name: of the mistake; hint: what a teacher says to it
     trials: for each trial, the outputs that it changes
     """
 
@@ -162,7 +162,7 @@ class Instance:
         An operation's mistake is made in the project's own functions, so the exercise must call these through
         their modules.
         """
-        own = [
+        found = [
             WrongOutputs(f"{self.exercise.name} {number}", mistake.hint, [*map(mistake.wrong, self.trials)])
             for number, mistake in enumerate(self.exercise.mistakes)
         ]
@@ -171,12 +171,12 @@ class Instance:
             for mistake in operation.mistakes:
                 for form in count() if mistake.backward else ():
                     with made(operation, mistake, form):
-                        found = [self.exercise.solve(trial) for trial in self.trials]
-                    changed = [_differing(*pair) for pair in zip(found, right, strict=True)]
+                        outputs = [self.exercise.solve(trial) for trial in self.trials]
+                    changed = [*map(_differing, outputs, right)]
                     if not any(changed):
                         break
-                    own.append(WrongOutputs(f"{mistake.name} {form}", mistake.hint or mistake.text, changed))
-        return own
+                    found.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
+        return found
 
 
 def _differing(found: Outputs, right: Outputs) -> Outputs:

@@ -162,6 +162,6 @@ ATTENTION = Exercise(
         OPERATIONS[name]
         for name in ("split_heads", "scores", "masked_softmax", "weighted_sum", "merge_heads")
     ),
-    withheld=("attention_backward",),
+    withheld=("attention_backward", "attend_backward"),
     chained=True,
 )

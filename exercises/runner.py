@@ -31,7 +31,8 @@ OTHER_PROCESSES = {
 }
 
 
-BARRED = ("exercises", "tests", "parity", "study", "harness", "commands")  # which hold the answers elsewhere
+# Which hold the answers elsewhere.
+BARRED = ("operations", "exercises", "tests", "parity", "study", "harness", "commands")
 
 
 class Problem(Exception):

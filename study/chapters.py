@@ -52,19 +52,19 @@ class Symbol:
 class Step:
     """A step of a derivation: what it says, its formula, and fragments of the lines that do it, if any do.
 
-    twins: fragments of the PyTorch lines that do the same
+    torch: fragments of the PyTorch lines that do the same; needs: the settings that a configuration must have
     """
 
     side: str
     says: str
     formula: Formula
-    lines: tuple[str, ...]
+    lines: list[str] = field(default_factory=list)
+    torch: list[str] = field(default_factory=list)
     needs: Mapping = field(default_factory=dict)
-    twins: tuple[str, ...] = ()
 
-    def fragments(self, side: str) -> tuple[str, ...]:
+    def fragments(self, side: str) -> list[str]:
         """What to look for in the code of one side."""
-        return self.twins if side == "torch" else self.lines if side == self.side else ()
+        return self.torch if side == "torch" else self.lines if side == self.side else []
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Chapter:
     """A chapter of the page.
 
     operation: the stem of its pair, as a trace records it
+    code: functions to show, or parts of them, from the line holding `first` to that holding `last`
+    dimensions: sizes of those that are the chapter's own, as expressions
     places: the tensors that it makes, without "blocks.0."; all of the operation's where none are given
     labels: what the map calls them, by place, where that is not the title
     of_inputs: it has no tensors of its own and shows those that it reads
@@ -82,10 +84,10 @@ class Chapter:
     title: str
     summary: str
     symbols: dict[str, Symbol]
-    steps: tuple[Step, ...]
-    code: tuple[dict, ...]
-    dimensions: Mapping[str, str]
-    places: tuple[str, ...] = ()
+    steps: list[Step]
+    code: list[dict]
+    dimensions: Mapping[str, str] = field(default_factory=dict)
+    places: list[str] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)
     of_inputs: bool = False
 
@@ -129,6 +131,11 @@ def place(tensor: str) -> str:
     return re.sub(r"^blocks\.\d+\.", "", tensor)
 
 
+def block_of(node: Node) -> str:
+    """The block that a node is in, such as "blocks.0.", or ""."""
+    return node.results[0].removesuffix(place(node.results[0]))
+
+
 def side_of(function: str) -> str:
     """Which of `SIDES` a function belongs to."""
     if function.startswith("torch_llm."):
@@ -167,35 +174,19 @@ def chapters_of(nodes: list[Node]) -> list[Chapter]:
 
 
 def _chapter(name: str, operation: str, entry: dict) -> Chapter:
+    indices = entry.pop("indices")
+    steps = [
+        Step(**row | {"side": side, "formula": Formula(row["formula"], indices)})
+        for side in ("forward", "backward")
+        for row in entry.pop(side, ())
+    ]
     symbols = {}
-    for letter, row in entry["symbols"].items():
+    for letter, row in entry.pop("symbols").items():
         row = row | {key: _pairs.get(row[key], row[key]) for key in ("function", "result_of") if key in row}
         symbols[letter] = Symbol(**{"latex": symbol_latex(letter)} | row)
-    steps = [
-        Step(
-            side,
-            each["says"],
-            Formula(each["formula"], entry["indices"]),
-            tuple(each.get("lines", ())),
-            each.get("needs", {}),
-            tuple(each.get("torch", ())),
-        )
-        for side in ("forward", "backward")
-        for each in entry.get(side, ())
-    ]
-    return Chapter(
-        name,
-        operation,
-        entry["title"],
-        entry["summary"],
-        symbols,
-        tuple(steps),
-        tuple(code for each in entry.get("code", [operation]) for code in _code(each)),
-        entry.get("dimensions", {}),
-        tuple(entry.get("places", ())),
-        entry.get("labels", {}),
-        entry.get("of_inputs", False),
-    )
+    code = [each for shown in entry.pop("code", [operation]) for each in _code(shown)]
+    entry.pop("like", None)
+    return Chapter(name, operation, symbols=symbols, steps=steps, code=code, **entry)
 
 
 def _dotted(function) -> str:

@@ -85,7 +85,7 @@ class _Reading:
         """The call at the symbol's place: the pass runs an operation's places in order, and backward in reverse."""
         calls = self.witness.calls[function]
         if function.startswith("numpy_llm.adam"):
-            return calls[0 if symbol.before else ADAM_CALL]
+            return calls[ADAM_CALL]
         stem = re.sub(r"_(forward|backward)$", "", function.rpartition(".")[2])
         at = self._at(stem, symbol.at)
         return calls[-1 - at if function.endswith("_backward") else at]

@@ -7,7 +7,7 @@ from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
 from operations.catalogue import OPERATIONS
-from study.chapters import SIDES, Chapter, Step, fits, place
+from study.chapters import SIDES, Chapter, Step, block_of, fits
 from study.derivations import check, shapes
 from study.one_pass import Pass
 from study.source import highlighted
@@ -25,7 +25,6 @@ def lay_out(chapter: Chapter, run: Pass, witness: Witness) -> dict:
     steps = [_step(chapter, step, number, error) for number, (step, error) in enumerate(shown, 1)]
     columns = [_column(chapter, side, run, steps) for side in SIDES]
     views = views_of(chapter, run)
-    tensors = [_tensor_row(run, view) for view in views]
     return {
         "name": chapter.name,
         "title": chapter.title,
@@ -33,11 +32,8 @@ def lay_out(chapter: Chapter, run: Pass, witness: Witness) -> dict:
         "symbols": _symbols(chapter, [step for step, _ in shown], run, shapes(chapter, witness)),
         "steps": steps,
         "columns": [column for column in columns if column["excerpts"]],
-        "keys": [view.key for view in views],
-        "tensors": tensors,
-        "failing": sum(bool(each["fails"]) for each in tensors),
-        "tied": run.config.tie_embeddings,
-        "worst": max((view.row.error for view in views), default=0.0),
+        "views": views,
+        "failing": sum(bool(run.fails(view)) for view in views),
     }
 
 
@@ -46,7 +42,7 @@ def views_of(chapter: Chapter, run: Pass) -> list[View]:
     if chapter.operation not in OPERATIONS:  # Adam, after the pass
         return [view for view in run.views.values() if view.kind == "optimizer"]
     keys = []
-    for _, group in groupby(chapter.nodes(run.flow.nodes), lambda node: _block(node.results[0])):
+    for _, group in groupby(chapter.nodes(run.flow.nodes), lambda node: block_of(node)):
         nodes = list(group)
         made = [name for node in nodes for name in chapter.tensors(node)]
         steps = [step for node in nodes for step, _ in run.flow.steps(node.results[0])]
@@ -56,18 +52,13 @@ def views_of(chapter: Chapter, run: Pass) -> list[View]:
     return [run.views[key] for key in dict.fromkeys(keys) if key in run.views]
 
 
-def _block(name: str) -> str:
-    return name.removesuffix(place(name))
-
-
 def _symbols(chapter: Chapter, steps: list[Step], run: Pass, letters: dict[str, str]) -> list[dict]:
     used = {name for step in steps for name in step.formula.symbols}
     sizes = run.sizes
     return [
-        {
+        vars(symbol)
+        | {
             "math": math(symbol.latex),
-            "code": symbol.code,
-            "means": symbol.means,
             "letters": letters[name],
             "numbers": " × ".join(str(sizes.get(each, each)) for each in letters[name].split(", ")),
         }
@@ -78,10 +69,9 @@ def _symbols(chapter: Chapter, steps: list[Step], run: Pass, letters: dict[str, 
 
 def _step(chapter: Chapter, step: Step, number: int, error: float) -> dict:
     looks = {name: symbol.latex for name, symbol in chapter.symbols.items()}
-    return {
+    return vars(step) | {
         "id": f"{chapter.name}-step-{number}",
         "number": number,
-        "side": step.side,
         "says": _prose(step.says),
         "maths": [_line(latex) for latex in step.formula.latex(looks)],
         "error": error,
@@ -129,28 +119,3 @@ def _column(chapter: Chapter, side: str, run: Pass, steps: list[dict]) -> dict:
         excerpts.append({"path": shown.path, "function": shown.function, "lines": lines})
     title = "PyTorch, torch.optim" if side == "torch" and chapter.name == "adam" else _TITLES[side]
     return {"side": side, "title": title, "excerpts": excerpts}
-
-
-def _tensor_row(run: Pass, view: View) -> dict:
-    fails = [
-        dtype
-        for dtype, rows in run.rows.items()
-        if any(row[:2] == (view.kind, view.name) and not row.holds for row in rows)
-    ]
-    shown = zip((view.panels, view.rows, view.columns), (1, 1, 1, *view.shape)[-3:], strict=True)
-    omitted = [
-        f"{len(indices)} of {size} {name}"
-        for (indices, size), name in zip(shown, ("heads", "rows", "columns"), strict=True)
-        if len(indices) < size
-    ]
-    return {
-        "key": view.key,
-        "name": view.name,
-        "kind": view.kind,
-        "letters": ", ".join(view.letters),
-        "shape": " × ".join(map(str, view.shape)) or "1 number",
-        "shown": ", ".join(omitted) or "all",
-        "row": view.row,
-        "fails": " and ".join(fails),
-        "statistics": view.statistics,
-    }

@@ -1,64 +1,52 @@
 """The map of the page: the model's dataflow as recorded, in lanes of rows of nodes."""
 
 from operations.dataflow import Dataflow
-from study.chapters import Chapter, place
+from study.chapters import Chapter, block_of, place
 from study.one_pass import Pass
 
 
 def draw_map(run: Pass, chapters: list[Chapter]) -> dict[str, list]:
     """Lanes of rows of nodes: what comes before the blocks, each block, and what comes after them."""
-    rows = _rows(run, chapters)
-    flow = Dataflow(run.flow.nodes, {name for _, names in rows for name in names}.__contains__, None)
+    nodes = run.flow.nodes
+    homes = {id(node): [] for node in nodes}
+    for chapter in chapters:
+        for node in chapter.nodes(nodes):
+            homes[id(node)].append(chapter)
+    shown = {name for node in nodes for chapter in homes[id(node)] for name in chapter.tensors(node)}
+    flow = Dataflow(nodes, shown.__contains__, None)
     lanes: dict[str, list[dict]] = {}
-    found = {"before": [], "blocks": [], "after": []}
-    above: list[str] = []
-    for chapter, names in rows:
-        block = names[0].removesuffix(place(names[0]))
-        key = block or ("after" if found["blocks"] else "before")
-        if key not in lanes:
-            lanes[key], above = [], []
-            if block:
-                found["blocks"].append(lanes[key])
-        reads = {name: _reads(flow, chapter, name, block, above) for name in names}
-        lanes[key].append(
+    for node in nodes:
+        block = block_of(node)
+        lane = lanes.setdefault(block or ("after" if "blocks.0." in lanes else "before"), [])
+        for chapter in homes[id(node)]:
+            lane.append(_row(run, flow, chapter, chapter.tensors(node), block, lane))
+    before, after = lanes.pop("before"), lanes.pop("after")
+    return {"before": before, "blocks": list(lanes.values()), "after": after}
+
+
+def _row(run: Pass, flow: Dataflow, chapter: Chapter, names: list[str], block: str, lane: list[dict]) -> dict:
+    """The tensors that an operation makes; a tensor just above the row needs no line to it."""
+    above = [node["name"] for node in lane[-1]["nodes"]] if lane else []
+    nodes = []
+    for name in names:
+        sources = flow.inputs(name) if above and not chapter.of_inputs else []
+        reads = [
+            each if each.startswith(block) else "lane"  # what enters the block
+            for each in sources
+            if each in flow.makers and above != [each]
+        ]
+        forward, gradient = run.views["activation", name], run.views.get(("gradient", name))
+        nodes.append(
             {
-                "nodes": [_node(run, chapter, name, reads[name]) for name in names],
-                "forked": len(above) > 1 and any(reads.values()),
+                "link": link(chapter.name, forward.key),
+                "title": chapter.labels.get(place(name), chapter.title),
+                "name": name,
+                "reads": " ".join(reads),
+                "forward": forward.statistics[3],
+                "gradient": gradient.statistics[3] if gradient else None,
             }
         )
-        above = names
-    return found | {key: lanes[key] for key in ("before", "after")}
-
-
-def _rows(run: Pass, chapters: list[Chapter]) -> list[tuple[Chapter, list[str]]]:
-    """Each operation that a chapter explains with the tensors that it makes, in dataflow order."""
-    homes: dict[int, list[Chapter]] = {}
-    for chapter in chapters:
-        for node in chapter.nodes(run.flow.nodes):
-            homes.setdefault(id(node), []).append(chapter)
-    return [
-        (chapter, chapter.tensors(node)) for node in run.flow.nodes for chapter in homes.get(id(node), ())
-    ]
-
-
-def _reads(flow: Dataflow, chapter: Chapter, name: str, block: str, above: list[str]) -> list[str]:
-    """Where a node reads tensors that are not just above it: their names, "lane" of what enters the block."""
-    if not above or chapter.of_inputs:
-        return []
-    sources = [each for each in flow.inputs(name) if each in flow.makers]
-    return ["lane" if not each.startswith(block) else each for each in sources if above != [each]]
-
-
-def _node(run: Pass, chapter: Chapter, name: str, reads: list[str]) -> dict:
-    forward, gradient = run.views["activation", name], run.views.get(("gradient", name))
-    return {
-        "link": link(chapter.name, forward.key),
-        "title": chapter.labels.get(place(name), chapter.title),
-        "name": name,
-        "reads": " ".join(reads),
-        "forward": forward.statistics[3],
-        "gradient": gradient.statistics[3] if gradient else None,
-    }
+    return {"nodes": nodes, "forked": len(above) > 1 and any(node["reads"] for node in nodes)}
 
 
 def link(chapter: str, key: str) -> str:

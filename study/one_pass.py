@@ -15,7 +15,7 @@ from numpy_llm.adam import CHUNK
 from operations.dataflow import Dataflow, record
 from parity.cases import Inputs
 from parity.compare import Row, compare
-from parity.passes import Record, allow_rounding, reference_pass, twin_pass
+from parity.passes import allow_rounding, reference_pass, twin_pass
 from study.tensors import View, view
 
 LEARNING_RATE = 1e-3
@@ -27,23 +27,22 @@ class Pass(NamedTuple):
     """Both twins' passes over one text.
 
     tokens: int (T + 1,); inputs: weights and batch, by precision
-    by_hand, autograd: what NumPy and PyTorch computed, by precision; flow: which operation made which tensor
-    rows: the comparison of every tensor, by precision; views: what is shown, in float32, by kind and name
+    tensors: by precision and kind, what NumPy and what PyTorch computed, each by name
+    flow: which operation made which tensor; rows: the comparison of every tensor, by precision
+    views: what is shown, by kind and name: in float32, but for Adam's step
     """
 
     config: ModelConfig
     tokens: np.ndarray
     inputs: dict[str, Inputs]
-    by_hand: dict[str, Record]
-    autograd: dict[str, Record]
+    tensors: dict[str, dict[str, tuple[Mapping, Mapping]]]
     flow: Dataflow
     rows: dict[str, list[Row]]
     views: dict[tuple[str, str], View]
 
-    @property
-    def loss(self) -> float:
-        """Nats per token, in float64, by hand."""
-        return float(self.by_hand["float64"].activations["loss"])
+    def by_hand(self, kind: str) -> Mapping[str, np.ndarray]:
+        """The tensors of a kind in float64, as NumPy computed them."""
+        return self.tensors["float64"][kind][0]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -51,36 +50,46 @@ class Pass(NamedTuple):
         T, decaying = len(self.tokens) - 1, self.inputs["float64"].weights.decaying
         return sizes(self.config, T=T) | {"B T": T, "1": 1, "N": min(CHUNK, decaying)}
 
+    def fails(self, view: View) -> list[str]:
+        """The precisions in which a tensor of the twins differs by more than its limit."""
+        return [
+            dtype
+            for dtype, rows in self.rows.items()
+            if any(row[:2] == (view.kind, view.name) and not row.holds for row in rows)
+        ]
+
 
 def run_pass(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.ndarray) -> Pass:
     """Send a text through both twins, forward and back, in both precisions.
 
     weights: by name, in any precision; tokens: int (T + 1,), each of which but the first is predicted
     """
-    inputs, by_hand, autograd, rows = {}, {}, {}, {}
+    inputs, tensors = {}, {}
     for dtype in ("float64", "float32"):
         inputs[dtype] = Inputs(_cast(config, weights, dtype), tokens[None, :-1], tokens[None, 1:], None)
-        by_hand[dtype] = reference_pass(numpy_llm, config, inputs[dtype])
-        autograd[dtype] = twin_pass(torch_llm, config, inputs[dtype], traced=True)
-        rows[dtype] = []
-        for kind, field in _FIELDS.items():
-            pair = getattr(by_hand[dtype], field), getattr(autograd[dtype], field)
-            rows[dtype] += compare(kind, *pair, dtype)
+        both = (
+            reference_pass(numpy_llm, config, inputs[dtype]),
+            twin_pass(torch_llm, config, inputs[dtype], traced=True),
+        )
+        tensors[dtype] = {
+            kind: tuple(getattr(each, field) for each in both) for kind, field in _FIELDS.items()
+        }
+    gradients = tensors["float64"]["weight gradient"][0]
+    tensors["float64"]["optimizer"] = adam_step(config, inputs["float64"].weights, gradients)
+    rows = {
+        dtype: [row for kind, pair in pairs.items() for row in compare(kind, *pair, dtype)]
+        for dtype, pairs in tensors.items()
+    }
     rows["float32"] = allow_rounding(rows["float32"], config, inputs["float32"])
-
-    shown = {
-        kind: [getattr(each["float32"], _FIELDS[kind]) for each in (by_hand, autograd)] for kind in _FIELDS
-    }
-    shown["optimizer"] = adam_step(config, inputs["float64"].weights, by_hand["float64"].weight_gradients)
-    rows["float64"] += compare("optimizer", *shown["optimizer"], "float64")
-    of_views = rows["float32"] + [row for row in rows["float64"] if row.quantity == "optimizer"]
     views = {
-        row[:2]: view(config, row, *(each[row.name] for each in shown[row.quantity]), np.unique(tokens))
-        for row in of_views
+        row[:2]: view(config, row, *(each[row.name] for each in tensors[dtype][row.quantity]), tokens)
+        for dtype, compared in rows.items()
+        for row in compared
+        if (row.quantity == "optimizer") == (dtype == "float64")
     }
-    activations = by_hand["float64"].activations
+    activations = tensors["float64"]["activation"][0]
     flow = Dataflow(record(config).nodes, activations.__contains__, activations.get)
-    return Pass(config, tokens, inputs, by_hand, autograd, flow, rows, views)
+    return Pass(config, tokens, inputs, tensors, flow, rows, views)
 
 
 def _cast(config: ModelConfig, weights: Mapping[str, np.ndarray], dtype: str) -> Weights:

@@ -50,7 +50,7 @@ def study_page(subject: Subject) -> str:
     config = subject.config
     run = run_pass(config, subject.weights, subject.tokens)
     moved = sweeps(run)
-    witness = run_witness(every_function(), activation=config.activation, position=config.position)
+    witness = run_witness(every_function(), config)
     own = chapters_of(run.flow.nodes)
     chapters = [lay_out(chapter, run, witness) for chapter in own]
     failing = _failing(run, chapters)
@@ -62,6 +62,7 @@ def study_page(subject: Subject) -> str:
         inputs=tokens[:-1],
         targets=tokens[1:],
         run=run,
+        loss=run.by_hand("activation")["loss"],
         chapters=chapters,
         map=draw_map(run, own),
         strip=proof_strip(run.rows),
@@ -111,7 +112,7 @@ def number(value: float) -> str:
 
 def _failing(run: Pass, chapters: list[dict]) -> list[dict]:
     """What differs by more than its limit, the worst first, with a link to where the page shows it."""
-    home = {key: chapter["name"] for chapter in reversed(chapters) for key in chapter["keys"]}
+    home = {view.key: chapter["name"] for chapter in reversed(chapters) for view in chapter["views"]}
     found = [(dtype, row) for dtype, rows in run.rows.items() for row in rows if not row.holds]
     found.sort(key=lambda each: each[1].error / each[1].limit, reverse=True)
     failing = []
@@ -130,16 +131,15 @@ def _json(value) -> str:
 
 def _data(subject: Subject, run: Pass, moved: list[Sweep], chapters: list[dict]) -> dict:
     """What the page's script reads."""
-    shown = {key for chapter in chapters for key in chapter["keys"]}
-    views = [view for view in run.views.values() if view.key in shown]
+    views = {view.key: view for chapter in chapters for view in chapter["views"]}
     named = {int(token) for token in subject.tokens}
-    for view in views:
+    for view in views.values():
         for axis, indices in zip(view.axes, (view.rows, view.columns), strict=True):
             named |= set(indices) if axis == "V" else set()
     return {
         "inputs": [int(token) for token in subject.tokens[:-1]],
         "labels": {token: subject.labels[token] for token in sorted(named) if token < len(subject.labels)},
-        "tensors": {view.key: view.as_json() for view in views},
+        "tensors": {key: view.as_json() for key, view in views.items()},
         "sweeps": [each._asdict() for each in moved],
         "most": [tensors.MAX_PANELS, tensors.MAX_ROWS, tensors.MAX_COLUMNS],
     }

@@ -43,11 +43,8 @@ def proof_strip(rows: dict[str, list[Row]]) -> dict:
                     "title": f"{KINDS[kind]}, {dtype}",
                     "dtype": dtype,
                     "dots": dots,
-                    "limit": own[0].limit,
                     "limit_x": _x(own[0].limit),
                     "count": len(own),
-                    "equal": sum(row.error == 0 for row in own),
-                    "worst": max(own, key=lambda row: row.error),
                 }
             )
     height = 4 + _LANE * len(lanes) + 24
@@ -61,5 +58,5 @@ def _x(error: float) -> float:
     """The place of an error from left to right, in percent."""
     if error <= 0:
         return _EQUAL
-    power = min(max(log10(error) if error != float("inf") else MOST, LEAST), MOST)
+    power = min(max(log10(error), LEAST), MOST)
     return round(_START + (power - LEAST) / (MOST - LEAST) * (_END - _START), 2)

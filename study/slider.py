@@ -33,14 +33,12 @@ class Sweep(NamedTuple):
 
 def sweeps(run: Pass) -> list[Sweep]:
     """A sweep of the number with the largest gradient in each weight, or in as many as `_WORK` allows."""
-    inputs, gradients = run.inputs["float64"], run.by_hand["float64"].weight_gradients
+    inputs, gradients = run.inputs["float64"], run.by_hand("weight gradient")
     model = GPT(run.config, inputs.weights)
     most = max(4, int(_WORK / (model.weights.flat.size * len(run.tokens) * (POINTS + 4))))
     names = list(model.weights)
-    chosen = (
-        names if len(names) <= most else [names[i] for i in np.linspace(0, len(names) - 1, most, dtype=int)]
-    )
-    return [_sweep(model, name, gradients[name], inputs) for name in chosen]
+    chosen = np.linspace(0, len(names) - 1, min(most, len(names)), dtype=int)
+    return [_sweep(model, names[at], gradients[names[at]], inputs) for at in chosen]
 
 
 def _sweep(model: GPT, name: str, gradient: np.ndarray, inputs: Inputs) -> Sweep:

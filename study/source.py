@@ -26,16 +26,12 @@ class Excerpt:
     """Lines of a function.
 
     function: its dotted name; path: of its file from the project's root, with "/"
-    lines: number and text, docstring left out
+    lines: number and text, docstring omitted
     """
 
     function: str
     path: str
     lines: tuple[tuple[int, str], ...]
-
-    def find(self, fragment: str) -> list[int]:
-        """The numbers of the lines that hold the fragment."""
-        return [number for number, text in self.lines if fragment in text]
 
 
 def excerpt(function: str, first: str = "", last: str = "") -> Excerpt:
@@ -67,24 +63,16 @@ def _only(function: str, lines, fragment: str) -> int:
 
 @lru_cache
 def _source(function: str) -> tuple[str, tuple[tuple[int, str], ...]]:
+    """A function's file and its lines with their numbers, the docstring omitted."""
     found = inspect.unwrap(find_function(function))
     source, start = inspect.getsourcelines(found)
-    path = Path(inspect.getsourcefile(found)).resolve().relative_to(_ROOT).as_posix()
-    numbered = [(start + place, text.rstrip("\n")) for place, text in enumerate(source)]
-    while not numbered[-1][1].strip():
-        numbered.pop()
-    skipped = _docstring_lines("".join(source))
+    (tree,) = ast.parse(textwrap.dedent("".join(source))).body
+    docstring = tree.body[0] if ast.get_docstring(tree) is not None else None
+    skipped = range(docstring.lineno, docstring.end_lineno + 1) if docstring else ()
     margin = len(source[0]) - len(source[0].lstrip())
-    return path, tuple((n, text[margin:]) for n, text in numbered if n - start + 1 not in skipped)
-
-
-def _docstring_lines(source: str) -> range:
-    """The numbers of the docstring's lines in a function's source, counted from 1."""
-    (function,) = ast.parse(textwrap.dedent(source)).body
-    if ast.get_docstring(function) is None:
-        return range(0)
-    node = function.body[0]
-    return range(node.lineno, node.end_lineno + 1)
+    path = Path(inspect.getsourcefile(found)).resolve().relative_to(_ROOT).as_posix()
+    lines = [(start + n - 1, text[margin:].rstrip()) for n, text in enumerate(source, 1) if n not in skipped]
+    return path, tuple(lines)
 
 
 def highlighted(shown: Excerpt) -> list[tuple[int, str]]:

@@ -47,15 +47,29 @@ class View(NamedTuple):
         """What its rows and columns count: dimension letters, "" where there is none."""
         return ["", "", *self.letters][-2:]
 
+    @property
+    def shown(self) -> str:
+        """How much of it is shown."""
+        sampled = [
+            f"{len(indices)} of {size} {name}"
+            for indices, size, name in zip(
+                (self.panels, self.rows, self.columns),
+                (1, 1, 1, *self.shape)[-3:],
+                ("heads", "rows", "columns"),
+                strict=True,
+            )
+            if len(indices) < size
+        ]
+        return ", ".join(sampled) or "all"
+
     def as_json(self) -> dict:
         """For the page's script: numbers as base64 of little-endian bytes, so that they stay exact."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "shape": self.shape,
-            "panels": self.panels,
-            "rows": self.rows,
-            "columns": self.columns,
+        shown = {
+            name: value
+            for name, value in self._asdict().items()
+            if name not in ("letters", "row", "statistics")
+        }
+        return shown | {
             "dtype": str(self.manual.dtype),
             "manual": _base64(self.manual),
             "autograd": _base64(self.autograd),
@@ -64,12 +78,10 @@ class View(NamedTuple):
         }
 
 
-def view(
-    config: ModelConfig, row: Row, manual: np.ndarray, autograd: np.ndarray, keep: Iterable[int]
-) -> View:
+def view(config: ModelConfig, row: Row, manual: np.ndarray, autograd: np.ndarray, tokens: np.ndarray) -> View:
     """A tensor cut to `MAX_ROWS` and so on.
 
-    row: its comparison; keep: ids of the text's tokens, kept where an axis is the vocabulary
+    row: its comparison; tokens: of the text, kept where an axis is the vocabulary
     """
     shape = manual.shape
     named = letters(config, row.name.rpartition(" ")[2])
@@ -81,7 +93,7 @@ def view(
     places = [[each] for each in index]
     for at in (-2, -1):
         if ["", "", *named][at] == "V":
-            places[at].extend(keep)
+            places[at].extend(tokens)
     most = MAX_PANELS, MAX_ROWS, MAX_COLUMNS
     chosen = [sample(*each) for each in zip(axes, most, places, strict=True)]
     numbers = (manual.reshape(axes)[np.ix_(*chosen)], autograd.reshape(axes)[np.ix_(*chosen)])

@@ -1,4 +1,4 @@
-"""A small model of both twins' shape, run once in float64, with every call's variables on record.
+"""A small model with the choices of the page's, run once in float64, with every call's variables on record.
 
 The derivations are checked on it: a symbol's number is what the variable of that name held when the tested
 function returned.
@@ -6,6 +6,7 @@ function returned.
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import NamedTuple
 
@@ -13,7 +14,6 @@ import numpy as np
 
 from contract.config import ModelConfig
 from contract.trace import Trace
-from contract.weights import Weights
 from numpy_llm import GPT, Adam
 from operations.dataflow import Dataflow
 from parity.cases import Case
@@ -52,17 +52,24 @@ def find_function(dotted: str) -> Callable:
     return found
 
 
-def run_witness(functions: Iterable[str], *, activation: str, position: str) -> Witness:
-    """Run a pass forward and back and two steps of Adam, watching `functions`."""
-    config = ModelConfig(
+def run_witness(functions: Iterable[str], config: ModelConfig) -> Witness:
+    """Run a pass forward and back and two steps of Adam, watching `functions`.
+
+    config: of which the choices count; the sizes are the witness's, with biases and tied embeddings
+    """
+    config = replace(
+        config,
         vocab_size=SIZES["V"],
         context_length=SIZES["P"],
         n_layer=1,
         n_head=SIZES["H"],
+        n_kv_head=SIZES["H"],
+        head_size=SIZES["D"],
         d_model=SIZES["C"],
         d_ff=SIZES["F"],
-        activation=activation,
-        position=position,
+        bias=True,
+        tie_embeddings=True,
+        dropout=0.0,
     )
     inputs = Case("witness", config, B=SIZES["B"], T=SIZES["T"], seed=3).inputs("float64")
     trace = Trace()
@@ -71,16 +78,13 @@ def run_witness(functions: Iterable[str], *, activation: str, position: str) -> 
         model = GPT(config, inputs.weights)
         _, _, cache = model.forward(inputs.tokens, inputs.targets, trace=trace)
         gradients = model.backward(cache, trace=trace)
-        weights = Weights.zeros(config, "float64")
-        weights.flat[...] = inputs.weights.flat
-        optimizer = Adam(weights, beta1=0.8, beta2=0.9)
+        optimizer = Adam(model.weights, beta1=0.8, beta2=0.9)  # after the pass: the copies are made
         for _ in range(2):
             optimizer.update(gradients, _LEARNING_RATE)
 
     calls = record_calls(run, functions)
-    return Witness(
-        calls, Dataflow(trace.nodes, trace.activations.__contains__, trace.activations.get), config
-    )
+    flow = Dataflow(trace.nodes, trace.activations.__contains__, trace.activations.get)
+    return Witness(calls, flow, config)
 
 
 def record_calls(run: Callable[[], object], functions: Iterable[str]) -> dict[str, list[Call]]:

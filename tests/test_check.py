@@ -4,19 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from parity.dataflow import Dataflow
+from parity.explanations import Setting, known_mistakes, results
+from parity.operations import forward_operations
+from parity.same_mistake import _gradients
 from safetensors.numpy import save_file
 from wrong_ports import WRONG_PORTS
 
 import numpy_llm
 from contract.weights import Weights
-from parity.golden.check import compare_dump
-from parity.golden.report import describe
-from parity.dataflow import Dataflow
-from parity.explanations import Setting, known_mistakes, results
 from parity.faults import Fault, injected
-from parity.operations import forward_operations
+from parity.golden.check import compare_dump
 from parity.golden.packs import computed, pack_names
-from parity.same_mistake import _gradients
+from parity.golden.report import describe
 from parity.tolerances import observe
 
 _UNSCALED = Fault("", "numpy_llm.attention.attention_forward", "config.head_size**-0.5", "1.0")

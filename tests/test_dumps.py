@@ -8,8 +8,8 @@ import pytest
 from contract.sampling import sample
 from contract.weights import Weights
 from parity.golden.check import compare_dump
-from parity.golden.report import describe
 from parity.golden.packs import computed, pack_names
+from parity.golden.report import describe
 
 
 @pytest.mark.parametrize("name", ["gpt2-tied", "relu-sinusoidal", "untied-no-bias"])
@@ -161,7 +161,7 @@ def test_wrong_logits_of_a_continuation_are_the_fault(place, packs):
     dump["sampled.logits"][place] *= 1.5
     first = compare_dump(dump, pack).faults[0]
     assert (first.row.name, first.own) == (f"sampled.logits[{place + 1}]", True)
-    assert first.origin.inputs["prompt"] == "sampled.prompt"
+    assert first.origin.inputs[0] == "sampled.prompt"
     so_far = [f"sampled.tokens[{each}]" for each in range(1, place + 1)]
     assert [name for name in first.inputs if name.startswith("sampled.tokens[")] == so_far
 

@@ -20,8 +20,12 @@ from exercises.start import starter
 
 ROOT = Path(__file__).parents[1]
 RELU = EXERCISES["relu"]
-# Where the function that an exercise asks for stands in the project under that very name, or is put together.
-IN_LAYERS = ("relu", "linear", "embedding", "position", "cross-entropy", "gelu", "layer-norm")
+# Where the pair that an exercise asks for stands in the project, or is put together.
+PAIRS = {
+    "relu": "feed_forward.relu", "linear": "layers.linear", "embedding": "layers.embedding",
+    "position": "positions.position", "softmax": "attention.softmax", "cross-entropy": "losses.cross_entropy",
+    "gelu": "feed_forward.gelu_tanh", "layer-norm": "norms.layer_norm",
+}  # fmt: skip
 PUT_TOGETHER = {
     "residual": "elementary", "split-heads": "heads", "merge-heads": "heads", "scores": "heads",
     "attention": "heads", "tied-output": "whole", "block": "whole",
@@ -87,7 +91,7 @@ HOSTILE = {
     "returns too much": ("return np.zeros(2**21)", "far too large"),
     "changes dy": ("dy *= x > 0\nreturn dy", "dy changed in place"),
     "calls the answer": (
-        "from numpy_llm.layers import relu_backward as answer\nreturn answer(dy, x)",
+        "from numpy_llm.feed_forward import relu_backward as answer\nreturn answer(dy, x)",
         "calls the project's own relu_backward, which is the answer",
     ),
     "imports the answer": ("from exercises.elementary import RELU", "ModuleNotFoundError: No module named 'exercises"),
@@ -113,6 +117,7 @@ HOSTILE = {
     ),
     "takes the answers of the tests": ("from tests.exercise_answers import ANSWERS", "tests"),
     "takes the answers of the proof": ("from parity.recompute import relu_back", "parity"),
+    "takes the answers of the operations": ("from operations.relu import RELU", "operations"),
     "forges half a reply": (forged({"problem": "", "trials": []}), "gives no answer"),
     "forges an empty reply": (forged({"problem": "", "memory_bounded": True, "trials": []}), "gives no answer"),
     "forges a message": (
@@ -176,15 +181,15 @@ def adapted(name, module):
     )
 
 
-def taken(name, module):
+def taken(name, pair):
     """A file's text that takes the project's pair as it is."""
-    stem = name.replace("-", "_")
-    return f"from numpy_llm.{module} import {stem}_backward, {stem}_forward"
+    stem, (module, _, theirs) = name.replace("-", "_"), pair.partition(".")
+    ways = ", ".join(f"{theirs}_{way} as {stem}_{way}" for way in ("forward", "backward"))
+    return f"from numpy_llm.{module} import {ways}"
 
 
 PROJECT_ANSWERS = {
-    **{name: taken(name, "layers") for name in IN_LAYERS},
-    "softmax": taken("softmax", "attention"),
+    **{name: taken(name, pair) for name, pair in PAIRS.items()},
     **{name: adapted(name, module) for name, module in PUT_TOGETHER.items()},
     "adam": "from exercises.whole import ADAM\n\n\n"
     "def adam(**inputs):\n    return tuple(ADAM.forward(**inputs).values())\n",
@@ -361,7 +366,7 @@ def test_a_class(run_cli, write):
 def test_a_class_is_told_causes(run_cli, write):
     """A cause counts once a file, without what follows from it and without the numbers of one student's instance."""
     attention, answer = EXERCISES["attention"], ANSWERS["attention"]
-    dheads, softmax = "dheads = dmerged", "softmax_backward(dprobabilities, probabilities)"
+    dheads, softmax = "dheads = dmerged", "softmax_backward(dprobabilities, softmax_cache)"
     for seed, (old, new) in enumerate(
         [(dheads, "dmerged = np.tanh(dmerged)\ndheads = dmerged")] * 3 + [(softmax, "dprobabilities")] * 2
     ):
@@ -376,8 +381,8 @@ def test_a_class_is_told_causes(run_cli, write):
         "  attention: 0 of 9",
         "    3 x dquery_key_value.bias: wrong in a way that no known mistake explains; doutput.weight comes before it "
         "and is right: the fault lies between them",
-        "    2 x dx: right shape; the softmax is skipped on the way back: bring dprobabilities to dscores with "
-        "softmax_backward",
+        "    2 x dx: right shape; the softmax is skipped on the way back: bring the gradient of the probabilities to "
+        "the scores with softmax_backward",
         "    2 x NameError: name 'undefined' is not defined",
         "    and 2 other causes",
     ]

@@ -100,18 +100,55 @@ def test_terms_add_up(exercise):
 
 @each_exercise
 def test_mistakes_are_mistakes(exercise):
-    """Every known mistake changes an output by far more than the limit, and no two are the same."""
-    trial = exercise.trials(5)[0]
-    wanted = exercise.solve(trial)
-    seen = []
-    for mistake in exercise.mistakes:
-        wrong = mistake.wrong(trial)
-        assert max(relative_error(wrong[name], wanted[name]) for name in wrong) > 1e-5, mistake.hint
+    """Every known mistake changes an output by far more than the limit, and no two but forms of one are the same."""
+    instance = Instance(exercise, exercise.trials(5))
+    (wanted, _), seen = instance.solutions, []
+    assert len(instance.wrong) >= len(exercise.mistakes) + len(exercise.operations)
+    for mistake in instance.wrong:
+        wrong = mistake.trials[0]
+        changes = [
+            relative_error(wrong[name], wanted[name])
+            for name in wrong
+            if wrong[name].shape == wanted[name].shape
+        ]
+        assert max(changes, default=1) > 1e-5, mistake.name
         for other in seen:
+            assert other.name == mistake.name or any(
+                name not in other.trials[0]
+                or wrong[name].shape != other.trials[0][name].shape
+                or relative_error(wrong[name], other.trials[0][name]) > 1e-7
+                for name in wrong
+            ), (mistake.name, other.name)
+        seen.append(mistake)
+
+
+def test_known_mistakes_are_diagnosed():
+    """Every form of every known mistake gets its hint, or is told as a term that is missing or a transposed output.
+
+    It is graded as if a student had handed in the project's own functions with the mistake made in them.
+    """
+    told, forms = set(), 0
+    for exercise in COURSE:
+        instance = Instance(exercise, exercise.trials(0))
+        for mistake in instance.wrong:
+            pairs = enumerate(zip(instance.solutions, mistake.trials, strict=True))
+            arrays = {
+                f"{place}/{name}": np.asarray(value, np.float64)
+                for place, (right, wrong) in pairs
+                for name, value in (right | wrong).items()
+            }
+            hints = [
+                mark.hint for mark in judge(exercise, instance.trials, 0, Reply("", True, [], [], arrays))
+            ]
             assert any(
-                name not in other or relative_error(wrong[name], other[name]) > 1e-7 for name in wrong
-            ), mistake.hint
-        seen.append(wrong)
+                text in hint
+                for hint in hints
+                for text in (mistake.hint, "is missing", "has the wrong sign", "transposed, otherwise right")
+            ), (exercise.name, mistake.name, hints)
+            told.add(mistake.name)
+            forms += 1
+    assert forms >= 170
+    assert len(told) >= 77
 
 
 def test_seeds_draw_instances_of_their_own():
@@ -219,7 +256,7 @@ def test_every_student_is_judged_alike(exercise, mark):
 
 
 def test_every_known_mistake_is_made_in_some_answer():
-    """No hint of the catalogue is without a student's file that gets it."""
+    """No hint of an exercise's own is without a student's file that gets it."""
     for exercise in COURSE:
         expected = [slip.hint for slip in SLIPS if slip.exercise == exercise.name]
         for mistake in exercise.mistakes:
