@@ -27,6 +27,11 @@ def position_by_batch(x, table, start):
     return x + table[: len(x), None] if len(x) <= len(table) else None
 
 
+@wrong_forward("positions begin at 0 after cached tokens: the first new token stands at start, not at 0")
+def position_without_cached(x, table, start):
+    return x + table[: x.shape[1]] if start else None
+
+
 @wrong_backward("the position's gradient is the batch's mean; wanted: the sum")
 def dposition_mean(dy, cache):
     return {"table": position_backward(dy, cache)[1] / len(dy)}
@@ -58,7 +63,7 @@ POSITION = Operation(
         "table": Gradient("dtable[t] = Σ dy[b, t] over B, 0 beyond T"),
     },
     (
-        position_from_one, position_missing, position_reversed, position_by_batch, dposition_from_zero,
-        dposition_of_last, dposition_mean,
+        position_from_one, position_missing, position_reversed, position_by_batch, position_without_cached,
+        dposition_from_zero, dposition_of_last, dposition_mean,
     ),
 )  # fmt: skip
