@@ -52,17 +52,14 @@ def dloss_of_sum(dloss, cache):
     return {"logits": cross_entropy_backward(dloss, cache) * cache.columns.size}
 
 
-@wrong_backward(
-    "not multiplied by dloss, a micro-batch's share of the loss",
-    "dloss is left out: it is the gradient of the loss, and the chain rule multiplies by it",
-)
-def dloss_ignored(dloss, cache):
-    return {"logits": cross_entropy_backward(1.0, cache)}
-
-
 @wrong_backward("divided by B or by T alone; divide by B·T")
 def dloss_half_mean(dloss, cache):
     return [{"logits": cross_entropy_backward(dloss, cache) * size} for size in cache.probabilities.shape[:2]]
+
+
+@wrong_backward("dloss is not multiplied in: a part of a batch has its share of the loss, not 1")
+def dloss_ignored(dloss, cache):
+    return None if dloss == 1 else {"logits": cross_entropy_backward(1.0, cache)}
 
 
 @wrong_backward(
@@ -113,7 +110,7 @@ CROSS_ENTROPY = Operation(
     },
     (
         loss_sum, loss_half_mean, loss_in_bits, loss_unshifted, loss_shifted_twice, loss_of_last,
-        dloss_targets_in_every_row, dloss_target_undivided, dloss_ignored, dloss_of_sum, dloss_half_mean,
+        dloss_targets_in_every_row, dloss_target_undivided, dloss_of_sum, dloss_half_mean, dloss_ignored,
         dloss_without_target, dloss_shifted,
     ),
 )  # fmt: skip

@@ -27,8 +27,10 @@ def position_by_batch(x, table, start):
     return x + table[: len(x), None] if len(x) <= len(table) else None
 
 
-@wrong_forward("positions begin at 0 after cached tokens: the first new token stands at start, not at 0")
-def position_without_cached(x, table, start):
+@wrong_forward(
+    "positions are counted from the first of the new tokens; wanted: from the start of the sequence"
+)
+def position_of_window(x, table, start):
     return x + table[: x.shape[1]] if start else None
 
 
@@ -63,7 +65,7 @@ POSITION = Operation(
         "table": Gradient("dtable[t] = Σ dy[b, t] over B, 0 beyond T"),
     },
     (
-        position_from_one, position_missing, position_reversed, position_by_batch, position_without_cached,
+        position_from_one, position_missing, position_reversed, position_by_batch, position_of_window,
         dposition_from_zero, dposition_of_last, dposition_mean,
     ),
 )  # fmt: skip

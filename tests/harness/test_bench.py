@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -54,6 +55,8 @@ def test_flops_are_counted_as_the_matrix_products_are():
     untied = preset("nano", **{**TINY.to_dict(), "tie_embeddings": False})
     assert Recipe("", untied, batch_size=B).flops == Recipe("", TINY, batch_size=B).flops
     assert Recipe("", TINY, prompt_tokens=2, new_tokens=5).flops == 2 * products * 5
+    wide, more = replace(TINY, head_size=2 * TINY.head_size), L * 4 * C * C  # H·D is 2C
+    assert Recipe("", wide, batch_size=B).flops == (6 * (products + more) + 12 * L * T * 2 * C) * B * T
 
 
 def test_ratios_are_taken_within_a_turn():

@@ -1,0 +1,126 @@
+"""A small model with the choices of the page's, run once in float64, with every call's variables on record.
+
+The derivations are checked on it: a symbol's number is what the variable of that name held when the tested
+function returned.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from importlib import import_module
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.config import ModelConfig
+from contract.trace import Trace
+from numpy_llm import GPT, Adam
+from operations.dataflow import Dataflow
+from parity.cases import Case
+
+# All different, so that a shape tells which dimensions it has.
+SIZES = {"B": 6, "T": 3, "C": 8, "H": 2, "D": 4, "F": 5, "V": 7, "P": 9}
+_LEARNING_RATE = 0.1  # of Adam's steps, large enough for every term to count
+ADAM_CALL = 2  # of Adam's calls, two a step, the first of the second step: its running means are not 0
+
+
+class Call(NamedTuple):
+    """arguments: what a function was called with
+
+    variables: what its local names held when it returned, the fields of its cache among them, and "return": its
+        result, the first of several
+    """
+
+    arguments: dict
+    variables: dict
+
+
+class Witness(NamedTuple):
+    """calls: by dotted function name, in the order of the calls; flow: of the pass; config: of the model"""
+
+    calls: dict[str, list[Call]]
+    flow: Dataflow
+    config: ModelConfig
+
+
+def find_function(dotted: str) -> Callable:
+    """The function that "package.module.function" or "package.module.Class.method" names."""
+    parts = dotted.split(".")
+    found = import_module(".".join(parts[:2]))
+    for part in parts[2:]:
+        found = getattr(found, part)
+    return found
+
+
+def run_witness(functions: Iterable[str], config: ModelConfig) -> Witness:
+    """Run a pass forward and back and two steps of Adam, watching `functions`.
+
+    config: of which the choices count; the sizes are the witness's, with biases and tied embeddings
+    """
+    config = replace(
+        config,
+        vocab_size=SIZES["V"],
+        context_length=SIZES["P"],
+        n_layer=1,
+        n_head=SIZES["H"],
+        n_kv_head=SIZES["H"],
+        head_size=SIZES["D"],
+        d_model=SIZES["C"],
+        d_ff=SIZES["F"],
+        bias=True,
+        tie_embeddings=True,
+        dropout=0.0,
+    )
+    inputs = Case("witness", config, B=SIZES["B"], T=SIZES["T"], seed=3).inputs("float64")
+    trace = Trace()
+
+    def run():
+        model = GPT(config, inputs.weights)
+        _, _, cache = model.forward(inputs.tokens, inputs.targets, trace=trace)
+        gradients = model.backward(cache, trace=trace)
+        optimizer = Adam(model.weights, beta1=0.8, beta2=0.9)  # after the pass: the copies are made
+        for _ in range(2):
+            optimizer.update(gradients, _LEARNING_RATE)
+
+    calls = record_calls(run, functions)
+    flow = Dataflow(trace.nodes, trace.activations.__contains__, trace.activations.get)
+    return Witness(calls, flow, config)
+
+
+def record_calls(run: Callable[[], object], functions: Iterable[str]) -> dict[str, list[Call]]:
+    """Run `run` and keep copies of the arguments and variables of each call of the functions, by dotted name."""
+    names = {find_function(each).__code__: each for each in functions}
+    calls: dict[str, list[Call]] = {name: [] for name in names.values()}
+    open_calls: dict = {}
+
+    def watch(frame, event, result):
+        name = names.get(frame.f_code)
+        if name is None:
+            return
+        if event == "call":
+            open_calls[frame] = _copies(frame.f_locals)
+        elif event == "return":
+            first = result[0] if isinstance(result, tuple) else result
+            cache = getattr(frame.f_locals.get("cache"), "_asdict", dict)()
+            held = cache | frame.f_locals | {"return": first}
+            calls[name].append(Call(open_calls.pop(frame), _copies(held)))
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def rerun(function: str, call: Call, changes: Mapping[str, np.ndarray], wanted: str) -> np.ndarray:
+    """The variable `wanted` of a recorded call, made again with some arguments changed."""
+    (again,) = record_calls(lambda: find_function(function)(**call.arguments | changes), [function])[function]
+    return again.variables[wanted]
+
+
+def _copies(variables: Mapping) -> dict:
+    return {
+        name: np.array(value) if isinstance(value, np.ndarray) else value for name, value in variables.items()
+    }
