@@ -6,7 +6,7 @@ from contract.errors import ConfigError
 from learn.exercises.elementary import EMBEDDING, LINEAR, POSITION, RELU, RESIDUAL, SOFTMAX
 from learn.exercises.exercise import Exercise
 from learn.exercises.heads import ATTENTION, MERGE_HEADS, SCORES, SPLIT_HEADS
-from learn.exercises.losses import CROSS_ENTROPY, GELU, LAYER_NORM
+from learn.exercises.losses import DERIVED
 from learn.exercises.whole import ADAM, BLOCK, TIED_OUTPUT
 
 COURSE = (
@@ -16,9 +16,7 @@ COURSE = (
     POSITION,
     RESIDUAL,
     SOFTMAX,
-    CROSS_ENTROPY,
-    GELU,
-    LAYER_NORM,
+    *DERIVED,
     SPLIT_HEADS,
     MERGE_HEADS,
     SCORES,

@@ -85,6 +85,36 @@ LAYER_NORM = Exercise(
 )
 
 
+# RMS norm
+
+
+def _rms_norm_terms(trial: Trial):
+    _, cache = norms.rms_norm_forward(**trial.inputs)
+    normal, s, dnormal = cache.normal, cache.inverse_rms, trial.dy * cache.weight
+    through = -s * normal * (dnormal * normal).mean(-1, keepdims=True)
+    return {"dx": {"the value itself": s * dnormal, "the path through the root mean square": through}}
+
+
+RMS_NORM = Exercise(
+    "rms-norm",
+    "RMS norm: the layer norm without a mean, two paths",
+    lambda random, sizes: {
+        "x": random.normal(1.0, 2.0, size=(sizes["B"], sizes["T"], sizes["C"])),
+        "weight": random.normal(1.0, 0.5, size=sizes["C"]),
+        "eps": 1e-5,
+    },
+    *pair(norms, "rms_norm", "dx", "dweight"),
+    hints=(
+        "Begin at the end: y = normal · weight gives dnormal and dweight in a line each.",
+        "x[j] moves normal[i] in two ways: as the value itself (i = j), and through the root mean square.",
+        "∂normal[i]/∂x[j] = s (δ[i, j] - normal[i] normal[j] / C) with s = inverse_rms; multiply by dnormal[i], sum.",
+    ),
+    terms=_rms_norm_terms,
+    operations=(OPERATIONS["rms_norm"],),
+    withheld=("rms_norm_backward",),
+)
+
+
 # GELU
 
 
@@ -113,3 +143,5 @@ GELU = Exercise(
     operations=(OPERATIONS["gelu_tanh"],),
     withheld=("gelu_tanh_backward",),
 )
+
+DERIVED = (CROSS_ENTROPY, GELU, LAYER_NORM, RMS_NORM)

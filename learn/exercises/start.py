@@ -1,5 +1,6 @@
 """Writes the file in which a student solves an exercise."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -18,10 +19,39 @@ def default_path(exercise: Exercise) -> Path:
 
 def starter(exercise: Exercise, seed: int) -> str:
     """The text of the file: equation and shapes, forward given, backward blank, and the seed of the instance."""
-    text = (STARTERS / f"{exercise.function}.py").read_text(encoding="utf-8")
+    path = STARTERS / f"{exercise.function}.py"
+    text = path.read_text(encoding="utf-8") if path.exists() else _of_operation(exercise)
     shapes = "\n".join(f"    {line}" for line in shape_lines(exercise, seed))
     text = text.replace("@SHAPES@", f"Shapes of your instance; grade tries others too:\n\n{shapes}", 1)
     return re.sub(r"^SEED = 0$", f"SEED = {seed}", text, count=1, flags=re.MULTILINE)
+
+
+def _of_operation(exercise: Exercise) -> str:
+    """A starter whose forward pass is the project's own, with the operation's documentation."""
+    (operation,) = exercise.operations
+    forward, stem = operation.forward, operation.name
+    outputs = ", ".join(f"d{role}" for role in operation.gradients)
+    return f'''"""Exercise {exercise.name}: {exercise.title}.
+
+{inspect.getdoc(forward)}
+
+@SHAPES@
+
+Write `{stem}_backward`. The forward pass is given: read it in {forward.__module__.replace(".", "/")}.py.
+"""
+
+import numpy as np
+
+from {forward.__module__} import {stem}_forward
+
+EXERCISE = "{exercise.name}"
+SEED = 0
+
+
+def {stem}_backward(dy, cache):
+    """dy: the gradient of the loss with respect to y; cache: of {stem}_forward. returns: {outputs}"""
+    raise NotImplementedError("write this function")
+'''
 
 
 def shape_lines(exercise: Exercise, seed: int) -> list[str]:

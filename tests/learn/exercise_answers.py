@@ -63,6 +63,11 @@ deviation = normal * (dnormal * normal).mean(axis=-1, keepdims=True)
 dx = inverse_deviation * (dnormal - mean - deviation)
 return dx, (dy * normal).sum(axis=(0, 1)), dy.sum(axis=(0, 1))
 """,
+    "rms-norm": """
+dnormal = dy * cache.weight
+through = cache.normal * (dnormal * cache.normal).mean(axis=-1, keepdims=True)
+return (dnormal - through) * cache.inverse_rms, (dy * cache.normal).sum(axis=(0, 1))
+""",
     "split-heads": "return dy.transpose(1, 3, 0, 2, 4).reshape(B, T, -1)",
     "merge-heads": "return dy.reshape(B, T, H, D).swapaxes(1, 2)",
     "scores": """
@@ -227,6 +232,9 @@ SLIPS = [
     Slip("layer-norm", "(dy * normal).sum", "(dy * (normal / inverse_deviation)).sum", "dweight",
          "divided by the deviation too"),
     Slip("layer-norm", "(dy * normal).sum(axis=(0, 1))", "dy * normal", "dweight", "not summed over the leading 2"),
+    Slip("rms-norm", "dnormal = dy * cache.weight", "dnormal = dy", "dx", "weight is left out"),
+    Slip("rms-norm", "dnormal - through", "dnormal", "dx", "the path through the root mean square is missing"),
+    Slip("rms-norm", "cache.normal * (dnormal", "(dnormal", "dx", "is multiplied by normal once more"),
     Slip("split-heads", "dy.transpose(1, 3, 0, 2, 4).reshape", "dy.reshape", "dqkv", "without transposing back"),
     Slip("split-heads", "1, 3, 0, 2, 4", "1, 3, 2, 0, 4", "dqkv", "query, key and value are the outer axis"),
     Slip("split-heads", "1, 3, 0, 2, 4", "2, 0, 3, 1, 4", "dqkv", "needs its inverse"),

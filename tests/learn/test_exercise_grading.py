@@ -22,10 +22,11 @@ ROOT = Path(__file__).parents[2]
 RELU = EXERCISES["relu"]
 # Where the pair that an exercise asks for stands in the project, or is put together.
 PAIRS = {
-    "relu": "feed_forward.relu", "linear": "layers.linear", "embedding": "layers.embedding",
-    "position": "positions.position", "softmax": "attention.softmax", "cross-entropy": "losses.cross_entropy",
-    "gelu": "feed_forward.gelu_tanh", "layer-norm": "norms.layer_norm",
-}  # fmt: skip
+    exercise.name: f"{operation.forward.__module__.rpartition('.')[2]}.{operation.name}"
+    for exercise in COURSE
+    for operation in exercise.operations
+    if exercise.withheld == (f"{operation.name}_backward",)
+} | {"softmax": "attention.softmax"}  # fmt: skip
 PUT_TOGETHER = {
     "residual": "elementary", "split-heads": "heads", "merge-heads": "heads", "scores": "heads",
     "attention": "heads", "tied-output": "whole", "block": "whole",
