@@ -19,7 +19,7 @@ def study(
     text: Annotated[
         str, option("Text to run through the model, which predicts each token but the first.")
     ] = "The baby is sleeping.",
-    out: Annotated[Path, option("HTML file to write.")] = Path("study.html"),
+    out: Annotated[Path, option("HTML file to write.")] = Path("learn.study.html"),
     overwrite: Annotated[bool, option("Replace the file in --out.", "--overwrite")] = False,
 ):
     """Write a page that shows backpropagation by hand beside autograd.
@@ -30,7 +30,7 @@ def study(
     from commands.console import say
 
     with needs("study", "study", _NEEDED):
-        from study.write import write_study
+        from learn.study.write import write_study
     subject = write_study(out, run, text, overwrite=overwrite)
     if subject.note:
         say(subject.note)

@@ -17,6 +17,7 @@ from commands.options import (
     ThreadsOption,
     option,
 )
+from contract.components import COMPONENTS
 from contract.errors import ConfigError, command_line
 from harness.training.settings import FINE_TUNING, Machine, TrainingSettings
 
@@ -28,11 +29,16 @@ MODEL_FLAGS = (
     "context_length",
     "activation",
     "position",
+    "norm",
     "dropout",
 )
 SETTINGS = tuple(TrainingSettings.__dataclass_fields__)
 DEFAULTS = TrainingSettings
 _FINE_TUNING = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in FINE_TUNING.items())
+
+
+def _choices(slot: str) -> str:
+    return f"{' or '.join(COMPONENTS[slot])}."
 
 
 def train(
@@ -62,8 +68,9 @@ def train(
     d_model: Annotated[int | None, option("Channels of the residual stream.", panel=MODEL)] = None,
     d_ff: Annotated[int | None, option("Hidden channels of the feed-forward layer.", panel=MODEL)] = None,
     context_length: Annotated[int | None, option("Tokens the model sees at once.", panel=MODEL)] = None,
-    activation: Annotated[str | None, option("relu or gelu_tanh.", panel=MODEL)] = None,
-    position: Annotated[str | None, option("sinusoidal or learned.", panel=MODEL)] = None,
+    activation: Annotated[str | None, option(_choices("activation"), panel=MODEL)] = None,
+    position: Annotated[str | None, option(_choices("position"), panel=MODEL)] = None,
+    norm: Annotated[str | None, option(_choices("norm"), panel=MODEL)] = None,
     dropout: Annotated[float | None, option("Probability of dropping an activation.", panel=MODEL)] = None,
     steps: Annotated[
         int | None, option(f"Optimiser steps. [default: {DEFAULTS.steps}]", panel=TRAINING)

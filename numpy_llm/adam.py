@@ -48,28 +48,11 @@ class Adam:
         check_layout("gradients", gradients, self.weights.layout)
         self.step += 1
         size, decaying = self.weights.flat.size, self.weights.decaying
-        for start, stop, decay in ((0, decaying, self.weight_decay), (decaying, size, 0.0)):
+        for start, stop, decays in ((0, decaying, True), (decaying, size, False)):
             for at in range(start, stop, CHUNK):
                 piece = slice(at, min(at + CHUNK, stop))
-                self._update_piece(piece, gradients.flat[piece], learning_rate, decay)
-
-    def _update_piece(self, piece, g, learning_rate, decay):
-        weight, m, v = self.weights.flat[piece], self.m[piece], self.v[piece]
-        if decay and self.decoupled:
-            weight *= 1 - learning_rate * decay
-        elif decay:
-            g = g + decay * weight
-        m *= self.beta1
-        m += (1 - self.beta1) * g
-        v *= self.beta2
-        v += (1 - self.beta2) * (g * g)
-        # √(v / (1 - beta2^t)) is taken as √v / √(1 - beta2^t), one division of a scalar.
-        denominator = np.sqrt(v)
-        denominator /= (1 - self.beta2**self.step) ** 0.5
-        denominator += self.eps
-        np.divide(m, denominator, out=denominator)
-        denominator *= learning_rate / (1 - self.beta1**self.step)
-        weight -= denominator
+                parts = self.weights.flat[piece], self.m[piece], self.v[piece]
+                update_piece(self, *parts, gradients.flat[piece], learning_rate, decays)
 
 
 class AdamW(Adam):
@@ -83,6 +66,30 @@ class AdamW(Adam):
     """
 
     decoupled = True
+
+
+def update_piece(optimizer: Adam, weight, m, v, g, learning_rate, decays):
+    """Take an optimiser's present step on a piece of its weights: `weight`, `m` and `v` are changed in place.
+
+    weight, m, v, g: float (n,); g: the gradient; decays: whether these weights do
+    """
+    beta1, beta2, eps, step = optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.step
+    decay = optimizer.weight_decay if decays else 0.0
+    if decay and optimizer.decoupled:
+        weight *= 1 - learning_rate * decay
+    elif decay:
+        g = g + decay * weight
+    m *= beta1
+    m += (1 - beta1) * g
+    v *= beta2
+    v += (1 - beta2) * (g * g)
+    # √(v / (1 - beta2^t)) is taken as √v / √(1 - beta2^t), one division of a scalar.
+    denominator = np.sqrt(v)
+    denominator /= (1 - beta2**step) ** 0.5
+    denominator += eps
+    np.divide(m, denominator, out=denominator)
+    denominator *= learning_rate / (1 - beta1**step)
+    weight -= denominator
 
 
 def clip_gradients(gradients: Weights, max_norm: float) -> float:

@@ -57,6 +57,11 @@ def dloss_half_mean(dloss, cache):
     return [{"logits": cross_entropy_backward(dloss, cache) * size} for size in cache.probabilities.shape[:2]]
 
 
+@wrong_backward("dloss is not multiplied in: a part of a batch has its share of the loss, not 1")
+def dloss_ignored(dloss, cache):
+    return None if dloss == 1 else {"logits": cross_entropy_backward(1.0, cache)}
+
+
 @wrong_backward(
     "the 1 of the target is not subtracted: these are the probabilities alone, or with it added",
     "the target's 1 is not subtracted: the loss is log Σ exp(z) - z[target], and the second part gives -1",
@@ -105,7 +110,7 @@ CROSS_ENTROPY = Operation(
     },
     (
         loss_sum, loss_half_mean, loss_in_bits, loss_unshifted, loss_shifted_twice, loss_of_last,
-        dloss_targets_in_every_row, dloss_target_undivided, dloss_of_sum, dloss_half_mean, dloss_without_target,
-        dloss_shifted,
+        dloss_targets_in_every_row, dloss_target_undivided, dloss_of_sum, dloss_half_mean, dloss_ignored,
+        dloss_without_target, dloss_shifted,
     ),
 )  # fmt: skip

@@ -1,9 +1,26 @@
 """Layer norm: its equations and what people get wrong in it."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from numpy_llm.norms import layer_norm_backward, layer_norm_forward
+from operations.linear import wrong_sums
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
+
+
+class _Cache(NamedTuple):
+    normal: np.ndarray
+    inverse_deviation: np.ndarray
+    weight: np.ndarray
+    has_bias: bool
+    x: np.ndarray
+
+
+def _with_x(x, weight, bias, eps):
+    """The forward pass, which keeps x as well: people take it for the normalised x."""
+    y, cache = layer_norm_forward(x, weight, bias, eps)
+    return y, _Cache(*cache, x)
 
 
 def _norm(x, weight, bias, eps, *, mean=True, variance=None, axis=-1, outside=False):
@@ -188,11 +205,17 @@ def dnorm_without_normal(dy, cache):
 
 
 @wrong_backward(
-    "multiplied by x - mean; wanted: by the normalised x",
-    "dy is multiplied by x - mean; weight was multiplied with normal, which is divided by the deviation too",
+    "multiplied by x or by x - mean; wanted: by the normalised x",
+    "dy is multiplied by x or x - mean; weight was multiplied with normal, which is divided by the deviation too",
 )
 def dnorm_weight_unnormalised(dy, cache):
-    return {"weight": (dy * cache.normal / cache.inverse_deviation).reshape(-1, dy.shape[-1]).sum(axis=0)}
+    factors = (cache.normal / cache.inverse_deviation, cache.x)
+    return [{"weight": (dy * each).reshape(-1, dy.shape[-1]).sum(axis=0)} for each in factors]
+
+
+@wrong_backward("the bias's gradient is a mean over batch or time, or the last one's; wanted: the sum")
+def dnorm_bias_mean(dy, cache):
+    return [{"bias": each} for each in wrong_sums(dy)] if cache.has_bias else None
 
 
 LAYER_NORM = Operation(
@@ -213,6 +236,7 @@ LAYER_NORM = Operation(
         norm_without_weight, norm_without_bias, norm_weight_plus_one, dnorm_without_weight, dnorm_weight_last,
         *UNWEIGHTED, dnorm_without_mean, dnorm_without_variance, dnorm_without_both, dnorm_variance_sign,
         dnorm_without_deviation, dnorm_sums, dnorm_means_elsewhere, dnorm_deviation_twice, dnorm_without_normal,
-        dnorm_unbiased, dnorm_weight_unnormalised,
+        dnorm_unbiased, dnorm_weight_unnormalised, dnorm_bias_mean,
     ),
+    rich=_with_x,
 )  # fmt: skip

@@ -65,17 +65,14 @@ def dweight_of_last(dy, cache):
     "dbias is a mean, or the last row's; bias meets every row, so its gradient is the sum over all rows",
 )
 def dbias_mean(dy, cache):
-    if dy.ndim != 3:
-        return None
-    rows = dy.reshape(-1, dy.shape[-1])
-    forms = (
-        rows.mean(axis=0),
-        dy.mean(axis=0).sum(axis=0),
-        dy.mean(axis=1).sum(axis=0),
-        rows[-1],
-        dy[-1].sum(axis=0),
-    )
-    return [{"bias": each} for each in forms]
+    return [{"bias": each} for each in wrong_sums(dy)] if dy.ndim == 3 else None
+
+
+def wrong_sums(dy):
+    """What people take for Σ dy over B and T, the gradient of what is added to every token."""
+    B, T, _ = dy.shape
+    total = dy.sum(axis=(0, 1))
+    return [total / (B * T), total / B, total / T, dy[-1, -1], dy[-1].sum(axis=0)]
 
 
 @wrong_backward(

@@ -95,13 +95,14 @@ class Operation(NamedTuple):
 
 
 @contextmanager
-def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Iterator[None]:
+def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Iterator[list]:
     """Make a mistake wherever `numpy_llm` calls the operation; undone at the end.
 
     form: which of the mistake's forms; a call with arguments that do not allow it is made rightly
     others: what the mistake reads beside the arguments, such as scale
+    yields: a list that gets the arguments of each call in which the mistake was made
     """
-
+    calls = []
     function = unwrap(operation.forward)
 
     def forward(*arguments, out=None):
@@ -109,6 +110,7 @@ def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Ite
         forms = mistake.forms(*arguments, **others)
         if len(forms) <= form:
             return right if function is operation.forward else right[0]
+        calls.append(arguments)
         wrong = forms[form] if isinstance(forms[form], tuple) else (forms[form],)
         results = [_like(each, beside) for each, beside in zip(wrong, right, strict=False)]
         if function is not operation.forward:  # a function that keeps no cache
@@ -121,6 +123,7 @@ def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Ite
         gradients = dict(zip(operation.gradients, right if several else (right,), strict=True))
         forms = mistake.forms(*arguments, **others)
         if len(forms) > form:
+            calls.append(arguments)
             gradients |= {
                 role: _like(value, gradients[role])
                 for role, value in forms[form].items()
@@ -130,10 +133,10 @@ def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Ite
 
     with ExitStack() as stack:
         if mistake.backward and operation.rich:
-            stack.enter_context(_replaced(operation.forward, operation.rich))
+            stack.enter_context(replaced(operation.forward, operation.rich))
         right, wrong = (operation.backward, backward) if mistake.backward else (function, forward)
-        stack.enter_context(_replaced(right, wrong))
-        yield
+        stack.enter_context(replaced(right, wrong))
+        yield calls
 
 
 def _like(wrong: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -142,7 +145,7 @@ def _like(wrong: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _replaced(right: Callable, wrong: Callable) -> Iterator[None]:
+def replaced(right: Callable, wrong: Callable) -> Iterator[None]:
     """Put a function in the place of another wherever a module of `numpy_llm` holds it, its tables included."""
     undo = []
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "numpy_llm"]:

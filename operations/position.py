@@ -27,6 +27,13 @@ def position_by_batch(x, table, start):
     return x + table[: len(x), None] if len(x) <= len(table) else None
 
 
+@wrong_forward(
+    "positions are counted from the first of the new tokens; wanted: from the start of the sequence"
+)
+def position_of_window(x, table, start):
+    return x + table[: x.shape[1]] if start else None
+
+
 @wrong_backward("the position's gradient is the batch's mean; wanted: the sum")
 def dposition_mean(dy, cache):
     return {"table": position_backward(dy, cache)[1] / len(dy)}
@@ -58,7 +65,7 @@ POSITION = Operation(
         "table": Gradient("dtable[t] = Σ dy[b, t] over B, 0 beyond T"),
     },
     (
-        position_from_one, position_missing, position_reversed, position_by_batch, dposition_from_zero,
-        dposition_of_last, dposition_mean,
+        position_from_one, position_missing, position_reversed, position_by_batch, position_of_window,
+        dposition_from_zero, dposition_of_last, dposition_mean,
     ),
 )  # fmt: skip

@@ -1,9 +1,22 @@
 """ReLU: its equations and what people get wrong in it."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from numpy_llm.feed_forward import relu_backward, relu_forward
+from numpy_llm.feed_forward import gelu_tanh_backward, gelu_tanh_forward, relu_backward, relu_forward
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
+
+
+class _Cache(NamedTuple):
+    y: np.ndarray
+    x: np.ndarray
+
+
+def _with_x(x):
+    """The forward pass, which keeps x as well: another activation's derivative is made with it."""
+    y, _ = relu_forward(x)
+    return y, _Cache(y, x)
 
 
 @wrong_forward("another activation than ReLU: it leaks, or is missing")
@@ -13,7 +26,7 @@ def activation_leaks(x):
 
 @wrong_forward("this is GELU; the configuration asks for ReLU")
 def relu_is_gelu(x):
-    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    return gelu_tanh_forward(x)[0]
 
 
 @wrong_backward(
@@ -56,6 +69,12 @@ def drelu_upside_down(dy, cache):
     return {"x": dy * (cache.y == 0)}
 
 
+@wrong_backward("the activation's derivative is another one's: GELU's, or x")
+def dactivation_other(dy, cache):
+    gelu = gelu_tanh_backward(dy, gelu_tanh_forward(cache.x)[1])
+    return [{"x": gelu}, {"x": dy * cache.x}]
+
+
 RELU = Operation(
     "relu",
     relu_forward,
@@ -64,6 +83,7 @@ RELU = Operation(
     {"x": Gradient("dx = dy where x > 0, else 0", ("x",))},
     (
         activation_leaks, relu_is_gelu, drelu_gate_of_dy, drelu_slope_alone, drelu_times_y, drelu_upside_down,
-        drelu_missing,
+        drelu_missing, dactivation_other,
     ),
+    rich=_with_x,
 )  # fmt: skip

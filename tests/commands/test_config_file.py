@@ -10,7 +10,8 @@ from contract.config import ModelConfig
 # No field has its default, nor what the preset `tense` has.
 MODEL = {
     "context_length": 8, "n_layer": 2, "n_head": 2, "d_model": 8, "d_ff": 6, "activation": "gelu_tanh",
-    "position": "learned", "bias": False, "tie_embeddings": False, "norm_eps": 0.25, "dropout": 0.125, "head_size": 3,
+    "position": "learned", "norm": "rms_norm", "bias": False, "tie_embeddings": False, "norm_eps": 0.25,
+    "dropout": 0.125, "head_size": 3,
 }  # fmt: skip
 FEW_STEPS = ("--steps", 2, "--batch-size", 4, "--threads", 1, "--tokenizer", "data/tense.tiktoken")
 VOCABULARY = 768
@@ -38,11 +39,10 @@ def test_every_field_can_be_set(train, run_cli, tmp_path, backend):
     """Each field of a configuration arrives in the checkpoint, and what was trained generates and resumes."""
     code, stderr, model = train(MODEL, "--backend", backend)
     assert code == 0, stderr
-    # These have a single choice as yet.
-    expected = MODEL | {"vocab_size": VOCABULARY, "n_kv_head": 2, "norm": "layer_norm"}
+    expected = MODEL | {"vocab_size": VOCABULARY, "n_kv_head": 2}  # which as yet must be n_head
     for field in fields(ModelConfig):
         assert model[field.name] == expected[field.name], field.name
-        assert field.name in ("n_kv_head", "norm") or model[field.name] != field.default
+        assert model[field.name] != field.default, field.name
     assert train(expected, "--backend", backend)[2] == expected
     code, stdout, _ = run_cli("generate", tmp_path / "run", "--max-new-tokens", 12, "--backend", backend)
     assert (code, bool(stdout)) == (0, True)
@@ -51,14 +51,9 @@ def test_every_field_can_be_set(train, run_cli, tmp_path, backend):
 
 def test_flags_override_the_file(train):
     """A model flag goes over the file's field and leaves the others."""
-    _, _, model = train(MODEL, "--n-layer", 1, "--dropout", 0)
-    assert model == MODEL | {
-        "n_layer": 1,
-        "dropout": 0,
-        "vocab_size": VOCABULARY,
-        "n_kv_head": 2,
-        "norm": "layer_norm",
-    }
+    _, _, model = train(MODEL, "--n-layer", 1, "--dropout", 0, "--norm", "layer_norm")
+    flags = {"n_layer": 1, "dropout": 0, "norm": "layer_norm"}
+    assert model == MODEL | flags | {"vocab_size": VOCABULARY, "n_kv_head": 2}
 
 
 @pytest.mark.parametrize(
