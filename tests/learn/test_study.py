@@ -649,7 +649,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, words):
 
 def test_an_absent_extra_is_named(monkeypatch, capsys, tmp_path):
     """Without Jinja2 the command says what to install."""
-    for name in [each for each in sys.modules if each.startswith("study.")]:
+    for name in [each for each in sys.modules if each.startswith("learn.study.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.setattr(sys, "argv", ["cli.py", "study", "--out", str(tmp_path / "page.html")])
@@ -677,4 +677,4 @@ def test_nothing_below_knows_the_page():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     # PyTorch may load Jinja2 for itself; the room and its mathematics are ours alone.
-    assert not re.findall(r"'(?:study|latex2mathml)[.']", result.stdout)
+    assert not re.findall(r"'(?:learn[.]study|latex2mathml)[.']", result.stdout)

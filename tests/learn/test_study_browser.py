@@ -16,12 +16,11 @@ pytest.importorskip("jinja2", reason="needs the extra 'study' (pip install -e '.
 pytest.importorskip("latex2mathml", reason="needs the extra 'study' (pip install -e '.[dev]')")
 pytest.importorskip("websocket", reason="needs websocket-client (pip install -e '.[dev]')")
 
-from tests.learn.browser import find_browser, open_browser
-
 import numpy_llm
 from contract.trace import Trace
 from contract.weights import Weights
 from learn.study.write import write_study
+from tests.learn.browser import find_browser, open_browser
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(
@@ -59,7 +58,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def subject(place):
-    return write_study(place / "learn.study.html", None, TEXT)
+    return write_study(place / "study.html", None, TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def trace(subject):
 def page(place, subject):
     with open_browser(BROWSER, place / "profile") as page:
         page.resize(1280, 900)
-        page.open((place / "learn.study.html").as_uri())
+        page.open((place / "study.html").as_uri())
         yield page
 
 
@@ -91,7 +90,7 @@ def test_it_loads_in_silence(page, place):
     """No error and no warning in the console, nothing fetched beside the file, and no markup of the text's own."""
     assert page.evaluate("document.title") == "Backpropagation by hand, beside autograd"
     assert page.complaints == []
-    assert set(page.requests) == {(place / "learn.study.html").as_uri()}
+    assert set(page.requests) == {(place / "study.html").as_uri()}
     assert page.evaluate("document.images.length") == 0
     shown = page.evaluate("document.querySelector('q').textContent")
     assert shown.endswith("…")  # of the text as much as fits the context
