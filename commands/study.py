@@ -19,7 +19,7 @@ def study(
     text: Annotated[
         str, option("Text to run through the model, which predicts each token but the first.")
     ] = "The baby is sleeping.",
-    out: Annotated[Path, option("HTML file to write.")] = Path("learn.study.html"),
+    out: Annotated[Path, option("HTML file to write.")] = Path("study.html"),
     overwrite: Annotated[bool, option("Replace the file in --out.", "--overwrite")] = False,
 ):
     """Write a page that shows backpropagation by hand beside autograd.

@@ -1,11 +1,13 @@
-"""Injected faults: copies of a twin with one line wrong, to prove that the suite would turn red."""
+"""Faults of plumbing: copies of a twin with one line wrong, to prove that the suite would turn red.
+
+The mistakes of single operations stand in `operations/`, which makes them without text.
+"""
 
 import ast
 import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -104,24 +106,4 @@ class _CopyFinder(MetaPathFinder, Loader):
     def exec_module(self, module):
         file = module.__name__.partition(".")[2] or "__init__"
         source = self.sources[file].replace(f"from {self.package}", f"from {self.alias}")
-        module.scaled = scaled
         exec(compile(source, f"<{module.__name__}>", "exec"), module.__dict__)
-
-
-def scaled(position: int, factor: float = 1.01):
-    """A decorator for faults: multiplies one result of a function by `factor`."""
-
-    def decorate(function):
-        @wraps(function)
-        def wrapper(*arguments):
-            results = function(*arguments)
-            if not isinstance(results, tuple):
-                return results * factor
-            return tuple(
-                result * factor if at == position and result is not None else result
-                for at, result in enumerate(results)
-            )
-
-        return wrapper
-
-    return decorate

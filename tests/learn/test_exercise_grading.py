@@ -481,7 +481,7 @@ def test_a_pipe_is_no_file(tmp_path):
 
 def test_grading_needs_no_pytorch():
     """The exercises stand on NumPy, the contract and the reference alone."""
-    program = "import sys, exercises.report; print(*{name.partition('.')[0] for name in sys.modules})"
+    program = "import sys, learn.exercises.report; print(*{name.partition('.')[0] for name in sys.modules})"
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )

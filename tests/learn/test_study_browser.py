@@ -16,11 +16,12 @@ pytest.importorskip("jinja2", reason="needs the extra 'study' (pip install -e '.
 pytest.importorskip("latex2mathml", reason="needs the extra 'study' (pip install -e '.[dev]')")
 pytest.importorskip("websocket", reason="needs websocket-client (pip install -e '.[dev]')")
 
+from browser import find_browser, open_browser
+
 import numpy_llm
 from contract.trace import Trace
 from contract.weights import Weights
 from learn.study.write import write_study
-from tests.learn.browser import find_browser, open_browser
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(
