@@ -10,7 +10,7 @@ from learn.study.formulas import Formula, partial_derivative
 from learn.study.witness import ADAM_CALL, SIZES, Call, Witness, find_function, rerun
 
 
-def check(chapter: Chapter, witness: Witness) -> list[float]:
+def step_errors(chapter: Chapter, witness: Witness) -> list[float]:
     """The error of each step's formula on a witness's numbers, relative to the largest magnitude.
 
     A formula whose left side has no value yet defines it, and has error 0. nan: for other settings.

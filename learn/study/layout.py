@@ -7,7 +7,7 @@ from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
 from learn.study.chapters import SIDES, Chapter, Step, block_of, fits
-from learn.study.derivations import check, shapes
+from learn.study.derivations import shapes, step_errors
 from learn.study.one_pass import Pass
 from learn.study.source import highlighted
 from learn.study.tensors import View
@@ -20,7 +20,7 @@ _TITLES = {"forward": "NumPy, forward", "backward": "NumPy, backward", "torch": 
 
 def lay_out(chapter: Chapter, run: Pass, witness: Witness) -> dict:
     """What the template needs of a chapter."""
-    errors = check(chapter, witness)
+    errors = step_errors(chapter, witness)
     shown = [pair for pair in zip(chapter.steps, errors, strict=True) if fits(pair[0].needs, run.config)]
     steps = [_step(chapter, step, number, error) for number, (step, error) in enumerate(shown, 1)]
     columns = [_column(chapter, side, run, steps) for side in SIDES]

@@ -303,7 +303,7 @@ function drawMap() {
       if (/residual/.test(node.dataset.tensor)) {
         const y = name === "lane" ? from.bottom + 2 : from.bottom - 8, x = to.left - 12;
         add(`M${name === "lane" ? x : from.left},${y}H${x}V${middle}H${to.left}m-5,-4l5,4l-5,4`);
-      } else if (/heads$/.test(node.dataset.tensor)) {
+      } else if (!node.closest("li").previousElementSibling.contains(source)) {
         const x = to.right + 10;
         add(`M${from.right},${(from.top + from.bottom) / 2}H${x}V${middle}H${to.right}m5,-4l-5,4l5,4`);
       } else {

@@ -25,7 +25,7 @@ from contract.weights import Weights
 from data.tokenizers import encoding_of
 from harness.training.checkpoint import Checkpoint, save_checkpoint
 from learn.study.chapters import FOLDER, SIDES, all_chapters, chapters_of, fits, place, side_of
-from learn.study.derivations import check, every_function, shapes
+from learn.study.derivations import every_function, shapes, step_errors
 from learn.study.formulas import Formula, partial_derivative
 from learn.study.layout import math as mathml
 from learn.study.one_pass import adam_step, run_pass
@@ -142,7 +142,7 @@ def test_every_formula_holds(choices):
     """Both sides of every formula are the same numbers, on what the variables of the tested code held."""
     witness = run_witness(every_function(), form(*choices))
     for chapter in chapters_of(witness.flow.nodes):
-        for step, error in zip(chapter.steps, check(chapter, witness), strict=True):
+        for step, error in zip(chapter.steps, step_errors(chapter, witness), strict=True):
             limit = DIFFERENCE_LIMIT if "partial(" in step.formula.text else WITNESS_LIMIT
             assert error < limit or not fits(step.needs, witness.config), (chapter.name, step.formula.text)
 
@@ -183,7 +183,7 @@ def test_a_wrong_formula_is_found():
                 step.__class__(step.side, step.says, Formula(text, step.formula.indices), step.lines)
             )
         changed = chapter.__class__(**{**chapter.__dict__, "steps": tuple(steps)})
-        errors = [each for each in check(changed, witness) if not math.isnan(each)]
+        errors = [each for each in step_errors(changed, witness) if not math.isnan(each)]
         assert max(errors) > 1e-3, (name, wrong)
 
 
@@ -677,4 +677,4 @@ def test_nothing_below_knows_the_page():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     # PyTorch may load Jinja2 for itself; the room and its mathematics are ours alone.
-    assert not re.findall(r"'(?:study|latex2mathml)[.']", result.stdout)
+    assert not re.findall(r"'(?:learn[.]study|latex2mathml)[.']", result.stdout)
