@@ -4,9 +4,9 @@ An instance has two trials of different sizes. A student sees the first one's sh
 size written as a number, and tells apart explanations that agree by chance in the first.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from types import ModuleType
 from typing import NamedTuple
@@ -14,11 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.errors import ConfigError
-from contract.numbers import slope
+from contract.numbers import relative_error, slope
 from contract.randomness import generator
+from operations.adamw import made_in_step
+from operations.operation import Mistake as KnownMistake
 from operations.operation import Operation, made
 
 TRIALS = 2
+ROUNDING = 1e-12  # relative; what differs by no more is the same
 STEP = 3e-4  # h of the differences
 PLACES = 40  # a tensor's finite differences are taken at this many of its elements, drawn by the seed
 
@@ -62,6 +65,7 @@ class Exercise:
     terms: trial -> output -> {what a term is: its value}: terms that add up to that output
     mistakes: what people get wrong in putting the operations together, the likeliest first
     operations: those whose backward pass the student writes, with their own mistakes
+    step_mistakes: those of an optimizer's step, where the student writes one
     withheld: names in numpy_llm that are the answer itself, not to be called by a student's file
     chained: whether the outputs are computed one after another, the last first, so that a wrong one spoils others
     """
@@ -75,6 +79,7 @@ class Exercise:
     terms: Callable[[Trial], Mapping[str, Outputs]] = field(default=lambda trial: {})
     mistakes: tuple[Mistake, ...] = ()
     operations: tuple[Operation, ...] = ()
+    step_mistakes: tuple[KnownMistake, ...] = ()
     withheld: tuple[str, ...] = ()
     chained: bool = False
 
@@ -166,22 +171,29 @@ class Instance:
             WrongOutputs(f"{self.exercise.name} {number}", mistake.hint, [*map(mistake.wrong, self.trials)])
             for number, mistake in enumerate(self.exercise.mistakes)
         ]
-        right = [self.exercise.solve(trial) for trial in self.trials]
+        for mistake, make in self._makers():
+            for form in count():
+                changed = [self._changed(number, make, form) for number in range(len(self.trials))]
+                if not any(changed):
+                    break
+                own.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
+        return own
+
+    def _makers(self) -> Iterator[tuple[KnownMistake, Callable]]:
+        """Each known mistake, and what makes it: form -> context."""
         for operation in self.exercise.operations:
             for mistake in operation.mistakes:
-                for form in count() if mistake.backward else ():
-                    with made(operation, mistake, form):
-                        outputs = [self.exercise.solve(trial) for trial in self.trials]
-                    changed = [*map(_differing, outputs, right)]
-                    if not any(changed):
-                        break
-                    found.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
-        return found
+                if mistake.backward:
+                    yield mistake, partial(made, operation, mistake)
+        for mistake in self.exercise.step_mistakes:
+            yield mistake, partial(made_in_step, mistake)
 
-
-def _differing(found: Outputs, right: Outputs) -> Outputs:
-    """The outputs that are not the same as the right ones."""
-    return {name: value for name, value in found.items() if not np.array_equal(value, right[name])}
+    def _changed(self, number: int, make: Callable, form: int) -> Outputs:
+        """The outputs of a trial that a mistake changes."""
+        with make(form):
+            found = self.exercise.solve(self.trials[number])
+        right = self.solutions[number]
+        return {name: each for name, each in found.items() if relative_error(each, right[name]) > ROUNDING}
 
 
 def instance_sizes(seed: int, number: int) -> dict[str, int]:

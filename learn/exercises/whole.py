@@ -2,8 +2,6 @@
 
 from types import SimpleNamespace
 
-import numpy as np
-
 from contract.weights import Weights, WeightSpec
 from learn.exercises.elementary import draw_tokens
 from learn.exercises.exercise import Exercise, Mistake, Trial
@@ -14,6 +12,7 @@ from numpy_llm.attention import attention_backward
 from numpy_llm.feed_forward import feed_forward_backward
 from numpy_llm.model import block_backward, block_forward
 from numpy_llm.norms import norm_backward
+from operations.adamw import MISTAKES
 from operations.catalogue import OPERATIONS
 
 # Tied output
@@ -221,35 +220,6 @@ def _draw_adam(random, sizes):
     }
 
 
-def _adam_with(
-    gradient=lambda g, weight, decay: g,
-    correction=lambda step, moment: step,
-    denominator=None,
-    decoupled=1.0,
-):
-    """The update with one of its parts replaced. correction: step and "m" or "v" -> beta's power, inf for none"""
-
-    def wrong(trial: Trial):
-        i = SimpleNamespace(**trial.inputs)
-        g = gradient(i.gradient, i.weight, i.weight_decay)
-        m, v = i.beta1 * i.m + (1 - i.beta1) * g, i.beta2 * i.v + (1 - i.beta2) * g**2
-        first, second = 1 - i.beta1 ** correction(i.step, "m"), 1 - i.beta2 ** correction(i.step, "v")
-        under = denominator(v / second, i.eps) if denominator else np.sqrt(v / second) + i.eps
-        decayed = i.weight * (1 - decoupled * i.learning_rate * i.weight_decay)
-        return {"weight": decayed - i.learning_rate * (m / first) / under, "m": m, "v": v}
-
-    return wrong
-
-
-def _decay_without_rate(trial: Trial):
-    return _adam_with(decoupled=1 / trial.inputs["learning_rate"])(trial)
-
-
-def _decay_of_new_weight(trial: Trial):
-    undecayed = _adam_with(decoupled=0.0)(trial)["weight"]
-    return {"weight": undecayed * (1 - trial.inputs["learning_rate"] * trial.inputs["weight_decay"])}
-
-
 def _adam_terms(trial: Trial):
     i, new = SimpleNamespace(**trial.inputs), ADAM.solve(trial)
     decay = -i.learning_rate * i.weight_decay * i.weight
@@ -274,53 +244,7 @@ ADAM = Exercise(
         "eps is added to the root, not under it. The decay acts on the old weight and never enters m or v.",
     ),
     terms=_adam_terms,
-    mistakes=(
-        Mistake(
-            _adam_with(denominator=lambda v, eps: np.sqrt(v + eps)),
-            "eps stands inside the root; it is added to √(v / (1 - beta2^step))",
-        ),
-        Mistake(
-            _adam_with(correction=lambda step, moment: np.inf),
-            "the bias correction is missing: divide m by 1 - beta1^step and v by 1 - beta2^step",
-        ),
-        Mistake(
-            _adam_with(correction=lambda step, moment: step - 1),
-            "the bias correction is one step late: step counts this update, the first is 1",
-        ),
-        Mistake(
-            _adam_with(correction=lambda step, moment: step + 1),
-            "the bias correction is one step early: step counts this update already",
-        ),
-        Mistake(
-            _adam_with(gradient=lambda g, weight, decay: g + decay * weight, decoupled=0.0),
-            "the decay is added to the gradient and so enters m and v; that is Adam with L2. Here it bypasses them: "
-            "weight -= learning_rate · weight_decay · weight",
-        ),
-        Mistake(
-            _adam_with(decoupled=0.0),
-            "the weight decay is missing: weight -= learning_rate · weight_decay · weight",
-        ),
-        Mistake(
-            _adam_with(correction=lambda step, moment: np.inf if moment == "m" else step),
-            "m's bias is not corrected: m / (1 - beta1^step)",
-        ),
-        Mistake(
-            _adam_with(correction=lambda step, moment: np.inf if moment == "v" else step),
-            "v's bias is not corrected: v / (1 - beta2^step)",
-        ),
-        Mistake(
-            _decay_without_rate,
-            "the decay lacks the learning rate: weight -= learning_rate · weight_decay · weight",
-        ),
-        Mistake(
-            _decay_of_new_weight,
-            "the decay takes the weight after Adam's step; it takes the old one, so nothing of the step decays",
-        ),
-        Mistake(
-            _adam_with(denominator=lambda v, eps: v + eps),
-            "the root is missing: the step is divided by √v, not by v",
-        ),
-    ),
+    step_mistakes=MISTAKES,
     withheld=("Adam", "AdamW"),
     chained=True,
 )
