@@ -176,8 +176,8 @@ class Instance:
                 changed = [self._changed(number, make, form) for number in range(len(self.trials))]
                 if not any(changed):
                     break
-                own.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
-        return own
+                found.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
+        return found
 
     def _makers(self) -> Iterator[tuple[KnownMistake, Callable]]:
         """Each known mistake, and what makes it: form -> context."""
