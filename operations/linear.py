@@ -45,7 +45,7 @@ def dlinear_transposed(dy, cache):
 def dweight_transposed(dy, cache):
     drows, rows = _rows(dy, cache)
     other = rows.T @ drows
-    return [{"weight": other}, {"weight": other.reshape(other.shape[::-1])}]
+    return [{"weight": other.reshape(other.shape[::-1])}, {"weight": other}]
 
 
 @wrong_backward(

@@ -12,11 +12,6 @@ def use_missing(parts, near):
     return [sum(parts[:at] + parts[at + 1 :]) for at in range(len(parts))]
 
 
-@wrong_backward("only one of its uses counts: the gradients of all its uses are added")
-def use_alone(parts, near):
-    return list(parts) if len(parts) > 2 else None
-
-
 @wrong_backward("the gradients of its uses are averaged; wanted: their sum")
 def uses_averaged(parts, near):
     return sum(parts) / len(parts)
@@ -28,4 +23,4 @@ def use_of_other(parts, near):
     return [each + other for each in rest for other in near if np.shape(other) == np.shape(each)]
 
 
-WRONG_SUMS = (use_missing, use_alone, uses_averaged, use_of_other)
+WRONG_SUMS = (use_missing, uses_averaged, use_of_other)

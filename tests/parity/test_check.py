@@ -1,67 +1,81 @@
 """The check: it finds the operation at fault in somebody's port, says what is wrong, and keeps it short."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from parity.dataflow import Dataflow
-from parity.explanations import Setting, known_mistakes, results
-from parity.operations import forward_operations
-from parity.same_mistake import _gradients
 from safetensors.numpy import save_file
-from wrong_ports import WRONG_PORTS
+from wrong_ports import ANYWHERE, PORTS, UNSEEN, code, dump_of, first_shown
 
-import numpy_llm
-from contract.weights import Weights
-from parity.faults import Fault, injected
+from operations.adamw import MISTAKES
+from operations.catalogue import OPERATIONS
+from operations.uses import WRONG_SUMS
+from parity.golden import explanations
 from parity.golden.check import compare_dump
-from parity.golden.packs import computed, pack_names
+from parity.golden.packs import make_pack, pack_names
 from parity.golden.report import describe
+from parity.golden.same_mistake import gradients_with
+from parity.golden.tensors import Tensors
 from parity.tolerances import observe
 
-_UNSCALED = Fault("", "numpy_llm.attention.attention_forward", "config.head_size**-0.5", "1.0")
+# Both ways, which a mistake that is made in an operation's result is not.
+_UNSCALED = code("scale_missing", "scores", "attention.attend_forward", "config.head_size**-0.5", "1.0")
 
 
-def dump_of(pack, dtype="float32", fault: Fault | None = None):
-    """What a program that computes in `dtype` would dump: what the pack gives, and all that it computes."""
-    given = Weights.zeros(pack.config, dtype)
-    for name, weight in given.items():
-        weight[...] = pack.tensors[name]
-    dump = {name: pack.tensors[name] for name in ("tokens", "targets")}
-    if fault is None:
-        return (
-            dump
-            | dict(given)
-            | computed(pack.config, given, *dump.values(), pack.manifest["adamw"], numpy_llm)
-        )
-    with injected(fault) as twins:
-        package = twins.reference
-        return (
-            dump | dict(given) | computed(pack.config, given, *dump.values(), pack.manifest["adamw"], package)
-        )
+def _port(name: str):
+    return next(port for port in PORTS if port.explanation == name)
+
+
+def _layer_norm_with(eps: str):
+    return code("norm_eps_other", "layer_norm", "norms.layer_norm_forward", " + eps)", f" + {eps})")
 
 
 # Explanations
 
 
-@pytest.mark.parametrize("port", WRONG_PORTS, ids=lambda port: f"{port.explanation}-{port.pack}")
-def test_a_mistake_is_explained(port, packs):
+@pytest.fixture(scope="module")
+def every_pack(packs):
+    """The committed packs, and one with the norm that none of them has."""
+    config = replace(packs["gpt2-tied"].config, norm="rms_norm")
+    return {**packs, "rms": make_pack("rms", config)}
+
+
+@pytest.mark.parametrize("port", PORTS, ids=lambda port: f"{port.operation}-{port.explanation}")
+def test_a_mistake_is_explained(port, every_pack):
     """The operation with the mistake is found, the fault is known to be its own, and its explanation comes first."""
-    dump = dump_of(packs[port.pack], port.dtype, port.fault)
-    if port.change:
-        dump[port.tensor] = port.change(dump[port.tensor])
-    first = compare_dump(dump, packs[port.pack]).faults[0]
-    assert [explanation.name for explanation in first.explanations][:1] == [port.explanation]
+    report = first_shown(port, every_pack)
+    if port.explanation in UNSEEN:
+        assert report is None
+        return
+    first = report.faults[0]
+    assert [(each.operation, each.name) for each in first.explanations][:1] == [
+        (port.operation, port.explanation)
+    ]
     assert first.own
-    if port.tensor:
-        assert first.row.name == port.tensor
 
 
-def test_every_mistake_is_injected():
-    """At least 25 explanations, each with a port that has the mistake."""
-    names = [mistake.name for mistake in known_mistakes()]
-    assert len(names) == len({*names}) >= 25
-    assert {port.explanation for port in WRONG_PORTS} == {*names, "constant_factor"}
+@pytest.mark.parametrize("wrong", ANYWHERE, ids=lambda wrong: wrong.explanation)
+def test_a_wrong_dump_is_explained(wrong, packs):
+    """A mistake that any operation can have: the tensor and the mistake are found."""
+    dump = dump_of(packs["gpt2-tied"])
+    dump[wrong.tensor] = wrong.change(dump[wrong.tensor])
+    first = compare_dump(dump, packs["gpt2-tied"]).faults[0]
+    assert [each.name for each in first.explanations][:1] == [wrong.explanation]
+    assert first.own
+    assert first.row.name == wrong.tensor
+
+
+def test_every_mistake_is_made():
+    """At least 142 explanations, each with a port that has the mistake."""
+    known = [(each.name, mistake.name) for each in OPERATIONS.values() for mistake in each.mistakes]
+    known += [("adamw", mistake.name) for mistake in MISTAKES] + [("uses", each.name) for each in WRONG_SUMS]
+    known += [("", mistake.name) for mistake in explanations.ANYWHERE] + [("", "constant_factor")]
+    ported = [(port.operation, port.explanation) for port in PORTS]
+    ported += [("", wrong.explanation) for wrong in ANYWHERE]
+    assert len(known) == len({*known})
+    assert sorted(ported) == sorted(known)
+    assert len(known) - len(UNSEEN) >= 142
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -98,18 +112,18 @@ def test_an_explanation_fits_to_rounding(packs):
                                   "merge_interleaved", "qkv_interleaved", "gelu_erf"])  # fmt: skip
 def test_a_mistake_differentiated_is_one_mistake(name, packs):
     """Who differentiates a wrong forward pass rightly has made one mistake, and is told of one."""
-    pack, flow = packs["gpt2-tied"], Dataflow(packs["gpt2-tied"], "float64", {})
-    wrong = next(each for each in known_mistakes() if each.name == name)
-    kind, setting = wrong.kinds[0], Setting(pack.config, *pack.tensors["tokens"].shape)
-    dump, operations = dict(pack.tensors), forward_operations(pack.config)
-    result = [each for each, operation in operations.items() if operation.kind == kind][-1]
-    inputs = flow.inputs(operations[result])
-    if len(forms := results(wrong, setting, operations[result], inputs, None, True)) == 0:
-        pytest.fail("no form")
-    dump[result] = forms[0]
-    tensor = operations[result].inputs.get("weight", next(iter(operations[result].inputs.values())))
+    pack = packs["gpt2-tied"]
+    tensors, dump = Tensors(pack, "float64", {}), dict(pack.tensors)
+    operation = next(each for each in OPERATIONS.values() if any(m.name == name for m in each.mistakes))
+    made_by = {each: origin.operations for each, origin in tensors.origins.items() if "gradient" not in each}
+    result = [each for each, operations in made_by.items() if operation.name in operations][-1]
+    mistake = operation.find(name)
+    dump[result] = next(each.value for each in tensors.graph.wrong(result) if each.mistake is mistake)
+    inputs = tensors.origins[result].inputs
+    tensor = next((each for each in inputs if each.endswith("weight")), inputs[0])
     shape, places = pack.tensors[tensor].shape, np.arange(pack.tensors[tensor].size)
-    dump[f"gradient.{tensor}"] = _gradients(flow, tensor, kind, wrong, places)[0].reshape(shape)
+    gradient = gradients_with(tensors, tensor, operation.name, mistake, places)[0]
+    dump[f"gradient.{tensor}"] = gradient.reshape(shape)
     faults = [f for f in compare_dump(dump, pack).faults if f.row.name.startswith("gradient.")]
     assert [(fault.cause, fault.explanations[0].name) for fault in faults] == [(result, name)]
 
@@ -117,8 +131,7 @@ def test_a_mistake_differentiated_is_one_mistake(name, packs):
 def test_the_same_eps_backward_is_one_line(packs):
     """An epsilon of 1e-6 in a layer norm changes forward and backward passes, in one reported mistake."""
     pack = packs["gpt2-tied"]
-    eps = Fault("", "numpy_llm.layers.layer_norm_forward", " + eps)", " + 1e-6)")
-    report = compare_dump(dump_of(pack, "float64", eps), pack)
+    report = compare_dump(dump_of(pack, "float64", _layer_norm_with("1e-6")), pack)
     lines = describe(report)
     assert sum("so the fault is in this operation" in line for line in lines) == 1
     assert sum("its backward has the same mistake" in line for line in lines) == 1
@@ -127,8 +140,7 @@ def test_the_same_eps_backward_is_one_line(packs):
 
 def test_what_is_left_unexplained_backward_is_probably_the_same(packs):
     pack = packs["gpt2-tied"]
-    eps = Fault("", "numpy_llm.layers.layer_norm_forward", " + eps)", " + 1e-3)")
-    dump = dump_of(pack, "float64", eps)
+    dump = dump_of(pack, "float64", _layer_norm_with("1e-3"))
     dump["gradient.final_norm.weight"] = dump["gradient.final_norm.weight"] + np.arange(6) ** 2
     lines = describe(compare_dump(dump, pack))
     assert "  probably the same mistake: gradient.final_norm.weight" in lines
@@ -146,8 +158,7 @@ def test_bytes_in_the_other_order(dtype, packs):
 def test_where_decay_is_missing(packs):
     """Of the matrices, those without decay and those with it."""
     pack = packs["gpt2-tied"]
-    fault = next(port.fault for port in WRONG_PORTS if port.explanation == "decay_missing")
-    wrong, dump = dump_of(pack, "float64", fault), dump_of(pack, "float64")
+    wrong, dump = dump_of(pack, "float64", _port("decay_missing")), dump_of(pack, "float64")
     name = "adamw.weights.token_embedding.weight"
     dump[name] = dump[name].copy()
     dump[name][0] = wrong[name][0]
@@ -163,8 +174,7 @@ def test_where_decay_is_missing(packs):
 def test_one_explanation_where_two_are_the_same(moments, packs):
     """Clipping number by number changes nothing where all are small: nothing was clipped, and that alone is said."""
     pack = packs["gpt2-tied"]
-    fault = next(port.fault for port in WRONG_PORTS if port.explanation == "clip_missing")
-    wrong, dump = dump_of(pack, "float64", fault), dump_of(pack, "float64")
+    wrong, dump = dump_of(pack, "float64", _port("clip_missing")), dump_of(pack, "float64")
     dump |= {name: tensor for name, tensor in wrong.items() if name.startswith(moments)}
     for each in compare_dump(dump, pack).faults[: 1 + (moments != "adamw.v.")]:
         assert [explanation.name for explanation in each.explanations] == ["clip_missing"]
@@ -188,7 +198,7 @@ def test_the_worst_number_is_told(packs):
 
 def test_two_mistakes_are_told_apart(packs):
     """The second is found from the dump's own inputs, wrong as they are; what follows from both is not blamed."""
-    dump = dump_of(packs["gpt2-tied"], fault=_UNSCALED)
+    dump = dump_of(packs["gpt2-tied"], port=_UNSCALED)
     dump["gradient.final_norm.weight"] = -dump["gradient.final_norm.weight"]
     faults = compare_dump(dump, packs["gpt2-tied"]).faults
     assert [(fault.origin.title, fault.explanations[0].name) for fault in faults] == [
@@ -206,7 +216,7 @@ def test_two_mistakes_are_told_apart(packs):
 
 def test_a_partial_dump(packs):
     """With an input missing the fault may lie before; the report says what to dump to know."""
-    dump, pack = dump_of(packs["gpt2-tied"], fault=_UNSCALED), packs["gpt2-tied"]
+    dump, pack = dump_of(packs["gpt2-tied"], port=_UNSCALED), packs["gpt2-tied"]
     part = {name: dump[name] for name in ("blocks.0.norm_1", "blocks.0.attention.heads", "logits", "loss")}
     report = compare_dump(part, pack)
     assert [fault.row.name for fault in report.faults] == ["blocks.0.attention.heads"]
@@ -221,8 +231,8 @@ def test_a_partial_dump(packs):
 
 def test_small_errors_that_grow_are_no_fault(packs):
     """Weights within their limits may give a loss that is not: the first operation that is wrong by itself is told."""
-    fault = next(port.fault for port in WRONG_PORTS if port.explanation == "decay_after_step")
-    report = compare_dump(dump_of(packs["gpt2-tied"], fault=fault), packs["gpt2-tied"])
+    dump = dump_of(packs["gpt2-tied"], port=_port("decay_after_step"))
+    report = compare_dump(dump, packs["gpt2-tied"])
     assert report.diverging[0].name == "adamw.loss[2]"
     assert report.faults[0].origin.title == "AdamW weight"
     assert describe(report)[2] == "adamw.loss[2] is off because small errors in its inputs grew"
@@ -289,7 +299,7 @@ def test_the_command(tmp_path, run_cli, packs):
     """Exit code 0 or 1; the verdict first; a record for machines with the same content."""
     pack = packs["gpt2-tied"]
     _save(dump_of(pack), tmp_path / "right.safetensors")
-    _save(dump_of(pack, fault=_UNSCALED), tmp_path / "wrong.safetensors")
+    _save(dump_of(pack, port=_UNSCALED), tmp_path / "wrong.safetensors")
     assert run_cli("check", tmp_path / "right.safetensors", "--golden", "gpt2-tied") == (
         0, "gpt2-tied, float32: all 232 tensors agree\n", "",
     )  # fmt: skip
