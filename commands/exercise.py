@@ -59,8 +59,9 @@ def grade(
     Several files end with a summary. The exit code is 1 unless everything is right.
     """
     from commands.console import say, show
-    from learn.exercises.grade import Limits, files_of, identify
+    from learn.exercises.grade import files_of, identify
     from learn.exercises.grade import grade as grade_file
+    from learn.exercises.process import Limits
     from learn.exercises.report import as_json, lines, summary_lines
 
     check_seed(seed)

@@ -31,7 +31,8 @@ def make(
     --run makes one of a trained model. A large model makes a large pack.
     """
     from commands.console import say
-    from parity.golden.packs import GOLDEN, committed, make_pack, replaceable_pack, save_pack
+    from parity.golden.making import make_pack
+    from parity.golden.packs import GOLDEN, committed, replaceable_pack, save_pack
 
     if name is None and (config or run):
         raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
@@ -69,7 +70,7 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
     from contract.config import ModelConfig, read_config
     from harness.training.checkpoint import load_checkpoint
     from harness.training.run_folder import find_checkpoint
-    from parity.golden.packs import make_pack
+    from parity.golden.making import make_pack
 
     if (config is None) == (run is None):
         raise ConfigError("give either --config, a JSON file, or --run, a trained model")

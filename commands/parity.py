@@ -35,7 +35,7 @@ def parity(
     from contract.files import require_free
 
     with needs("parity", "torch", ["torch"]):
-        from parity.report import compare_models, summary, table, write_json
+        from parity.summary import compare_models, summary, table, write_json
 
     if json is not None:
         require_free(json, overwrite)

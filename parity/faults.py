@@ -22,7 +22,7 @@ class Fault(NamedTuple):
     place: the function or class to break, such as "numpy_llm.layers.gelu_forward", or a whole file; one of
         `contract` is broken for the reference alone
     old, new: what to write instead of what; `old` must stand there exactly once, docstrings aside
-    check: a name in `parity.checks.CHECKS`
+    check: a name in `parity.proofs.CHECKS`
     """
 
     title: str

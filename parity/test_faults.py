@@ -12,11 +12,11 @@ import numpy_llm
 from operations.adamw import MISTAKES, made_in_step
 from operations.catalogue import OPERATIONS
 from operations.operation import Mistake, Operation, made
-from parity.checks import CHECKS
 from parity.compare import ParityError
 from parity.fault_table import FAULTS
 from parity.faults import Fault, injected
 from parity.passes import Twins
+from parity.proofs import CHECKS
 
 # Mistakes that only one proof can see: training passes have no cached tokens and no micro-batches.
 ONLY = {"mask_without_cached": "cache", "position_of_window": "cache", "dloss_ignored": "accumulation"}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from parity.checks import CHECKS
 from parity.passes import Twins
+from parity.proofs import CHECKS
 
 
 @pytest.mark.parametrize("check", ["adam", "adamw", "accumulation"])

@@ -4,7 +4,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
-from learn.exercises.grade import Grade, cause_of, clean
+from learn.exercises.grade import Grade, cause_of
+from learn.exercises.process import clean
 
 COMMONEST = 3  # causes of an exercise that a summary tells
 

@@ -14,7 +14,8 @@ from test_exercises import filled_in
 import cli
 from contract.errors import UserError
 from learn.exercises.catalogue import COURSE, EXERCISES
-from learn.exercises.grade import Limits, grade
+from learn.exercises.grade import grade
+from learn.exercises.process import Limits
 from learn.exercises.report import summary
 from learn.exercises.start import starter
 

@@ -13,7 +13,8 @@ from learn.exercises import runner
 from learn.exercises.catalogue import COURSE, EXERCISES
 from learn.exercises.diagnosis import diagnose
 from learn.exercises.exercise import Instance, finite_differences
-from learn.exercises.grade import DEFAULT_LIMITS, Reply, judge, write_request
+from learn.exercises.grade import judge
+from learn.exercises.process import DEFAULT_LIMITS, Reply, write_request
 from learn.exercises.start import starter
 
 SEEDS = range(3)

@@ -672,7 +672,7 @@ def test_the_default_subject():
 
 def test_nothing_below_knows_the_page():
     """`study` stands on parity; the rooms below load without it and without its extra."""
-    program = "import parity.report, harness.training.runs, cli, sys; print(list(sys.modules))"
+    program = "import parity.summary, harness.training.runs, cli, sys; print(list(sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )

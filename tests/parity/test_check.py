@@ -13,7 +13,8 @@ from operations.catalogue import OPERATIONS
 from operations.uses import WRONG_SUMS
 from parity.golden import explanations
 from parity.golden.check import compare_dump
-from parity.golden.packs import make_pack, pack_names
+from parity.golden.making import make_pack
+from parity.golden.packs import pack_names
 from parity.golden.report import describe
 from parity.golden.same_mistake import gradients_with
 from parity.golden.tensors import Tensors

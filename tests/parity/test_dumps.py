@@ -8,7 +8,8 @@ import pytest
 from contract.sampling import sample
 from contract.weights import Weights
 from parity.golden.check import compare_dump
-from parity.golden.packs import computed, pack_names
+from parity.golden.making import computed
+from parity.golden.packs import pack_names
 from parity.golden.report import describe
 
 
@@ -106,7 +107,7 @@ def _continued(pack, monkeypatch, choose):
 
     choose: logits and settings of `contract.sampling.sample` -> token
     """
-    monkeypatch.setattr("parity.golden.packs.sample", choose)
+    monkeypatch.setattr("parity.golden.making.sample", choose)
     given = Weights.zeros(pack.config, "float32")
     for name, weight in given.items():
         weight[...] = pack.tensors[name]

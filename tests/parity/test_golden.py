@@ -20,9 +20,10 @@ from data.prepare import DEFAULT_RANKS
 from data.tokenizers import load_ranks
 from harness.training.checkpoint import Checkpoint, save_checkpoint
 from numpy_llm import GPT
+from parity.golden.making import SAMPLING, make_pack
 from parity.golden.manifest import origins
 from parity.golden.origins import PassOrigins
-from parity.golden.packs import GOLDEN, SAMPLING, Pack, committed, load_pack, make_pack, pack_names, save_pack
+from parity.golden.packs import GOLDEN, Pack, committed, load_pack, pack_names, save_pack
 from parity.golden.tensors import Tensors
 from parity.tolerances import limit, observe
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from parity.golden.export import export_pack
-from parity.golden.packs import pack_names
+from parity.golden.packs import load_pack, pack_names
 
+# The beginning of a port in C has the layers of GPT-2.
+PACKS = [name for name in pack_names() if load_pack(name).config.norm == "layer_norm"]
 SOURCE = Path(__file__).parents[2] / "examples" / "port.c"
 COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
@@ -49,7 +51,7 @@ def raw(tmp_path_factory, packs):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", pack_names())
+@pytest.mark.parametrize("name", PACKS)
 def test_the_layers_agree(name, dtype, ports, raw):
     """Layer norm and attention, forward and backward, within the limits of the precision."""
     result = _run(ports[dtype], raw[name])

@@ -14,8 +14,9 @@ from operations.catalogue import OPERATIONS
 from operations.operation import Mistake, Operation, made
 from parity.faults import Fault, injected
 from parity.golden.check import Report, compare_dump
+from parity.golden.making import computed
 from parity.golden.origins import PassOrigins
-from parity.golden.packs import Pack, computed
+from parity.golden.packs import Pack
 
 
 class Port(NamedTuple):

@@ -16,7 +16,7 @@ from data.tokenizers import encoding_of
 from harness.training.checkpoint import Checkpoint, save_checkpoint
 from parity.cases import lively_weights
 from parity.compare import Comparison, Row
-from parity.report import MOST_TOKENS, PRESETS, SEQUENCES, summary, table, versions
+from parity.summary import MOST_TOKENS, PRESETS, SEQUENCES, summary, table, versions
 from torch_llm import GPT
 
 CONFIG = ModelConfig(
@@ -203,7 +203,7 @@ def test_mistakes(run_cli, flags, code, words):
 
 def test_without_pytorch(run_cli, monkeypatch):
     """Where PyTorch is missing, one line says how to get it."""
-    monkeypatch.delitem(sys.modules, "parity.report")
+    monkeypatch.delitem(sys.modules, "parity.summary")
     monkeypatch.setitem(sys.modules, "torch", None)
     code, _, err = run_cli()
     assert code == 1

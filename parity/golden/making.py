@@ -1,0 +1,142 @@
+"""Making a golden pack: a pass of the model, what it writes, and steps of AdamW, every tensor of them."""
+
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+
+import numpy_llm
+from contract.components import traced_numbers
+from contract.config import ModelConfig
+from contract.errors import ConfigError
+from contract.randomness import generator, uniform
+from contract.sampling import sample
+from contract.trace import Trace
+from contract.weights import Weights, parameter_count, weight_table
+from parity.cases import lively_weights
+from parity.golden.manifest import manifest
+from parity.golden.packs import Pack
+
+LARGEST = 1 << 30  # bytes of a pack; a porter's tool should not fill a disk by mistake
+
+# A large eps and strong decay: at the usual 1e-8 and 0.1 a mistake in them hides in float32's rounding.
+ADAMW = {"steps": 10, "beta1": 0.9, "beta2": 0.95, "eps": 1e-4, "weight_decay": 0.5, "max_norm": 1.0}
+SAMPLING = {"temperature": 0.8, "top_k": 5, "seed": 7}
+NEW_TOKENS = 8
+
+
+def make_pack(
+    name: str,
+    config: ModelConfig,
+    *,
+    weights: Weights | None = None,
+    B: int = 3,
+    T: int | None = None,
+    seed: int = 3,
+    steps: int = ADAMW["steps"],
+) -> Pack:
+    """A pack of any model.
+
+    config: its dropout is left out; weights: any precision, rounded to float32; None draws lively ones
+    B, T: shape of the batch; T one less than the context, at most 64, where it is not given
+    seed: of the weights and the batch; steps: of AdamW, 0 for none
+
+    Raises ConfigError for an impossible batch or a pack of more than 1 GB.
+    """
+    config = replace(config, dropout=0.0)
+    T = min(max(config.context_length - 1, 1), 64) if T is None else T
+    _check_size(config, B, T, seed, steps)
+    given = Weights.zeros(config, "float64")
+    source = lively_weights(config, seed, "float64") if weights is None else weights
+    for each in given:
+        # Rounded, so that a program in float32 starts from the very same numbers.
+        given[each][...] = source[each].astype(np.float32)
+    # Fewer symbols than places, so that tokens repeat.
+    symbols = max(2, min(config.vocab_size, 2 * B * T // 3))
+    batch = generator(seed, "golden.batch").integers(min(symbols, config.vocab_size), size=(B, T + 1))
+    tensors = {"tokens": batch[:, :-1].copy(), "targets": batch[:, 1:].copy()}
+    tensors |= {each: np.array(weight) for each, weight in given.items()}
+    adamw = ADAMW | {"steps": steps}
+    tensors |= computed(config, given, tensors["tokens"], tensors["targets"], adamw)
+    return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors), config, tensors)
+
+
+def _check_size(config: ModelConfig, B: int, T: int, seed: int, steps: int):
+    for flag, value, least in (
+        ("batch-size", B, 1),
+        ("tokens", T, 1),
+        ("steps", steps, 0),
+        ("seed", seed, 0),
+    ):
+        if not least <= value < 2**63:
+            raise ConfigError(f"--{flag} must be at least {least} and below 2^63, got {value}")
+    if config.context_length < T:
+        raise ConfigError(f"--tokens {T} is more than the model's context of {config.context_length}")
+    # In float64: weights and their gradients, three tensors per step of AdamW, activations and their gradients.
+    size = 8 * ((2 + 3 * steps) * parameter_count(config) + 2 * traced_numbers(config, B, T))
+    if size > LARGEST:
+        raise ConfigError(
+            f"the pack would take about {size / 1e9:.1f} GB, more than {LARGEST / 1e9:.1f}; ask for fewer --steps, "
+            "a smaller batch or a smaller model"
+        )
+
+
+def computed(
+    config: ModelConfig, given: Weights, tokens, targets, adamw: dict, package: ModuleType = numpy_llm
+) -> dict[str, np.ndarray]:
+    """Everything in a pack that a program has to compute from the weights and the batch.
+
+    given: the weights, whose precision is computed in; package: `numpy_llm` or a changed copy of it
+    """
+    trace, model = Trace(), package.GPT(config, given)
+    _, _, cache = model.forward(tokens, targets, trace=trace)
+    gradients = model.backward(cache, trace=trace)
+    record = {"positions": model.positions} if config.position == "sinusoidal" else {}
+    record |= trace.activations
+    record |= {f"gradient.{name}": gradient for name, gradient in trace.gradients.items()}
+    record |= {f"gradient.{name}": gradient for name, gradient in gradients.items()}
+    record |= _continuations(model, tokens[0, : max(1, tokens.shape[1] // 2)])
+    return record | (_steps(config, given, tokens, targets, adamw, package) if adamw["steps"] else {})
+
+
+def _steps(config, given, tokens, targets, adamw, package) -> dict[str, np.ndarray]:
+    """Ten steps on the same batch; the rate rises for three and falls again."""
+    table, steps = weight_table(config), adamw["steps"]
+    weights = Weights(table, given.flat.copy())
+    optimizer = package.AdamW(
+        weights, **{name: adamw[name] for name in ("beta1", "beta2", "eps", "weight_decay")}
+    )
+    rows = {name: [] for name in ("learning_rate", "loss", "gradient_norm")}
+    rows |= {f"{kind}.{name}": [] for kind in ("m", "v", "weights") for name in table}
+    for step in range(1, steps + 1):
+        model = package.GPT(config, weights)
+        _, loss, cache = model.forward(tokens, targets)
+        gradients = model.backward(cache)
+        rate = 0.02 * min(step / 3, 3 / step)
+        norm = package.clip_gradients(gradients, adamw["max_norm"])
+        optimizer.update(gradients, rate)
+        for name, value in (("learning_rate", rate), ("loss", loss), ("gradient_norm", norm)):
+            rows[name].append(value)
+        left = {"m": Weights(table, optimizer.m), "v": Weights(table, optimizer.v), "weights": weights}
+        for kind, values in left.items():
+            for name in table:
+                rows[f"{kind}.{name}"].append(values[name].copy())
+    return {f"adamw.{name}": np.array(values) for name, values in rows.items()}
+
+
+def _continuations(model, prompt: np.ndarray) -> dict[str, np.ndarray]:
+    """What the model writes after `prompt`, past the end of its context, so that the window slides."""
+    record = {}
+    for title, settings in (("greedy", {"temperature": 0}), ("sampled", SAMPLING)):
+        tokens, logits, draws = prompt.tolist(), [], []
+        for _ in range(NEW_TOKENS):
+            window = np.array([tokens[-model.config.context_length :]])
+            logits.append(model.forward(window)[0][0, -1])
+            draws.append(uniform(SAMPLING["seed"], "sampling", 0, len(tokens)))
+            tokens.append(sample(logits[-1], **settings, position=len(tokens)))
+        record[f"{title}.prompt"] = prompt.copy()
+        if title == "sampled":
+            record["sampled.draws"] = np.array(draws)
+        record[f"{title}.logits"] = np.array(logits)
+        record[f"{title}.tokens"] = np.array(tokens[len(prompt) :])
+    return record
