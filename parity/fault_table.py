@@ -1,178 +1,85 @@
-"""The faults that the suite must find: the classic mistakes of hand-written backpropagation and training."""
+"""The faults that the suite must find: every known mistake, each gradient off by a hundredth, and wrong plumbing."""
 
-from parity.faults import Fault
+from functools import partial
 
-_LAYERS, _ATTENTION = "numpy_llm.layers", "numpy_llm.attention"
+from operations import adamw
+from operations.catalogue import OPERATIONS
+from operations.operation import Mistake, Operation, made
+from parity.faults import Fault, Made
+
 _MODEL, _ADAM, _GENERATE = "numpy_llm.model", "numpy_llm.adam", "numpy_llm.generate"
 
+# Which proof must see a mistake, so that each of them is known to see some; "tensors" where none is named.
+_CHECKS = {
+    "differences": (
+        "dtable_overwritten", "dlinear_transposed", "dnorm_without_mean", "dnorm_without_variance", "drelu_missing",
+        "dgelu_without_three", "dgelu_without_slope", "ddropout_without_mask", "dloss_of_sum", "dsoftmax_without_sum",
+        "dscores_without_scale", "dmerge_without_swap", "dscores_transposed",
+    ),
+    "transformers": (
+        "dweight_transposed", "norm_eps_outside", "norm_unbiased", "gelu_erf", "gelu_constants", "loss_shifted_twice",
+        "mask_off_by_one", "scale_missing", "qkv_order", "merge_without_swap",
+    ),
+    "cache": ("position_of_window", "mask_without_cached"),
+    "accumulation": ("dloss_ignored",),
+}  # fmt: skip
+_CHECK_OF = {name: check for check, names in _CHECKS.items() for name in names}
+# No gradient is taken of tokens that a cache stands before; what the norm is given is plumbing, see below.
+_ELSEWHERE = {"dposition_from_zero", "residual_of_norm"}
 
-def _hundredth(function: str, *gradients: str) -> list[Fault]:
-    """Each gradient that a backward function returns, off by a hundredth."""
-    header = f"def {function.rpartition('.')[2]}("
-    return [
-        Fault(f"{gradient} of {header[4:-1]} times 1.01", function, header, f"@scaled({position})\n{header}")
-        for position, gradient in enumerate(gradients)
-    ]
 
+def _faults_of(operation: Operation) -> list[Made]:
+    """Each known mistake of an operation, and each of its gradients off by a hundredth."""
+    mistakes = [each for each in operation.mistakes if each.name not in _ELSEWHERE]
+    if operation.backward is not None:
+        mistakes += [_hundredth(operation, argument) for argument in operation.gradients]
+    return [_of_mistake(operation, mistake) for mistake in mistakes]
+
+
+def _of_mistake(operation: Operation, mistake: Mistake) -> Made:
+    others = {"scale": 0.6} if "scale" in (getattr(mistake.compute, "__kwdefaults__", None) or {}) else {}
+    title, check = f"{operation.name}: {mistake.name}", _CHECK_OF.get(mistake.name, "tensors")
+    return Made(title, partial(made, operation, mistake, **others), check)
+
+
+def _hundredth(operation: Operation, argument: str) -> Mistake:
+    def compute(*arguments):
+        gradient = operation.differentiate(arguments[:-1], arguments[-1])[argument]
+        return None if gradient is None else {argument: gradient * 1.01}
+
+    return Mistake(f"d{argument} times 1.01", "", "", True, compute)
+
+
+OPERATION_FAULTS = [fault for operation in OPERATIONS.values() for fault in _faults_of(operation)]
+STEP_FAULTS = [
+    Made(f"adamw: {mistake.name}", partial(adamw.made_in_step, mistake), "adamw")
+    for mistake in adamw.MISTAKES
+]
 
 # fmt: off
-_SQUARE = "weight.shape[0] == weight.shape[1]"  # a transpose goes unnoticed in a square matrix alone
-
-LAYER_FAULTS = [
-    Fault("embedding: repeated tokens counted once", f"{_LAYERS}.embedding_backward",
-          "np.add.reduceat(dy.reshape(-1, shape[1])[order], starts, axis=0)", "dy.reshape(-1, shape[1])[order][starts]",
-          "differences"),
-    Fault("sinusoids: sine and cosine swapped", f"{_LAYERS}.sinusoidal_positions",
-          "[np.sin(angle), np.cos(angle)]", "[np.cos(angle), np.sin(angle)]"),
-    Fault("sinusoids: wavelengths of 1000", f"{_LAYERS}.sinusoidal_positions", "10000", "1000"),
-    Fault("sinusoids: exponent 1/C for 2i/C", f"{_LAYERS}.sinusoidal_positions",
-          "np.arange(0, d_model, 2)", "np.arange(0, d_model // 2)"),
-    Fault("position: counted from the window's start", f"{_LAYERS}.position_forward",
-          "table[start : start + T]", "table[:T]", "cache"),
-    Fault("position: gradient is the batch's mean", f"{_LAYERS}.position_backward", "sum(axis=0)", "mean(axis=0)"),
-    Fault("linear: transposed weight", f"{_LAYERS}.linear_forward",
-          "rows @ weight.T", f"rows @ (weight if {_SQUARE} else weight.T)"),
-    Fault("linear: bias forgotten", f"{_LAYERS}.linear_forward", "y += bias", "pass"),
-    Fault("linear: transposed weight in dx", f"{_LAYERS}.linear_backward",
-          "drows @ weight", f"drows @ (weight.T if {_SQUARE} else weight)", "differences"),
-    Fault("linear: transposed dweight", f"{_LAYERS}.linear_backward",
-          "drows.T @ rows", f"(rows.T @ drows if {_SQUARE} else drows.T @ rows)", "transformers"),
-    Fault("linear: dbias of the last row", f"{_LAYERS}.linear_backward", "_sum_rows(drows)", "drows[-1]"),
-    Fault("norm: eps outside the root", f"{_LAYERS}.layer_norm_forward",
-          "1 / np.sqrt(_mean_channels(normal, normal) + eps)", "1 / (np.sqrt(_mean_channels(normal, normal)) + eps)",
-          "transformers"),
-    Fault("norm: eps forgotten", f"{_LAYERS}.layer_norm_forward", " + eps)", ")"),
-    Fault("norm: unbiased variance", f"{_LAYERS}.layer_norm_forward",
-          "_mean_channels(normal, normal)", "_mean_channels(normal, normal) * x.shape[-1] / (x.shape[-1] - 1)",
-          "transformers"),
-    Fault("norm: mean not subtracted", f"{_LAYERS}.layer_norm_forward", "x - _mean_channels(x)", "x.copy()"),
-    Fault("norm: bias forgotten", f"{_LAYERS}.layer_norm_forward", "y += bias", "pass"),
-    Fault("norm: path through the mean missing", f"{_LAYERS}.layer_norm_backward",
-          "dx -= _mean_channels(dx)", "pass", "differences"),
-    Fault("norm: path through the variance missing", f"{_LAYERS}.layer_norm_backward",
-          "dx -= through_deviation", "pass", "differences"),
-    Fault("norm: sign of the variance's path", f"{_LAYERS}.layer_norm_backward",
-          "dx -= through_deviation", "dx += through_deviation"),
-    Fault("norm: dx not divided by the deviation", f"{_LAYERS}.layer_norm_backward", "dx *= inverse_deviation", "pass"),
-    Fault("norm: weight forgotten in dx", f"{_LAYERS}.layer_norm_backward", "dx = dy * weight", "dx = dy.copy()"),
-    Fault("norm: dweight without normalising", f"{_LAYERS}.layer_norm_backward",
-          ", normal.reshape(-1, C)", ", (normal / inverse_deviation).reshape(-1, C)"),
-    Fault("norm: dbias is the mean", f"{_LAYERS}.layer_norm_backward",
-          "_sum_rows(dy.reshape(-1, C))", "dy.reshape(-1, C).mean(axis=0)"),
-    Fault("relu: leaks", f"{_LAYERS}.relu_forward", "np.maximum(x, 0)", "np.maximum(x, 0.01 * x)"),
-    Fault("relu: gradient passes below 0", f"{_LAYERS}.relu_backward", "cache > 0", "cache >= 0", "differences"),
-    Fault("gelu: erf for tanh", f"{_LAYERS}.gelu_forward", "np.tanh(_GELU_SLOPE * x * (1 + _GELU_CUBIC * x_squared))",
-          "np.vectorize(__import__('math').erf)(x * 0.5**0.5)", "transformers"),
-    Fault("gelu: cubic term of 0.0447", _LAYERS, "_GELU_CUBIC = 0.044715", "_GELU_CUBIC = 0.0447", "transformers"),
-    Fault("gelu: slope without the 3 of x³", f"{_LAYERS}.gelu_forward",
-          "3 * _GELU_CUBIC", "_GELU_CUBIC", "differences"),
-    Fault("gelu: slope without tanh's own", f"{_LAYERS}.gelu_forward", "(1 - tanh * tanh)", "0", "differences"),
-    Fault("gelu: tanh not squared in the slope", f"{_LAYERS}.gelu_forward", "(1 - tanh * tanh)", "(1 - tanh)"),
-    Fault("dropout: kept values not scaled up", f"{_LAYERS}.dropout_forward", "x * mask, mask", "x * (mask > 0), mask"),
-    Fault("dropout: no mask in the backward pass", f"{_LAYERS}.dropout_forward", "x * mask, mask", "x * mask, None",
-          "differences"),
-    Fault("dropout: gradients not scaled up", f"{_LAYERS}.dropout_backward", "dy * cache", "dy * (cache > 0)"),
-    Fault("loss: sum for mean", f"{_LAYERS}.cross_entropy_forward", ".mean()", ".sum()"),
-    Fault("loss: targets shifted by one", f"{_LAYERS}.cross_entropy_forward",
-          "targets.reshape(-1)", "np.roll(targets.reshape(-1), 1)", "transformers"),
-    Fault("loss: gradient of the sum", f"{_LAYERS}.cross_entropy_backward", "dloss / columns.size", "dloss",
-          "differences"),
-    Fault("loss: micro-batch's share ignored", f"{_LAYERS}.cross_entropy_backward",
-          "dloss / columns.size", "1 / columns.size", "accumulation"),
-    Fault("loss: target not subtracted", f"{_LAYERS}.cross_entropy_backward", "-= scale", "-= 0"),
-    Fault("loss: target added", f"{_LAYERS}.cross_entropy_backward", "-= scale", "+= scale"),
-    *_hundredth(f"{_LAYERS}.embedding_backward", "dweight"),
-    *_hundredth(f"{_LAYERS}.position_backward", "dx", "dtable"),
-    *_hundredth(f"{_LAYERS}.linear_backward", "dx", "dweight", "dbias"),
-    *_hundredth(f"{_LAYERS}.layer_norm_backward", "dx", "dweight", "dbias"),
-    *_hundredth(f"{_LAYERS}.relu_backward", "dx"),
-    *_hundredth(f"{_LAYERS}.gelu_backward", "dx"),
-    *_hundredth(f"{_LAYERS}.dropout_backward", "dx"),
-    *_hundredth(f"{_LAYERS}.cross_entropy_backward", "dlogits"),
-]
-
-ATTENTION_FAULTS = [
-    Fault("softmax: over the queries", f"{_ATTENTION}.softmax_forward", "y.sum(axis=-1", "y.sum(axis=-2"),
-    Fault("softmax: coupling of the row dropped", f"{_ATTENTION}.softmax_backward",
-          'np.einsum("...s,...s->...", dy, y)[..., None]', "0", "differences"),
-    Fault("softmax: not times y", f"{_ATTENTION}.softmax_backward", "dx *= y", "pass"),
-    Fault("mask: one token of the future seen", f"{_ATTENTION}.causal_mask", "k=1 + S - T", "k=2 + S - T",
-          "transformers"),
-    Fault("mask: cached tokens not counted", f"{_ATTENTION}.causal_mask", "k=1 + S - T", "k=1", "cache"),
-    Fault("mask: forgotten", f"{_ATTENTION}.attention_forward", "scores += causal_mask(", "causal_mask("),
-    Fault("scale: 1/√D forgotten", f"{_ATTENTION}.attention_forward", "config.head_size**-0.5", "1.0", "transformers"),
-    Fault("scale: 1/√C for 1/√D", f"{_ATTENTION}.attention_forward", "config.head_size**-0.5", "config.d_model**-0.5"),
-    Fault("scale: forgotten in the backward pass", f"{_ATTENTION}.attention_backward",
-          "dscores *= scale", "dscores *= 1", "differences"),
-    Fault("heads: query and key swapped", f"{_ATTENTION}.attention_forward",
-          "query, key, value = qkv", "key, query, value = qkv", "transformers"),
-    Fault("heads: key and value swapped", f"{_ATTENTION}.attention_forward",
-          "query, key, value = qkv", "query, value, key = qkv", "transformers"),
-    Fault("heads: merged in the wrong order", f"{_ATTENTION}.attention_forward",
-          "heads.swapaxes(1, 2).reshape(B, T, C)", "heads.reshape(B, T, C)", "transformers"),
-    Fault("heads: gradient split in the wrong order", f"{_ATTENTION}.attention_backward",
-          "dmerged.reshape(B, T, H, D).swapaxes(1, 2)", "dmerged.reshape(B, H, T, D)", "differences"),
-    Fault("attention: dquery from the queries", f"{_ATTENTION}.attention_backward",
-          "np.matmul(dscores, key,", "np.matmul(dscores, query,"),
-    Fault("attention: transpose lost in dkey", f"{_ATTENTION}.attention_backward",
-          "dscores.swapaxes(-1, -2), query", "dscores, query", "differences"),
-    Fault("attention: dvalue before dropout", f"{_ATTENTION}.attention_backward",
-          "kept.swapaxes(-1, -2)", "softmax_cache.swapaxes(-1, -2)"),
-    Fault("attention: mask not applied in backward", f"{_ATTENTION}.attention_backward",
-          "dropout_backward(dkept, dropout_cache)", "dkept"),
-    *_hundredth(f"{_ATTENTION}.softmax_backward", "dx"),
-]
-
-MODEL_FAULTS = [
-    Fault("residual: stream forgotten", f"{_MODEL}.block_forward", "y = x + branch", "y = branch"),
-    Fault("residual: gradient of the second lost", f"{_MODEL}.block_backward", "dx += dy", "pass", "differences"),
-    Fault("residual: gradient of the first lost", f"{_MODEL}.block_backward", "dx += dstream", "pass", "differences"),
-    Fault("block: first dropout not in backward", f"{_MODEL}.block_backward",
-          "dropout_backward(dx, dropout_1_cache)", "dx"),
-    Fault("block: second dropout not in backward", f"{_MODEL}.block_backward",
-          "dropout_backward(dy, dropout_2_cache)", "dy"),
-    Fault("embedding: dropout not in backward", f"{_MODEL}.GPT.backward", "dropout_backward(dx, dropout_cache)", "dx"),
-    Fault("embedding: another place's mask", f"{_MODEL}.GPT.stream_forward",
-          'dropout, "embedding_dropout")', 'dropout, "blocks.0.dropout_1")'),
-    Fault("embedding: positions' gradient lost", f"{_MODEL}.GPT.backward",
-          '_add(gradients, {"position_embedding.weight": dpositions}, turn)', "pass", "transformers"),
-    Fault("tied: the output's gradient lost", f"{_MODEL}.GPT.backward",
-          "_add(gradients, {self.output_name: doutput}, turn)",
-          "_add(gradients, {} if self.config.tie_embeddings else {self.output_name: doutput}, turn)",
-          "differences"),
+RESIDUAL_OF_NORM = Fault("residual: branch added to the normed copy", f"{_MODEL}.block_forward",
+                         "residual_forward(x, branch)", "residual_forward(normed, branch)")
+USE_OF_OTHER = Fault("residual: another gradient for the stream's", f"{_MODEL}.block_backward",
+                     "residual_backward(dx, cache.residual_1)", "dy, dx", "differences")
+USE_MISSING = Fault("tied: the output's gradient lost", f"{_MODEL}.GPT.backward",
+                    "_add(gradients, {self.output_name: doutput}, turn)",
+                    "_add(gradients, {} if self.config.tie_embeddings else {self.output_name: doutput}, turn)",
+                    "differences")
+USES_AVERAGED = Fault("tied: the mean of both gradients", f"{_MODEL}.GPT.backward", "return gradients",
+                      'gradients["token_embedding.weight"][...] /= 1 + self.config.tie_embeddings; return gradients')
+PLUMBING_FAULTS = [
+    RESIDUAL_OF_NORM, USE_OF_OTHER, USE_MISSING, USES_AVERAGED,
     Fault("tied: the embedding's gradient lost", f"{_MODEL}.GPT.backward",
           '_add(gradients, {"token_embedding.weight"',
           'self.config.tie_embeddings or _add(gradients, {"token_embedding.weight"', "transformers"),
+    Fault("embedding: another place's mask", f"{_MODEL}.GPT.stream_forward",
+          'dropout, "embedding_dropout"', 'dropout, "blocks.0.dropout_1"'),
+    Fault("embedding: positions' gradient lost", f"{_MODEL}.GPT.backward",
+          '_add(gradients, {"position_embedding.weight": dpositions}, turn)', "pass", "transformers"),
     Fault("gradients overwritten, not added", f"{_MODEL}._add", "total += gradient", "total[...] = gradient",
           "accumulation"),
-]
-
-OPTIMIZER_FAULTS = [
-    Fault("decay coupled in AdamW", f"{_ADAM}.AdamW", "decoupled = True", "decoupled = False", "adamw"),
     Fault("decay decoupled in Adam", f"{_ADAM}.Adam", "decoupled = False", "decoupled = True", "adam"),
-    Fault("decay of biases and norms", f"{_ADAM}.Adam.update", "size, 0.0)", "size, self.weight_decay)", "adamw"),
-    Fault("decay without the learning rate", f"{_ADAM}.Adam._update_piece",
-          "1 - learning_rate * decay", "1 - decay", "adamw"),
-    Fault("sign of the decay in Adam", f"{_ADAM}.Adam._update_piece",
-          "g + decay * weight", "g - decay * weight", "adam"),
-    Fault("first bias correction off by one", f"{_ADAM}.Adam._update_piece",
-          "self.beta1**self.step", "self.beta1**(self.step + 1)", "adam"),
-    Fault("second bias correction off by one", f"{_ADAM}.Adam._update_piece",
-          "self.beta2**self.step", "self.beta2**(self.step + 1)", "adam"),
-    Fault("eps inside the root", f"{_ADAM}.Adam._update_piece", "np.sqrt(v)", "np.sqrt(v + self.eps**2)", "adam"),
-    Fault("eps before the bias correction", f"{_ADAM}.Adam._update_piece",
-          "+= self.eps", "+= self.eps / (1 - self.beta2**self.step) ** 0.5", "adam"),
-    Fault("eps forgotten", f"{_ADAM}.Adam._update_piece", "+= self.eps", "+= 0", "adam"),
-    Fault("root of the mean square forgotten", f"{_ADAM}.Adam._update_piece", "np.sqrt(v)", "v.copy()", "adam"),
-    Fault("gradient not squared", f"{_ADAM}.Adam._update_piece", "(g * g)", "np.abs(g)", "adam"),
-    Fault("gradient added whole to the mean", f"{_ADAM}.Adam._update_piece", "(1 - self.beta1) * g", "g", "adam"),
-    Fault("one beta for both means", f"{_ADAM}.Adam._update_piece", "v *= self.beta2", "v *= self.beta1", "adam"),
-    Fault("sign of the step", f"{_ADAM}.Adam._update_piece", "weight -= denominator", "weight += denominator", "adam"),
-    Fault("never clipped", f"{_ADAM}.clip_gradients", "norm > max_norm", "False", "adam"),
-    Fault("always brought to the largest norm", f"{_ADAM}.clip_gradients", "norm > max_norm", "True", "adam"),
-    Fault("clipped by norm + 1e-6", f"{_ADAM}.clip_gradients", "max_norm / norm", "max_norm / (norm + 1e-6)", "adam"),
-    Fault("norm returned after clipping", f"{_ADAM}.clip_gradients",
-          "return norm", "return min(norm, max_norm)", "adam"),
+    Fault("sign of the decay in Adam", f"{_ADAM}.update_piece", "g + decay * weight", "g - decay * weight", "adam"),
 ]
 
 DECODING_FAULTS = [
@@ -213,4 +120,4 @@ TWIN_FAULTS = [
 ]
 # fmt: on
 
-FAULTS = LAYER_FAULTS + ATTENTION_FAULTS + MODEL_FAULTS + OPTIMIZER_FAULTS + DECODING_FAULTS + TWIN_FAULTS
+FAULTS = OPERATION_FAULTS + STEP_FAULTS + PLUMBING_FAULTS + DECODING_FAULTS + TWIN_FAULTS

@@ -1,11 +1,10 @@
-"""Injected faults: copies of a twin with one line wrong, to prove that the suite would turn red."""
+"""Injected faults: known mistakes, and copies of a twin with one line wrong, to prove that the suite turns red."""
 
 import ast
 import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -30,12 +29,24 @@ class Fault(NamedTuple):
     check: str = "tensors"
 
 
+class Made(NamedTuple):
+    """A known mistake and the proof that must see it. make: the context in which the reference has it"""
+
+    title: str
+    make: Callable[[], AbstractContextManager]
+    check: str = "tensors"
+
+
 @contextmanager
-def injected(fault: Fault | None) -> Iterator[Twins]:
-    """The twins, one of them a copy that has the fault; the packages themselves stay as they are.
+def injected(fault: Fault | Made | None) -> Iterator[Twins]:
+    """The twins, one of which has the fault until the end; where it is a line, in a copy of its package.
 
     None makes a copy of the reference without a fault, which every proof must let pass.
     """
+    if isinstance(fault, Made):
+        with fault.make():
+            yield Twins()
+        return
     package = "torch_llm" if fault and fault.place.startswith("torch_llm.") else "numpy_llm"
     finder = _CopyFinder(package, _faulty_sources(package, fault))
     sys.meta_path.insert(0, finder)
@@ -104,24 +115,4 @@ class _CopyFinder(MetaPathFinder, Loader):
     def exec_module(self, module):
         file = module.__name__.partition(".")[2] or "__init__"
         source = self.sources[file].replace(f"from {self.package}", f"from {self.alias}")
-        module.scaled = scaled
         exec(compile(source, f"<{module.__name__}>", "exec"), module.__dict__)
-
-
-def scaled(position: int, factor: float = 1.01):
-    """A decorator for faults: multiplies one result of a function by `factor`."""
-
-    def decorate(function):
-        @wraps(function)
-        def wrapper(*arguments):
-            results = function(*arguments)
-            if not isinstance(results, tuple):
-                return results * factor
-            return tuple(
-                result * factor if at == position and result is not None else result
-                for at, result in enumerate(results)
-            )
-
-        return wrapper
-
-    return decorate

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from wrong_ports import ANYWHERE, PORTS, UNSEEN, code, dump_of, first_shown
+from wrong_ports import ANYWHERE, PORTS, UNSEEN, dump_of, first_shown, of_fault
 
 from operations.adamw import MISTAKES
 from operations.catalogue import OPERATIONS
 from operations.uses import WRONG_SUMS
+from parity.faults import Fault
 from parity.golden import explanations
 from parity.golden.check import compare_dump
 from parity.golden.packs import make_pack, pack_names
@@ -20,7 +21,11 @@ from parity.golden.tensors import Tensors
 from parity.tolerances import observe
 
 # Both ways, which a mistake that is made in an operation's result is not.
-_UNSCALED = code("scale_missing", "scores", "attention.attend_forward", "config.head_size**-0.5", "1.0")
+_UNSCALED = of_fault(
+    "scale_missing",
+    "scores",
+    Fault("", "numpy_llm.attention.attend_forward", "config.head_size**-0.5", "1.0"),
+)
 
 
 def _port(name: str):
@@ -28,7 +33,8 @@ def _port(name: str):
 
 
 def _layer_norm_with(eps: str):
-    return code("norm_eps_other", "layer_norm", "norms.layer_norm_forward", " + eps)", f" + {eps})")
+    fault = Fault("", "numpy_llm.norms.layer_norm_forward", " + eps)", f" + {eps})")
+    return of_fault("norm_eps_other", "layer_norm", fault)
 
 
 # Explanations

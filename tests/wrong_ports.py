@@ -12,6 +12,7 @@ from contract.weights import Weights
 from operations import adamw
 from operations.catalogue import OPERATIONS
 from operations.operation import Mistake, Operation, made
+from parity.fault_table import RESIDUAL_OF_NORM, USE_MISSING, USE_OF_OTHER, USES_AVERAGED
 from parity.faults import Fault, injected
 from parity.golden.check import Report, compare_dump
 from parity.golden.origins import PassOrigins
@@ -104,9 +105,8 @@ def _of_step(mistake: Mistake) -> Port:
     return Port(mistake.name, "adamw", run)
 
 
-def code(explanation: str, operation: str, place: str, old: str, new: str) -> Port:
+def of_fault(explanation: str, operation: str, fault: Fault) -> Port:
     """A mistake in a line of the reference."""
-    fault = Fault(explanation, f"numpy_llm.{place}", old, new)
 
     @contextmanager
     def run(pack: Pack) -> Iterator[ModuleType]:
@@ -118,14 +118,11 @@ def code(explanation: str, operation: str, place: str, old: str, new: str) -> Po
 
 # What an operation's arguments do not show: which tensor it is given, and what becomes of its result.
 PLUMBING = [
-    code("residual_of_norm", "residual", "model.block_forward",
-         "residual_forward(x, branch)", "residual_forward(normed, branch)"),
-    code("use_missing", "uses", "model.GPT.backward", "_add(gradients, {self.output_name: doutput}, turn)", "pass"),
-    code("uses_averaged", "uses", "model.GPT.backward",
-         "return gradients", 'gradients["token_embedding.weight"][...] /= 2; return gradients'),
-    code("use_of_other", "uses", "model.block_backward",
-         "residual_backward(dx, cache.residual_1)", "dy, dx"),
-]  # fmt: skip
+    of_fault("residual_of_norm", "residual", RESIDUAL_OF_NORM),
+    of_fault("use_missing", "uses", USE_MISSING),
+    of_fault("uses_averaged", "uses", USES_AVERAGED),
+    of_fault("use_of_other", "uses", USE_OF_OTHER),
+]
 # No pack has dropout, a key/value cache or a part of a batch: these mistakes leave every tensor as it is.
 UNSEEN = {
     "dropout_unscaled", "ddropout_without_mask", "ddropout_unscaled", "position_of_window", "dposition_from_zero",
