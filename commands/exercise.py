@@ -12,7 +12,7 @@ from contract.errors import command_line
 def list_exercises():
     """List the exercises, easiest first."""
     from commands.console import show
-    from exercises.catalogue import COURSE
+    from learn.exercises.catalogue import COURSE
 
     width = max(len(exercise.name) for exercise in COURSE)
     for number, exercise in enumerate(COURSE, 1):
@@ -31,8 +31,8 @@ def start(
 ):
     """Write an exercise file: equation, shapes, forward pass; the backward pass is blank. Or print a hint."""
     from commands.console import say, show
-    from exercises.catalogue import find_exercise
-    from exercises.start import default_path, write_starter
+    from learn.exercises.catalogue import find_exercise
+    from learn.exercises.start import default_path, write_starter
 
     exercise = find_exercise(name)
     if hint is not None:
@@ -59,9 +59,9 @@ def grade(
     Several files end with a summary. The exit code is 1 unless everything is right.
     """
     from commands.console import say, show
-    from exercises.grade import Limits, files_of, identify
-    from exercises.grade import grade as grade_file
-    from exercises.report import as_json, lines, summary_lines
+    from learn.exercises.grade import Limits, files_of, identify
+    from learn.exercises.grade import grade as grade_file
+    from learn.exercises.report import as_json, lines, summary_lines
 
     check_seed(seed)
     limits = Limits(time_limit, memory_limit).check()

@@ -30,7 +30,7 @@ def study(
     from commands.console import say
 
     with needs("study", "study", _NEEDED):
-        from study.write import write_study
+        from learn.study.write import write_study
     subject = write_study(out, run, text, overwrite=overwrite)
     if subject.note:
         say(subject.note)

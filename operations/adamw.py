@@ -9,6 +9,7 @@ step: counted from 1; rate: its learning rate; decays: whether the weight does
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -95,10 +96,8 @@ def moment_forgotten(gradient, norm, adamw, **_):
 @wrong_forward("the moment is divided by 1 - beta^t in place; keep it as it is and correct a copy")
 def moment_corrected(gradient, norm, adamw, step, m=0.0, v=0.0, **_):
     right = _moments(clipped(gradient, norm, adamw), m, v, adamw)
-    return [
-        {"m": right["m"] / (1 - adamw["beta1"] ** step)},
-        {"v": right["v"] / (1 - adamw["beta2"] ** step)},
-    ]
+    betas = {"m": adamw["beta1"], "v": adamw["beta2"]}
+    return [{role: right[role] / (1 - beta**step)} for role, beta in betas.items()]
 
 
 # Mistakes of the weight
@@ -155,7 +154,7 @@ def eps_before_correction(weight, m, v, rate, adamw, step, decays, **_):
 
 @wrong_forward("eps is another value than the pack's, such as 1e-8", "eps is another value, or missing")
 def eps_other(weight, m, v, rate, adamw, step, decays, **_):
-    others = [adamw | {"eps": eps} for eps in (1e-8, 1e-6, 0)]
+    others = [adamw | {"eps": eps} for eps in (1e-8, 1e-6, 0) if eps != adamw["eps"]]
     return [_weight(weight, m, v, rate, other, step, decays) for other in others]
 
 
@@ -269,24 +268,16 @@ def _of_moment(role: str) -> tuple[Mistake, ...]:
     return tuple(map(of_moment, (*CLIPPING, *_MOMENTS)))
 
 
+_EQUATIONS = {
+    "gradient norm of a step": "√(Σ gradient²) over all weights together, before clipping",
+    "AdamW mean": "m = beta1 · m + (1 - beta1) · g, g = gradient clipped by the joint norm",
+    "AdamW mean square": "v = beta2 · v + (1 - beta2) · g², g = gradient clipped by the joint norm",
+    "AdamW weight": "weight -= rate · weight_decay · weight (matrices only), "
+    "then weight -= rate · (m / (1 - beta1^t)) / (√(v / (1 - beta2^t)) + eps), t counted from 1",
+}
+_KNOWN = ((joint_norm, NORM), (_mean, _of_moment("m")), (_mean_square, _of_moment("v")), (_weight, _WEIGHT))
 STEPS = {
-    "gradient norm of a step": Step(
-        "√(Σ gradient²) over all weights together, before clipping", joint_norm, NORM
-    ),
-    "AdamW mean": Step(
-        "m = beta1 · m + (1 - beta1) · g, g = gradient clipped by the joint norm", _mean, _of_moment("m")
-    ),
-    "AdamW mean square": Step(
-        "v = beta2 · v + (1 - beta2) · g², g = gradient clipped by the joint norm",
-        _mean_square,
-        _of_moment("v"),
-    ),
-    "AdamW weight": Step(
-        "weight -= rate · weight_decay · weight (matrices only), "
-        "then weight -= rate · (m / (1 - beta1^t)) / (√(v / (1 - beta2^t)) + eps), t counted from 1",
-        _weight,
-        _WEIGHT,
-    ),
+    title: Step(equation, *known) for (title, equation), known in zip(_EQUATIONS.items(), _KNOWN, strict=True)
 }
 
 
@@ -294,41 +285,47 @@ STEPS = {
 
 
 @contextmanager
-def made_in_step(mistake: Mistake, form: int = 0) -> Iterator[None]:
+def made_in_step(mistake: Mistake, form: int = 0) -> Iterator[list[int]]:
     """Make a mistake in every step that `numpy_llm.adam` takes; undone at the end.
 
     form: which of the mistake's forms; a step that does not allow it is made rightly
+    yields: a list that gets, of each part in which the mistake was made, how many forms it has there
     """
+    made_in = []
     clips = mistake in NORM or mistake in CLIPPING
     right, wrong = (clip_gradients, _wrong_clipping) if clips else (update_piece, _wrong_update)
-    with replaced(right, wrong(mistake, form)):
-        yield
+    with replaced(right, wrong(mistake, partial(_form, mistake, form, made_in))):
+        yield made_in
 
 
-def _form(mistake: Mistake, form: int, right, *arguments, **inputs):
+def _form(mistake: Mistake, form: int, made_in: list[int], right, *arguments, **inputs):
     """One of a mistake's forms, or what is right where there is none such."""
     forms = mistake.forms(*arguments, **inputs)
-    return forms[form] if len(forms) > form else right
+    if len(forms) <= form:
+        return right
+    made_in.append(len(forms))
+    return forms[form]
 
 
-def _wrong_clipping(mistake: Mistake, form: int) -> Callable:
+def _wrong_clipping(mistake: Mistake, made: Callable) -> Callable:
     def clip(gradients, max_norm):
         norm = float(joint_norm(gradients, max_norm))
         if mistake in NORM:
-            told = _form(mistake, form, norm, gradients, max_norm)
+            told = made(norm, gradients, max_norm)
             clip_gradients(gradients, max_norm)
             return float(told)
         settings = {"max_norm": max_norm}
         for each in gradients.values():
-            each[...] = _form(mistake, form, clipped(each, norm, settings), each, norm, settings)
+            each[...] = made(clipped(each, norm, settings), each, norm, settings)
         return norm
 
     return clip
 
 
-def _wrong_update(mistake: Mistake, form: int) -> Callable:
+def _wrong_update(mistake: Mistake, made: Callable) -> Callable:
     past: dict[int, list[tuple]] = {}  # where a piece of v lies -> v and the rate of each step so far
 
+    @np.errstate(all="ignore")
     def update(optimizer, weight, m, v, g, learning_rate, decays):
         adamw = {name: getattr(optimizer, name) for name in ("beta1", "beta2", "eps", "weight_decay")}
         adamw["max_norm"] = np.inf  # clipping is done
@@ -337,14 +334,14 @@ def _wrong_update(mistake: Mistake, form: int) -> Callable:
         inputs = {"gradient": g, "norm": 0.0, "weight": weight, "m": m, "v": v, "adamw": adamw}
         inputs |= {"step": optimizer.step, "rate": learning_rate, "decays": decays}
         moments = _moments(g, m, v, adamw)
-        moments |= _form(mistake, form, {}, **inputs) if mistake in _MOMENTS else {}
+        moments |= made({}, **inputs) if mistake in _MOMENTS else {}
         inputs |= {"m_before": m.copy(), "v_before": v.copy(), **moments}
         result = _weight(*(inputs[role] for role in ("weight", "m", "v", "rate", "adamw", "step", "decays")))
         if mistake in _WEIGHT:
             steps = past.setdefault(v.__array_interface__["data"][0], [])
             inputs |= {f"v_at_{at}": each for at, (each, _) in enumerate(steps, 1)}
             steps.append((moments["v"], learning_rate))
-            result = _form(mistake, form, result, **inputs, rates=[rate for _, rate in steps])
+            result = made(result, **inputs, rates=[rate for _, rate in steps])
         weight[...], m[...], v[...] = result, moments["m"], moments["v"]
 
     return update

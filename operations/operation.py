@@ -95,14 +95,14 @@ class Operation(NamedTuple):
 
 
 @contextmanager
-def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Iterator[list]:
+def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Iterator[list[int]]:
     """Make a mistake wherever `numpy_llm` calls the operation; undone at the end.
 
     form: which of the mistake's forms; a call with arguments that do not allow it is made rightly
     others: what the mistake reads beside the arguments, such as scale
-    yields: a list that gets the arguments of each call in which the mistake was made
+    yields: a list that gets, of each call in which the mistake was made, how many forms it has there
     """
-    calls = []
+    made_in = []
     function = unwrap(operation.forward)
 
     def forward(*arguments, out=None):
@@ -110,7 +110,7 @@ def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Ite
         forms = mistake.forms(*arguments, **others)
         if len(forms) <= form:
             return right if function is operation.forward else right[0]
-        calls.append(arguments)
+        made_in.append(len(forms))
         wrong = forms[form] if isinstance(forms[form], tuple) else (forms[form],)
         results = [_like(each, beside) for each, beside in zip(wrong, right, strict=False)]
         if function is not operation.forward:  # a function that keeps no cache
@@ -123,7 +123,7 @@ def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Ite
         gradients = dict(zip(operation.gradients, right if several else (right,), strict=True))
         forms = mistake.forms(*arguments, **others)
         if len(forms) > form:
-            calls.append(arguments)
+            made_in.append(len(forms))
             gradients |= {
                 role: _like(value, gradients[role])
                 for role, value in forms[form].items()
@@ -136,7 +136,7 @@ def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Ite
             stack.enter_context(replaced(operation.forward, operation.rich))
         right, wrong = (operation.backward, backward) if mistake.backward else (function, forward)
         stack.enter_context(replaced(right, wrong))
-        yield calls
+        yield made_in
 
 
 def _like(wrong: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -70,29 +70,14 @@ def djoin_order(dquery, dkey, dvalue, cache):
     return [_joined(parts, cache) for parts in _others_in_order((dquery, dkey, dvalue))]
 
 
-def _without(name: str, lost: int):
-    """The mistake of losing one of the three gradients."""
-
-    def compute(dquery, dkey, dvalue, cache):
-        parts = [dquery, dkey, dvalue]
-        parts[lost] = np.zeros_like(parts[lost])
-        return _joined(parts, cache)
-
-    compute.__name__ = f"djoin_without_{name}"
-    return wrong_backward(
-        f"the gradient of {name} is lost: query, key and value all flow into x",
-        f"the path through {name} is missing: x reaches query, key and value, so dqkv holds the gradients of all three",
-    )(compute)
-
-
 @wrong_backward(
-    "two of the three gradients are lost: query, key and value all flow into x",
-    "only one path is there: x reaches query, key and value, so dqkv holds the gradients of all three",
+    "one of the three gradients is lost, or two: query, key and value all flow into x",
+    "a path is missing: x reaches query, key and value, so dqkv holds the gradients of all three",
 )
 def djoin_part(dquery, dkey, dvalue, cache):
     parts = np.stack((dquery, dkey, dvalue))
-    masks = np.eye(3, dtype=parts.dtype).reshape(3, 3, 1, 1, 1, 1)
-    return [_joined(parts * mask, cache) for mask in masks]
+    alone = np.eye(3, dtype=parts.dtype).reshape(3, 3, 1, 1, 1, 1)
+    return [_joined(parts * kept, cache) for kept in (*alone, *(1 - alone))]
 
 
 @wrong_backward(
@@ -137,7 +122,6 @@ SPLIT_HEADS = Operation(
     {"qkv": Gradient("dqkv = join(dquery, dkey, dvalue), as qkv was split")},
     (
         qkv_order, qkv_interleaved, heads_order, heads_interleaved, heads_split_without_swap, djoin_order,
-        *(_without(name, at) for at, name in enumerate(("query", "key", "value"))), djoin_part, djoin_without_swap,
-        djoin_without_transpose, djoin_interleaved, djoin_transposed_again,
+        djoin_part, djoin_without_swap, djoin_without_transpose, djoin_interleaved, djoin_transposed_again,
     ),
 )  # fmt: skip

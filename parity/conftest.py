@@ -21,8 +21,10 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 @pytest.fixture
 def record_fault(record_property):
-    """A function that takes a fault and where its proof saw it, None where it did not, for the table at the end."""
-    return lambda fault, where: record_property("fault", (fault.title, fault.check, where))
+    """A function that takes a fault's title, its proof and where that saw it, None where it did not, for the table at
+    the end.
+    """
+    return lambda title, check, where: record_property("fault", (title, check, where))
 
 
 def pytest_sessionfinish(session):

@@ -1,85 +1,31 @@
-"""The faults that the suite must find: every known mistake, each gradient off by a hundredth, and wrong plumbing."""
+"""The faults of plumbing that the suite must find: what is wrong between operations, in decoding and in the twin."""
 
-from functools import partial
+from parity.faults import Fault
 
-from operations import adamw
-from operations.catalogue import OPERATIONS
-from operations.operation import Mistake, Operation, made
-from parity.faults import Fault, Made
-
-_MODEL, _ADAM, _GENERATE = "numpy_llm.model", "numpy_llm.adam", "numpy_llm.generate"
-
-# Which proof must see a mistake, so that each of them is known to see some; "tensors" where none is named.
-_CHECKS = {
-    "differences": (
-        "dtable_overwritten", "dlinear_transposed", "dnorm_without_mean", "dnorm_without_variance", "drelu_missing",
-        "dgelu_without_three", "dgelu_without_slope", "ddropout_without_mask", "dloss_of_sum", "dsoftmax_without_sum",
-        "dscores_without_scale", "dmerge_without_swap", "dscores_transposed",
-    ),
-    "transformers": (
-        "dweight_transposed", "norm_eps_outside", "norm_unbiased", "gelu_erf", "gelu_constants", "loss_shifted_twice",
-        "mask_off_by_one", "scale_missing", "qkv_order", "merge_without_swap",
-    ),
-    "cache": ("position_of_window", "mask_without_cached"),
-    "accumulation": ("dloss_ignored",),
-}  # fmt: skip
-_CHECK_OF = {name: check for check, names in _CHECKS.items() for name in names}
-# No gradient is taken of tokens that a cache stands before; what the norm is given is plumbing, see below.
-_ELSEWHERE = {"dposition_from_zero", "residual_of_norm"}
-
-
-def _faults_of(operation: Operation) -> list[Made]:
-    """Each known mistake of an operation, and each of its gradients off by a hundredth."""
-    mistakes = [each for each in operation.mistakes if each.name not in _ELSEWHERE]
-    if operation.backward is not None:
-        mistakes += [_hundredth(operation, argument) for argument in operation.gradients]
-    return [_of_mistake(operation, mistake) for mistake in mistakes]
-
-
-def _of_mistake(operation: Operation, mistake: Mistake) -> Made:
-    others = {"scale": 0.6} if "scale" in (getattr(mistake.compute, "__kwdefaults__", None) or {}) else {}
-    title, check = f"{operation.name}: {mistake.name}", _CHECK_OF.get(mistake.name, "tensors")
-    return Made(title, partial(made, operation, mistake, **others), check)
-
-
-def _hundredth(operation: Operation, argument: str) -> Mistake:
-    def compute(*arguments):
-        gradient = operation.differentiate(arguments[:-1], arguments[-1])[argument]
-        return None if gradient is None else {argument: gradient * 1.01}
-
-    return Mistake(f"d{argument} times 1.01", "", "", True, compute)
-
-
-OPERATION_FAULTS = [fault for operation in OPERATIONS.values() for fault in _faults_of(operation)]
-STEP_FAULTS = [
-    Made(f"adamw: {mistake.name}", partial(adamw.made_in_step, mistake), "adamw")
-    for mistake in adamw.MISTAKES
-]
+_MODEL, _ATTENTION, _GENERATE = "numpy_llm.model", "numpy_llm.attention", "numpy_llm.generate"
 
 # fmt: off
-RESIDUAL_OF_NORM = Fault("residual: branch added to the normed copy", f"{_MODEL}.block_forward",
-                         "residual_forward(x, branch)", "residual_forward(normed, branch)")
-USE_OF_OTHER = Fault("residual: another gradient for the stream's", f"{_MODEL}.block_backward",
-                     "residual_backward(dx, cache.residual_1)", "dy, dx", "differences")
-USE_MISSING = Fault("tied: the output's gradient lost", f"{_MODEL}.GPT.backward",
-                    "_add(gradients, {self.output_name: doutput}, turn)",
-                    "_add(gradients, {} if self.config.tie_embeddings else {self.output_name: doutput}, turn)",
-                    "differences")
-USES_AVERAGED = Fault("tied: the mean of both gradients", f"{_MODEL}.GPT.backward", "return gradients",
-                      'gradients["token_embedding.weight"][...] /= 1 + self.config.tie_embeddings; return gradients')
-PLUMBING_FAULTS = [
-    RESIDUAL_OF_NORM, USE_OF_OTHER, USE_MISSING, USES_AVERAGED,
+MODEL_FAULTS = [
+    Fault("residual: branch added to the norm", f"{_MODEL}.block_forward",
+          "residual_forward(x, branch)", "residual_forward(normed, branch)"),
+    Fault("attention: dvalue before dropout", f"{_ATTENTION}.attend_backward",
+          "cache.weighted_sum, out", "cache.weighted_sum._replace(probabilities=cache.softmax.y), out"),
+    Fault("dropout: one mask for all places", f"{_MODEL}._dropout",
+          "arguments = x, config.dropout, key, site", 'arguments = x, config.dropout, key, "blocks.0.dropout_1"'),
+    Fault("embedding: positions' gradient lost", f"{_MODEL}.GPT.backward",
+          '_add(gradients, {"position_embedding.weight": dpositions}, turn)', "pass", "transformers"),
+    Fault("tied: the output's gradient lost", f"{_MODEL}.GPT.backward",
+          "_add(gradients, {self.output_name: doutput}, turn)",
+          "_add(gradients, {} if self.config.tie_embeddings else {self.output_name: doutput}, turn)",
+          "differences"),
     Fault("tied: the embedding's gradient lost", f"{_MODEL}.GPT.backward",
           '_add(gradients, {"token_embedding.weight"',
           'self.config.tie_embeddings or _add(gradients, {"token_embedding.weight"', "transformers"),
-    Fault("embedding: another place's mask", f"{_MODEL}.GPT.stream_forward",
-          'dropout, "embedding_dropout", trace)', 'dropout, "blocks.0.dropout_1", trace)'),
-    Fault("embedding: positions' gradient lost", f"{_MODEL}.GPT.backward",
-          '_add(gradients, {"position_embedding.weight": dpositions}, turn)', "pass", "transformers"),
     Fault("gradients overwritten, not added", f"{_MODEL}._add", "total += gradient", "total[...] = gradient",
           "accumulation"),
-    Fault("decay decoupled in Adam", f"{_ADAM}.Adam", "decoupled = False", "decoupled = True", "adam"),
-    Fault("sign of the decay in Adam", f"{_ADAM}.update_piece", "g + decay * weight", "g - decay * weight", "adam"),
+    Fault("decay decoupled in Adam", "numpy_llm.adam.Adam", "decoupled = False", "decoupled = True", "adam"),
+    Fault("sign of the decay in Adam", "numpy_llm.adam.update_piece", "g + decay * weight", "g - decay * weight",
+          "adam"),
 ]
 
 DECODING_FAULTS = [
@@ -120,4 +66,4 @@ TWIN_FAULTS = [
 ]
 # fmt: on
 
-FAULTS = OPERATION_FAULTS + STEP_FAULTS + PLUMBING_FAULTS + DECODING_FAULTS + TWIN_FAULTS
+FAULTS = MODEL_FAULTS + DECODING_FAULTS + TWIN_FAULTS

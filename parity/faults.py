@@ -1,10 +1,13 @@
-"""Injected faults: known mistakes, and copies of a twin with one line wrong, to prove that the suite turns red."""
+"""Faults of plumbing: copies of a twin with one line wrong, to prove that the suite would turn red.
+
+The mistakes of single operations stand in `operations/`, which makes them without text.
+"""
 
 import ast
 import importlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -29,24 +32,12 @@ class Fault(NamedTuple):
     check: str = "tensors"
 
 
-class Made(NamedTuple):
-    """A known mistake and the proof that must see it. make: the context in which the reference has it"""
-
-    title: str
-    make: Callable[[], AbstractContextManager]
-    check: str = "tensors"
-
-
 @contextmanager
-def injected(fault: Fault | Made | None) -> Iterator[Twins]:
-    """The twins, one of which has the fault until the end; where it is a line, in a copy of its package.
+def injected(fault: Fault | None) -> Iterator[Twins]:
+    """The twins, one of them a copy that has the fault; the packages themselves stay as they are.
 
     None makes a copy of the reference without a fault, which every proof must let pass.
     """
-    if isinstance(fault, Made):
-        with fault.make():
-            yield Twins()
-        return
     package = "torch_llm" if fault and fault.place.startswith("torch_llm.") else "numpy_llm"
     finder = _CopyFinder(package, _faulty_sources(package, fault))
     sys.meta_path.insert(0, finder)

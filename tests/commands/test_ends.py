@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from commands import interruption
-from exercises.catalogue import EXERCISES
-from exercises.start import starter
 from harness.training.checkpoint import load_checkpoint
+from learn.exercises.catalogue import EXERCISES
+from learn.exercises.start import starter
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 600  # seconds; no test waits so long, on whatever machine, unless it fails
@@ -274,7 +274,7 @@ def test_a_student_ends_with_the_grader(tmp_path, name):
 
 def test_a_student_is_timed_without_a_grader():
     """Where the system does not end the file's process with the grader, an alarm does, a little after its time."""
-    code = "from exercises.runner import *\nset_limits(1 << 40, 50)\nprint(signal.alarm(0))"
+    code = "from learn.exercises.runner import *\nset_limits(1 << 40, 50)\nprint(signal.alarm(0))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

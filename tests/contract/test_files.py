@@ -28,12 +28,12 @@ from contract.staging import STAGED, clear_leftovers
 from contract.weights import initial_weights
 from data.prepare import DEFAULT_RANKS, prepare
 from data.tokenizers import load_ranks, save_ranks
-from exercises.catalogue import find_exercise
-from exercises.start import write_starter
 from harness.exchange.export import export
 from harness.training.bench import write_results
 from harness.training.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, save_checkpoint
 from harness.training.run_folder import MetricsLog, RunFolder, new_run, plot_metrics
+from learn.exercises.catalogue import find_exercise
+from learn.exercises.start import write_starter
 from parity.golden.export import export_pack
 from parity.golden.packs import load_pack, save_pack
 

@@ -1,0 +1,1 @@
+"""What teaches: exercises with a grader, and the study page."""

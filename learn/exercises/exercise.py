@@ -1,0 +1,241 @@
+"""What an exercise is, the instances of it that a seed draws, and the values that judge an answer.
+
+An instance has two trials of different sizes. A student sees the first one's shapes; the second catches a
+size written as a number, and tells apart explanations that agree by chance in the first.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import count
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.errors import ConfigError
+from contract.numbers import relative_error, slope
+from contract.randomness import generator
+from operations.adamw import made_in_step
+from operations.operation import Mistake as KnownMistake
+from operations.operation import Operation, made
+
+TRIALS = 2
+ROUNDING = 1e-12  # relative; what differs by no more is the same
+STEP = 3e-4  # h of the differences
+PLACES = 40  # a tensor's finite differences are taken at this many of its elements, drawn by the seed
+
+Outputs = dict[str, np.ndarray]
+
+
+class Trial(NamedTuple):
+    """One set of arguments.
+
+    inputs: the forward pass's arguments by name: arrays, a dict of arrays (weights by name), numbers
+    dy: the gradient of the loss with respect to y, handed to the backward pass; None where there is none
+    sizes: the dimension letters of `contract/config.py` -> int
+    """
+
+    inputs: dict
+    dy: np.ndarray | float | None
+    sizes: dict[str, int]
+
+
+class Mistake(NamedTuple):
+    """A mistake that people make in an exercise beside those in its operations, known by its very numbers.
+
+    wrong: trial -> the outputs that the mistake changes, as it computes them
+    hint: what a teacher says to it
+    """
+
+    wrong: Callable[[Trial], Outputs]
+    hint: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One step of the course.
+
+    name: as the command line takes it; the starter is `starters/NAME.py` with "_" for "-"
+    title: what is learnt, in a few words
+    draw: (random generator, sizes) -> inputs
+    forward: the project's own forward pass: (**inputs) -> y, cache; for a step of Adam, -> outputs
+    backward: the project's own backward pass: (dy, cache) -> outputs by name; None where there is no pair
+    hints: gentlest first
+    terms: trial -> output -> {what a term is: its value}: terms that add up to that output
+    mistakes: what people get wrong in putting the operations together, the likeliest first
+    operations: those whose backward pass the student writes, with their own mistakes
+    step_mistakes: those of an optimizer's step, where the student writes one
+    withheld: names in numpy_llm that are the answer itself, not to be called by a student's file
+    chained: whether the outputs are computed one after another, the last first, so that a wrong one spoils others
+    """
+
+    name: str
+    title: str
+    draw: Callable[[np.random.Generator, dict[str, int]], dict]
+    forward: Callable
+    backward: Callable | None
+    hints: tuple[str, ...]
+    terms: Callable[[Trial], Mapping[str, Outputs]] = field(default=lambda trial: {})
+    mistakes: tuple[Mistake, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    step_mistakes: tuple[KnownMistake, ...] = ()
+    withheld: tuple[str, ...] = ()
+    chained: bool = False
+
+    @property
+    def function(self) -> str:
+        """The stem of the names of the functions in a student's file."""
+        return self.name.replace("-", "_")
+
+    def hint(self, number: int) -> str:
+        """Hint `number`, the first being 1, and how many there are. Raises ConfigError where there is none such."""
+        count = len(self.hints)
+        if not 1 <= number <= count:
+            raise ConfigError(f"--hint must be from 1 to {count} for {self.name}, got {number}")
+        return f"{number} of {count}: {self.hints[number - 1]}"
+
+    def trials(self, seed: int) -> list[Trial]:
+        """The two trials of the instance that `seed` draws. Raises ConfigError for an impossible seed."""
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {seed}")
+        return [self._trial(seed, number) for number in range(TRIALS)]
+
+    def _trial(self, seed: int, number: int) -> Trial:
+        random = generator(seed, f"exercise.{self.name}", number)
+        sizes = instance_sizes(seed, number)
+        inputs = self.draw(random, sizes)
+        if self.backward is None:
+            return Trial(inputs, None, sizes)
+        y, _ = self.forward(**inputs)
+        # A loss that is its own output gets a factor that is not 1, so that dropping it shows.
+        dy = random.normal(size=y.shape) if np.ndim(y) else float(random.uniform(0.3, 0.7))
+        return Trial(inputs, dy, sizes)
+
+    def solve(self, trial: Trial) -> Outputs:
+        """What the project's own functions return, the forward pass's y first."""
+        if self.backward is None:
+            return self.forward(**trial.inputs)
+        y, cache = self.forward(**trial.inputs)
+        return {"y": np.asarray(y), **self.backward(trial.dy, cache)}
+
+
+def pair(module: ModuleType, stem: str, *outputs: str) -> tuple[Callable, Callable]:
+    """The project's pair called `stem` as an exercise has it: the gradients by name.
+
+    It is looked up at each call, since a mistake may stand in its place.
+    """
+
+    def forward(**inputs):
+        return getattr(module, f"{stem}_forward")(**inputs)
+
+    def backward(dy, cache):
+        found = getattr(module, f"{stem}_backward")(dy, cache)
+        return dict(zip(outputs, found if isinstance(found, tuple) else (found,), strict=True))
+
+    return forward, backward
+
+
+class WrongOutputs(NamedTuple):
+    """What one form of a known mistake makes of an exercise.
+
+    name: of the mistake; hint: what a teacher says to it
+    trials: for each trial, the outputs that it changes
+    """
+
+    name: str
+    hint: str
+    trials: list[Outputs]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An exercise with the trials that a seed draws, and what its outputs are, rightly and wrongly computed."""
+
+    exercise: Exercise
+    trials: list[Trial]
+
+    @cached_property
+    def solutions(self) -> list[Outputs]:
+        """The right outputs of each trial."""
+        return [self.exercise.solve(trial) for trial in self.trials]
+
+    @cached_property
+    def wrong(self) -> list[WrongOutputs]:
+        """The outputs of each form of each known mistake, the exercise's own first.
+
+        An operation's mistake is made in the project's own functions, so the exercise must call these through
+        their modules.
+        """
+        found = [
+            WrongOutputs(f"{self.exercise.name} {number}", mistake.hint, [*map(mistake.wrong, self.trials)])
+            for number, mistake in enumerate(self.exercise.mistakes)
+        ]
+        for mistake, make in self._makers():
+            for form in count():
+                changed = [self._changed(number, make, form) for number in range(len(self.trials))]
+                if not any(changed):
+                    break
+                found.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
+        return found
+
+    def _makers(self) -> Iterator[tuple[KnownMistake, Callable]]:
+        """Each known mistake, and what makes it: form -> context."""
+        for operation in self.exercise.operations:
+            for mistake in operation.mistakes:
+                if mistake.backward:
+                    yield mistake, partial(made, operation, mistake)
+        for mistake in self.exercise.step_mistakes:
+            yield mistake, partial(made_in_step, mistake)
+
+    def _changed(self, number: int, make: Callable, form: int) -> Outputs:
+        """The outputs of a trial that a mistake changes."""
+        with make(form):
+            found = self.exercise.solve(self.trials[number])
+        right = self.solutions[number]
+        return {name: each for name, each in found.items() if relative_error(each, right[name]) > ROUNDING}
+
+
+def instance_sizes(seed: int, number: int) -> dict[str, int]:
+    """The dimension letters of trial `number`: small, unlike each other, and each unlike in both trials."""
+    flips = generator(seed, "exercise.sizes").integers(2, size=4) ^ number
+    B, H = ((2, 3), (3, 2))[flips[0]]
+    T, D = ((4, 5), (5, 4))[flips[1]]
+    return {"B": B, "T": T, "C": H * D, "H": H, "D": D, "F": (16, 17)[flips[2]], "V": (11, 13)[flips[3]]}
+
+
+class Differences(NamedTuple):
+    """Central differences of one tensor. places: indices into it, flat; values: the slopes there"""
+
+    places: np.ndarray
+    values: np.ndarray
+
+
+def finite_differences(exercise: Exercise, trial: Trial, seed: int) -> dict[str, Differences]:
+    """The gradient of Σ dy · y by every float input, from the forward pass alone, at `PLACES` of its elements.
+
+    returns: "d" + input's name -> differences; nothing for an exercise without a backward pass
+    """
+    if exercise.backward is None:
+        return {}
+    random = generator(seed, f"exercise.{exercise.name}.places")
+
+    def loss() -> float:
+        return float(np.sum(trial.dy * exercise.forward(**trial.inputs)[0]))
+
+    found = {}
+    for name, tensor in float_tensors(trial.inputs).items():
+        places = np.sort(random.permutation(tensor.size)[:PLACES])
+        slopes = [slope(loss, tensor, STEP, index=np.unravel_index(place, tensor.shape)) for place in places]
+        found[f"d{name}"] = Differences(places, np.array(slopes))
+    return found
+
+
+def float_tensors(inputs: dict) -> Outputs:
+    """The float arrays among the arguments, those in a dict by their name in it."""
+    found = {}
+    for name, value in inputs.items():
+        for inner, tensor in (value if isinstance(value, dict) else {name: value}).items():
+            if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f":
+                found[inner] = tensor
+    return found

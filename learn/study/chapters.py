@@ -1,0 +1,214 @@
+"""The chapters of the study page: read from `operations/*.toml`, placed in the dataflow of a model.
+
+A file is the chapter of its operation, or a table of chapters: the operation at different places, or a part of it.
+A chapter gives its two sentences, its symbols with the variables of the code that they stand for, the functions to
+show, and the steps of its derivation, each with a formula and the lines that it explains.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import itemgetter
+from pathlib import Path
+
+from contract.config import ModelConfig
+from contract.trace import Node
+from learn.study.formulas import Formula, symbol_latex
+from learn.study.source import Excerpt, excerpt, variables
+from operations.catalogue import OPERATIONS
+
+FOLDER = Path(__file__).parents[2] / "operations"
+SIDES = ("forward", "backward", "torch")
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A letter of the formulas.
+
+    code: the variable that it stands for; means: in words; latex: how it is written
+    function: whose variable it is, "" for the first of the chapter's that has it
+    result_of: the function whose (first) result is the value, "" for the variable's own
+    at: the place whose call to look at, "" for the chapter's first; key: the name to look up in a mapping
+    before: the value before the function changed it in place
+    formula: given by a formula, not by a variable that still holds it when the function returns
+    shape: of such a one, in dimension letters
+    """
+
+    code: str
+    means: str
+    latex: str
+    function: str = ""
+    result_of: str = ""
+    at: str = ""
+    key: str = ""
+    before: bool = False
+    formula: bool = False
+    shape: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a derivation: what it says, its formula, and fragments of the lines that do it, if any do.
+
+    torch: fragments of the PyTorch lines that do the same; needs: the settings that a configuration must have
+    """
+
+    side: str
+    says: str
+    formula: Formula
+    lines: list[str] = field(default_factory=list)
+    torch: list[str] = field(default_factory=list)
+    needs: Mapping = field(default_factory=dict)
+
+    def fragments(self, side: str) -> list[str]:
+        """What to look for in the code of one side."""
+        return self.torch if side == "torch" else self.lines if side == self.side else []
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter of the page.
+
+    operation: the stem of its pair, as a trace records it
+    code: functions to show, or parts of them, from the line holding `first` to that holding `last`
+    dimensions: sizes of those that are the chapter's own, as expressions
+    places: the tensors that it makes, without "blocks.0."; all of the operation's where none are given
+    labels: what the map calls them, by place, where that is not the title
+    of_inputs: it has no tensors of its own and shows those that it reads
+    """
+
+    name: str
+    operation: str
+    title: str
+    summary: str
+    symbols: dict[str, Symbol]
+    steps: list[Step]
+    code: list[dict]
+    dimensions: Mapping[str, str] = field(default_factory=dict)
+    places: list[str] = field(default_factory=list)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    of_inputs: bool = False
+
+    def nodes(self, nodes: Iterable[Node]) -> list[Node]:
+        """Where a model does this."""
+        own = [node for node in nodes if node.operation == self.operation]
+        return [
+            node
+            for node in own
+            if not self.places or any(place(each) in self.places for each in node.results)
+        ]
+
+    def tensors(self, node: Node) -> list[str]:
+        """The tensors that the chapter shows of one of its nodes."""
+        return node.inputs if self.of_inputs else list(node.results)
+
+    def excerpts(self, side: str, config: ModelConfig) -> list[Excerpt]:
+        """The code of one side that a model of this configuration runs."""
+        return [
+            excerpt(each["function"], each.get("first", ""), each.get("last", ""))
+            for each in self.code
+            if side_of(each["function"]) == side and fits(each.get("needs", {}), config)
+        ]
+
+    def functions(self) -> list[str]:
+        """Every NumPy function that is shown or that a symbol's value comes from."""
+        shown = [each["function"] for each in self.code if side_of(each["function"]) != "torch"]
+        named = [
+            each for symbol in self.symbols.values() for each in (symbol.function, symbol.result_of) if each
+        ]
+        return list(dict.fromkeys([*shown, *named]))
+
+    def names_variable(self, symbol: Symbol) -> bool:
+        """Whether the code has the variable that the symbol stands for."""
+        functions = [symbol.function] if symbol.function else self.functions()
+        return any(symbol.code in variables(function) for function in functions)
+
+
+def place(tensor: str) -> str:
+    """A tensor's name without its block: the same in every one."""
+    return re.sub(r"^blocks\.\d+\.", "", tensor)
+
+
+def block_of(node: Node) -> str:
+    """The block that a node is in, such as "blocks.0.", or ""."""
+    return node.results[0].removesuffix(place(node.results[0]))
+
+
+def side_of(function: str) -> str:
+    """Which of `SIDES` a function belongs to."""
+    if function.startswith("torch_llm."):
+        return "torch"
+    return "backward" if re.search(r"[._]backward$", function) else "forward"
+
+
+def fits(needs: Mapping, config: ModelConfig) -> bool:
+    """Whether a configuration has the settings that an entry needs."""
+    return all(getattr(config, name) == value for name, value in needs.items())
+
+
+@lru_cache
+def all_chapters() -> tuple[Chapter, ...]:
+    """The chapters of every operation of the catalogue, then Adam's, which is none of the model's dataflow."""
+    found = []
+    for operation in (*OPERATIONS, "adamw"):
+        file = FOLDER / f"{operation}.toml"
+        if file.exists():  # some are explained in another's chapter
+            content = tomllib.loads(file.read_text(encoding="utf-8"))
+            entries = {operation: content} if "title" in content else content
+            for name, entry in entries.items():
+                found.append(_chapter(name, operation, entries.get(entry.get("like"), {}) | entry))
+    return tuple(found)
+
+
+def chapters_of(nodes: list[Node]) -> list[Chapter]:
+    """The chapters of a model with this dataflow, in its order."""
+    found = []
+    for chapter in all_chapters():
+        if own := chapter.nodes(nodes):
+            found.append((next(at for at, node in enumerate(nodes) if node is own[0]), chapter))
+        elif chapter.operation not in OPERATIONS:
+            found.append((len(nodes), chapter))
+    return [chapter for _, chapter in sorted(found, key=itemgetter(0))]
+
+
+def _chapter(name: str, operation: str, entry: dict) -> Chapter:
+    indices = entry.pop("indices")
+    steps = [
+        Step(**row | {"side": side, "formula": Formula(row["formula"], indices)})
+        for side in ("forward", "backward")
+        for row in entry.pop(side, ())
+    ]
+    symbols = {}
+    for letter, row in entry.pop("symbols").items():
+        row = row | {key: _pairs.get(row[key], row[key]) for key in ("function", "result_of") if key in row}
+        symbols[letter] = Symbol(**{"latex": symbol_latex(letter)} | row)
+    code = [each for shown in entry.pop("code", [operation]) for each in _code(shown)]
+    entry.pop("like", None)
+    return Chapter(name, operation, symbols=symbols, steps=steps, code=code, **entry)
+
+
+def _dotted(function) -> str:
+    return f"{function.__module__}.{function.__name__}"
+
+
+# The functions of the operations by their names alone.
+_pairs = {
+    function.__name__: _dotted(function)
+    for operation in OPERATIONS.values()
+    for function in (operation.forward, operation.backward)
+    if function
+}
+
+
+def _code(entry: str | dict) -> list[dict]:
+    """The code that an entry of the list means: of a pair and its twin, of a function, or of some of its lines."""
+    if isinstance(entry, dict):
+        line = entry.get("line")
+        return [entry | {"first": line, "last": line} if line else entry]
+    if entry not in OPERATIONS:
+        return [{"function": _pairs.get(entry, entry)}]
+    forward, backward = _pairs[f"{entry}_forward"], _pairs[f"{entry}_backward"]
+    twin = forward.replace("numpy_llm", "torch_llm", 1).removesuffix("_forward")
+    return [{"function": each} for each in (forward, backward, twin)]

@@ -1,0 +1,131 @@
+"""One pass of both twins over a text, forward and back: everything that the page shows is read from it."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import numpy_llm
+import torch_llm
+from contract.components import sizes
+from contract.config import ModelConfig
+from contract.weights import Weights, weight_table
+from learn.study.tensors import View, view
+from numpy_llm.adam import CHUNK
+from operations.dataflow import Dataflow, record
+from parity.cases import Inputs
+from parity.compare import Row, compare
+from parity.passes import allow_rounding, reference_pass, twin_pass
+
+LEARNING_RATE = 1e-3
+ADAM_WEIGHTS = ("blocks.0.norm_1.weight", "blocks.0.attention.output.weight", "final_norm.weight")
+_FIELDS = {"activation": "activations", "gradient": "gradients", "weight gradient": "weight_gradients"}
+
+
+class Pass(NamedTuple):
+    """Both twins' passes over one text.
+
+    tokens: int (T + 1,); inputs: weights and batch, by precision
+    tensors: by precision and kind, what NumPy and what PyTorch computed, each by name
+    flow: which operation made which tensor; rows: the comparison of every tensor, by precision
+    views: what is shown, by kind and name: in float32, but for Adam's step
+    """
+
+    config: ModelConfig
+    tokens: np.ndarray
+    inputs: dict[str, Inputs]
+    tensors: dict[str, dict[str, tuple[Mapping, Mapping]]]
+    flow: Dataflow
+    rows: dict[str, list[Row]]
+    views: dict[tuple[str, str], View]
+
+    def by_hand(self, kind: str) -> Mapping[str, np.ndarray]:
+        """The tensors of a kind in float64, as NumPy computed them."""
+        return self.tensors["float64"][kind][0]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """This pass's number for each dimension letter, as they occur in shapes."""
+        T, decaying = len(self.tokens) - 1, self.inputs["float64"].weights.decaying
+        return sizes(self.config, T=T) | {"B T": T, "1": 1, "N": min(CHUNK, decaying)}
+
+    def fails(self, view: View) -> list[str]:
+        """The precisions in which a tensor of the twins differs by more than its limit."""
+        return [
+            dtype
+            for dtype, rows in self.rows.items()
+            if any(row[:2] == (view.kind, view.name) and not row.holds for row in rows)
+        ]
+
+
+def run_pass(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.ndarray) -> Pass:
+    """Send a text through both twins, forward and back, in both precisions.
+
+    weights: by name, in any precision; tokens: int (T + 1,), each of which but the first is predicted
+    """
+    inputs, tensors = {}, {}
+    for dtype in ("float64", "float32"):
+        inputs[dtype] = Inputs(_cast(config, weights, dtype), tokens[None, :-1], tokens[None, 1:], None)
+        both = (
+            reference_pass(numpy_llm, config, inputs[dtype]),
+            twin_pass(torch_llm, config, inputs[dtype], traced=True),
+        )
+        tensors[dtype] = {
+            kind: tuple(getattr(each, field) for each in both) for kind, field in _FIELDS.items()
+        }
+    gradients = tensors["float64"]["weight gradient"][0]
+    tensors["float64"]["optimizer"] = adam_step(config, inputs["float64"].weights, gradients)
+    rows = {
+        dtype: [row for kind, pair in pairs.items() for row in compare(kind, *pair, dtype)]
+        for dtype, pairs in tensors.items()
+    }
+    rows["float32"] = allow_rounding(rows["float32"], config, inputs["float32"])
+    views = {
+        row[:2]: view(config, row, *(each[row.name] for each in tensors[dtype][row.quantity]), tokens)
+        for dtype, compared in rows.items()
+        for row in compared
+        if (row.quantity == "optimizer") == (dtype == "float64")
+    }
+    activations = tensors["float64"]["activation"][0]
+    flow = Dataflow(record(config).nodes, activations.__contains__, activations.get)
+    return Pass(config, tokens, inputs, tensors, flow, rows, views)
+
+
+def _cast(config: ModelConfig, weights: Mapping[str, np.ndarray], dtype: str) -> Weights:
+    cast = Weights.zeros(config, dtype)
+    for name, weight in cast.items():
+        weight[...] = weights[name]
+    return cast
+
+
+def adam_step(
+    config: ModelConfig, weights: Weights, gradients: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What two steps of Adam leave behind in either twin, for a few weights, by "mean NAME" and so on.
+
+    The second step finds running means that are not 0, and gradients half as large, so that every term counts.
+    """
+    changed, total = _cast(config, weights, "float64"), _cast(config, gradients, "float64")
+    by_hand = numpy_llm.Adam(changed)
+    parameters = {name: torch.nn.Parameter(torch.tensor(weight)) for name, weight in weights.items()}
+    twin = torch_llm.Adam(parameters)
+    for _ in range(2):
+        by_hand.update(total, LEARNING_RATE)
+        for name, parameter in parameters.items():
+            parameter.grad = torch.tensor(total[name])
+        twin.update(LEARNING_RATE)
+        total.flat[...] /= 2
+    table = weight_table(config)
+    found = (
+        {"mean": Weights(table, by_hand.m), "mean square": Weights(table, by_hand.v), "weight": changed},
+        {"mean": twin.m, "mean square": twin.v, "weight": parameters},
+    )
+    return tuple(
+        {
+            f"{kind} {name}": torch.as_tensor(tensors[name]).detach().numpy().copy()
+            for name in ADAM_WEIGHTS
+            for kind, tensors in each.items()
+        }
+        for each in found
+    )

@@ -1,0 +1,73 @@
+"""What `python cli.py study` does: from a run and a text to the page."""
+
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from threadpoolctl import threadpool_limits
+
+from contract.config import preset
+from contract.errors import ConfigError
+from contract.files import require_free, write_file
+from data.prepare import DEFAULT_RANKS
+from data.tokenizers import encode, load_ranks, token_bytes
+from harness.training.checkpoint import load_checkpoint
+from harness.training.run_folder import find_checkpoint
+from learn.study.page import Subject, study_page
+from parity.cases import lively_weights
+
+
+def write_study(out: Path, run: Path | None, text: str, *, overwrite: bool = False) -> Subject:
+    """Write the study page of a run, or of the default model with random weights, over a text.
+
+    Raises UserError where the run cannot be read, the text has fewer than two tokens or symbols that the
+    tokenizer lacks, or the file cannot be written or is there already and `overwrite` is not set.
+    """
+    require_free(out, overwrite)
+    subject = open_subject(run, text)
+    # One sentence is too little work to share: on a busy machine threads that wait took 4 to 14 s for these 3.
+    with threadpool_limits(1):
+        page = study_page(subject)
+    with write_file(out, overwrite=overwrite) as file:
+        file.write(page.encode("utf-8"))
+    return subject
+
+
+def open_subject(run: Path | None, text: str) -> Subject:
+    """The model and the tokens of a page."""
+    if run is not None:
+        folder = find_checkpoint(run)
+        checkpoint = load_checkpoint(folder)
+        title = f"the checkpoint {folder.name} of {folder.parent.name}, step {checkpoint.step:,}"
+        config, weights, encoding = checkpoint.config, checkpoint.weights, checkpoint.tokenizer
+    else:
+        encoding = load_ranks(DEFAULT_RANKS)
+        config = preset("tense", vocab_size=encoding.n_vocab)
+        # At their initial values attention would be nearly even and biases 0: little to look at.
+        title, weights = "the default model with random weights", lively_weights(config, 0, "float32")
+    tokens = np.asarray(encode(encoding, text), np.int64)
+    if len(tokens) < 2:
+        raise ConfigError(
+            f"--text {text!r} has {len(tokens)} tokens, and at least 2 are needed: one to see and one to "
+            "predict; give a longer text"
+        )
+    note, most = "", config.context_length + 1
+    if len(tokens) > most:
+        note = f"the text has {len(tokens)} tokens; the page shows the first {most}, which fill the model's context"
+        tokens = tokens[:most]
+        text = encoding.decode(tokens.tolist()).rstrip("\ufffd") + "…"  # the cut may go through a character
+    return Subject(title, config, weights, tokens, labels(encoding), text, note)
+
+
+def labels(encoding: tiktoken.Encoding) -> list[str]:
+    """The text of every token: a space as "␣", whatever cannot be shown as its bytes."""
+    shown = []
+    for token in token_bytes(encoding):
+        try:
+            text = token.decode()
+        except UnicodeDecodeError:
+            text = ""
+        if not text or not all(c == " " or c.isprintable() for c in text):
+            text = "\\n" if token == b"\n" else "".join(f"\\x{byte:02x}" for byte in token)
+        shown.append(text.replace(" ", "␣"))
+    return shown

@@ -1,0 +1,503 @@
+"""Grading in a process of its own, and the command line: full marks, hostile files, JSON, the class's summary."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exercise_answers import ANSWERS
+from test_exercises import filled_in
+
+import cli
+from contract.errors import UserError
+from learn.exercises.catalogue import COURSE, EXERCISES
+from learn.exercises.grade import Limits, grade
+from learn.exercises.report import summary
+from learn.exercises.start import starter
+
+ROOT = Path(__file__).parents[2]
+RELU = EXERCISES["relu"]
+# Where the pair that an exercise asks for stands in the project, or is put together.
+PAIRS = {
+    exercise.name: f"{operation.forward.__module__.rpartition('.')[2]}.{operation.name}"
+    for exercise in COURSE
+    for operation in exercise.operations
+    if exercise.withheld == (f"{operation.name}_backward",)
+} | {"softmax": "attention.softmax"}  # fmt: skip
+PUT_TOGETHER = {
+    "residual": "elementary", "split-heads": "heads", "merge-heads": "heads", "scores": "heads",
+    "attention": "heads", "tied-output": "whole", "block": "whole",
+}  # fmt: skip
+
+
+def forged(reply):
+    """An answer that writes the runner's reply itself and leaves."""
+    return (
+        f"import os, pathlib\nnp.savez('reply.npz')\npathlib.Path('reply.json').write_text({json.dumps(reply)!r})\n"
+        "os._exit(0)"
+    )
+
+
+# The answer of relu_backward, or what stands above it, and the one line that it must get.
+HOSTILE = {
+    "blank": ("raise NotImplementedError('write this function')", "relu_backward is still blank"),
+    "hangs": ("while True:\n    pass", "took longer than 1 s"),
+    "starts another program": ("import subprocess\nsubprocess.run(['sleep', '9999'])", "calls subprocess.Popen"),
+    "hangs in a thread": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(9999,)).start()\nreturn dy * (x > 0)",
+        "",
+    ),
+    "ignores signals and hangs": (
+        "import signal\nfor each in (signal.SIGTERM, signal.SIGINT):\n    signal.signal(each, signal.SIG_IGN)\n"
+        "while True:\n    try:\n        import time; time.sleep(9999)\n    except BaseException:\n        pass",
+        "took longer than 1 s",
+    ),
+    "floods": (
+        "while True:\n    try:\n        print('dx' * 500)\n    except OSError:\n        pass",
+        "prints more than 100 kB",
+    ),
+    "floods and returns": ("print('dx' * 100_000)\nreturn dy", "prints more than 100 kB"),
+    "raises": ("return dy * undefined", "line 28: NameError: name 'undefined' is not defined"),
+    "raises at length": ("raise ValueError('so\\n\\x1b[31m' + 'long ' * 10**6)", "ValueError: so [31mlong long"),
+    "raises what cannot be told": (
+        "class Silent(Exception):\n    def __str__(self):\n        raise ValueError\nraise Silent",
+        "Silent, whose message cannot be read",
+    ),
+    "exits": ("import sys\nsys.exit(0)", "ends the program itself"),
+    "exits at once": ("import os\nos._exit(0)", "gives no answer: take out exit"),
+    "crashes": ("import ctypes\nctypes.string_at(0)", "crashed Python itself (SIGSEGV)"),
+    "kills": ("import os\nos.kill(os.getpid(), 9)", "calls os.kill; an exercise has no use for another process"),
+    "forks": ("import os\nos.fork()\nreturn dy * (x > 0)", "calls os.fork; an exercise"),
+    "runs a command": ("import os\nos.system('sleep 9999')", "calls os.system"),
+    "recurses": ("return relu_backward(dy, cache)", "calls itself without end"),
+    "asks": ("return float(input('dx? '))", "waits for input"),
+    "returns nothing": ("dx = dy * (x > 0)", "returns None where 1 array (dx) are due"),
+    "returns text": ("return 'dy'", "a str came, which is no array of numbers"),
+    "returns ragged": ("return [[1, 2], [3]]", "ValueError: setting an array element with a sequence"),
+    "returns functions": ("return np.array([relu_forward])", "no array of numbers"),
+    "returns complex numbers": ("return dy * 1j", "complex numbers came"),
+    "returns a dict": ("return {'dx': dy}", "a dict of 1 came, which is no array of numbers"),
+    "returns several": ("return dy, dy", "returns a tuple of 2 where 1 array (dx) are due"),
+    "returns not a number": ("return np.log(-np.abs(dy))", "numbers are not finite, the first nan at [0, 0, 0]"),
+    "returns the infinite": ("return np.full_like(dy, np.inf)", "not finite, the first inf"),
+    "returns nan the second time": (
+        "global np\nseen = getattr(np, 'seen', 0)\nnp.seen = 1\nreturn dy * (x > 0) + (np.nan if seen else 0)",
+        "numbers are not finite",
+    ),
+    "returns the huge": ("return np.full_like(dy, 1e308)", "the largest error is at"),
+    "returns a scalar": ("return 1.0", "shape (), wanted (2, "),
+    "returns too much": ("return np.zeros(2**21)", "far too large"),
+    "changes dy": ("dy *= x > 0\nreturn dy", "dy changed in place"),
+    "calls the answer": (
+        "from numpy_llm.feed_forward import relu_backward as answer\nreturn answer(dy, x)",
+        "calls the project's own relu_backward, which is the answer",
+    ),
+    "imports the answer": ("from learn.exercises.elementary import RELU", "No module named 'learn"),
+    "replaces json": ("import json\njson.dumps = lambda *a: '[nonsense'\nreturn dy * (x > 0)", ""),
+    "replaces NumPy": ("np.asarray = np.savez = None\nreturn dy * (x > 0)", "gives no answer: take out exit"),
+    "replaces a maximum": ("np.maximum = np.minimum\nreturn dy * (x > 0)", "the forward pass was given"),
+    "replaces what Python is made of": (
+        "import builtins\nbuiltins.isinstance = builtins.len = builtins.open = None\nreturn dy * (x > 0)",
+        "gives no answer",
+    ),
+    "closes what it prints to": ("import sys\nsys.stdout.close()\nsys.stderr = None\nreturn dy * (x > 0)", ""),
+    "replies with a pipe": ("import os\nos.mkfifo('reply.json')\nos._exit(0)", "gives no answer"),
+    "replies without end": (
+        "import os\nos.symlink('/dev/zero', 'reply.json')\nnp.savez('reply.npz')\nos._exit(0)",
+        "gives no answer",
+    ),
+    "replies with a bomb": (
+        "import os, zipfile\nwith zipfile.ZipFile('reply.npz', 'w', zipfile.ZIP_DEFLATED) as archive:\n"
+        "    with archive.open('0/dx.npy', 'w') as member:\n"
+        "        for _ in range(300):\n            member.write(bytes(1 << 20))\n"
+        "open('reply.json', 'w').write('{}')\nos._exit(0)",
+        "gives no answer",
+    ),
+    "takes the answers of the tests": ("from tests.exercise_answers import ANSWERS", "tests"),
+    "takes the answers of the proof": ("from parity.golden import check", "parity"),
+    "takes the answers of the operations": ("from operations.relu import RELU", "operations"),
+    "forges half a reply": (forged({"problem": "", "trials": []}), "gives no answer"),
+    "forges an empty reply": (forged({"problem": "", "memory_bounded": True, "trials": []}), "gives no answer"),
+    "forges a message": (
+        forged({"problem": "\x1b[2J" + "long " * 999, "memory_bounded": True, "trials": []}),
+        "[2Jlong long",
+    ),
+    "hides its sizes": ("return dy.reshape(2, 5, 12) * (x > 0)", "on other sizes than yours: line 28 (dy (3, 4, 10)"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def run_cli(capsys, monkeypatch, tmp_path):
+    """A function that runs the command line in an empty folder: exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cli.py", "exercise", *map(str, arguments)])
+        code = cli.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a student's file for ReLU with an answer, and gives its path."""
+
+    def put(answer, name="relu.py", exercise=RELU, seed=0):
+        path = tmp_path / name
+        path.write_text(filled_in(exercise, seed, answer), encoding="utf-8")
+        return path
+
+    return put
+
+
+# Full marks
+
+
+@pytest.mark.parametrize("exercise", COURSE, ids=EXERCISES)
+def test_a_right_file_gets_full_marks(exercise, write):
+    """Each answer in its starter is right in a process of its own, with the project's answers withheld."""
+    result = grade(write(None, exercise=exercise, seed=5))
+    assert (result.problem, [mark for mark in result.marks if not mark.right]) == ("", [])
+    assert result.full
+    assert all(mark.error < 1e-12 for mark in result.marks)
+    differences = [mark.difference_error for mark in result.marks]
+    assert exercise.name == "adam" or max(differences) < 1e-7
+
+
+def adapted(name, module):
+    """A file's text that hands the calls to the catalogue's reference, which calls the project's functions."""
+    stem, constant = name.replace("-", "_"), name.replace("-", "_").upper()
+    return (
+        f"from learn.exercises.{module} import {constant}\n\n\n"
+        f"def {stem}_forward(**inputs):\n    return {constant}.forward(**inputs)\n\n\n"
+        f"def {stem}_backward(dy, cache):\n"
+        f"    found = {constant}.backward(dy, cache)\n"
+        "    if any('.' in name for name in found):\n"
+        "        return found.pop('dx'), {name[1:]: value for name, value in found.items()}\n"
+        "    return tuple(found.values())\n"
+    )
+
+
+def taken(name, pair):
+    """A file's text that takes the project's pair as it is."""
+    stem, (module, _, theirs) = name.replace("-", "_"), pair.partition(".")
+    ways = ", ".join(f"{theirs}_{way} as {stem}_{way}" for way in ("forward", "backward"))
+    return f"from numpy_llm.{module} import {ways}"
+
+
+PROJECT_ANSWERS = {
+    **{name: taken(name, pair) for name, pair in PAIRS.items()},
+    **{name: adapted(name, module) for name, module in PUT_TOGETHER.items()},
+    "adam": "from learn.exercises.whole import ADAM\n\n\n"
+    "def adam(**inputs):\n    return tuple(ADAM.forward(**inputs).values())\n",
+}
+
+
+@pytest.mark.parametrize("name", PROJECT_ANSWERS)
+def test_the_projects_own_functions_get_full_marks(name, tmp_path):
+    """The reference solution of every exercise, run as a student's file would be."""
+    path = tmp_path / "reference.py"
+    path.write_text(f'EXERCISE = "{name}"\nSEED = 3\n{PROJECT_ANSWERS[name]}\n', encoding="utf-8")
+    result = grade(path, trusted=True)
+    assert result.problem == ""
+    assert [mark for mark in result.marks if not mark.right] == []
+    assert result.marks
+
+
+def test_every_exercise_has_a_reference_solution():
+    """The list above leaves none out."""
+    assert set(PROJECT_ANSWERS) == set(EXERCISES)
+
+
+# Files that hang, crash, flood or return nonsense
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_gets_one_line(kind, write, capfd):
+    """Whatever a file does, grading ends before it would, in one printable line, and no byte reaches the terminal."""
+    answer, line = HOSTILE[kind]
+    result = grade(write(answer), limits=Limits(1 if "took longer" in line else 600))
+    said = [result.problem] if result.problem else [mark.hint for mark in result.marks if not mark.right]
+    assert len(said) == (1 if line else 0), said
+    if line:
+        assert line in said[0]
+        assert said[0].isprintable()
+        assert len(said[0]) <= 300
+    assert capfd.readouterr() == ("", "")
+
+
+def test_memory_is_bounded(write):
+    """A file that takes memory without end is stopped, where the system can."""
+    result = grade(
+        write("hoard = []\nwhile True:\n    hoard.append(np.ones(10**6))"), limits=Limits(600, 512)
+    )
+    assert "needs more memory" in result.problem or result.note
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "no line EXERCISE"),
+        ('EXERCISE = "relu"\n', "no line SEED"),
+        ('EXERCISE = "flight"\nSEED = 0\n', "unknown exercise 'flight'"),
+        ('EXERCISE = "relu"\nSEED = 9999999999999999999\n', "SEED must be from 0"),
+        ('EXERCISE = "relu"\nSEED = 0\ndef relu_forward(x)\n', "line 3: not Python: expected ':'"),
+        ('EXERCISE = "relu"\nSEED = 0\n', "no function relu_forward"),
+        ('EXERCISE = "relu"\nSEED = 0\nimport torchvision_of_mine\n', "line 3: ModuleNotFoundError"),
+        ('EXERCISE = "relu"\nSEED = 0\ndef relu_forward(x):\n    return x\n', "not y and a cache"),
+        ('EXERCISE = "relu"\nSEED = 0\n\0', "null bytes"),
+    ],
+)
+def test_a_file_that_is_no_exercise(tmp_path, text, line):
+    """What cannot be run is named, with its line where it has one."""
+    path = tmp_path / "file.py"
+    path.write_text(text)
+    assert line in grade(path).problem
+
+
+def test_a_changed_forward_pass_is_named(tmp_path):
+    """The forward pass was given: where y is no longer right, that is what the student hears."""
+    path = tmp_path / "relu.py"
+    path.write_text(filled_in(RELU, 0).replace("np.maximum(x, 0)", "np.maximum(x, 1)"), encoding="utf-8")
+    (mark,) = [mark for mark in grade(path).marks if not mark.right]
+    assert (mark.name, mark.hint) == ("y", "the forward pass was given and has changed; put it back")
+
+
+def test_a_size_written_as_a_number(write):
+    """Right on the shapes that the student saw and wrong on others: the hint says so."""
+    exercise = EXERCISES["cross-entropy"]
+    tokens = exercise.trials(0)[0].inputs["targets"].size
+    result = grade(write(ANSWERS["cross-entropy"].replace("/ N", f"/ {tokens}"), exercise=exercise))
+    assert "a size is written as a number" in result.marks[0].hint
+
+
+# The command line
+
+
+def test_list(run_cli):
+    """Every exercise, a line each, in order."""
+    code, out, err = run_cli("list")
+    assert (code, err) == (0, "")
+    assert [line.split()[1] for line in out.splitlines()] == list(EXERCISES)
+
+
+def test_start_overwrites_nothing(run_cli, tmp_path):
+    """The file is what `starter` makes; a second start leaves it alone and is one line of error."""
+    code, out, _ = run_cli("start", "layer-norm", "--seed", 4)
+    path = tmp_path / "layer_norm.py"
+    assert (code, out) == (0, "")
+    assert path.read_text(encoding="utf-8") == starter(EXERCISES["layer-norm"], 4)
+    path.write_text("mine")
+    code, _, err = run_cli("start", "layer-norm")
+    assert code == 1
+    assert err.startswith("error: layer_norm.py already exists")
+    assert err.count("\n") == 1
+    assert path.read_text() == "mine"
+    assert run_cli("start", "relu", "--out", "mine.py")[0] == 0
+    assert (tmp_path / "mine.py").exists()
+
+
+def test_hints_are_told_one_by_one(run_cli, tmp_path):
+    """A hint is asked for by its number, and asking writes no file."""
+    for number, hint in enumerate(EXERCISES["layer-norm"].hints, 1):
+        assert run_cli("start", "layer-norm", "--hint", number) == (0, f"{number} of 4: {hint}\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        ("start flight", 2, "unknown exercise 'flight'; choose one of relu"),
+        ("start layernorm", 2, "unknown exercise 'layernorm'; did you mean layer-norm?"),
+        ("start crossentropy", 2, "did you mean cross-entropy?"),
+        ("start heads", 2, "did you mean split-heads or merge-heads?"),
+        ("start relu --seed -1", 2, "--seed must be from 0"),
+        ("start relu --hint 0", 2, "--hint must be from 1 to 2 for relu, got 0"),
+        ("start relu --hint 3", 2, "--hint must be from 1 to 2 for relu, got 3"),
+        ("start relu --out no/relu.py", 1, "cannot be written (No such file or directory)"),
+        ("grade missing.py", 1, "missing.py: cannot be read (no such file)"),
+        ("grade .", 1, ".: no .py file in this folder names an exercise; give the folder of files that"),
+        ("grade missing.py --time-limit 0", 2, "--time-limit must be above 0"),
+        ("grade missing.py --time-limit nan", 2, "--time-limit must be above 0"),
+        ("grade missing.py --memory-limit 1", 2, "--memory-limit must be from 256"),
+        ("grade missing.py --seed -3", 2, "--seed must be from 0"),
+        ("grade", 2, "Missing argument"),
+    ],
+)
+def test_a_wrong_use_is_one_line(run_cli, tmp_path, arguments, code, line):
+    """Exit code and message of each mistake at the command line; nothing is left behind."""
+    found, out, err = run_cli(*arguments.split())
+    assert (found, out) == (code, "")
+    assert line in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class(run_cli, write):
+    """Several files: a block for each, a summary with the commonest hints; the same as JSON; exit code 1."""
+    write("return dy * (x > 0)", "anna.py")
+    write("return dy * (dy > 0)", "ben.py", seed=2)
+    write("print('here')\nreturn dy * (dy > 0)", "cleo.py", seed=3)
+    write("raise NotImplementedError('write this function')", "dan.py")
+    names = [f"{name}.py" for name in ("anna", "ben", "cleo", "dan")]
+    code, out, err = run_cli("grade", *names)
+    assert (code, err) == (1, "")
+    assert "anna.py: relu, seed 0: 1 of 1 right\n  dx  right  error" in out
+    assert "ben.py: relu, seed 2: 0 of 1 right\n  dx  wrong  right shape; you let dy through" in out
+    assert "dan.py: relu, seed 0: relu_backward is still blank\n" in out
+    assert "1 of 4 files have everything right\n  relu: 1 of 4\n    2 x dx: right shape; you let dy" in out
+
+    code, out, err = run_cli("grade", *names, "--json", "--seed", 9)
+    assert (code, err) == (1, "")
+    found = json.loads(out)
+    assert [each["file"] for each in found["files"]] == names
+    assert [each["full"] for each in found["files"]] == [True, False, False, False]
+    assert {each["seed"] for each in found["files"]} == {9}
+    assert found["files"][2]["printed"].split() == ["here", "here"]
+    assert found["files"][0]["outputs"][0]["error"] == 0
+    assert found["summary"]["relu"]["files"] == 4
+    assert found["summary"]["relu"]["hints"][0]["files"] == 2
+
+
+def test_a_class_is_told_causes(run_cli, write):
+    """A cause counts once a file, without what follows from it and without the numbers of one student's instance."""
+    attention, answer = EXERCISES["attention"], ANSWERS["attention"]
+    dheads, softmax = "dheads = dmerged", "softmax_backward(dprobabilities, softmax_cache)"
+    for seed, (old, new) in enumerate(
+        [(dheads, "dmerged = np.tanh(dmerged)\ndheads = dmerged")] * 3 + [(softmax, "dprobabilities")] * 2
+    ):
+        write(answer.replace(old, new), f"{seed}.py", attention, seed)
+    write("return undefined", "5.py", attention)
+    write("\nreturn undefined", "6.py", attention)
+    write("print('x' * 200_000)", "7.py", attention)
+    write("return dy", "8.py", attention)
+    names = [f"{number}.py" for number in range(9)]
+    out = run_cli("grade", *names)[1]
+    assert out.partition("0 of 9 files have everything right\n")[2].splitlines() == [
+        "  attention: 0 of 9",
+        "    3 x dquery_key_value.bias: wrong in a way that no known mistake explains; doutput.weight comes before it "
+        "and is right: the fault lies between them",
+        "    2 x dx: right shape; the softmax is skipped on the way back: bring the gradient of the probabilities to "
+        "the scores with softmax_backward",
+        "    2 x NameError: name 'undefined' is not defined",
+        "    and 2 other causes",
+    ]
+    found = json.loads(run_cli("grade", *names, "--json")[1])
+    assert found["summary"]["attention"]["others"] == 2
+    causes = {each["name"]: each["cause"] for each in found["files"][0]["outputs"]}
+    assert causes["dx"] == causes["doutput.bias"] == ""
+
+
+def test_a_part_of_a_cause_is_not_another(write):
+    """The bias, which one of two miscounted ways reaches, is no cause beside that of both."""
+    attention, answer = EXERCISES["attention"], ANSWERS["attention"]
+    file = write(answer.replace("/ np.sqrt(D)", "/ np.sqrt(D) * 2"), exercise=attention)
+    (told,) = summary([grade(file)])["attention"]["hints"]
+    assert "the path through query counts 2 times instead of once and the path through key" in told["hint"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "cause"),
+    [
+        ("dy.sum(axis=(0, 1))", "dy", "dbias: wrong shape: not summed over the leading 2 axes; summed, it would be"),
+        ("dy.sum(axis=(0, 1))", "dy.sum(axis=(0, 1)) / 7 * len(dy)", "dbias: right shape; it is off by a constant "
+         "factor of a wrong size, or one written as a number; all else is right"),
+        ("dx = ", "dx = np.nan * ", "dx: numbers that are not finite: a division by 0, a root or logarithm of a "
+         "negative number, or inf - inf"),
+        ("(dnormal - mean", "(np.tanh(dnormal) - mean", "dx: wrong in a way that no known mistake explains"),
+        ("dx = ", "dx = np.ones((2, 3)) @ ", "ValueError: matmul: "),
+    ],
+)  # fmt: skip
+def test_equal_causes_group(write, old, new, cause):
+    """Students whose instances have other sizes and numbers, but who made the same mistake, are counted together."""
+    exercise = EXERCISES["layer-norm"]
+    answer = ANSWERS["layer-norm"].replace(old, new)
+    grades = [grade(write(answer, f"{seed}.py", exercise, seed)) for seed in range(3)]
+    (told,) = summary(grades)["layer-norm"]["hints"]
+    assert told["files"] == 3
+    assert told["hint"].startswith(cause)
+
+
+def test_one_right_file(run_cli, write):
+    """All right is exit code 0, and what the file printed goes to stderr."""
+    write("print('x has shape', x.shape)\nreturn dy * (x > 0)")
+    code, out, err = run_cli("grade", "relu.py")
+    assert code == 0
+    assert "1 of 1 right" in out
+    assert err.startswith("it printed: x has shape (2")
+
+
+def test_a_file_that_is_missing_among_others(run_cli, write):
+    """A name that is no file is the grader's mistake, told before any file is run."""
+    write("return dy * (x > 0)")
+    code, out, err = run_cli("grade", "relu.py", "nobody.py")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: nobody.py: cannot be read (no such file)")
+
+
+def test_a_folder(run_cli, write, tmp_path):
+    """A folder stands for its files that name an exercise, in order: also one that names it wrongly."""
+    (tmp_path / "class" / "old.py").mkdir(parents=True)
+    write("return dy * (x > 0)", "class/ben.py")
+    write("return dy", "class/anna.py")
+    (tmp_path / "class" / "cleo.py").write_text('EXERCISE = "rely"\nSEED = 0\n')
+    (tmp_path / "class" / "helpers.py").write_text("import numpy\n")
+    (tmp_path / "class" / "notes.txt").write_text('EXERCISE = "relu"\nSEED = 0\n')
+    write("return dy * (x > 0)", "dan.py")
+    code, out, err = run_cli("grade", "class", "dan.py")
+    assert (code, err) == (1, "")
+    files = [line.partition(": ")[0] for line in out.splitlines() if ".py: " in line]
+    assert files == [*(os.path.join("class", f"{name}.py") for name in ("anna", "ben", "cleo")), "dan.py"]
+    assert "unknown exercise 'rely'; did you mean relu?" in out
+    assert "2 of 4 files have everything right" in out
+
+
+def test_what_a_file_prints_cannot_steer_the_terminal(write):
+    """Control characters are taken out of what is shown."""
+    assert grade(write("print('\\x1b[2Jdone')\nreturn dy * (x > 0)")).printed.startswith("?[2Jdone")
+
+
+def test_a_files_name_cannot_steer_the_terminal(run_cli, write):
+    """Nor can a name with control characters, in the judgement or in an error."""
+    write("return dy * (x > 0)", "\x1b[2Jrelu.py")
+    code, out, err = run_cli("grade", "\x1b[2Jrelu.py")
+    assert (code, err) == (0, "")
+    assert out.startswith("[2Jrelu.py: relu, seed 0: 1 of 1 right\n")
+    assert run_cli("grade", "\x1b[2J")[2].startswith("error: [2J: cannot be read")
+
+
+@pytest.mark.timeout(600)
+def test_a_pipe_is_no_file(tmp_path):
+    """What is no file is not waited for."""
+    path = tmp_path / "pipe.py"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"cannot be read \(not a file\)"):
+        grade(path)
+
+
+def test_grading_needs_no_pytorch():
+    """The exercises stand on NumPy, the contract and the reference alone."""
+    program = "import sys, learn.exercises.report; print(*{name.partition('.')[0] for name in sys.modules})"
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "torch_llm", "harness", "tiktoken"} & set(result.stdout.split())
+
+
+def test_the_reference_is_not_sent(monkeypatch, write):
+    """What the process gets holds arguments alone; no right gradient is among them."""
+    sent = {}
+
+    def look(path, folder, limits):
+        with np.load(folder / "request.npz") as file:
+            sent.update(file)
+        return "looked", ""
+
+    monkeypatch.setattr("learn.exercises.grade.run_file", look)
+    grade(write(None, exercise=EXERCISES["layer-norm"]))
+    assert {name.partition("/")[2] for name in sent} == {"x", "weight", "bias", "dy"}

@@ -1,0 +1,263 @@
+"""The exercises: reference values that hold, right answers with full marks, known mistakes with their hints."""
+
+import json
+import re
+from types import ModuleType
+
+import numpy as np
+import pytest
+from exercise_answers import ANSWERS, SLIPS
+
+from contract.numbers import magnitude, relative_error
+from learn.exercises import runner
+from learn.exercises.catalogue import COURSE, EXERCISES
+from learn.exercises.diagnosis import diagnose
+from learn.exercises.exercise import Instance, finite_differences
+from learn.exercises.grade import DEFAULT_LIMITS, Reply, judge, write_request
+from learn.exercises.start import starter
+
+SEEDS = range(3)
+each_exercise = pytest.mark.parametrize("exercise", COURSE, ids=EXERCISES)
+
+
+def filled_in(exercise, seed, answer=None):
+    """The text of a student's file: the starter with an answer in place of its blank."""
+    lines = (ANSWERS[exercise.name] if answer is None else answer).strip().splitlines()
+    body = "\n".join(f"    {line}" for line in lines)
+    blank = '    raise NotImplementedError("write this function")'
+    text = starter(exercise, seed)
+    assert text.count(blank) == 1
+    return text.replace(blank, body)
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """A function that marks a file's text in this process: what the runner does and then the judgement."""
+
+    def run(exercise, seed, text):
+        module = ModuleType("student")
+        exec(compile(text, "student.py", "exec"), module.__dict__)
+        trials = exercise.trials(seed)
+        write_request(tmp_path, exercise, trials, DEFAULT_LIMITS, trusted=True)
+        request = json.loads((tmp_path / "request.json").read_text())
+        with np.load(tmp_path / "request.npz") as file:
+            sent = dict(file)
+        problems, changed, arrays = [], [], {}
+        for place in range(len(trials)):
+            found = runner.run_trial(module, request, sent, place)
+            values = {name: runner.as_array(value) for name, value in found["outputs"].items()}
+            arrays |= {f"{place}/{name}": value for name, value in values.items()}
+            problems.append({})
+            changed += found["changed"]
+        reply = Reply("", True, problems, changed, arrays)
+        return {each.name: each for each in judge(exercise, trials, seed, reply)}
+
+    return run
+
+
+# The catalogue
+
+
+def test_the_course():
+    """At least twelve steps; each has a title, hints, and a slip for all but the simplest relations."""
+    assert len(COURSE) >= 12
+    assert len(EXERCISES) == len(COURSE)
+    for exercise in COURSE:
+        assert exercise.title
+        assert len(exercise.hints) >= 2, exercise.name
+    assert {slip.exercise for slip in SLIPS} == set(EXERCISES) == set(ANSWERS)
+
+
+@each_exercise
+def test_the_reference_agrees_with_finite_differences(exercise):
+    """The project's gradients are those of its forward pass, on every trial of several seeds."""
+    for seed in SEEDS:
+        for trial in exercise.trials(seed):
+            wanted = exercise.solve(trial)
+            for name, differences in finite_differences(exercise, trial, seed).items():
+                at_places = wanted[name].flat[differences.places]
+                error = relative_error(differences.values, at_places, magnitude(wanted[name]))
+                assert error <= 1e-7, (name, seed)  # observed at most: 2e-9
+
+
+@each_exercise
+def test_every_gradient_has_finite_differences(exercise):
+    """No gradient is judged by the reference alone; only Adam's step, which has no backward pass, is."""
+    trial = exercise.trials(0)[0]
+    gradients = {name for name in exercise.solve(trial) if name.startswith("d")}
+    assert set(finite_differences(exercise, trial, 0)) == gradients
+    assert gradients or exercise.name == "adam"
+
+
+@each_exercise
+def test_terms_add_up(exercise):
+    """The terms by which missing ones are told sum to the gradient."""
+    for trial in exercise.trials(4):
+        wanted = exercise.solve(trial)
+        for name, terms in exercise.terms(trial).items():
+            assert relative_error(sum(terms.values()), wanted[name]) < 1e-12, name
+
+
+@each_exercise
+def test_mistakes_are_mistakes(exercise):
+    """Every known mistake changes an output by far more than the limit, and no two but forms of one are the same."""
+    instance = Instance(exercise, exercise.trials(5))
+    (wanted, _), seen = instance.solutions, []
+    assert len(instance.wrong) >= len(exercise.mistakes) + len(exercise.operations)
+    for mistake in instance.wrong:
+        wrong = mistake.trials[0]
+        changes = [
+            relative_error(wrong[name], wanted[name])
+            for name in wrong
+            if wrong[name].shape == wanted[name].shape
+        ]
+        assert max(changes, default=1) > 1e-5, mistake.name
+        for other in seen:
+            assert other.name == mistake.name or any(
+                name not in other.trials[0]
+                or wrong[name].shape != other.trials[0][name].shape
+                or relative_error(wrong[name], other.trials[0][name]) > 1e-7
+                for name in wrong
+            ), (mistake.name, other.name)
+        seen.append(mistake)
+
+
+def test_known_mistakes_are_diagnosed():
+    """Every form of every known mistake gets its hint, or is told as a term that is missing or a transposed output.
+
+    It is graded as if a student had handed in the project's own functions with the mistake made in them.
+    """
+    told, forms = set(), 0
+    for exercise in COURSE:
+        instance = Instance(exercise, exercise.trials(0))
+        for mistake in instance.wrong:
+            pairs = enumerate(zip(instance.solutions, mistake.trials, strict=True))
+            arrays = {
+                f"{place}/{name}": np.asarray(value, np.float64)
+                for place, (right, wrong) in pairs
+                for name, value in (right | wrong).items()
+            }
+            hints = [
+                mark.hint for mark in judge(exercise, instance.trials, 0, Reply("", True, [], [], arrays))
+            ]
+            assert any(
+                text in hint
+                for hint in hints
+                for text in (mistake.hint, "is missing", "has the wrong sign", "transposed, otherwise right")
+            ), (exercise.name, mistake.name, hints)
+            told.add(mistake.name)
+            forms += 1
+    assert forms >= 170
+    assert len(told) >= 77
+
+
+def test_seeds_draw_instances_of_their_own():
+    """The same seed gives the same instance, another seed other numbers, and each trial other sizes."""
+    for exercise in COURSE:
+        first, again, other = (exercise.trials(seed) for seed in (7, 7, 8))
+        for ours, same, theirs in zip(first, again, other, strict=True):
+            for name, value in ours.inputs.items():
+                if isinstance(value, np.ndarray):
+                    np.testing.assert_array_equal(value, same.inputs[name])
+                    assert not np.array_equal(value, theirs.inputs[name])
+        assert all(first[0].sizes[letter] != first[1].sizes[letter] for letter in first[0].sizes)
+
+
+# The file that a student gets
+
+
+@each_exercise
+def test_the_starter(exercise):
+    """It names exercise and seed, shows every argument's shape, and its given forward pass is the project's."""
+    text = starter(exercise, 12)
+    assert "@SHAPES@" not in text
+    assert re.search(f'^EXERCISE = "{exercise.name}"$', text, re.MULTILINE)
+    assert re.search("^SEED = 12$", text, re.MULTILINE)
+    trial = exercise.trials(12)[0]
+    module = ModuleType("student")
+    exec(compile(text, "starter.py", "exec"), module.__dict__)
+    for name, value in trial.inputs.items():
+        shapes = value.values() if isinstance(value, dict) else [value]
+        assert all(str(each.shape) in module.__doc__ for each in shapes if isinstance(each, np.ndarray)), name
+    if exercise.backward is not None:
+        y, _ = getattr(module, f"{exercise.function}_forward")(**trial.inputs)
+        assert relative_error(np.asarray(y), exercise.solve(trial)["y"]) < 1e-12
+
+
+# Answers
+
+
+@each_exercise
+def test_an_answer_written_in_the_blank_gets_full_marks(exercise, mark):
+    """The starter alone, with nothing but its blank filled in, is marked right on every seed."""
+    for seed in SEEDS:
+        marks = mark(exercise, seed, filled_in(exercise, seed))
+        assert [each.name for each in marks.values() if not each.right] == []
+        assert set(marks) == set(exercise.solve(exercise.trials(seed)[0])) - {"y"}
+        assert all(each.error < 1e-12 for each in marks.values())
+
+
+@pytest.mark.parametrize("slip", SLIPS, ids=[f"{slip.exercise}: {slip.new.strip()[:30]}" for slip in SLIPS])
+def test_a_mistake_gets_its_hint(slip, mark):
+    """Each mistake takes its output's mark and gets the hint that fits it, on two seeds."""
+    for seed in (0, 1):
+        check_slip(slip, seed, mark)
+
+
+def check_slip(slip, seed, mark):
+    """The slip's output is marked wrong and gets the slip's hint."""
+    exercise, answer = EXERCISES[slip.exercise], ANSWERS[slip.exercise].strip() + "\n"
+    assert slip.old in answer
+    marks = mark(exercise, seed, filled_in(exercise, seed, answer.replace(slip.old, slip.new)))
+    assert not marks[slip.output].right
+    assert slip.hint in marks[slip.output].hint, (seed, marks[slip.output].hint)
+
+
+def test_the_places_of_an_error_are_told_in_few_words():
+    """A run of wrong places by its ends, many scattered ones by those that are right, or not at all."""
+    for wrong, told in (
+        ([1, 4], "only places 1, 4 along the first axis are wrong: "),
+        (range(5, 12), "only places 5 to 11 along the first axis are wrong: "),
+        ([*range(6), *range(7, 11), 13], "all but places 6, 11, 12, 14, 15 along the first axis are wrong: "),
+        ([*range(0, 16, 2)], "8 of 16 numbers are wrong: "),
+    ):
+        assert place_told(16, [*wrong]).startswith(f"right shape; {told}the largest error"), told
+
+
+def test_a_number_that_is_0_but_for_rounding_reads_0():
+    """Rounding errors of the reference are not told as the right answer."""
+    assert "yours 1000, right 0 (" in place_told(16, [3], right=-3.6e-16)
+
+
+def place_told(size, wrong, right=None):
+    """The hint for a bias that is wrong without reason at some places, where its right values are `right`."""
+    exercise = EXERCISES["linear"]
+    instance = Instance(exercise, exercise.trials(0))
+    found = []
+    for number, solution in enumerate(instance.solutions):
+        values = np.sin(np.arange(1.0, size + 1) + number)
+        if right is not None:
+            values[wrong] = right
+        solution["dbias"], array = values, values.copy()
+        array[wrong] = 1000 + np.arange(len(wrong)) ** 2
+        found.append(array)
+    return diagnose(instance, "dbias", found).text
+
+
+@pytest.mark.slow
+@each_exercise
+def test_every_student_is_judged_alike(exercise, mark):
+    """Neither full marks nor hints depend on the instance: the same on ten other seeds, the largest among them."""
+    for seed in (*range(100, 109), 2**63 - 1):
+        assert all(each.right for each in mark(exercise, seed, filled_in(exercise, seed)).values()), seed
+        for slip in SLIPS:
+            if slip.exercise == exercise.name:
+                check_slip(slip, seed, mark)
+
+
+def test_every_known_mistake_is_made_in_some_answer():
+    """No hint of an exercise's own is without a student's file that gets it."""
+    for exercise in COURSE:
+        expected = [slip.hint for slip in SLIPS if slip.exercise == exercise.name]
+        for mistake in exercise.mistakes:
+            assert any(hint in mistake.hint for hint in expected), mistake.hint
