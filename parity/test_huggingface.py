@@ -18,6 +18,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers (p
 
 import numpy_llm  # noqa: E402
 import torch_llm  # noqa: E402
+from contract.errors import UserError  # noqa: E402
 from data.batches import evaluation_batches  # noqa: E402
 from data.tokenizers import encoding_of, identity  # noqa: E402
 from data.vocabulary import vocabulary_files  # noqa: E402
@@ -164,9 +165,14 @@ def test_import_and_export_change_no_logit(shape, tmp_path):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 @each_dtype
 def test_export_computes_what_the_twins_do(case, dtype, tmp_path):
-    """Every configuration of ours, fixed positions and absent biases included, is one that GPT-2 can express."""
+    """GPT-2 can express fixed positions and absent biases; what it cannot express is refused, never approximated."""
     inputs, tokenizer = case.inputs(dtype), symbols(case.config.vocab_size)
     checkpoint = Checkpoint(case.config, inputs.weights, tokenizer, training={"dtype": dtype})
+    wide = case.config.n_head * case.config.head_size != case.config.d_model
+    if case.config.norm != "layer_norm" or wide:
+        with pytest.raises(UserError, match="choose --format npz or torch"):
+            export(checkpoint, "huggingface", tmp_path / "out")
+        return
     export(checkpoint, "huggingface", tmp_path / "out")
     model = load_published(tmp_path / "out")
     assert model.dtype == getattr(torch, dtype)

@@ -585,7 +585,7 @@ def test_tokens_stream(trained):
 def test_a_token_is_written_as_it_comes(trained, monkeypatch):
     """Each token is written before the next one is drawn."""
     events = []
-    decoding = importlib.import_module("numpy_llm.generate")
+    decoding = importlib.import_module("contract.decoding")
     monkeypatch.setattr("sys.argv", ["cli.py", "generate", str(trained[0]), "--max-new-tokens", "4"])
     monkeypatch.setattr("commands.console.write", lambda piece: events.append(piece))
     sample = decoding.sample

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 FILES = ("layers", "norms", "positions", "attention", "feed_forward", "losses", "model", "adam", "generate")
 
 # What only a hand-written backward pass over a flat buffer needs.
-NUMPY_ONLY = {"CHUNK", "backward", "sum_rows"}
+NUMPY_ONLY = {"CHUNK", "backward", "sum_rows", "update_piece"}
 # What a function of NumPy is told with every call and a module of PyTorch holds.
 HELD_BY_MODULE = {"weights", "name", "config"}
 # NumPy knows one device.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
+from contract.components import choices
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.schema import shortened
@@ -185,12 +186,28 @@ def _common_dropout(values: dict):
     return rates["resid_pdrop"]
 
 
+# What a GPT-2 file can say, by slot of the table of components; sinusoids are written as learned positions.
+_EXPRESSIBLE = {
+    "model": ("gpt",),
+    "position": ("learned", "sinusoidal"),
+    "block": ("pre_norm",),
+    "norm": ("layer_norm",),
+    "attention": ("multi_head",),
+    "feed_forward": ("two_layers",),
+    "activation": ("gelu_tanh", "relu"),
+    "output": ("tied", "untied"),
+}
+
+
 def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -> dict:
     """The fields of a published `config.json` for weights that were written in `published_terms(config)`.
 
     dtype: of the weights; end_of_text: the token id of <|endoftext|>, None for a vocabulary without it
-    Raises UserError for heads that GPT-2's files cannot express.
+    Raises UserError for a model that GPT-2's files cannot express.
     """
+    for slot, choice in choices(config).items():
+        if choice not in _EXPRESSIBLE.get(slot, ()):
+            raise UserError(f"GPT-2's files cannot express {slot} {choice!r}; choose --format npz or torch")
     if config.n_head * config.head_size != config.d_model:
         raise UserError(
             f"GPT-2's files need n_head · head_size = d_model, got {config.n_head} · {config.head_size} and "
