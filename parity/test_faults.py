@@ -95,7 +95,7 @@ def test_a_witness_finds_it_alone(check, name, record_fault):
     find_forms(make_in(*ALL[name]), check, partial(record_fault, name, check), forms=1)
 
 
-@pytest.mark.parametrize("name", UNSEEN)
+@pytest.mark.parametrize("name", sorted(UNSEEN))
 def test_what_no_pass_shows(name):
     with make_in(*ALL[name])(0):
         assert where_seen("tensors") is None
