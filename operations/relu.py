@@ -70,7 +70,7 @@ def drelu_upside_down(dy, cache):
 
 
 @wrong_backward("the activation's derivative is another one's: GELU's, or x")
-def dactivation_other(dy, cache):
+def drelu_of_other(dy, cache):
     gelu = gelu_tanh_backward(dy, gelu_tanh_forward(cache.x)[1])
     return [{"x": gelu}, {"x": dy * cache.x}]
 
@@ -83,7 +83,7 @@ RELU = Operation(
     {"x": Gradient("dx = dy where x > 0, else 0", ("x",))},
     (
         activation_leaks, relu_is_gelu, drelu_gate_of_dy, drelu_slope_alone, drelu_times_y, drelu_upside_down,
-        drelu_missing, dactivation_other,
+        drelu_missing, drelu_of_other,
     ),
     rich=_with_x,
 )  # fmt: skip

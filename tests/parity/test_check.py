@@ -1,19 +1,18 @@
 """The check: it finds the operation at fault in somebody's port, says what is wrong, and keeps it short."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from wrong_ports import ANYWHERE, PORTS, UNSEEN, code, dump_of, first_shown
+from wrong_ports import PORTS, UNSEEN, WRONG_DUMPS, dump_of, first_shown, of_fault
 
 from operations.adamw import MISTAKES
 from operations.catalogue import OPERATIONS
 from operations.uses import WRONG_SUMS
+from parity.faults import Fault
 from parity.golden import explanations
 from parity.golden.check import compare_dump
-from parity.golden.making import make_pack
 from parity.golden.packs import pack_names
 from parity.golden.report import describe
 from parity.golden.same_mistake import gradients_with
@@ -21,7 +20,11 @@ from parity.golden.tensors import Tensors
 from parity.tolerances import observe
 
 # Both ways, which a mistake that is made in an operation's result is not.
-_UNSCALED = code("scale_missing", "scores", "attention.attend_forward", "config.head_size**-0.5", "1.0")
+_UNSCALED = of_fault(
+    "scale_missing",
+    "scores",
+    Fault("", "numpy_llm.attention.attend_forward", "config.head_size**-0.5", "1.0"),
+)
 
 
 def _port(name: str):
@@ -29,23 +32,17 @@ def _port(name: str):
 
 
 def _layer_norm_with(eps: str):
-    return code("norm_eps_other", "layer_norm", "norms.layer_norm_forward", " + eps)", f" + {eps})")
+    fault = Fault("", "numpy_llm.norms.layer_norm_forward", " + eps)", f" + {eps})")
+    return of_fault("norm_eps_other", "layer_norm", fault)
 
 
 # Explanations
 
 
-@pytest.fixture(scope="module")
-def every_pack(packs):
-    """The committed packs, and one with the norm that none of them has."""
-    config = replace(packs["gpt2-tied"].config, norm="rms_norm")
-    return {**packs, "rms": make_pack("rms", config)}
-
-
 @pytest.mark.parametrize("port", PORTS, ids=lambda port: f"{port.operation}-{port.explanation}")
-def test_a_mistake_is_explained(port, every_pack):
+def test_a_mistake_is_explained(port, packs):
     """The operation with the mistake is found, the fault is known to be its own, and its explanation comes first."""
-    report = first_shown(port, every_pack)
+    report = first_shown(port, packs)
     if port.explanation in UNSEEN:
         assert report is None
         return
@@ -56,9 +53,9 @@ def test_a_mistake_is_explained(port, every_pack):
     assert first.own
 
 
-@pytest.mark.parametrize("wrong", ANYWHERE, ids=lambda wrong: wrong.explanation)
+@pytest.mark.parametrize("wrong", WRONG_DUMPS, ids=lambda wrong: wrong.explanation)
 def test_a_wrong_dump_is_explained(wrong, packs):
-    """A mistake that any operation can have: the tensor and the mistake are found."""
+    """Where one tensor of a dump is wrong, it is found, and the mistake, too."""
     dump = dump_of(packs["gpt2-tied"])
     dump[wrong.tensor] = wrong.change(dump[wrong.tensor])
     first = compare_dump(dump, packs["gpt2-tied"]).faults[0]
@@ -71,12 +68,12 @@ def test_every_mistake_is_made():
     """At least 142 explanations, each with a port that has the mistake."""
     known = [(each.name, mistake.name) for each in OPERATIONS.values() for mistake in each.mistakes]
     known += [("adamw", mistake.name) for mistake in MISTAKES] + [("uses", each.name) for each in WRONG_SUMS]
-    known += [("", mistake.name) for mistake in explanations.ANYWHERE] + [("", "constant_factor")]
+    anywhere = {*(mistake.name for mistake in explanations.ANYWHERE), "constant_factor"}
     ported = [(port.operation, port.explanation) for port in PORTS]
-    ported += [("", wrong.explanation) for wrong in ANYWHERE]
+    ported += [("" if w.explanation in anywhere else "uses", w.explanation) for w in WRONG_DUMPS]
     assert len(known) == len({*known})
-    assert sorted(ported) == sorted(known)
-    assert len(known) - len(UNSEEN) >= 142
+    assert sorted(ported) == sorted([*known, *(("", name) for name in anywhere)])
+    assert len(ported) - len(UNSEEN) >= 142
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -12,6 +12,7 @@ from contract.weights import Weights
 from operations import adamw
 from operations.catalogue import OPERATIONS
 from operations.operation import Mistake, Operation, made
+from parity.fault_table import FAULTS
 from parity.faults import Fault, injected
 from parity.golden.check import Report, compare_dump
 from parity.golden.making import computed
@@ -105,9 +106,8 @@ def _of_step(mistake: Mistake) -> Port:
     return Port(mistake.name, "adamw", run)
 
 
-def code(explanation: str, operation: str, place: str, old: str, new: str) -> Port:
+def of_fault(explanation: str, operation: str, fault: Fault) -> Port:
     """A mistake in a line of the reference."""
-    fault = Fault(explanation, f"numpy_llm.{place}", old, new)
 
     @contextmanager
     def run(pack: Pack) -> Iterator[ModuleType]:
@@ -118,14 +118,13 @@ def code(explanation: str, operation: str, place: str, old: str, new: str) -> Po
 
 
 # What an operation's arguments do not show: which tensor it is given, and what becomes of its result.
+_BY_TITLE = {fault.title: fault for fault in FAULTS}
 PLUMBING = [
-    code("residual_of_norm", "residual", "model.block_forward",
-         "residual_forward(x, branch)", "residual_forward(normed, branch)"),
-    code("use_missing", "uses", "model.GPT.backward", "_add(gradients, {self.output_name: doutput}, turn)", "pass"),
-    code("uses_averaged", "uses", "model.GPT.backward",
-         "return gradients", 'gradients["token_embedding.weight"][...] /= 2; return gradients'),
-    code("use_of_other", "uses", "model.block_backward",
-         "residual_backward(dx, cache.residual_1)", "dy, dx"),
+    of_fault("residual_of_norm", "residual", _BY_TITLE["residual: branch added to the norm"]),
+    of_fault("use_missing", "uses", _BY_TITLE["tied: the output's gradient lost"]),
+    of_fault("use_of_other", "uses", Fault(
+        "", "numpy_llm.model.block_backward", "residual_backward(dx, cache.residual_1)", "dy, dx"
+    )),
 ]  # fmt: skip
 # No pack has dropout, a key/value cache or a part of a batch: these mistakes leave every tensor as it is.
 UNSEEN = {
@@ -144,8 +143,10 @@ PORTS = [
 ]
 PORTS += [_of_step(mistake) for mistake in adamw.MISTAKES] + PLUMBING
 
+# A right program whose dump is wrong, mostly in what any operation can have.
 _HEADS, _WEIGHT = "gradient.blocks.0.attention.heads", "blocks.0.attention.query_key_value.weight"
-ANYWHERE = [
+WRONG_DUMPS = [
+    WrongDump("uses_averaged", "gradient.token_embedding.weight", lambda x: x / 2),
     WrongDump("sign", "gradient.logits", lambda x: -x),
     WrongDump("zeros", "gradient.final_norm", np.zeros_like),
     WrongDump("twice", "gradient.final_norm.weight", lambda x: 2 * x),
