@@ -51,7 +51,9 @@ def where_seen(check: str, twins: Twins | None = None) -> str | None:
     return None
 
 
-def find_forms(make: Callable[[int], AbstractContextManager], check: str, record: Callable, forms: int = 99):
+def assert_every_form_is_seen(
+    make: Callable[[int], AbstractContextManager], check: str, record: Callable, forms: int = 99
+):
     """Make a mistake in its forms, one after the other, and require that the proof sees each that runs.
 
     record: takes where a form was seen
@@ -85,14 +87,14 @@ def make_in(operation: Operation, mistake: Mistake) -> Callable[[int], AbstractC
 def test_a_mistake_is_found(operation, mistake, record_fault):
     """Whatever form it takes, and by a ParityError; a form that no array library would run is passed over."""
     check = ONLY.get(mistake.name, "tensors")
-    find_forms(make_in(operation, mistake), check, partial(record_fault, mistake.name, check))
+    assert_every_form_is_seen(make_in(operation, mistake), check, partial(record_fault, mistake.name, check))
 
 
 @pytest.mark.parametrize(
     ("check", "name"), [(check, name) for check, names in WITNESSES.items() for name in names]
 )
 def test_a_witness_finds_it_alone(check, name, record_fault):
-    find_forms(make_in(*ALL[name]), check, partial(record_fault, name, check), forms=1)
+    assert_every_form_is_seen(make_in(*ALL[name]), check, partial(record_fault, name, check), forms=1)
 
 
 @pytest.mark.parametrize("name", sorted(UNSEEN))
@@ -105,7 +107,9 @@ def test_what_no_pass_shows(name):
 def test_a_mistake_in_a_step_is_found(mistake, record_fault):
     """Each mistake of AdamW and of clipping, those that Adam shares in Adam."""
     check = "adamw" if mistake.name in DECAY else "adam"
-    find_forms(partial(made_in_step, mistake), check, partial(record_fault, mistake.name, check))
+    assert_every_form_is_seen(
+        partial(made_in_step, mistake), check, partial(record_fault, mistake.name, check)
+    )
 
 
 # What is wrong in any operation
@@ -145,7 +149,9 @@ GRADIENTS = [
 @pytest.mark.parametrize(("operation", "mistake"), GRADIENTS, ids=lambda each: each.name)
 def test_a_hundredth_is_found(operation, mistake, record_fault):
     """Each gradient that a backward function returns, off by a hundredth."""
-    find_forms(partial(made, operation, mistake), "tensors", partial(record_fault, mistake.name, "tensors"))
+    assert_every_form_is_seen(
+        partial(made, operation, mistake), "tensors", partial(record_fault, mistake.name, "tensors")
+    )
 
 
 @pytest.mark.parametrize(("role", "call"), list(product(("x", "branch"), (0, 1))))
@@ -153,7 +159,7 @@ def test_a_lost_residual_is_found(role, call, record_fault):
     """The gradient of the stream, or of the branch, in one of a block's residual connections alone."""
     operation = OPERATIONS["residual"]
     mistake = in_one_call(scaled(operation, role, 0), call)
-    find_forms(
+    assert_every_form_is_seen(
         partial(made, operation, mistake), "differences", partial(record_fault, mistake.name, "differences")
     )
 
@@ -163,7 +169,9 @@ def test_a_lost_mask_is_found(call, record_fault):
     """The mask of one place alone is not applied in the backward pass: two blocks of three, and the embedding."""
     operation, mistake = ALL["ddropout_without_mask"]
     mistake = in_one_call(mistake, call)
-    find_forms(partial(made, operation, mistake), "tensors", partial(record_fault, mistake.name, "tensors"))
+    assert_every_form_is_seen(
+        partial(made, operation, mistake), "tensors", partial(record_fault, mistake.name, "tensors")
+    )
 
 
 # Plumbing
