@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import numpy_llm
 import torch_llm
+from contract.components import COMPONENTS
 from contract.config import ModelConfig
 from parity.cases import CASES, Case
 from parity.compare import compare
@@ -53,10 +54,11 @@ def random_cases(draw, few: int, head_sizes: tuple[int, ...]) -> Case:
         n_head=n_head,
         d_model=n_head * draw(st.sampled_from(head_sizes if position == "learned" else even)),
         d_ff=draw(st.integers(few, 20)),
-        activation=draw(st.sampled_from(["relu", "gelu_tanh"])),
+        activation=draw(st.sampled_from([*COMPONENTS["activation"]])),
         position=position,
         bias=draw(st.booleans()),
         tie_embeddings=draw(st.booleans()),
+        norm=draw(st.sampled_from([*COMPONENTS["norm"]])),
         norm_eps=draw(st.sampled_from([1e-5, 1e-3, 0.3])),
         dropout=draw(st.sampled_from([0.0, 0.1, 0.6])),
     )

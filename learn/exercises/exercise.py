@@ -173,10 +173,13 @@ class Instance:
         ]
         for mistake, make in self._makers():
             for form in count():
-                changed = [self._changed(number, make, form) for number in range(len(self.trials))]
-                if not any(changed):
+                with make(form) as made_in:
+                    outputs = [self.exercise.solve(trial) for trial in self.trials]
+                if not made_in:  # there are no more forms
                     break
-                found.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
+                changed = [*map(_differing, outputs, self.solutions)]
+                if any(changed):
+                    found.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
         return found
 
     def _makers(self) -> Iterator[tuple[KnownMistake, Callable]]:
@@ -188,12 +191,10 @@ class Instance:
         for mistake in self.exercise.step_mistakes:
             yield mistake, partial(made_in_step, mistake)
 
-    def _changed(self, number: int, make: Callable, form: int) -> Outputs:
-        """The outputs of a trial that a mistake changes."""
-        with make(form):
-            found = self.exercise.solve(self.trials[number])
-        right = self.solutions[number]
-        return {name: each for name, each in found.items() if relative_error(each, right[name]) > ROUNDING}
+
+def _differing(found: Outputs, right: Outputs) -> Outputs:
+    """The outputs that differ from the right ones."""
+    return {name: each for name, each in found.items() if relative_error(each, right[name]) > ROUNDING}
 
 
 def instance_sizes(seed: int, number: int) -> dict[str, int]:
