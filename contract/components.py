@@ -29,92 +29,141 @@ class Weight(NamedTuple):
     linear: whether it is a linear layer's, a matrix (out, in) or a bias
     init: "zeros", "ones", or a normal distribution: "normal", "residual" for a matrix that writes into the residual
         stream, "embedding" for the tokens'; see `contract.weights.weight_table`
+    where: the configuration's field that must be true for the weight to be there; "" always
     """
 
     name: str
     letters: str
     init: str
     linear: bool = False
+    where: str = ""
 
 
 class Part(NamedTuple):
-    """A component in a slot; an empty name adds its rows without a prefix, `each_layer` repeats it under numbers."""
+    """A component in a slot; an empty name adds its rows without a prefix, `each_layer` repeats it under numbers.
+
+    over: the letters of what the component works on; its rows say "…" for them and "N" for the last one
+    """
 
     name: str
     slot: str
     each_layer: bool = False
+    over: str = ""
 
 
-def _linear(name: str, rows: str, columns: str, init: str = "normal") -> tuple[Weight, Weight]:
+def _linear(name: str, rows: str, columns: str, init: str = "normal", where: str = "bias"):
     matrix = Weight(f"{name}.weight", f"{rows} {columns}", init, linear=True)
-    return matrix, Weight(f"{name}.bias", rows, "zeros", linear=True)
+    return matrix, Weight(f"{name}.bias", rows, "zeros", linear=True, where=where)
 
 
-# Rows called "bias" are there only if the configuration says so.
+_STREAM, _HIDDEN = "B T C", "B T F"
+
+
+def _branch(place: int, slot: str, pre: bool, post: bool) -> tuple:
+    """A branch of a block with the norms that stand before and after it."""
+    return (
+        *([Part(f"norm_{place}", "norm", over=_STREAM)] if pre else []),
+        Part(slot, slot),
+        *([Part(f"post_norm_{place}", "norm", over=_STREAM)] if post else []),
+        Tensor(f"dropout_{place}", _STREAM),
+        Tensor(f"residual_{place}", _STREAM),
+    )
+
+
+def _block(pre: bool, post: bool) -> tuple:
+    return *_branch(1, "attention", pre, post), *_branch(2, "feed_forward", pre, post)
+
+
 COMPONENTS: dict[str, dict[str, tuple[Tensor | Weight | Part, ...]]] = {
     "model": {
         "gpt": (
             Weight("token_embedding.weight", "V C", "embedding"),
-            Tensor("token_embedding", "B T C"),
+            Tensor("token_embedding", _STREAM),
+            Part("", "embedding_scale"),
             Part("", "position"),
-            Tensor("embedding_dropout", "B T C"),
+            Tensor("embedding_dropout", _STREAM),
             Part("blocks", "block", each_layer=True),
-            Part("final_norm", "norm"),
+            Part("final_norm", "norm", over=_STREAM),
             Part("", "output"),
+            Part("", "logit_cap"),
             Tensor("loss", ""),
         ),
     },
+    "embedding_scale": {"none": (), "scaled": (Tensor("scaled_embedding", _STREAM),)},
     "position": {
-        "sinusoidal": (Tensor("embedding", "B T C"),),
-        "learned": (Weight("position_embedding.weight", "P C", "normal"), Tensor("embedding", "B T C")),
+        "sinusoidal": (Tensor("embedding", _STREAM),),
+        "learned": (Weight("position_embedding.weight", "P C", "normal"), Tensor("embedding", _STREAM)),
+        "rotary": (),
     },
     "block": {
-        "pre_norm": (
-            Part("norm_1", "norm"),
-            Part("attention", "attention"),
-            Tensor("dropout_1", "B T C"),
-            Tensor("residual_1", "B T C"),
-            Part("norm_2", "norm"),
-            Part("feed_forward", "feed_forward"),
-            Tensor("dropout_2", "B T C"),
-            Tensor("residual_2", "B T C"),
-        ),
+        "pre_norm": _block(pre=True, post=False),
+        "sandwich": _block(pre=True, post=True),
+        "post_norm": _block(pre=False, post=True),
     },
     "norm": {
-        "layer_norm": (Weight("weight", "C", "ones"), Weight("bias", "C", "zeros"), Tensor("", "B T C")),
-        "rms_norm": (Weight("weight", "C", "ones"), Tensor("", "B T C")),
+        "layer_norm": (
+            Weight("weight", "N", "ones"),
+            Weight("bias", "N", "zeros", where="bias"),
+            Tensor("", "…"),
+        ),
+        "rms_norm": (Weight("weight", "N", "ones"), Tensor("", "…")),
+        "rms_norm_plus_one": (Weight("weight", "N", "zeros"), Tensor("", "…")),
     },
     "attention": {
         "multi_head": (
-            *_linear("query_key_value", "(H+2K)·D", "C"),
+            *_linear("query_key_value", "(H+2K)·D", "C", where="query_key_value_bias"),
             Tensor("query", "B H T D"),
             Tensor("key", "B K T D"),
             Tensor("value", "B K T D"),
+            Part("", "query_key_norm"),
+            Part("", "rotation"),
             Tensor("scores", "B H T S"),
+            Part("", "score_cap"),
             Tensor("probabilities", "B H T S"),
             Tensor("probabilities_dropout", "B H T S"),
             Tensor("heads", "B H T D"),
             *_linear("output", "C", "H·D", "residual"),
-            Tensor("output", "B T C"),
+            Tensor("output", _STREAM),
         ),
     },
+    "query_key_norm": {
+        "none": (),
+        "head": (Part("query_norm", "norm", over="B H T D"), Part("key_norm", "norm", over="B K T D")),
+    },
+    "rotation": {
+        "none": (),
+        "half_split": (Tensor("rotated_query", "B H T D"), Tensor("rotated_key", "B K T D")),
+    },
+    "score_cap": {"none": (), "soft": (Tensor("capped_scores", "B H T S"),)},
     "feed_forward": {
         "two_layers": (
             *_linear("up", "F", "C"),
-            Tensor("up", "B T F"),
+            Tensor("up", _HIDDEN),
             Part("activation", "activation"),
             *_linear("down", "C", "F", "residual"),
-            Tensor("down", "B T C"),
+            Tensor("down", _STREAM),
+        ),
+        "gated": (
+            *_linear("gate", "F", "C"),
+            Tensor("gate", _HIDDEN),
+            Part("activation", "activation"),
+            *_linear("up", "F", "C"),
+            Tensor("up", _HIDDEN),
+            Tensor("gated", _HIDDEN),
+            *_linear("down", "C", "F", "residual"),
+            Tensor("down", _STREAM),
         ),
     },
     "activation": {
-        "relu": (Tensor("", "B T F"),),
-        "gelu_tanh": (Tensor("", "B T F"),),
+        "relu": (Tensor("", _HIDDEN),),
+        "gelu_tanh": (Tensor("", _HIDDEN),),
+        "silu": (Tensor("", _HIDDEN),),
     },
     "output": {
         "tied": (Tensor("logits", "B T V"),),
         "untied": (Weight("output.weight", "V C", "normal"), Tensor("logits", "B T V")),
     },
+    "logit_cap": {"none": (), "soft": (Tensor("capped_logits", "B T V"),)},
 }
 
 
@@ -122,13 +171,18 @@ def choices(config: "ModelConfig") -> dict[str, str]:
     """What the configuration puts into each slot."""
     return {
         "model": "gpt",
+        "embedding_scale": "none" if config.embedding_scale == 1 else "scaled",
         "position": config.position,
-        "block": "pre_norm",
+        "block": config.block,
         "norm": config.norm,
         "attention": "multi_head",
-        "feed_forward": "two_layers",
+        "query_key_norm": config.query_key_norm,
+        "rotation": "half_split" if config.rotary else "none",
+        "score_cap": "soft" if config.score_cap else "none",
+        "feed_forward": config.feed_forward,
         "activation": config.activation,
         "output": "tied" if config.tie_embeddings else "untied",
+        "logit_cap": "soft" if config.logit_cap else "none",
     }
 
 
@@ -142,16 +196,16 @@ def rows(config: "ModelConfig") -> dict[str, Tensor | Weight]:
     """Every weight and traced tensor of the model by its dotted name, in dataflow order; not to be changed."""
     chosen = choices(config)
 
-    def expand(slot: str, prefix: str):
+    def expand(slot: str, prefix: str, over: str = ""):
         for row in COMPONENTS[slot][chosen[slot]]:
             name = ".".join(filter(None, (prefix, row.name)))
             if isinstance(row, Part):
-                for place in (
-                    [f"{name}.{layer}" for layer in range(config.n_layer)] if row.each_layer else [name]
-                ):
-                    yield from expand(row.slot, place)
-            elif config.bias or row.name.rpartition(".")[2] != "bias":
-                yield name, row
+                places = [f"{name}.{layer}" for layer in range(config.n_layer)] if row.each_layer else [name]
+                for place in places:
+                    yield from expand(row.slot, place, row.over)
+            elif isinstance(row, Tensor) or not row.where or getattr(config, row.where):
+                letters = over if row.letters == "…" else over[-1] if row.letters == "N" else row.letters
+                yield name, row._replace(letters=letters)
 
     return dict(expand("model", ""))
 

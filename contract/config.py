@@ -13,11 +13,14 @@ Dimension letters, used in every shape comment of the project:
     L  layers           `n_layer`
 """
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from os import PathLike
+from typing import NamedTuple
 
 from contract.components import COMPONENTS
 from contract.errors import ConfigError, UserError
+from contract.rotary import Rotary
 from contract.schema import read_json
 
 # Bounds of what is built before anything of a file proves that its numbers are meant.
@@ -25,25 +28,49 @@ MAX_LAYERS = 10_000
 MAX_SINUSOIDS = 1 << 28
 
 
+class Layer(NamedTuple):
+    """What may differ from layer to layer.
+
+    window: W, how many tokens a query sees, its own included; None for all before it
+    rotary: what turns queries and keys, None for another kind of position
+    """
+
+    window: int | None
+    rotary: Rotary | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A pre-layer-norm GPT: embedding, L blocks of attention and feed-forward, final norm, output.
+    """A decoder: embedding, L blocks of attention and feed-forward, final norm, output.
 
     vocab_size: V, number of token ids
     context_length: the most tokens that the model can see at once
     n_layer, n_head, d_model, d_ff: L, H, C, F
     head_size: D, an integer once constructed; None means C / H, and then H must divide C
-    n_kv_head: K, an integer once constructed; None means H, which is all that the twins compute so far
-    activation: "relu" (Vaswani et al. 2017, section 3.3) or "gelu_tanh" (GPT-2's GELU)
-    position: "sinusoidal" (fixed; Vaswani et al. 2017, section 3.5) or "learned" (GPT-2)
-    norm: "layer_norm" (Ba et al. 2016)
+    n_kv_head: K, an integer once constructed; None means H
+    activation: "relu" (Vaswani et al. 2017, section 3.3), "gelu_tanh" (GPT-2's GELU) or "silu" (Llama)
+    position: "sinusoidal" (fixed; Vaswani et al. 2017, section 3.5), "learned" (GPT-2) or "rotary" (Su et al. 2021)
+    norm: "layer_norm" (Ba et al. 2016), "rms_norm" (Zhang & Sennrich 2019), or "rms_norm_plus_one", which scales by
+        1 + weight (Gemma)
     bias: whether linear layers and norms add a bias; the output projection never does
+    query_key_value_bias: the same for the projection of query, key and value alone; None means `bias`
     tie_embeddings: whether the output projection is the token embedding (Press & Wolf 2017)
-    norm_eps: added to the variance inside the root of each norm
+    norm_eps: added to the variance or mean square inside the root of each norm
     dropout: probability of zeroing, after embedding, softmax, attention output and feed-forward
+    block: where norms stand: "pre_norm" (before each branch), "post_norm" (after it, before it is added) or "sandwich"
+        (both)
+    feed_forward: "two_layers", or "gated": activation(gate) · up (Shazeer 2020)
+    query_key_norm: "none", or "head": `norm` over each head of query and key, before they are turned
+    attention_scale: what scores are multiplied by; None means 1 / √D
+    score_cap, logit_cap: cap of a soft cap cap · tanh(x / cap) on scores and logits, None for none (Gemma 2)
+    embedding_scale: what token embeddings are multiplied by as they enter
+    window: W, how many tokens a query of a sliding layer sees, its own included
+    layer_pattern: "full" or "sliding" for the first layers, repeated for the others
+    rotary: theta and scaling of rotary positions
+    local_rotary: the same for sliding layers, None for `rotary`
 
     A copy by `dataclasses.replace` keeps every field that it does not name: to change d_model or n_head, pass
-    head_size=None and n_kv_head=None too.
+    head_size=None and n_kv_head=None too, to change n_layer use `with_layers`.
 
     Raises ConfigError naming the field, what was found and what fits.
     """
@@ -63,31 +90,33 @@ class ModelConfig:
     head_size: int | None = None
     n_kv_head: int | None = None
     norm: str = "layer_norm"
+    query_key_value_bias: bool | None = None
+    block: str = "pre_norm"
+    feed_forward: str = "two_layers"
+    query_key_norm: str = "none"
+    attention_scale: float | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
+    embedding_scale: float = 1.0
+    window: int | None = None
+    layer_pattern: tuple[str, ...] = ("full",)
+    rotary: Rotary | None = None
+    local_rotary: Rotary | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff"):
             _require_positive_integer(name, getattr(self, name))
-        self._fill_in_heads()
         if self.n_layer > MAX_LAYERS:
             raise ConfigError(f"n_layer must be at most {MAX_LAYERS:,}, got {self.n_layer:,}")
-        if self.position == "sinusoidal" and self.d_model % 2:
-            raise ConfigError(
-                f"sinusoidal positions need an even d_model (sine and cosine pairs), got {self.d_model}"
-            )
-        if self.position == "sinusoidal" and self.context_length * self.d_model > MAX_SINUSOIDS:
-            raise ConfigError(
-                f"sinusoidal positions for context_length {self.context_length:,} and d_model {self.d_model:,} are a "
-                f"table of more than {MAX_SINUSOIDS:,} numbers; choose a shorter context"
-            )
-        for slot in ("activation", "position", "norm"):
+        self._fill_in_heads()
+        for slot in ("activation", "position", "norm", "block", "feed_forward", "query_key_norm"):
             _require_choice(slot, getattr(self, slot), tuple(COMPONENTS[slot]))
-        for name in ("bias", "tie_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if not _is_number(self.norm_eps) or not 0 < self.norm_eps < 1:
-            raise ConfigError(f"norm_eps must be between 0 and 1, both excluded, got {self.norm_eps!r}")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+        self._check_numbers()
+        self._check_positions()
+        self._check_layers()
+
+    def _set(self, name: str, value):
+        object.__setattr__(self, name, value)  # the dataclass is frozen
 
     def _fill_in_heads(self):
         """Give `head_size` and `n_kv_head` their defaults, so that they are always integers, and check them."""
@@ -95,11 +124,11 @@ class ModelConfig:
             if self.d_model % self.n_head:
                 raise ConfigError(
                     f"d_model {self.d_model} does not divide into n_head {self.n_head} heads; "
-                    "choose a d_model that is a multiple of n_head"
+                    "choose a d_model that is a multiple of n_head, or set head_size"
                 )
-            object.__setattr__(self, "head_size", self.d_model // self.n_head)  # the dataclass is frozen
+            self._set("head_size", self.d_model // self.n_head)
         if self.n_kv_head is None:
-            object.__setattr__(self, "n_kv_head", self.n_head)
+            self._set("n_kv_head", self.n_head)
         for name in ("head_size", "n_kv_head"):
             _require_positive_integer(name, getattr(self, name))
         if self.n_head % self.n_kv_head:
@@ -107,10 +136,95 @@ class ModelConfig:
                 f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}; each key/value head serves "
                 "the same number of query heads"
             )
-        if self.n_kv_head != self.n_head:
+
+    def _check_numbers(self):
+        if self.query_key_value_bias is None:
+            self._set("query_key_value_bias", self.bias)
+        for name in ("bias", "tie_embeddings", "query_key_value_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if not _is_number(self.norm_eps) or not 0 < self.norm_eps < 1:
+            raise ConfigError(f"norm_eps must be between 0 and 1, both excluded, got {self.norm_eps!r}")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+        for name in ("attention_scale", "score_cap", "logit_cap", "embedding_scale"):
+            value = getattr(self, name)
+            if value is None and name != "embedding_scale":
+                continue
+            if not _is_number(value) or not 0 < value < float("inf"):
+                raise ConfigError(f"{name} must be a finite number above 0, got {value!r}")
+
+    def _check_positions(self):
+        for name in ("rotary", "local_rotary"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                self._set(name, _rotary(name, value))
+            elif value is not None and not isinstance(value, Rotary):
+                raise ConfigError(f"{name} must be the fields of contract.rotary.Rotary, got {value!r}")
+        if self.position == "rotary":
+            if self.rotary is None:
+                self._set("rotary", Rotary())
+            if self.head_size % 2:
+                raise ConfigError(
+                    f"rotary positions need an even head_size (channels turn in pairs), got {self.head_size}"
+                )
+        elif self.rotary or self.local_rotary:
+            raise ConfigError(f"rotary is set, but position is {self.position!r}; set position to 'rotary'")
+        if self.position != "sinusoidal":
+            return
+        if self.d_model % 2:
             raise ConfigError(
-                f"n_kv_head must equal n_head {self.n_head}, got {self.n_kv_head}; grouped queries are not supported"
+                f"sinusoidal positions need an even d_model (sine and cosine pairs), got {self.d_model}"
             )
+        if self.context_length * self.d_model > MAX_SINUSOIDS:
+            raise ConfigError(
+                f"sinusoidal positions for context_length {self.context_length:,} and d_model {self.d_model:,} are a "
+                f"table of more than {MAX_SINUSOIDS:,} numbers; choose a shorter context"
+            )
+
+    def _check_layers(self):
+        pattern = self.layer_pattern
+        if isinstance(pattern, list):
+            self._set("layer_pattern", pattern := tuple(pattern))
+        if not isinstance(pattern, tuple) or not pattern or not set(pattern) <= {"full", "sliding"}:
+            raise ConfigError(f"layer_pattern must be a list of 'full' and 'sliding', got {pattern!r}")
+        if len(pattern) > self.n_layer:
+            raise ConfigError(
+                f"layer_pattern has {len(pattern)} entries, but the model has n_layer {self.n_layer}; "
+                "give at most one per layer"
+            )
+        if self.window is not None:
+            _require_positive_integer("window", self.window)
+        if (self.window is not None) != ("sliding" in pattern):
+            raise ConfigError(
+                f"window {self.window} does not fit layer_pattern {list(pattern)}: sliding layers need a window, "
+                "and a window needs sliding layers"
+            )
+        if self.local_rotary and "sliding" not in pattern:
+            raise ConfigError(f"local_rotary is set, but layer_pattern {list(pattern)} has no sliding layers")
+
+    @property
+    def score_scale(self) -> float:
+        """What scores are multiplied by."""
+        return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def layer(self, place: int) -> Layer:
+        """What is particular to the layer at this place, from 0 to L - 1."""
+        if self.layer_pattern[place % len(self.layer_pattern)] == "full":
+            return Layer(None, self.rotary)
+        return Layer(self.window, self.local_rotary or self.rotary)
+
+    def with_layers(self, n_layer: int) -> "ModelConfig":
+        """The same model with another number of layers."""
+        pattern = self.layer_pattern[:n_layer]
+        sliding = "sliding" in pattern
+        return replace(
+            self,
+            n_layer=n_layer,
+            layer_pattern=pattern,
+            window=self.window if sliding else None,
+            local_rotary=self.local_rotary if sliding else None,
+        )
 
     def to_dict(self) -> dict:
         """The fields by name, ready for JSON."""
@@ -130,6 +244,13 @@ class ModelConfig:
         return cls(**values)
 
 
+def _rotary(name: str, values: Mapping) -> Rotary:
+    unknown = values.keys() - {field.name for field in fields(Rotary)}
+    if unknown:
+        raise ConfigError(f"{name} with unknown field {', '.join(sorted(unknown))}")
+    return Rotary(**values)
+
+
 def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -143,54 +264,10 @@ def _require_choice(name: str, value, choices: tuple[str, ...]):
     if value in ("gelu", "gelu_erf") and name == "activation":
         raise ConfigError(
             f"activation {value!r} is the exact-erf GELU, a different function from GPT-2's tanh form; "
-            "choose 'gelu_tanh' or 'relu'"
+            "choose 'gelu_tanh'"
         )
     if value not in choices:
         raise ConfigError(f"unknown {name} {value!r}; choose {' or '.join(map(repr, choices))}")
-
-
-def _gpt2_shape(n_layer: int, n_head: int, d_model: int) -> dict:
-    """A size as published by Radford et al. 2019 (table 2): GELU, learned positions, context 1024."""
-    return {
-        "context_length": 1024,
-        "n_layer": n_layer,
-        "n_head": n_head,
-        "d_model": d_model,
-        "d_ff": 4 * d_model,
-        "activation": "gelu_tanh",
-        "position": "learned",
-    }
-
-
-PRESETS: dict[str, dict] = {
-    "tense": {
-        "context_length": 32,
-        "n_layer": 3,
-        "n_head": 4,
-        "d_model": 96,
-        "d_ff": 384,
-        "activation": "relu",
-        "position": "sinusoidal",
-    },
-    "nano": {**_gpt2_shape(4, 4, 128), "context_length": 64},
-    "gpt2": _gpt2_shape(12, 12, 768),
-    "gpt2-medium": _gpt2_shape(24, 16, 1024),
-    "gpt2-large": _gpt2_shape(36, 20, 1280),
-    "gpt2-xl": _gpt2_shape(48, 25, 1600),
-}
-
-
-def preset(name: str, *, vocab_size: int, **overrides) -> ModelConfig:
-    """The configuration called `name`, with `overrides` put over its fields.
-
-    An overridden `d_model` without a `d_ff` keeps the feed-forward layer at four times the width.
-    Raises ConfigError for an unknown name or an impossible combination.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
-    if "d_model" in overrides and "d_ff" not in overrides:
-        overrides["d_ff"] = 4 * overrides["d_model"]
-    return ModelConfig(vocab_size=vocab_size, **{**PRESETS[name], **overrides})
 
 
 def read_config(path: str | PathLike, **overrides) -> dict:

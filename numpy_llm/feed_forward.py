@@ -63,13 +63,61 @@ def gelu_tanh_backward(dy, cache):
     return dy * cache.slope
 
 
+class SiLUCache(NamedTuple):
+    slope: np.ndarray  # dy/dx
+
+
+def silu_forward(x):
+    """The sigmoid linear unit, also called swish: y = x σ, σ = 1 / (1 + exp(-x)).
+
+    Fused: the derivative is computed here, while σ is at hand, and kept instead of x and σ.
+
+        dy/dx = σ + x σ (1 - σ) = σ + y (1 - σ)
+
+    x: float, any shape; returns: y of the same shape, cache
+    Source: Hendrycks & Gimpel 2016, section 2. Twin: torch_llm.feed_forward.silu
+    """
+    sigmoid = 0.5 * x
+    np.tanh(sigmoid, out=sigmoid)  # σ(x) = (1 + tanh(x / 2)) / 2, which cannot overflow
+    sigmoid += 1
+    sigmoid *= 0.5
+    y = x * sigmoid
+    return y, SiLUCache(sigmoid + y * (1 - sigmoid))
+
+
+def silu_backward(dy, cache):
+    """dx = dy · dy/dx, the slope that the forward pass kept."""
+    return dy * cache.slope
+
+
 ACTIVATIONS = {
     "relu": (relu_forward, relu_backward),
     "gelu_tanh": (gelu_tanh_forward, gelu_tanh_backward),
+    "silu": (silu_forward, silu_backward),
 }
 
 
-class FeedForwardCache(NamedTuple):
+class GateCache(NamedTuple):
+    active: np.ndarray
+    up: np.ndarray
+
+
+def gate_forward(active, up):
+    """Let each hidden channel through as far as its gate is open: y = active · up.
+
+    active: float (B, T, F), the activation of the gate; up: float (B, T, F)
+    returns: y (B, T, F), cache
+    Source: Shazeer 2020, equation 6. Twin: torch_llm.feed_forward.gate
+    """
+    return active * up, GateCache(active, up)
+
+
+def gate_backward(dy, cache):
+    """The product rule: dactive = dy · up, dup = dy · active; returns: dactive, dup (B, T, F)"""
+    return dy * cache.up, dy * cache.active
+
+
+class TwoLayersCache(NamedTuple):
     name: str
     up: LinearCache
     activation_backward: Callable
@@ -77,39 +125,100 @@ class FeedForwardCache(NamedTuple):
     down: LinearCache
 
 
-def feed_forward_forward(x, weights, name, config, trace=NO_TRACE):
+def two_layers_forward(x, weights, name, config, trace=NO_TRACE):
     """Widen each token to F channels, apply the activation, and narrow it to C again.
 
         y = activation(x W_upᵀ + b_up) W_downᵀ + b_down
 
     x: float (B, T, C); weights: mapping that holds this layer's under `name`, such as "blocks.0.feed_forward"
     returns: y (B, T, C), cache
-    Source: Vaswani et al. 2017, section 3.3. Twin: torch_llm.feed_forward.FeedForward
+    Source: Vaswani et al. 2017, section 3.3. Twin: torch_llm.feed_forward.TwoLayers
     """
     activation_forward, activation_backward = ACTIVATIONS[config.activation]
-    up = weights[f"{name}.up.weight"], weights.get(f"{name}.up.bias")
-    down = weights[f"{name}.down.weight"], weights.get(f"{name}.down.bias")
-    hidden, up_cache = linear_forward(x, *up)
-    trace.record(f"{name}.up", hidden, "linear", x, *up)
+    hidden, up_cache = _linear_forward(x, weights, f"{name}.up", trace)
     active, activation_cache = activation_forward(hidden)
     trace.record(f"{name}.activation", active, config.activation, hidden)
-    y, down_cache = linear_forward(active, *down)
-    trace.record(f"{name}.down", y, "linear", active, *down)
-    return y, FeedForwardCache(name, up_cache, activation_backward, activation_cache, down_cache)
+    y, down_cache = _linear_forward(active, weights, f"{name}.down", trace)
+    return y, TwoLayersCache(name, up_cache, activation_backward, activation_cache, down_cache)
 
 
-def feed_forward_backward(dy, cache, trace=NO_TRACE):
+def two_layers_backward(dy, cache, trace=NO_TRACE):
     """The forward pass reversed. returns: dx (B, T, C), gradients by weight name"""
     name = cache.name
-    trace.record_gradient(f"{name}.down", dy)
-    dactive, ddown_weight, ddown_bias = linear_backward(dy, cache.down)
+    dactive, down_gradients = _linear_backward(dy, cache.down, f"{name}.down", trace)
     trace.record_gradient(f"{name}.activation", dactive)
     dhidden = cache.activation_backward(dactive, cache.activation)
-    trace.record_gradient(f"{name}.up", dhidden)
-    dx, dup_weight, dup_bias = linear_backward(dhidden, cache.up)
-    return dx, {
-        f"{name}.up.weight": dup_weight,
-        f"{name}.up.bias": dup_bias,
-        f"{name}.down.weight": ddown_weight,
-        f"{name}.down.bias": ddown_bias,
-    }
+    dx, up_gradients = _linear_backward(dhidden, cache.up, f"{name}.up", trace)
+    return dx, up_gradients | down_gradients
+
+
+class GatedCache(NamedTuple):
+    name: str
+    gate: LinearCache
+    activation_backward: Callable
+    activation: NamedTuple
+    up: LinearCache
+    product: GateCache
+    down: LinearCache
+
+
+def gated_forward(x, weights, name, config, trace=NO_TRACE):
+    """Widen each token to F channels, let each through as far as its gate is open, and narrow it to C again.
+
+        y = (activation(x W_gateᵀ + b_gate) · (x W_upᵀ + b_up)) W_downᵀ + b_down
+
+    With "silu" this is SwiGLU, with "gelu_tanh" GeGLU.
+
+    x: float (B, T, C); weights: mapping that holds this layer's under `name`, such as "blocks.0.feed_forward"
+    returns: y (B, T, C), cache
+    Source: Shazeer 2020, equation 6. Twin: torch_llm.feed_forward.Gated
+    """
+    activation_forward, activation_backward = ACTIVATIONS[config.activation]
+    hidden, gate_cache = _linear_forward(x, weights, f"{name}.gate", trace)
+    active, activation_cache = activation_forward(hidden)
+    trace.record(f"{name}.activation", active, config.activation, hidden)
+    up, up_cache = _linear_forward(x, weights, f"{name}.up", trace)
+    gated, product_cache = gate_forward(active, up)
+    trace.record(f"{name}.gated", gated, "gate", active, up)
+    y, down_cache = _linear_forward(gated, weights, f"{name}.down", trace)
+    return y, GatedCache(
+        name, gate_cache, activation_backward, activation_cache, up_cache, product_cache, down_cache
+    )
+
+
+def gated_backward(dy, cache, trace=NO_TRACE):
+    """The forward pass reversed; both layers read x, so their gradients of it are added.
+
+    returns: dx (B, T, C), gradients by weight name
+    """
+    name = cache.name
+    dgated, down_gradients = _linear_backward(dy, cache.down, f"{name}.down", trace)
+    trace.record_gradient(f"{name}.gated", dgated)
+    dactive, dup = gate_backward(dgated, cache.product)
+    dx, up_gradients = _linear_backward(dup, cache.up, f"{name}.up", trace)
+    trace.record_gradient(f"{name}.activation", dactive)
+    dhidden = cache.activation_backward(dactive, cache.activation)
+    dx_gate, gate_gradients = _linear_backward(dhidden, cache.gate, f"{name}.gate", trace)
+    dx += dx_gate
+    return dx, gate_gradients | up_gradients | down_gradients
+
+
+def _linear_forward(x, weights, name, trace):
+    """The linear layer called `name`, recorded under its name."""
+    parameters = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+    y, cache = linear_forward(x, *parameters)
+    trace.record(name, y, "linear", x, *parameters)
+    return y, cache
+
+
+def _linear_backward(dy, cache, name, trace):
+    """returns: dx, the layer's gradients by weight name"""
+    trace.record_gradient(name, dy)
+    dx, dweight, dbias = linear_backward(dy, cache)
+    return dx, {f"{name}.weight": dweight, f"{name}.bias": dbias}
+
+
+FEED_FORWARDS = {
+    "two_layers": (two_layers_forward, two_layers_backward),
+    "gated": (gated_forward, gated_backward),
+}

@@ -9,28 +9,56 @@ from contract.sampling import Sampling
 
 
 class KeyValueCache:
-    """The keys and values of the tokens seen so far, for every attention layer.
+    """The keys and values of the tokens seen so far, for every attention layer; it grows as the text does.
 
     A token's key and value depend on it and on those before it, so they stay valid as long as no token
-    changes its place. Memory: 2 · L · K · D · context_length numbers.
+    changes its place. Keys are kept as scores read them, turned. A layer with a window of W keeps the last tokens
+    alone, fewer than 2 W of them. Memory: see `contract.decoding.kv_cache_numbers`.
     """
 
     def __init__(self, config, dtype):
-        shape = (config.n_layer, 2, 1, config.n_kv_head, config.context_length, config.head_size)
-        layers = np.empty(shape, dtype)
-        self._layers = {f"blocks.{layer}.attention": layers[layer] for layer in range(config.n_layer)}
+        self._layers = {
+            f"blocks.{place}.attention": _LayerCache(config, config.layer(place).window, dtype)
+            for place in range(config.n_layer)
+        }
         self.length = 0  # tokens whose keys and values every layer holds
 
     def extend(self, name, key, value):
         """Append the new tokens' keys and values to the layer called `name`.
 
-        key, value: float (1, K, T, D); returns: key, value (1, K, length + T, D), earlier tokens included
+        key, value: float (1, K, T, D); returns: key, value (1, K, S, D), the earlier tokens that a query sees included
         """
-        stop = self.length + key.shape[2]
-        keys, values = self._layers[name]
-        keys[:, :, self.length : stop] = key
-        values[:, :, self.length : stop] = value
-        return keys[:, :, :stop], values[:, :, :stop]
+        return self._layers[name].extend(key, value)
+
+
+class _LayerCache:
+    """The keys and values of one layer, in an array that is twice as large as it must be when it is made."""
+
+    def __init__(self, config, window, dtype):
+        self._heads, self._width, self._window = config.n_kv_head, config.head_size, window
+        self._dtype = dtype
+        self._kept = self._empty(0)
+        self._length = 0
+
+    def _empty(self, size):
+        return np.empty((2, 1, self._heads, size, self._width), self._dtype)
+
+    def extend(self, key, value):
+        T = key.shape[2]
+        seen = self._length if self._window is None else min(self._length, self._window - 1)
+        if (
+            self._length + T > self._kept.shape[3]
+        ):  # make room: for twice as much, or by what no query sees any more
+            old = self._kept[:, :, :, self._length - seen : self._length]
+            self._kept = self._empty(2 * (seen + T))
+            self._kept[:, :, :, :seen] = old
+            self._length = seen
+        stop = self._length + T
+        for kept, new in zip(self._kept, (key, value), strict=True):
+            kept[:, :, self._length : stop] = new
+        self._length = stop
+        keys, values = self._kept[:, :, :, stop - T - seen : stop]
+        return keys, values
 
 
 def generate(
@@ -76,4 +104,5 @@ def next_token_logits(model, tokens, kv_cache):
     """
     x, _ = model.stream_forward(np.asarray([tokens]), kv_cache=kv_cache)
     kv_cache.length += len(tokens)
-    return x[0, -1] @ model.weights[model.output_name].T  # only the last token's logits are needed
+    logits, *_ = model.logits_forward(x[0, -1:])  # only the last token's are needed
+    return logits[0]

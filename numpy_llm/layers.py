@@ -120,6 +120,43 @@ def residual_backward(dy, cache):
     return dy, dy
 
 
+class ScaleCache(NamedTuple):
+    factor: float
+
+
+def scale_forward(x, factor):
+    """Multiply by a constant: y = x · factor, as Gemma does with token embeddings, by √C.
+
+    x: float, any shape; returns: y of the same shape, cache
+    Source: Vaswani et al. 2017, section 3.4. Twin: torch_llm.layers.scale
+    """
+    return x * factor, ScaleCache(factor)
+
+
+def scale_backward(dy, cache):
+    """dx = dy · factor"""
+    return dy * cache.factor
+
+
+class SoftCapCache(NamedTuple):
+    tanh: np.ndarray
+
+
+def soft_cap_forward(x, cap):
+    """Keep x between -cap and cap, smoothly: y = cap · tanh(x / cap).
+
+    x: float, any shape; cap: float above 0; returns: y of the same shape, cache
+    Source: Gemma Team 2024 (Gemma 2), section 2. Twin: torch_llm.layers.soft_cap
+    """
+    tanh = np.tanh(x / cap)
+    return tanh * cap, SoftCapCache(tanh)
+
+
+def soft_cap_backward(dy, cache):
+    """The slope of tanh is 1 - tanh², and the two factors cap and 1 / cap cancel: dx = dy (1 - tanh²(x / cap))."""
+    return dy * (1 - cache.tanh * cache.tanh)
+
+
 def sum_rows(x):
     """Σ over the rows of (N, C), as a product with ones: BLAS adds faster than a reduction does."""
     return np.ones(x.shape[0], x.dtype) @ x

@@ -1,11 +1,12 @@
 """The GPT: a list of calls forward, and the same list reversed.
 
-    tokens -> embedding + position -> L x [ x + attention(norm(x)),  x + feed_forward(norm(x)) ]
+    tokens -> embedding (+ position) -> L x [ x + attention(norm(x)),  x + feed_forward(norm(x)) ]
            -> final norm -> output -> cross-entropy
 
 The dimension letters are explained in `contract/config.py`.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -25,12 +26,14 @@ from contract.weights import (
     weight_table,
 )
 from numpy_llm.attention import AttentionCache, attention_backward, attention_forward
-from numpy_llm.feed_forward import FeedForwardCache, feed_forward_backward, feed_forward_forward
+from numpy_llm.feed_forward import FEED_FORWARDS
 from numpy_llm.generate import generate
 from numpy_llm.layers import (
     DropoutCache,
     EmbeddingCache,
     LinearCache,
+    ScaleCache,
+    SoftCapCache,
     dropout_backward,
     dropout_forward,
     embedding_backward,
@@ -39,52 +42,117 @@ from numpy_llm.layers import (
     linear_forward,
     residual_backward,
     residual_forward,
+    scale_backward,
+    scale_forward,
+    soft_cap_backward,
+    soft_cap_forward,
 )
 from numpy_llm.losses import CrossEntropyCache, cross_entropy_backward, cross_entropy_forward
 from numpy_llm.norms import NormCache, norm_backward, norm_forward
 from numpy_llm.positions import POSITIONS, PositionCache, position_backward, position_forward
 
+# Of each choice of `block`: whether a norm stands before each branch, and after it.
+BLOCKS = {"pre_norm": (True, False), "sandwich": (True, True), "post_norm": (False, True)}
+
+
+class AddCache(NamedTuple):
+    name: str
+    place: int
+    norm: NormCache | None
+    dropout: DropoutCache
+    residual: None
+
 
 class BlockCache(NamedTuple):
-    name: str
-    norm_1: NormCache
+    norm_1: NormCache | None
     attention: AttentionCache
-    dropout_1: DropoutCache
-    residual_1: None
-    norm_2: NormCache
-    feed_forward: FeedForwardCache
-    dropout_2: DropoutCache
-    residual_2: None
+    add_1: AddCache
+    norm_2: NormCache | None
+    feed_forward_backward: Callable
+    feed_forward: NamedTuple
+    add_2: AddCache
 
 
-def block_forward(x, weights, name, config, dropout=None, kv_cache=None, trace=NO_TRACE):
+def block_forward(x, weights, name, config, layer, dropout=None, kv_cache=None, trace=NO_TRACE):
     """One transformer block: two branches, each of which reads a normed copy and adds to the stream.
 
         x = x + dropout(attention(norm_1(x)))
         y = x + dropout(feed_forward(norm_2(x)))
 
-    x: float (B, T, C); weights: mapping that holds this block's under `name`, such as "blocks.0"
-    returns: y (B, T, C), cache
-    Source: Radford et al. 2019, section 2.3 (the norm moved to each branch's input).
-    Twin: torch_llm.model.block
-    """
-    normed, norm_1_cache = norm_forward(x, weights, f"{name}.norm_1", config, trace)
-    branch, attention_cache = attention_forward(
-        normed, weights, f"{name}.attention", config, dropout, kv_cache, trace
-    )
-    branch, dropout_1_cache = _dropout(branch, config, dropout, f"{name}.dropout_1", trace)
-    stream, residual_1_cache = residual_forward(x, branch)
-    trace.record(f"{name}.residual_1", stream, "residual", x, branch)
+    A "sandwich" block norms what a branch computed too, before dropout; a "post_norm" block norms that alone.
 
-    normed, norm_2_cache = norm_forward(stream, weights, f"{name}.norm_2", config, trace)
-    branch, feed_forward_cache = feed_forward_forward(normed, weights, f"{name}.feed_forward", config, trace)
-    branch, dropout_2_cache = _dropout(branch, config, dropout, f"{name}.dropout_2", trace)
-    y, residual_2_cache = residual_forward(stream, branch)
-    trace.record(f"{name}.residual_2", y, "residual", stream, branch)
+    x: float (B, T, C); weights: mapping that holds this block's under `name`, such as "blocks.0"
+    layer: `contract.config.Layer`, what is particular to this one
+    returns: y (B, T, C), cache
+    Source: Radford et al. 2019, section 2.3 (pre_norm); Gemma Team 2024 (Gemma 2), section 2 (sandwich).
+    Twin: torch_llm.model.Block
+    """
+    norms_before, _ = BLOCKS[config.block]
+    feed_forward_forward, feed_forward_backward = FEED_FORWARDS[config.feed_forward]
+
+    read, norm_1_cache = _norm_forward(norms_before, x, weights, f"{name}.norm_1", config, trace)
+    branch, attention_cache = attention_forward(
+        read, weights, f"{name}.attention", config, layer, dropout, kv_cache, trace
+    )
+    stream, add_1_cache = _add_forward(x, branch, weights, name, 1, config, dropout, trace)
+
+    read, norm_2_cache = _norm_forward(norms_before, stream, weights, f"{name}.norm_2", config, trace)
+    branch, feed_forward_cache = feed_forward_forward(read, weights, f"{name}.feed_forward", config, trace)
+    y, add_2_cache = _add_forward(stream, branch, weights, name, 2, config, dropout, trace)
     return y, BlockCache(
-        name, norm_1_cache, attention_cache, dropout_1_cache, residual_1_cache,
-        norm_2_cache, feed_forward_cache, dropout_2_cache, residual_2_cache,
+        norm_1_cache, attention_cache, add_1_cache,
+        norm_2_cache, feed_forward_backward, feed_forward_cache, add_2_cache,
     )  # fmt: skip
+
+
+def block_backward(dy, cache, trace=NO_TRACE):
+    """The forward pass reversed; where the stream forked, the gradients of both ways are added.
+
+    returns: dx (B, T, C), gradients by weight name
+    """
+    dstream, dbranch, add_2_gradients = _add_backward(dy, cache.add_2, trace)
+    dread, feed_forward_gradients = cache.feed_forward_backward(dbranch, cache.feed_forward, trace)
+    dx, norm_2_gradients = _norm_backward(dread, cache.norm_2, trace)
+    dx += dstream
+
+    dstream, dbranch, add_1_gradients = _add_backward(dx, cache.add_1, trace)
+    dread, attention_gradients = attention_backward(dbranch, cache.attention, trace)
+    dx, norm_1_gradients = _norm_backward(dread, cache.norm_1, trace)
+    dx += dstream
+    return dx, (
+        norm_1_gradients | attention_gradients | add_1_gradients
+        | norm_2_gradients | feed_forward_gradients | add_2_gradients
+    )  # fmt: skip
+
+
+def _add_forward(x, branch, weights, name, place, config, dropout, trace):
+    """Add to the stream what a branch computed: x + dropout(branch), or x + dropout(norm(branch))."""
+    _, norms_after = BLOCKS[config.block]
+    branch, norm_cache = _norm_forward(
+        norms_after, branch, weights, f"{name}.post_norm_{place}", config, trace
+    )
+    branch, dropout_cache = _dropout(branch, config, dropout, f"{name}.dropout_{place}", trace)
+    y, residual_cache = residual_forward(x, branch)
+    trace.record(f"{name}.residual_{place}", y, "residual", x, branch)
+    return y, AddCache(name, place, norm_cache, dropout_cache, residual_cache)
+
+
+def _add_backward(dy, cache, trace):
+    """returns: dx, dbranch (B, T, C), gradients by weight name"""
+    trace.record_gradient(f"{cache.name}.residual_{cache.place}", dy)
+    dx, dbranch = residual_backward(dy, cache.residual)
+    trace.record_gradient(f"{cache.name}.dropout_{cache.place}", dbranch)
+    dbranch = dropout_backward(dbranch, cache.dropout)
+    return dx, *_norm_backward(dbranch, cache.norm, trace)
+
+
+def _norm_forward(present, x, *arguments):
+    """The norm, where the block has one at this place."""
+    return norm_forward(x, *arguments) if present else (x, None)
+
+
+def _norm_backward(dy, cache, trace):
+    return norm_backward(dy, cache, trace) if cache else (dy, {})
 
 
 def _dropout(x, config, key, site, trace):
@@ -95,33 +163,10 @@ def _dropout(x, config, key, site, trace):
     return y, cache
 
 
-def block_backward(dy, cache, trace=NO_TRACE):
-    """The forward pass reversed; where the stream forked, the gradients of both ways are added.
-
-    returns: dx (B, T, C), gradients by weight name
-    """
-    name = cache.name
-    trace.record_gradient(f"{name}.residual_2", dy)
-    dstream, dbranch = residual_backward(dy, cache.residual_2)
-    trace.record_gradient(f"{name}.dropout_2", dbranch)
-    dbranch = dropout_backward(dbranch, cache.dropout_2)
-    dnormed, feed_forward_gradients = feed_forward_backward(dbranch, cache.feed_forward, trace)
-    dx, norm_2_gradients = norm_backward(dnormed, cache.norm_2, trace)
-    dx += dstream
-
-    trace.record_gradient(f"{name}.residual_1", dx)
-    dstream, dbranch = residual_backward(dx, cache.residual_1)
-    trace.record_gradient(f"{name}.dropout_1", dbranch)
-    dbranch = dropout_backward(dbranch, cache.dropout_1)
-    dnormed, attention_gradients = attention_backward(dbranch, cache.attention, trace)
-    dx, norm_1_gradients = norm_backward(dnormed, cache.norm_1, trace)
-    dx += dstream
-    return dx, norm_1_gradients | attention_gradients | norm_2_gradients | feed_forward_gradients
-
-
 class StreamCache(NamedTuple):
     embedding: EmbeddingCache
-    position: PositionCache
+    scale: ScaleCache | None
+    position: PositionCache | None
     dropout: DropoutCache
     blocks: list[BlockCache]
     norm: NormCache
@@ -130,6 +175,7 @@ class StreamCache(NamedTuple):
 class GPTCache(NamedTuple):
     stream: StreamCache
     output: LinearCache
+    cap: SoftCapCache | None
     loss: CrossEntropyCache
 
 
@@ -168,16 +214,16 @@ class GPT:
         Raises ConfigError for tokens and targets of another kind or shape, or outside the vocabulary.
         """
         check_batch(tokens, targets, self.config)
-        trace.give(tokens=tokens, targets=targets, positions=self.positions, **self.weights)
+        trace.give(tokens=tokens, targets=targets, **self.weights)
+        if self.positions is not None:
+            trace.give(positions=self.positions)
         x, stream_cache = self.stream_forward(tokens, dropout=dropout, trace=trace)
-        output = self.weights[self.output_name], None
-        logits, output_cache = linear_forward(x, *output)
-        trace.record("logits", logits, "linear", x, *output)
+        logits, output_cache, cap_cache = self.logits_forward(x, trace)
         if targets is None:
             return logits, None, None
         loss, loss_cache = cross_entropy_forward(logits, targets)
         trace.record("loss", loss, "cross_entropy", logits, targets)
-        return logits, loss, GPTCache(stream_cache, output_cache, loss_cache)
+        return logits, loss, GPTCache(stream_cache, output_cache, cap_cache, loss_cache)
 
     def stream_forward(self, tokens, *, dropout=None, kv_cache=None, trace: Trace = NO_TRACE):
         """The residual stream from the embedding to the final norm.
@@ -189,15 +235,39 @@ class GPT:
         start = kv_cache.length if kv_cache is not None else 0
         x, embedding_cache = embedding_forward(tokens, weights["token_embedding.weight"])
         trace.record("token_embedding", x, "embedding", tokens, weights["token_embedding.weight"])
-        embedding, position_cache = position_forward(x, self.positions, start)
-        trace.record("embedding", embedding, "position", x, self.positions, start)
-        x, dropout_cache = _dropout(embedding, config, dropout, "embedding_dropout", trace)
+        scale_cache = position_cache = None
+        if config.embedding_scale != 1:
+            scaled, scale_cache = scale_forward(x, config.embedding_scale)
+            trace.record("scaled_embedding", scaled, "scale", x, config.embedding_scale)
+            x = scaled
+        if self.positions is not None:
+            placed, position_cache = position_forward(x, self.positions, start)
+            trace.record("embedding", placed, "position", x, self.positions, start)
+            x = placed
+        x, dropout_cache = _dropout(x, config, dropout, "embedding_dropout", trace)
         block_caches = []
-        for layer in range(config.n_layer):
-            x, block_cache = block_forward(x, weights, f"blocks.{layer}", config, dropout, kv_cache, trace)
+        for place in range(config.n_layer):
+            name, layer = f"blocks.{place}", config.layer(place)
+            x, block_cache = block_forward(x, weights, name, config, layer, dropout, kv_cache, trace)
             block_caches.append(block_cache)
         x, norm_cache = norm_forward(x, weights, "final_norm", config, trace)
-        return x, StreamCache(embedding_cache, position_cache, dropout_cache, block_caches, norm_cache)
+        return x, StreamCache(
+            embedding_cache, scale_cache, position_cache, dropout_cache, block_caches, norm_cache
+        )
+
+    def logits_forward(self, x, trace: Trace = NO_TRACE):
+        """The logits of the normed stream.
+
+        x: float (..., C); returns: logits (..., V), cache of the output layer, cache of the soft cap or None
+        """
+        output = self.weights[self.output_name], None
+        logits, output_cache = linear_forward(x, *output)
+        trace.record("logits", logits, "linear", x, *output)
+        if self.config.logit_cap is None:
+            return logits, output_cache, None
+        capped, cap_cache = soft_cap_forward(logits, self.config.logit_cap)
+        trace.record("capped_logits", capped, "soft_cap", logits, self.config.logit_cap)
+        return capped, output_cache, cap_cache
 
     def backward(
         self, cache, *, dloss=1.0, gradients: Weights | None = None, turn=nullcontext, trace: Trace = NO_TRACE
@@ -217,6 +287,9 @@ class GPT:
         stream = cache.stream
         trace.record_gradient("loss", np.asarray(dloss, self.dtype))
         dlogits = cross_entropy_backward(dloss, cache.loss)
+        if cache.cap is not None:
+            trace.record_gradient("capped_logits", dlogits)
+            dlogits = soft_cap_backward(dlogits, cache.cap)
         trace.record_gradient("logits", dlogits)
         dx, doutput, _ = linear_backward(dlogits, cache.output)
         # A tied matrix is used twice, at the output and at the embedding: both gradients are added to it.
@@ -228,10 +301,14 @@ class GPT:
             _add(gradients, block_gradients, turn)
         trace.record_gradient("embedding_dropout", dx)
         dx = dropout_backward(dx, stream.dropout)
-        trace.record_gradient("embedding", dx)
-        dx, dpositions = position_backward(dx, stream.position)
-        if self.config.position == "learned":
-            _add(gradients, {"position_embedding.weight": dpositions}, turn)
+        if stream.position is not None:
+            trace.record_gradient("embedding", dx)
+            dx, dpositions = position_backward(dx, stream.position)
+            if self.config.position == "learned":
+                _add(gradients, {"position_embedding.weight": dpositions}, turn)
+        if stream.scale is not None:
+            trace.record_gradient("scaled_embedding", dx)
+            dx = scale_backward(dx, stream.scale)
         trace.record_gradient("token_embedding", dx)
         _add(gradients, {"token_embedding.weight": embedding_backward(dx, stream.embedding)}, turn)
         return gradients

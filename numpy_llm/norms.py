@@ -111,6 +111,28 @@ def rms_norm_backward(dy, cache):
     return dx, dweight
 
 
+def rms_norm_plus_one_forward(x, weight, eps):
+    """RMS norm whose weight is the distance of the factor from 1.
+
+        normal = x / √(mean(x²) + eps),   y = normal · (1 + weight)
+
+    Weight decay then pulls the factor towards 1, and a weight near 0 is rounded less than one near 1.
+
+    x: float (..., C); weight: float (C,); eps: float, inside the root
+    returns: y (..., C), cache
+    Source: Gemma Team 2024, section 2, and its published code. Twin: torch_llm.norms.rms_norm_plus_one
+    """
+    return rms_norm_forward(x, 1 + weight, eps)
+
+
+def rms_norm_plus_one_backward(dy, cache):
+    """The slope of 1 + weight is 1, so the gradients are those of RMS norm with the factor 1 + weight.
+
+    returns: dx (..., C), dweight (C,)
+    """
+    return rms_norm_backward(dy, cache)
+
+
 def _mean_channels(x, other=None):
     """The mean over channels of x, or of x · other, kept as (..., 1): one pass, nothing stored between."""
     total = np.einsum("...c->...", x) if other is None else np.einsum("...c,...c->...", x, other)
@@ -120,6 +142,7 @@ def _mean_channels(x, other=None):
 NORMS = {
     "layer_norm": (layer_norm_forward, layer_norm_backward),
     "rms_norm": (rms_norm_forward, rms_norm_backward),
+    "rms_norm_plus_one": (rms_norm_plus_one_forward, rms_norm_plus_one_backward),
 }
 
 
@@ -133,8 +156,8 @@ class NormCache(NamedTuple):
 def norm_forward(x, weights, name, config, trace=NO_TRACE):
     """The norm called `name`, of the kind that the configuration names.
 
-    x: float (B, T, C); weights: mapping that holds this norm's under `name`, such as "blocks.0.norm_1"
-    returns: y (B, T, C), cache
+    x: float (..., C); weights: mapping that holds this norm's under `name`, such as "blocks.0.norm_1"
+    returns: y (..., C), cache
     Twin: torch_llm.norms.Norm
     """
     forward, backward = NORMS[config.norm]
@@ -146,7 +169,7 @@ def norm_forward(x, weights, name, config, trace=NO_TRACE):
 
 
 def norm_backward(dy, cache, trace=NO_TRACE):
-    """The forward pass reversed. returns: dx (B, T, C), gradients by weight name"""
+    """The forward pass reversed. returns: dx (..., C), gradients by weight name"""
     trace.record_gradient(cache.name, dy)
     dx, *gradients = cache.backward(dy, cache.cache)
     return dx, dict(zip(cache.names, gradients, strict=True))

@@ -3,9 +3,12 @@
 The dimension letters are explained in `contract/config.py`.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+
+from contract.rotary import Rotary
 
 
 def sinusoidal_positions(context_length, d_model, dtype):
@@ -50,10 +53,86 @@ def position_backward(dy, cache):
     return dy, dtable
 
 
-# The table of encodings of each choice of `position`, from the configuration and the weights.
+def rotary_frequencies(rotary: Rotary, head_size):
+    """By how many radians each pair of channels turns per place: theta^(-2i/D), slowed down by the scaling.
+
+    returns: float64 (D/2,)
+    Source: Su et al. 2021, section 3.2.2; the scalings as in `contract.rotary`.
+    Twin: torch_llm.positions.rotary_frequencies
+    """
+    frequency = rotary.theta ** (-np.arange(0, head_size, 2) / head_size)
+    if rotary.scaling == "linear":
+        return frequency / rotary.factor
+    if rotary.scaling == "llama3":
+        # How many of its wavelengths the original context holds: few of a slow pair, which is slowed down further.
+        waves = rotary.original_context_length * frequency / (2 * np.pi)
+        low, high = rotary.low_frequency_factor, rotary.high_frequency_factor
+        kept = np.clip((waves - low) / (high - low), 0, 1)
+        return kept * frequency + (1 - kept) * frequency / rotary.factor
+    return frequency
+
+
+@lru_cache(maxsize=8)
+def rotary_table(rotary: Rotary, head_size, length, dtype):
+    """Cosine and sine of each pair's angle at the places 0 to length - 1, computed in float64.
+
+    returns: dtype (length, D/2) each, not to be changed
+    Twin: torch_llm.positions.rotary_table
+    """
+    angle = np.arange(length)[:, None] * rotary_frequencies(rotary, head_size)
+    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+
+
+class RotateCache(NamedTuple):
+    cosine: np.ndarray  # (T, D/2)
+    sine: np.ndarray
+
+
+def rotate_forward(x, rotary, start=0):
+    """Turn each pair of channels, i and i + D/2, by an angle that grows with the token's place.
+
+        y[i]       = x[i] cos(a[i]) - x[i + D/2] sin(a[i])
+        y[i + D/2] = x[i + D/2] cos(a[i]) + x[i] sin(a[i]),    a[i] = (start + t) · frequency[i]
+
+    A score of a turned query and a turned key then depends on how far apart they are, not on where.
+
+    x: float (B, H, T, D); start: place of the first token
+    returns: y (B, H, T, D), cache
+    Source: Su et al. 2021, section 3.4.2, with the halves paired as in published Llama weights.
+    Twin: torch_llm.positions.rotate
+    """
+    T, D = x.shape[-2:]
+    length = (
+        1 << (start + T - 1).bit_length()
+    )  # a power of two, so that the table is made anew only as it doubles
+    cosine, sine = (table[start : start + T] for table in rotary_table(rotary, D, length, x.dtype.name))
+    return _turn(x, cosine, sine), RotateCache(cosine, sine)
+
+
+def rotate_backward(dy, cache, out=None):
+    """The transpose of a rotation is the rotation back: turn dy by minus the angle.
+
+    out: where to write dx; returns: dx (B, H, T, D)
+    """
+    return _turn(dy, cache.cosine, -cache.sine, out)
+
+
+def _turn(x, cosine, sine, out=None):
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    y = np.empty(x.shape, x.dtype) if out is None else out
+    np.multiply(first, cosine, out=y[..., :half])
+    y[..., :half] -= second * sine
+    np.multiply(second, cosine, out=y[..., half:])
+    y[..., half:] += first * sine
+    return y
+
+
+# What each choice of `position` adds to the embeddings, from the configuration and the weights; rotary adds nothing.
 POSITIONS = {
     "sinusoidal": lambda config, weights: sinusoidal_positions(
         config.context_length, config.d_model, weights["token_embedding.weight"].dtype
     ),
     "learned": lambda config, weights: weights["position_embedding.weight"],
+    "rotary": lambda config, weights: None,
 }

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from contract.config import ModelConfig, preset
+from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
+from contract.presets import preset
 from contract.weights import Weights
 from harness.training.checkpoint import load_checkpoint
 from harness.training.machine import versions

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import cli
-from contract.config import ModelConfig, preset
+from contract.config import ModelConfig
+from contract.presets import preset
 from contract.trace import Trace
 from contract.weights import weight_table
 from data.tokenizers import encoding_of

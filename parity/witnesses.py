@@ -3,8 +3,9 @@
 import numpy as np
 
 from contract.components import COMPONENTS
-from contract.config import ModelConfig, preset
+from contract.config import ModelConfig
 from contract.numbers import slope
+from contract.presets import preset
 from harness.exchange.families.gpt2 import PREFIX, published_places
 from parity.cases import Case
 from parity.compare import Comparison, ParityError, compare

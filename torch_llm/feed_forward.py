@@ -29,17 +29,36 @@ def gelu_tanh(x):
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS = {"relu": relu, "gelu_tanh": gelu_tanh}
+def silu(x):
+    """The sigmoid linear unit, also called swish: y = x σ, σ = 1 / (1 + exp(-x)).
+
+    x: float, any shape; returns: y of the same shape
+    Source: Hendrycks & Gimpel 2016, section 2. Twin: numpy_llm.feed_forward.silu_forward and silu_backward
+    """
+    return F.silu(x)
 
 
-class FeedForward(nn.Module):
+ACTIVATIONS = {"relu": relu, "gelu_tanh": gelu_tanh, "silu": silu}
+
+
+def gate(active, up):
+    """Let each hidden channel through as far as its gate is open: y = active · up.
+
+    active: float (B, T, F), the activation of the gate; up: float (B, T, F)
+    returns: y (B, T, F)
+    Source: Shazeer 2020, equation 6. Twin: numpy_llm.feed_forward.gate_forward and gate_backward
+    """
+    return active * up
+
+
+class TwoLayers(nn.Module):
     """Widen each token to F channels, apply the activation, and narrow it to C again.
 
         y = activation(x W_upᵀ + b_up) W_downᵀ + b_down
 
     name: the layer's place in the model, such as "blocks.0.feed_forward"
     Source: Vaswani et al. 2017, section 3.3.
-    Twin: numpy_llm.feed_forward.feed_forward_forward and feed_forward_backward
+    Twin: numpy_llm.feed_forward.two_layers_forward and two_layers_backward
     """
 
     def __init__(self, name, config):
@@ -51,10 +70,46 @@ class FeedForward(nn.Module):
     def forward(self, x, trace=NO_TRACE):
         """x: float (B, T, C); returns: y (B, T, C)"""
         name, activation = self.name, ACTIVATIONS[self.config.activation]
-        hidden = linear(x, self.up.weight, self.up.bias)
-        trace.record(f"{name}.up", hidden)
+        hidden = _linear(x, self.up, f"{name}.up", trace)
         active = activation(hidden)
         trace.record(f"{name}.activation", active)
-        y = linear(active, self.down.weight, self.down.bias)
-        trace.record(f"{name}.down", y)
-        return y
+        return _linear(active, self.down, f"{name}.down", trace)
+
+
+class Gated(nn.Module):
+    """Widen each token to F channels, let each through as far as its gate is open, and narrow it to C again.
+
+        y = (activation(x W_gateᵀ + b_gate) · (x W_upᵀ + b_up)) W_downᵀ + b_down
+
+    With "silu" this is SwiGLU, with "gelu_tanh" GeGLU.
+
+    name: the layer's place in the model, such as "blocks.0.feed_forward"
+    Source: Shazeer 2020, equation 6. Twin: numpy_llm.feed_forward.gated_forward and gated_backward
+    """
+
+    def __init__(self, name, config):
+        super().__init__()
+        self.name, self.config = name, config
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x, trace=NO_TRACE):
+        """x: float (B, T, C); returns: y (B, T, C)"""
+        name, activation = self.name, ACTIVATIONS[self.config.activation]
+        hidden = _linear(x, self.gate, f"{name}.gate", trace)
+        active = activation(hidden)
+        trace.record(f"{name}.activation", active)
+        gated = gate(active, _linear(x, self.up, f"{name}.up", trace))
+        trace.record(f"{name}.gated", gated)
+        return _linear(gated, self.down, f"{name}.down", trace)
+
+
+def _linear(x, parameters, name, trace):
+    """A linear layer, recorded under its name."""
+    y = linear(x, parameters.weight, parameters.bias)
+    trace.record(name, y)
+    return y
+
+
+FEED_FORWARDS = {"two_layers": TwoLayers, "gated": Gated}

@@ -55,6 +55,25 @@ def residual(x, branch):
     return x + branch
 
 
+def scale(x, factor):
+    """Multiply by a constant: y = x · factor, as Gemma does with token embeddings, by √C.
+
+    x: float, any shape; returns: y of the same shape
+    Source: Vaswani et al. 2017, section 3.4. Twin: numpy_llm.layers.scale_forward and scale_backward
+    """
+    return x * factor
+
+
+def soft_cap(x, cap):
+    """Keep x between -cap and cap, smoothly: y = cap · tanh(x / cap).
+
+    x: float, any shape; cap: float above 0; returns: y of the same shape
+    Source: Gemma Team 2024 (Gemma 2), section 2.
+    Twin: numpy_llm.layers.soft_cap_forward and soft_cap_backward
+    """
+    return torch.tanh(x / cap) * cap
+
+
 @torch.compiler.disable  # the draws are NumPy's: a compiler that rewrote them would draw other masks
 def _dropout_mask_like(x, rate, key, site):
     dtype = str(x.dtype).removeprefix("torch.")

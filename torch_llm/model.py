@@ -1,6 +1,6 @@
 """The GPT: a list of calls forward; autograd goes through it backward.
 
-    tokens -> embedding + position -> L x [ x + attention(norm(x)),  x + feed_forward(norm(x)) ]
+    tokens -> embedding (+ position) -> L x [ x + attention(norm(x)),  x + feed_forward(norm(x)) ]
            -> final norm -> output -> cross-entropy
 
 The dimension letters are explained in `contract/config.py`. Modules hold the weights, and their attributes
@@ -21,13 +21,16 @@ from contract.randomness import DropoutKey
 from contract.trace import NO_TRACE, Trace
 from contract.weights import check_weights, initial_weights, weight_table
 from torch_llm.attention import Attention
-from torch_llm.feed_forward import FeedForward
+from torch_llm.feed_forward import FEED_FORWARDS
 from torch_llm.generate import generate
 from torch_llm.layers import dropout as drop
-from torch_llm.layers import embedding, linear, residual
+from torch_llm.layers import embedding, linear, residual, scale, soft_cap
 from torch_llm.losses import cross_entropy
 from torch_llm.norms import Norm
 from torch_llm.positions import POSITIONS, position
+
+# Of each choice of `block`: whether a norm stands before each branch, and after it.
+BLOCKS = {"pre_norm": (True, False), "sandwich": (True, True), "post_norm": (False, True)}
 
 
 class Block(nn.Module):
@@ -36,36 +39,48 @@ class Block(nn.Module):
         x = x + dropout(attention(norm_1(x)))
         y = x + dropout(feed_forward(norm_2(x)))
 
+    A "sandwich" block norms what a branch computed too, before dropout; a "post_norm" block norms that alone.
+
     name: the block's place in the model, such as "blocks.0"
-    Source: Radford et al. 2019, section 2.3 (the norm moved to each branch's input).
+    layer: `contract.config.Layer`, what is particular to this one
+    Source: Radford et al. 2019, section 2.3 (pre_norm); Gemma Team 2024 (Gemma 2), section 2 (sandwich).
     Twin: numpy_llm.model.block_forward and block_backward
     """
 
-    def __init__(self, name, config):
+    def __init__(self, name, config, layer):
         super().__init__()
         self.name, self.config = name, config
-        self.norm_1 = Norm(f"{name}.norm_1", config)
-        self.attention = Attention(f"{name}.attention", config)
-        self.norm_2 = Norm(f"{name}.norm_2", config)
-        self.feed_forward = FeedForward(f"{name}.feed_forward", config)
+        before, after = BLOCKS[config.block]
+
+        def norm(present, role):
+            return Norm(f"{name}.{role}", config) if present else None
+
+        self.norm_1 = norm(before, "norm_1")
+        self.attention = Attention(f"{name}.attention", config, layer)
+        self.post_norm_1 = norm(after, "post_norm_1")
+        self.norm_2 = norm(before, "norm_2")
+        self.feed_forward = FEED_FORWARDS[config.feed_forward](f"{name}.feed_forward", config)
+        self.post_norm_2 = norm(after, "post_norm_2")
 
     def forward(self, x, dropout=None, kv_cache=None, trace=NO_TRACE):
         """x: float (B, T, C); returns: y (B, T, C)"""
-        name, config = self.name, self.config
-        normed = self.norm_1(x, trace)
-        branch = self.attention(normed, dropout, kv_cache, trace)
-        branch = drop(branch, config.dropout, dropout, f"{name}.dropout_1")
-        trace.record(f"{name}.dropout_1", branch)
-        x = residual(x, branch)
-        trace.record(f"{name}.residual_1", x)
+        branch = self.attention(_normed(self.norm_1, x, trace), dropout, kv_cache, trace)
+        x = self._add(x, branch, self.post_norm_1, 1, dropout, trace)
+        branch = self.feed_forward(_normed(self.norm_2, x, trace), trace)
+        return self._add(x, branch, self.post_norm_2, 2, dropout, trace)
 
-        normed = self.norm_2(x, trace)
-        branch = self.feed_forward(normed, trace)
-        branch = drop(branch, config.dropout, dropout, f"{name}.dropout_2")
-        trace.record(f"{name}.dropout_2", branch)
+    def _add(self, x, branch, norm, place, dropout, trace):
+        """Add to the stream what a branch computed."""
+        branch = _normed(norm, branch, trace)
+        branch = drop(branch, self.config.dropout, dropout, f"{self.name}.dropout_{place}")
+        trace.record(f"{self.name}.dropout_{place}", branch)
         y = residual(x, branch)
-        trace.record(f"{name}.residual_2", y)
+        trace.record(f"{self.name}.residual_{place}", y)
         return y
+
+
+def _normed(norm, x, trace):
+    return x if norm is None else norm(x, trace)
 
 
 class GPT(nn.Module):
@@ -99,7 +114,7 @@ class GPT(nn.Module):
             self._build()
         values = {name: torch.from_numpy(np.array(weights[name])) for name in weight_table(config)}
         self.load_state_dict(values, assign=True)
-        if config.position != "learned":
+        if config.position == "sinusoidal":
             table = POSITIONS[config.position](config, values)
             self.register_buffer("sinusoids", table, persistent=False)
         self.output_name = "token_embedding.weight" if config.tie_embeddings else "output.weight"
@@ -109,7 +124,9 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, C)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.context_length, C)
-        self.blocks = nn.ModuleList(Block(f"blocks.{layer}", config) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(
+            Block(f"blocks.{place}", config, config.layer(place)) for place in range(config.n_layer)
+        )
         self.final_norm = Norm("final_norm", config)
         if not config.tie_embeddings:
             self.output = nn.Linear(C, config.vocab_size, bias=False)
@@ -125,9 +142,11 @@ class GPT(nn.Module):
         return self.token_embedding.weight.device
 
     @property
-    def positions(self) -> torch.Tensor:
-        """The table of position encodings (context_length, C), fixed or learned."""
-        return self.position_embedding.weight if self.config.position == "learned" else self.sinusoids
+    def positions(self) -> torch.Tensor | None:
+        """The table of position encodings (context_length, C), fixed or learned; None where none is added."""
+        if self.config.position == "learned":
+            return self.position_embedding.weight
+        return self.sinusoids if self.config.position == "sinusoidal" else None
 
     def forward(self, tokens, targets=None, *, dropout: DropoutKey | None = None, trace: Trace = NO_TRACE):
         """From tokens to the logits of each next token, and to the loss where the targets are known.
@@ -145,8 +164,7 @@ class GPT(nn.Module):
         tokens = self._on_device(tokens)
         trace = trace if trace is NO_TRACE else _AutogradTrace(trace)
         x = self.stream_forward(tokens, dropout=dropout, trace=trace)
-        logits = linear(x, self.get_parameter(self.output_name), None)
-        trace.record("logits", logits)
+        logits = self.logits_forward(x, trace)
         if targets is None:
             return logits, None
         targets = self._on_device(targets)
@@ -164,13 +182,26 @@ class GPT(nn.Module):
         start = kv_cache.length if kv_cache is not None else 0
         x = embedding(tokens, self.token_embedding.weight)
         trace.record("token_embedding", x)
-        x = position(x, self.positions, start)
-        trace.record("embedding", x)
+        if config.embedding_scale != 1:
+            x = scale(x, config.embedding_scale)
+            trace.record("scaled_embedding", x)
+        if self.positions is not None:
+            x = position(x, self.positions, start)
+            trace.record("embedding", x)
         x = drop(x, config.dropout, dropout, "embedding_dropout")
         trace.record("embedding_dropout", x)
         for block in self.blocks:
             x = block(x, dropout, kv_cache, trace)
         return self.final_norm(x, trace)
+
+    def logits_forward(self, x, trace: Trace = NO_TRACE):
+        """The logits of the normed stream. x: float (..., C); returns: logits (..., V)"""
+        logits = linear(x, self.get_parameter(self.output_name), None)
+        trace.record("logits", logits)
+        if self.config.logit_cap is not None:
+            logits = soft_cap(logits, self.config.logit_cap)
+            trace.record("capped_logits", logits)
+        return logits
 
     def generate(self, tokens, max_new_tokens, **sampling):
         """The tokens that the model adds to `tokens`; see `torch_llm.generate.generate`."""

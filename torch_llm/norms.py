@@ -41,7 +41,20 @@ def rms_norm(x, weight, eps):
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
+def rms_norm_plus_one(x, weight, eps):
+    """RMS norm whose weight is the distance of the factor from 1.
+
+        normal = x / √(mean(x²) + eps),   y = normal · (1 + weight)
+
+    x: float (..., C); weight: float (C,); eps: float, inside the root
+    returns: y (..., C)
+    Source: Gemma Team 2024, section 2, and its published code.
+    Twin: numpy_llm.norms.rms_norm_plus_one_forward and rms_norm_plus_one_backward
+    """
+    return rms_norm(x, 1 + weight, eps)
+
+
+NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm, "rms_norm_plus_one": rms_norm_plus_one}
 
 
 class Norm(nn.Module):
@@ -50,15 +63,18 @@ class Norm(nn.Module):
     Twin: numpy_llm.norms.norm_forward and norm_backward
     """
 
-    def __init__(self, name, config):
+    def __init__(self, name, config, width=None):
+        """width: of what it works on, None for C"""
         super().__init__()
         self.name, self.config, self.roles = name, config, weight_roles("norm", config.norm)
         for role in self.roles:
             absent = role == "bias" and not config.bias
-            self.register_parameter(role, None if absent else nn.Parameter(torch.empty(config.d_model)))
+            self.register_parameter(
+                role, None if absent else nn.Parameter(torch.empty(width or config.d_model))
+            )
 
     def forward(self, x, trace=NO_TRACE):
-        """x: float (B, T, C); returns: y (B, T, C)"""
+        """x: float (..., width); returns: y of the same shape"""
         weights = (getattr(self, role) for role in self.roles)
         y = NORMS[self.config.norm](x, *weights, self.config.norm_eps)
         trace.record(self.name, y)

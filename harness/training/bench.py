@@ -20,9 +20,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from contract.components import shape, sizes, weight_rows
-from contract.config import ModelConfig, preset
+from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
+from contract.presets import preset
 from harness.training.backend import open_backend
 from harness.training.machine import available_cpus, peak_memory, versions
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import tiktoken
 
-from contract.config import ModelConfig, preset, read_config
+from contract.config import ModelConfig, read_config
 from contract.errors import ConfigError, UserError
+from contract.presets import preset
 from contract.schema import require
 from contract.staging import clear_leftovers
 from data.batches import windows_per_epoch
@@ -53,7 +54,7 @@ def start_run(
 
     text, tokenizer: see `data.prepare.prepare`; a token file keeps its own tokenizer
     start: run or checkpoint to take weights, configuration and tokenizer from; `overrides` may only change the dropout
-    preset_name, overrides: see `contract.config.preset`
+    preset_name, overrides: see `contract.presets.preset`
     config: JSON file with the fields of a model instead of the preset's, see `contract.config.read_config`
     training: fields of TrainingSettings, or `epochs` instead of `steps`; with `start` over `FINE_TUNING`
     machine: fields of Machine

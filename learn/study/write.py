@@ -6,9 +6,9 @@ import numpy as np
 import tiktoken
 from threadpoolctl import threadpool_limits
 
-from contract.config import preset
 from contract.errors import ConfigError
 from contract.files import require_free, write_file
+from contract.presets import preset
 from data.prepare import DEFAULT_RANKS
 from data.tokenizers import encode, load_ranks, token_bytes
 from harness.training.checkpoint import load_checkpoint

@@ -5,8 +5,9 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from contract.config import PRESETS, ModelConfig, preset
+from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
+from contract.presets import PRESETS, preset
 
 SIZES = ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff")
 NO_SIZES = (0, -1, 2.0, "4", None, True)

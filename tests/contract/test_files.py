@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from contract.config import preset
 from contract.errors import ConfigError, UserError
 from contract.files import (
     open_regular,
@@ -23,6 +22,7 @@ from contract.files import (
     write_file,
     write_into,
 )
+from contract.presets import preset
 from contract.schema import read_json, require
 from contract.staging import STAGED, clear_leftovers
 from contract.weights import initial_weights

@@ -6,7 +6,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from contract.config import preset
+from contract.presets import preset
 from contract.weights import Weights, initial_weights, parameter_count, weight_table
 
 # V 7, T 4, C 6, F 5 and one layer, written by hand: name, shape, initial value, deviation.

@@ -9,7 +9,7 @@ from statistics import median
 
 import pytest
 
-from contract.config import preset
+from contract.presets import preset
 from harness.training import bench
 from harness.training.bench import (
     COMPILED,

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from contract.config import PRESETS, ModelConfig, preset
+from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
+from contract.presets import PRESETS, preset
 from contract.weights import initial_weights, weight_table
 from data.tokenizers import encoding_of
 from harness.exchange.export import export

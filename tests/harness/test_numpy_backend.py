@@ -6,8 +6,8 @@ from threading import Event, Thread
 import numpy as np
 import pytest
 
-from contract.config import preset
 from contract.errors import UserError
+from contract.presets import preset
 from contract.randomness import DropoutKey
 from contract.weights import parameter_count, weight_table
 from harness.training.backend import open_backend

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from contract.config import preset
 from contract.errors import UserError
+from contract.presets import preset
 from contract.weights import initial_weights
 from data.prepare import open_prepared, prepare
 from harness.training.checkpoint import Checkpoint, save_checkpoint

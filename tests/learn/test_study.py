@@ -19,7 +19,7 @@ pytest.importorskip("latex2mathml", reason="needs the extra 'study' (pip install
 
 import numpy_llm
 from cli import main
-from contract.config import preset
+from contract.presets import preset
 from contract.trace import Trace
 from contract.weights import Weights
 from data.tokenizers import encoding_of
