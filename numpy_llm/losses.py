@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numpy_llm.layers import linear_forward, soft_cap_forward
+
 
 class CrossEntropyCache(NamedTuple):
     probabilities: np.ndarray  # (B, T, V)
@@ -49,6 +51,71 @@ def cross_entropy_backward(dloss, cache):
     dlogits = cache.probabilities * scale
     dlogits.reshape(columns.size, -1)[np.arange(columns.size), columns] -= scale
     return dlogits
+
+
+class LinearCrossEntropyCache(NamedTuple):
+    x: np.ndarray  # as (N, C)
+    weight: np.ndarray
+    columns: np.ndarray  # the targets as (N,)
+    log_totals: np.ndarray  # log Σ exp(logits) of each row
+    cap: float | None
+
+
+def linear_cross_entropy_forward(x, weight, targets, cap=None):
+    """The output layer, its soft cap and the cross-entropy, without holding all logits at once.
+
+    Fused over blocks of rows: at V = 150,000 and T = 8,192 the logits alone take 5 GB, and the plain pairs hold them
+    three times. The price is that the backward pass computes them again: four products instead of three.
+
+    x: float (B, T, C); weight: float (V, C); targets: int (B, T); cap: of `soft_cap_forward`, None for none
+    returns: loss float (), cache
+    Twin: torch_llm.losses.linear_cross_entropy
+    """
+    rows, columns = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    losses, log_totals = np.empty((2, len(rows)), x.dtype)
+    for block in _logit_blocks(len(rows), len(weight)):
+        logits = _capped_logits(rows[block], weight, cap)
+        largest = logits.max(axis=1)
+        picked = logits[np.arange(len(logits)), columns[block]]
+        logits -= largest[:, None]
+        log_totals[block] = largest + np.log(np.exp(logits, out=logits).sum(axis=1))
+        losses[block] = log_totals[block] - picked
+    return losses.mean(), LinearCrossEntropyCache(rows, weight, columns, log_totals, cap)
+
+
+def linear_cross_entropy_backward(dloss, cache):
+    """For each block of rows the backward passes of cross-entropy, soft cap and linear layer.
+
+        softmax(z) = exp(z - log Σ exp(z)),  from the logits z computed again and the logarithms kept
+
+    returns: dx (N, C), dweight (V, C)
+    """
+    dx, dweight = np.empty_like(cache.x), np.zeros_like(cache.weight)
+    scale = dloss / len(cache.x)
+    for block in _logit_blocks(len(cache.x), len(cache.weight)):
+        rows, columns = cache.x[block], cache.columns[block]
+        logits = _capped_logits(rows, cache.weight, cache.cap)
+        slope = 1 if cache.cap is None else 1 - (logits / cache.cap) ** 2
+        logits -= cache.log_totals[block, None]
+        dlogits = np.exp(logits, out=logits)
+        dlogits[np.arange(len(rows)), columns] -= 1
+        dlogits *= scale * slope
+        dx[block] = dlogits @ cache.weight
+        dweight += dlogits.T @ rows
+    return dx, dweight
+
+
+MAX_LOGITS = 1 << 26  # numbers held at once; a block below it is large enough for BLAS at any vocabulary
+
+
+def _logit_blocks(rows, V):
+    height = max(1, MAX_LOGITS // V)
+    return [slice(start, start + height) for start in range(0, rows, height)]
+
+
+def _capped_logits(rows, weight, cap):
+    logits, _ = linear_forward(rows, weight, None)
+    return logits if cap is None else soft_cap_forward(logits, cap)[0]
 
 
 def _row_blocks(rows):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from contract.checks import check_batch
+from contract.checks import check_batch, check_targets
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import DropoutKey
@@ -47,7 +47,15 @@ from numpy_llm.layers import (
     soft_cap_backward,
     soft_cap_forward,
 )
-from numpy_llm.losses import CrossEntropyCache, cross_entropy_backward, cross_entropy_forward
+from numpy_llm.losses import (
+    MAX_LOGITS,
+    CrossEntropyCache,
+    LinearCrossEntropyCache,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_forward,
+)
 from numpy_llm.norms import NormCache, norm_backward, norm_forward
 from numpy_llm.positions import POSITIONS, PositionCache, position_backward, position_forward
 
@@ -174,9 +182,9 @@ class StreamCache(NamedTuple):
 
 class GPTCache(NamedTuple):
     stream: StreamCache
-    output: LinearCache
+    output: LinearCache | None  # None where the loss has it in its own
     cap: SoftCapCache | None
-    loss: CrossEntropyCache
+    loss: CrossEntropyCache | LinearCrossEntropyCache
 
 
 class GPT:
@@ -224,6 +232,24 @@ class GPT:
         loss, loss_cache = cross_entropy_forward(logits, targets)
         trace.record("loss", loss, "cross_entropy", logits, targets)
         return logits, loss, GPTCache(stream_cache, output_cache, cap_cache, loss_cache)
+
+    def loss(self, tokens, targets, *, dropout: DropoutKey | None = None):
+        """The loss of the last tokens' predictions, without the logits, which may be too many to hold at once.
+
+        tokens: int (B, T); targets: int (B, T) or fewer, (B, n), the token after each of the last n; the rest and the
+        errors as in `forward`
+        returns: loss (), nats per token; cache for `backward`, None where n < T
+        """
+        check_batch(tokens, None, self.config)
+        check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)
+        if targets.size * self.config.vocab_size <= MAX_LOGITS and targets.shape == tokens.shape:
+            return self.forward(tokens, targets, dropout=dropout)[1:]
+        x, stream_cache = self.stream_forward(tokens, dropout=dropout)
+        x = x[:, -targets.shape[1] :]
+        loss, cache = linear_cross_entropy_forward(
+            x, self.weights[self.output_name], targets, self.config.logit_cap
+        )
+        return loss, GPTCache(stream_cache, None, None, cache) if targets.shape == tokens.shape else None
 
     def stream_forward(self, tokens, *, dropout=None, kv_cache=None, trace: Trace = NO_TRACE):
         """The residual stream from the embedding to the final norm.
@@ -286,12 +312,16 @@ class GPT:
         check_layout("gradients", gradients, self.weights.layout)
         stream = cache.stream
         trace.record_gradient("loss", np.asarray(dloss, self.dtype))
-        dlogits = cross_entropy_backward(dloss, cache.loss)
-        if cache.cap is not None:
-            trace.record_gradient("capped_logits", dlogits)
-            dlogits = soft_cap_backward(dlogits, cache.cap)
-        trace.record_gradient("logits", dlogits)
-        dx, doutput, _ = linear_backward(dlogits, cache.output)
+        if cache.output is None:
+            dx, doutput = linear_cross_entropy_backward(dloss, cache.loss)
+            dx = dx.reshape(*stream.embedding.tokens.shape, -1)
+        else:
+            dlogits = cross_entropy_backward(dloss, cache.loss)
+            if cache.cap is not None:
+                trace.record_gradient("capped_logits", dlogits)
+                dlogits = soft_cap_backward(dlogits, cache.cap)
+            trace.record_gradient("logits", dlogits)
+            dx, doutput, _ = linear_backward(dlogits, cache.output)
         # A tied matrix is used twice, at the output and at the embedding: both gradients are added to it.
         _add(gradients, {self.output_name: doutput}, turn)
         dx, norm_gradients = norm_backward(dx, stream.norm, trace)

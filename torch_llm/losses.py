@@ -4,6 +4,9 @@ The dimension letters are explained in `contract/config.py`.
 """
 
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from torch_llm.layers import linear, soft_cap
 
 
 def cross_entropy(logits, targets):
@@ -15,3 +18,27 @@ def cross_entropy(logits, targets):
     """
     V = logits.shape[-1]
     return F.cross_entropy(logits.reshape(-1, V), targets.reshape(-1))
+
+
+MAX_LOGITS = 1 << 26  # numbers held at once
+
+
+def linear_cross_entropy(x, weight, targets, cap=None):
+    """The output layer, its soft cap and the cross-entropy, without holding all logits at once.
+
+    In blocks of rows, whose logits the backward pass computes again.
+
+    x: float (B, T, C); weight: float (V, C); targets: int (B, T); cap: of `soft_cap`, None for none
+    returns: loss float ()
+    Twin: numpy_llm.losses.linear_cross_entropy_forward and linear_cross_entropy_backward
+    """
+    rows, columns = x.flatten(0, -2), targets.flatten()
+
+    def total(rows, columns):
+        logits = linear(rows, weight, None)
+        logits = logits if cap is None else soft_cap(logits, cap)
+        return F.cross_entropy(logits, columns, reduction="sum")
+
+    height = max(1, MAX_LOGITS // len(weight))
+    blocks = zip(rows.split(height), columns.split(height), strict=True)
+    return sum(checkpoint(total, *block, use_reentrant=False) for block in blocks) / len(rows)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from contract.checks import check_batch
+from contract.checks import check_batch, check_targets
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import DropoutKey
@@ -25,7 +25,7 @@ from torch_llm.feed_forward import FEED_FORWARDS
 from torch_llm.generate import generate
 from torch_llm.layers import dropout as drop
 from torch_llm.layers import embedding, linear, residual, scale, soft_cap
-from torch_llm.losses import cross_entropy
+from torch_llm.losses import MAX_LOGITS, cross_entropy, linear_cross_entropy
 from torch_llm.norms import Norm
 from torch_llm.positions import POSITIONS, position
 
@@ -172,6 +172,21 @@ class GPT(nn.Module):
         trace.record("loss", loss)
         return logits, loss
 
+    def loss(self, tokens, targets, *, dropout: DropoutKey | None = None):
+        """The loss of the last tokens' predictions, without the logits, which may be too many to hold at once.
+
+        tokens: int (B, T); targets: int (B, T) or fewer, (B, n), the token after each of the last n; the rest and the
+        errors as in `forward`
+        returns: loss (), nats per token
+        """
+        _check_batch(tokens, None, self.config)
+        _check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)
+        if targets.numel() * self.config.vocab_size <= MAX_LOGITS and targets.shape == tokens.shape:
+            return self.forward(tokens, targets, dropout=dropout)[1]
+        x = self.stream_forward(self._on_device(tokens), dropout=dropout)[:, -targets.shape[1] :]
+        output = self.get_parameter(self.output_name)
+        return linear_cross_entropy(x, output, self._on_device(targets), self.config.logit_cap)
+
     def stream_forward(self, tokens, *, dropout=None, kv_cache=None, trace: Trace = NO_TRACE):
         """The residual stream from the embedding to the final norm.
 
@@ -215,6 +230,11 @@ class GPT(nn.Module):
 @torch.compiler.disable  # it reads numbers, which a compiled graph cannot
 def _check_batch(tokens, targets, config):
     check_batch(tokens, targets, config, torch.Tensor, _values_on_cpu)
+
+
+@torch.compiler.disable
+def _check_targets(targets, shape, config):
+    check_targets(targets, shape, config, torch.Tensor, _values_on_cpu)
 
 
 def _values_on_cpu(ids):
