@@ -40,7 +40,7 @@ def scores_forward(query, key, scale):
 
     query: float (B, H, T, D); key: float (B, K, S, D); scale: 1/√D as a rule
     returns: scores (B, H, T, S), before the mask; cache
-    Source: Vaswani et al. 2017, section 3.2.1; Ainslie et al. 2023, section 2.2. Twin: torch_llm.attention.scores
+    Source: Vaswani et al. 2017, section 3.2.1; Ainslie et al. 2023, section 2.2. Twin: torch_llm.attend.scores
     """
     B, H, T, _ = query.shape
     K, S = key.shape[1:3]
@@ -116,7 +116,7 @@ def masked_softmax_forward(scores, window=None):
     scores: float (B, H, T, S); window: how many tokens a query sees, None for all before it
     returns: probabilities (B, H, T, S), cache
     Source: Vaswani et al. 2017, section 3.2.3; Beltagy et al. 2020, section 3.1 (window).
-    Twin: torch_llm.attention.masked_softmax
+    Twin: torch_llm.attend.masked_softmax
     """
     T, S = scores.shape[-2:]
     if T == 1 and (window or S) >= S:  # the last token sees all
@@ -140,7 +140,7 @@ def weighted_sum_forward(probabilities, value):
 
     probabilities: float (B, H, T, S); value: float (B, K, S, D)
     returns: heads (B, H, T, D), cache
-    Source: Vaswani et al. 2017, equation 1. Twin: torch_llm.attention.weighted_sum
+    Source: Vaswani et al. 2017, equation 1. Twin: torch_llm.attend.weighted_sum
     """
     B, H, T, _ = probabilities.shape
     heads = (
@@ -179,7 +179,7 @@ def attend_forward(query, key, value, name, config, window=None, dropout=None, t
     query: float (B, H, T, D); key, value: float (B, K, S, D); window: how many tokens a query sees, None for all
     the rest as in `attention_forward`
     returns: heads (B, H, T, D), cache
-    Source: Vaswani et al. 2017, equation 1. Twin: torch_llm.attention.attend
+    Source: Vaswani et al. 2017, equation 1. Twin: torch_llm.attend.attend
     """
     scores, scores_cache = scores_forward(query, key, config.score_scale)
     trace.record(f"{name}.scores", scores, "scores", query, key, config.score_scale)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numpy_llm.attention import (
+from numpy_llm.attend import (
     SoftmaxCache,
     causal_mask,
     masked_softmax_backward,
@@ -13,10 +13,11 @@ from numpy_llm.attention import (
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
 
-def _band(scores, offset=0):
-    """What query t sees of the S keys: those up to its own place, S - T + t, and `offset` more."""
+def _band(scores, window, offset=0):
+    """What query t sees of the S keys: the window's up to its own place, S - T + t, and `offset` more."""
     T, S = scores.shape[-2:]
-    return np.tril(np.ones((T, S), bool), k=S - T + offset)
+    seen = np.tril(np.ones((T, S), bool), k=S - T + offset)
+    return seen if window is None else np.triu(seen, k=S - T + 1 - window)
 
 
 def _softmax(scores, visible, axis=-1):
@@ -26,65 +27,77 @@ def _softmax(scores, visible, axis=-1):
     return masked / masked.sum(axis=axis, keepdims=True)
 
 
-def _largest_visible(scores):
+def _largest_visible(scores, window):
     """The largest score that each query sees."""
-    return (scores + causal_mask(*scores.shape[-2:])).max(axis=-1, keepdims=True)
+    return (scores + causal_mask(*scores.shape[-2:], window)).max(axis=-1, keepdims=True)
 
 
 @wrong_forward("the causal mask is missing: every token sees the future")
-def mask_missing(scores):
+def mask_missing(scores, window=None):
     return _softmax(scores, True)
 
 
 @wrong_forward("the mask is off by one: a token sees the one after it, or does not see itself")
-def mask_off_by_one(scores):
-    strict = _softmax(scores, _band(scores, -1))
+def mask_off_by_one(scores, window=None):
+    strict = _softmax(scores, _band(scores, window, -1))
     blank = strict.copy()
     blank[..., 0, :] = 0.0
-    return [_softmax(scores, _band(scores, 1)), strict, blank]
+    return [_softmax(scores, _band(scores, window, 1)), strict, blank]
 
 
 @wrong_forward(
     "the mask does not count cached tokens: the query at t stands at place S - T + t of the S keys"
 )
-def mask_without_cached(scores):
+def mask_without_cached(scores, window=None):
     T, S = scores.shape[-2:]
     return _softmax(scores, np.tril(np.ones((T, S), bool))) if S > T else None
 
 
+@wrong_forward("the window is ignored: a query sees all tokens before it")
+def window_missing(scores, window=None):
+    return None if window is None else masked_softmax_forward(scores)[0]
+
+
+@wrong_forward("the window is off by one: a query sees W tokens, its own included")
+def window_off_by_one(scores, window=None):
+    if window is None:
+        return None
+    return [masked_softmax_forward(scores, other)[0] for other in (window + 1, window - 1) if other]
+
+
 @wrong_forward("the mask hides the past instead of the future")
-def mask_reversed(scores):
+def mask_reversed(scores, window=None):
     T, S = scores.shape[-2:]
-    return _softmax(scores, np.triu(np.ones((T, S), bool), k=S - T))
+    return _softmax(scores, np.triu(np.ones((T, S), bool), k=S - T)) if window is None else None
 
 
 @wrong_forward("the mask writes 0 instead of -inf into the scores, which softmax turns into exp(0)")
-def mask_of_zero(scores):
-    return softmax_forward(np.where(_band(scores), scores, 0.0))[0]
+def mask_of_zero(scores, window=None):
+    return softmax_forward(np.where(_band(scores, window), scores, 0.0))[0]
 
 
 @wrong_forward("the mask is applied after the softmax, so that the rows no longer sum to 1")
-def mask_after_softmax(scores):
-    return softmax_forward(scores)[0] * _band(scores)
+def mask_after_softmax(scores, window=None):
+    return softmax_forward(scores)[0] * _band(scores, window)
 
 
 @wrong_forward("softmax runs over the wrong axis; wanted: over the keys, the last one")
-def softmax_wrong_axis(scores):
-    visible = _band(scores)
-    exponentials = np.where(visible, np.exp(scores - _largest_visible(scores)), 0.0)
+def softmax_wrong_axis(scores, window=None):
+    visible = _band(scores, window)
+    exponentials = np.where(visible, np.exp(scores - _largest_visible(scores, window)), 0.0)
     over_queries = exponentials / exponentials.sum(axis=-2, keepdims=True)
     return [over_queries, *(_softmax(scores, visible, axis=axis) for axis in (-2, 1))]
 
 
 @wrong_forward("softmax without the sum: the exponentials are not divided by their total")
-def softmax_without_sum(scores):
-    shifted = np.exp(scores + causal_mask(*scores.shape[-2:]) - _largest_visible(scores))
-    return [np.exp(scores) * _band(scores), shifted]
+def softmax_without_sum(scores, window=None):
+    shifted = np.exp(scores + causal_mask(*scores.shape[-2:], window) - _largest_visible(scores, window))
+    return [np.exp(scores) * _band(scores, window), shifted]
 
 
 @wrong_forward("the scores are scaled by 1/√D a second time before the softmax")
-def softmax_scaled_again(scores, *, scale=None):
-    return None if scale is None else masked_softmax_forward(scores * scale)[0]
+def softmax_scaled_again(scores, window=None, *, scale=None):
+    return None if scale is None else masked_softmax_forward(scores * scale, window)[0]
 
 
 # Backward: dx = y (dy - Σ dy · y), of softmax itself as much as of the masked one; x and y are any (..., S)
@@ -155,14 +168,15 @@ MASKED_SOFTMAX = Operation(
     "masked_softmax",
     masked_softmax_forward,
     masked_softmax_backward,
-    "softmax over the keys; a query at t sees keys 0 to t",
+    "softmax over the keys; a query at t sees keys 0 to t, or the last W of them",
     {
         "scores": Gradient(
             "dscores = p · (dp - Σ dp · p over the keys), p = probabilities; 0 where masked", ("y",)
         )
     },
     (
-        mask_missing, mask_off_by_one, mask_without_cached, mask_reversed, mask_of_zero, mask_after_softmax,
+        mask_missing, mask_off_by_one, mask_without_cached, window_missing, window_off_by_one, mask_reversed,
+        mask_of_zero, mask_after_softmax,
         softmax_wrong_axis, softmax_without_sum, softmax_scaled_again, dsoftmax_skipped, dsoftmax_diagonal,
         dsoftmax_without_sum, dsoftmax_axis, dsoftmax_plain_sum, dsoftmax_scaled, dsoftmax_without_p,
     ),

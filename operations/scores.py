@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numpy_llm.attention import scores_backward, scores_forward
+from numpy_llm.attend import scores_backward, scores_forward
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numpy_llm.attention import weighted_sum_backward, weighted_sum_forward
+from numpy_llm.attend import weighted_sum_backward, weighted_sum_forward
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
 

@@ -90,5 +90,6 @@ CASES = [
     Case("one token repeated", _config(), symbols=1),
     Case("large norm_eps", _config(norm_eps=0.5)),
     *(Case(norm, _config(norm=norm)) for norm in COMPONENTS["norm"]),
+    *(Case(f"family: {title}", family_config(title), T=9) for title in FAMILIES),
     Case("six layers", _config(n_layer=6, n_head=4)),
 ]  # fmt: skip

@@ -102,25 +102,3 @@ def attend(query, key, value, name, config, window=None, dropout=None, trace=NO_
     heads = weighted_sum(kept, value)
     trace.record(f"{name}.heads", heads)
     return heads
-
-
-def attend_fused(query, key, value, config, window=None):
-    """The same function in one kernel, which keeps no (T, S) tensor; it has no soft cap and no dropout of ours.
-
-    query: float (B, H, T, D); key, value: float (B, K, S, D); returns: heads (B, H, T, D)
-    """
-    T, S = query.shape[-2], key.shape[-2]
-    # A single query is the last token and sees every key. Otherwise the kernel's own causal mask fits if T = S.
-    causal = T > 1 and T == S <= (window or S)
-    mask = None
-    if not causal and (T > 1 or (window or S) < S):
-        mask = causal_mask(T, S, window, query.device).to(query.dtype)
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        mask,
-        is_causal=causal,
-        scale=config.score_scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )

@@ -20,9 +20,6 @@ def cross_entropy(logits, targets):
     return F.cross_entropy(logits.reshape(-1, V), targets.reshape(-1))
 
 
-MAX_LOGITS = 1 << 26  # numbers held at once
-
-
 def linear_cross_entropy(x, weight, targets, cap=None):
     """The output layer, its soft cap and the cross-entropy, without holding all logits at once.
 
@@ -42,3 +39,6 @@ def linear_cross_entropy(x, weight, targets, cap=None):
     height = max(1, MAX_LOGITS // len(weight))
     blocks = zip(rows.split(height), columns.split(height), strict=True)
     return sum(checkpoint(total, *block, use_reentrant=False) for block in blocks) / len(rows)
+
+
+MAX_LOGITS = 1 << 26  # numbers held at once

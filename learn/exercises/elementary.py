@@ -3,7 +3,7 @@
 import numpy as np
 
 from learn.exercises.exercise import Exercise, Trial, pair
-from numpy_llm import attention, feed_forward, layers, positions
+from numpy_llm import attend, attention, feed_forward, layers, positions
 from operations.catalogue import OPERATIONS
 
 # Linear
@@ -116,7 +116,7 @@ RELU = Exercise(
 
 
 def _softmax_terms(trial: Trial):
-    y, _ = attention.softmax_forward(trial.inputs["x"])
+    y, _ = attend.softmax_forward(trial.inputs["x"])
     through_sum = (trial.dy * y).sum(axis=-1, keepdims=True)
     return {
         "dx": {"the path through the numerator": y * trial.dy, "the path through the sum": -y * through_sum}
@@ -135,7 +135,7 @@ SOFTMAX = Exercise(
     ),
     terms=_softmax_terms,
     # A mask changes nothing on the way back, so the mistakes are the same.
-    operations=(OPERATIONS["masked_softmax"]._replace(backward=attention.softmax_backward),),
+    operations=(OPERATIONS["masked_softmax"]._replace(backward=attend.softmax_backward),),
     withheld=("softmax_backward",),
 )
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from contract.config import ModelConfig
 from learn.exercises.exercise import Exercise, Trial, pair
-from numpy_llm import attention  # not its functions, which a mistake replaces
+from numpy_llm import attend, attention  # not its functions, which a mistake replaces
 from operations.catalogue import OPERATIONS
 from operations.operation import made
 
@@ -60,15 +60,15 @@ MERGE_HEADS = Exercise(
 
 
 def _scores_forward(query, key):
-    scores, scores_cache = attention.scores_forward(query, key, query.shape[-1] ** -0.5)
-    y, softmax_cache = attention.masked_softmax_forward(scores)
+    scores, scores_cache = attend.scores_forward(query, key, query.shape[-1] ** -0.5)
+    y, softmax_cache = attend.masked_softmax_forward(scores)
     return y, (scores_cache, softmax_cache)
 
 
 def _scores_backward(dy, cache):
     scores_cache, softmax_cache = cache
-    dscores = attention.masked_softmax_backward(dy, softmax_cache)
-    dquery, dkey = attention.scores_backward(dscores, scores_cache)
+    dscores = attend.masked_softmax_backward(dy, softmax_cache)
+    dquery, dkey = attend.scores_backward(dscores, scores_cache)
     return {"dquery": dquery, "dkey": dkey}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.sampling import sample
 from numpy_llm import generate as exported_generate
@@ -75,8 +76,10 @@ def test_cached_logits(gpt, cuts):
 
 def test_cache_extends():
     """The cache returns what it was given, in order, for each layer apart."""
-    gpt_config = type("Config", (), {"n_layer": 2, "n_kv_head": 2, "context_length": 5, "head_size": 3})
-    cache = KeyValueCache(gpt_config, np.float32)
+    config = ModelConfig(
+        vocab_size=3, context_length=5, n_layer=2, n_head=2, d_model=6, d_ff=3, activation="relu", position="learned"
+    )  # fmt: skip
+    cache = KeyValueCache(config, np.float32)
     random = np.random.default_rng(0)
     key, value = random.normal(size=(2, 2, 1, 2, 5, 3)).astype(
         np.float32
@@ -89,6 +92,26 @@ def test_cache_extends():
             np.testing.assert_array_equal(keys, key[layer][:, :, :stop], strict=True)
             np.testing.assert_array_equal(values, value[layer][:, :, :stop], strict=True)
         cache.length = stop
+
+
+def test_cache_of_a_window():
+    """A layer with a window gives each query the keys that it sees, however the text comes, and keeps no more."""
+    config = ModelConfig(
+        vocab_size=3, context_length=99, n_layer=1, n_head=2, d_model=6, d_ff=3, activation="relu",
+        position="learned", window=4, layer_pattern=("sliding",),
+    )  # fmt: skip
+    key, value = np.random.default_rng(0).normal(size=(2, 1, 2, 60, 3)).astype(np.float32)
+    for lengths in ([1] * 60, [7, *[1] * 53], [2, 3, 20, 1, 1, 33]):
+        cache = KeyValueCache(config, np.float32)
+        for T in lengths:
+            start, stop = cache.length, cache.length + T
+            keys, values = cache.extend("blocks.0.attention", key[:, :, start:stop], value[:, :, start:stop])
+            seen = slice(max(0, start - 3), stop)
+            np.testing.assert_array_equal(keys, key[:, :, seen], strict=True)
+            np.testing.assert_array_equal(values, value[:, :, seen], strict=True)
+            cache.length = stop
+        kept = cache._layers["blocks.0.attention"]._kept
+        assert kept.shape[3] <= 2 * (3 + max(lengths))
 
 
 def test_only_the_last_window_counts(gpt):

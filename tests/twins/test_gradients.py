@@ -16,9 +16,10 @@ from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.numbers import slope
 from contract.randomness import DropoutKey
+from contract.rotary import Rotary
 from contract.trace import Trace
-from contract.weights import Weights
-from numpy_llm import attention, feed_forward, layers, losses, model, norms, positions
+from contract.weights import Weights, weight_table
+from numpy_llm import attend, attention, feed_forward, layers, losses, model, norms, positions
 from numpy_llm.model import GPT
 
 LIMIT = 1e-6  # observed at most: 7e-11 for a layer, 6e-9 for a whole model
@@ -132,43 +133,77 @@ def cross_entropy(B, T, V):
 EMBEDDED = np.array([[2, 0, 2], [5, 2, 0]])  # 2 three times, 0 twice, 1 and 3 and 4 never
 
 
+PLACES = {
+    "norm": "blocks.0.norm_1", "attention": "blocks.0.attention", "feed_forward": "blocks.0.feed_forward",
+    "block": "blocks.0",
+}  # fmt: skip
+
+
 def part(kind, B, T, dropout=None, **changes):
     """A part of the model whose weights come by name: attention, feed-forward, norm or block."""
     config = config_of(dropout=0.3 if dropout else 0.0, **changes)
-    C, F = config.d_model, config.d_ff
-    at = {
-        "norm": {"part.weight": (C,), "part.bias": (C,)},
-        "attention": {
-            "part.query_key_value.weight": (3 * C, C),
-            "part.query_key_value.bias": (3 * C,),
-            "part.output.weight": (C, C),
-            "part.output.bias": (C,),
-        },
-        "feed_forward": {
-            "part.up.weight": (F, C),
-            "part.up.bias": (F,),
-            "part.down.weight": (C, F),
-            "part.down.bias": (C,),
-        },
+    prefix, layer = PLACES[kind] + ".", config.layer(0)
+    shapes = {"x": (B, T, config.d_model)} | {
+        f"part.{name.removeprefix(prefix)}": spec.shape
+        for name, spec in weight_table(config).items()
+        if name.startswith(prefix)
     }
-    names = {"norm_1": "norm", "attention": "attention", "norm_2": "norm", "feed_forward": "feed_forward"}
-    at["block"] = {
-        name.replace("part", f"part.{place}"): shape
-        for place, inner in names.items()
-        for name, shape in at[inner].items()
+    pairs = {
+        "norm": (norms.norm_forward, norms.norm_backward),
+        "attention": (attention.attention_forward, attention.attention_backward),
+        "feed_forward": feed_forward.FEED_FORWARDS[config.feed_forward],
+        "block": (model.block_forward, model.block_backward),
     }
-    shapes = {"x": (B, T, C)} | {
-        name: shape for name, shape in at[kind].items() if config.bias or not name.endswith("bias")
-    }
-    functions = attention if kind == "attention" else model
-    forward = getattr(functions, f"{kind}_forward")
-    extra = {"dropout": dropout} if kind in ("attention", "block") else {}
+    forward, backward = pairs[kind]
+    extra = (layer, dropout) if kind in ("attention", "block") else ()
     return Layer(
         shapes,
-        lambda x, **weights: forward(x, weights, "part", config, **extra),
-        getattr(functions, f"{kind}_backward"),
+        lambda x, **weights: forward(x, weights, "part", config, *extra),
+        backward,
         lambda inputs: {name: value * (1 if name == "x" else 0.6) for name, value in inputs.items()},
     )
+
+
+def rotate(start, scaling="none"):
+    rotary = Rotary(theta=10.0, scaling=scaling, factor=3.0, original_context_length=12)
+    forward = lambda x: positions.rotate_forward(x, rotary, start)  # noqa: E731
+    return Layer({"x": (2, 3, 4, 6)}, forward, positions.rotate_backward)
+
+
+def scores(H, K):
+    forward = lambda query, key: attend.scores_forward(query, key, 0.7)  # noqa: E731
+    return Layer({"query": (2, H, 3, 4), "key": (2, K, 5, 4)}, forward, attend.scores_backward)
+
+
+def weighted_sum(H, K):
+    shapes = {"probabilities": (2, H, 3, 5), "value": (2, K, 5, 4)}
+    return Layer(shapes, attend.weighted_sum_forward, attend.weighted_sum_backward)
+
+
+def masked_softmax(T, S, window):
+    forward = lambda scores: attend.masked_softmax_forward(scores, window)  # noqa: E731
+    return Layer({"scores": (2, 3, T, S)}, forward, attend.masked_softmax_backward)
+
+
+def linear_cross_entropy(cap):
+    targets = np.random.default_rng(1).integers(7, size=(2, 3))
+    forward = lambda x, weight: losses.linear_cross_entropy_forward(x, weight, targets, cap)  # noqa: E731
+
+    def backward(dloss, cache):
+        dx, dweight = losses.linear_cross_entropy_backward(dloss, cache)
+        return dx.reshape(2, 3, 5), dweight
+
+    return Layer({"x": (2, 3, 5), "weight": (7, 5)}, forward, backward)
+
+
+MODERN = {
+    "position": "rotary", "norm": "rms_norm", "activation": "silu", "feed_forward": "gated", "bias": False,
+    "n_head": 4, "n_kv_head": 2, "head_size": 4,
+}  # fmt: skip
+GEMMA = MODERN | {
+    "norm": "rms_norm_plus_one", "activation": "gelu_tanh", "block": "sandwich", "score_cap": 2.0,
+    "attention_scale": 0.4, "window": 3, "layer_pattern": ("sliding",),
+}  # fmt: skip
 
 
 LAYERS = {
@@ -186,6 +221,42 @@ LAYERS = {
     "layer norm": layer_norm((2, 3, 5)),
     "layer norm without bias": layer_norm((2, 3, 5), bias=False),
     "layer norm with a large eps": layer_norm((3, 7), eps=0.5),
+    "rms norm": Layer(
+        {"x": (2, 3, 5), "weight": (5,)},
+        lambda x, weight: norms.rms_norm_forward(x, weight, 1e-5),
+        norms.rms_norm_backward,
+    ),
+    "rms norm of 1 + w": Layer(
+        {"x": (2, 3, 5), "weight": (5,)},
+        lambda x, weight: norms.rms_norm_plus_one_forward(x, weight, 1e-5),
+        norms.rms_norm_plus_one_backward,
+    ),
+    "rotation": rotate(0),
+    "rotation from the middle": rotate(9),
+    "rotation with linear scaling": rotate(2, "linear"),
+    "rotation with Llama 3's scaling": rotate(2, "llama3"),
+    "scale": Layer({"x": (2, 3, 5)}, lambda x: layers.scale_forward(x, 3.5), layers.scale_backward),
+    "soft cap": Layer({"x": (2, 3, 5)}, lambda x: layers.soft_cap_forward(x, 0.8), layers.soft_cap_backward),
+    "silu": Layer(
+        {"x": (7, 9)},
+        feed_forward.silu_forward,
+        feed_forward.silu_backward,
+        lambda inputs: {"x": 3 * inputs["x"]},
+    ),
+    "gate": Layer(
+        {"active": (2, 3, 5), "up": (2, 3, 5)}, feed_forward.gate_forward, feed_forward.gate_backward
+    ),
+    "scores": scores(2, 2),
+    "scores of grouped queries": scores(6, 2),
+    "scores of one key head": scores(3, 1),
+    "weighted sum": weighted_sum(2, 2),
+    "weighted sum of grouped queries": weighted_sum(6, 2),
+    "masked softmax": masked_softmax(4, 4, None),
+    "masked softmax after cached tokens": masked_softmax(2, 5, None),
+    "masked softmax in a window": masked_softmax(5, 5, 2),
+    "masked softmax in a window after cached tokens": masked_softmax(2, 5, 3),
+    "output and cross-entropy": linear_cross_entropy(None),
+    "output, soft cap and cross-entropy": linear_cross_entropy(1.5),
     "relu": Layer({"x": (3, 5)}, feed_forward.relu_forward, feed_forward.relu_backward, away_from_kink),
     "gelu": Layer(
         {"x": (7, 9)},
@@ -198,9 +269,9 @@ LAYERS = {
     "dropout at rate 0": dropout(0.0, KEY),
     "cross-entropy": cross_entropy(2, 3, 5),
     "cross-entropy of one token": cross_entropy(1, 1, 3),
-    "softmax": Layer({"x": (2, 3, 5)}, attention.softmax_forward, attention.softmax_backward),
+    "softmax": Layer({"x": (2, 3, 5)}, attend.softmax_forward, attend.softmax_backward),
     "softmax with masked scores": Layer(
-        {"x": (2, 5, 5)}, attention.softmax_forward, attention.softmax_backward, with_masked_scores
+        {"x": (2, 5, 5)}, attend.softmax_forward, attend.softmax_backward, with_masked_scores
     ),
     "attention, one head": part("attention", 2, 3, n_head=1, d_model=5),
     "attention, three heads": part("attention", 2, 4, n_head=3, d_model=9),
@@ -216,6 +287,15 @@ LAYERS = {
     "block with gelu": part("block", 2, 3, n_head=3),
     "block without bias": part("block", 1, 4, bias=False),
     "block with dropout": part("block", 2, 3, dropout=KEY),
+    "attention of grouped queries": part("attention", 2, 5, **MODERN),
+    "attention with norms of heads": part("attention", 2, 5, query_key_norm="head", **MODERN),
+    "attention with norms alone": part("attention", 2, 3, query_key_norm="head", bias=False),
+    "attention in a window, capped": part("attention", 2, 5, **GEMMA),
+    "gated feed-forward": part("feed_forward", 2, 3, **MODERN),
+    "gated feed-forward with bias": part("feed_forward", 2, 3, **MODERN | {"bias": True}),
+    "block of the modern family": part("block", 2, 4, **MODERN),
+    "sandwich": part("block", 2, 5, **GEMMA),
+    "block with norms behind": part("block", 2, 4, block="post_norm"),
 }
 SEED = 11
 every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
@@ -400,7 +480,7 @@ def test_cross_entropy_of_huge_logits(dtype):
 
 def test_softmax_values():
     """exp(x) / Σ exp(x), exactly 0 at -inf, and no overflow."""
-    y, _ = attention.softmax_forward(np.array([[1.0, 2.0, -np.inf], [1e4, 1e4, 1e4 - np.log(2)]]))
+    y, _ = attend.softmax_forward(np.array([[1.0, 2.0, -np.inf], [1e4, 1e4, 1e4 - np.log(2)]]))
     np.testing.assert_allclose(y, [[1 / (1 + np.e), np.e / (1 + np.e), 0], [0.4, 0.4, 0.2]], rtol=1e-9)
     assert y[0, 2] == 0
 
@@ -408,7 +488,7 @@ def test_softmax_values():
 @pytest.mark.parametrize(("T", "S"), [(1, 1), (4, 4), (2, 5), (1, 3)])
 def test_causal_mask(T, S):
     """A query at place S - T + t sees exactly the keys up to its own place."""
-    mask = attention.causal_mask(T, S)
+    mask = attend.causal_mask(T, S)
     for t, s in product(range(T), range(S)):
         assert mask[t, s] == (0 if s <= S - T + t else -np.inf)
 
@@ -447,7 +527,12 @@ def test_block_values():
     def norm(x, name):
         return norms.layer_norm_forward(x, inputs[f"{name}.weight"], inputs[f"{name}.bias"], 1e-5)[0]
 
-    x_1 = x + attention.attention_forward(norm(x, "part.norm_1"), inputs, "part.attention", config)[0]
+    x_1 = (
+        x
+        + attention.attention_forward(
+            norm(x, "part.norm_1"), inputs, "part.attention", config, config.layer(0)
+        )[0]
+    )
     hidden = norm(x_1, "part.norm_2") @ inputs["part.feed_forward.up.weight"].T
     hidden = feed_forward.gelu_tanh_forward(hidden + inputs["part.feed_forward.up.bias"])[0]
     branch = hidden @ inputs["part.feed_forward.down.weight"].T + inputs["part.feed_forward.down.bias"]
