@@ -8,6 +8,7 @@ from contract.components import COMPONENTS
 from contract.config import ModelConfig
 from contract.randomness import DropoutKey
 from contract.weights import Weights, weight_table
+from parity.families import FAMILIES, family_config
 
 
 class Case(NamedTuple):

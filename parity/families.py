@@ -18,7 +18,7 @@ from contract.weights import weight_table
 # What each family computes, on shapes that can see its porters' mistakes: texts longer than the window, H·D ≠ C,
 # 1 < K < H, positions past the scaling's knee, several layers of each kind.
 _SHAPE = {
-    "vocab_size": 19, "context_length": 40, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "d_model": 16, "d_ff": 20,
+    "vocab_size": 19, "context_length": 80, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "d_model": 16, "d_ff": 20,
     "head_size": 6, "activation": "silu", "position": "rotary", "norm": "rms_norm", "feed_forward": "gated",
     "bias": False,
 }  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.presets import PRESETS, preset
+from contract.weights import parameter_count
 
 SIZES = ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff")
 NO_SIZES = (0, -1, 2.0, "4", None, True)
@@ -23,9 +24,6 @@ INVALID = [
     ],
     pytest.param({"n_head": 6, "n_kv_head": 4}, ["n_kv_head 4 does not divide n_head 6"], id="K divides H"),
     pytest.param(
-        {"n_head": 2, "n_kv_head": 1}, ["n_kv_head must equal n_head 2, got 1"], id="grouped queries"
-    ),
-    pytest.param(
         {"position": "sinusoidal", "d_model": 5, "n_head": 1},
         ["even d_model", "5"],
         id="odd sinusoidal width",
@@ -39,7 +37,7 @@ INVALID = [
     ),
     pytest.param({"activation": None}, ["activation None"], id="no activation"),
     pytest.param(
-        {"position": "rotary"}, ["position 'rotary'", "sinusoidal", "learned"], id="unknown position"
+        {"position": "rope"}, ["position 'rope'", "sinusoidal", "learned", "rotary"], id="unknown position"
     ),
     pytest.param({"position": "gelu"}, ["position 'gelu'"], id="an activation as position"),
     *[
@@ -47,6 +45,67 @@ INVALID = [
         for name in ("bias", "tie_embeddings")
         for value in (1, 0, "true", None)
     ],
+    pytest.param(
+        {"position": "rotary", "head_size": 3}, ["rotary positions need an even head_size", "3"], id="odd D"
+    ),
+    pytest.param(
+        {"rotary": {"theta": 5.0}}, ["rotary is set, but position is 'learned'"], id="rotary unused"
+    ),
+    *[
+        pytest.param({"position": "rotary", "rotary": value}, words, id=f"rotary={value!r}")
+        for value, words in (
+            ({"scaling": "yarn"}, ["rotary.scaling 'yarn' is not supported yet", "'linear' or 'llama3'"]),
+            ({"scaling": "longrope"}, ["rotary.scaling 'longrope' is not supported yet"]),
+            ({"scaling": "dynamic"}, ["rotary.scaling 'dynamic' is not supported yet"]),
+            ({"scaling": "ntk"}, ["unknown rotary.scaling 'ntk'", "'linear' or 'llama3'"]),
+            ({"theta": 0}, ["rotary.theta must be a number above 0, got 0"]),
+            ({"theta": "1e4"}, ["rotary.theta must be a number above 0, got '1e4'"]),
+            ({"factor": -1}, ["rotary.factor must be a number above 0, got -1"]),
+            ({"original_context_length": 0}, ["rotary.original_context_length", "from 1", "got 0"]),
+            (
+                {"low_frequency_factor": 4},
+                ["low_frequency_factor must be below high_frequency_factor 4", "4"],
+            ),
+            ({"base": 5.0}, ["rotary with unknown field base"]),
+            (5.0, ["rotary must be the fields", "5.0"]),
+        )
+    ],
+    *[
+        pytest.param(
+            {"window": value, "layer_pattern": ["sliding"]}, ["window", repr(value)], id=f"window={value!r}"
+        )
+        for value in (0, -1, 2.5, "4", True)
+    ],
+    pytest.param({"window": 3}, ["window 3 does not fit layer_pattern ['full']"], id="a window unused"),
+    pytest.param(
+        {"layer_pattern": ["sliding"]}, ["window None does not fit layer_pattern ['sliding']"], id="no window"
+    ),
+    *[
+        pytest.param(
+            {"layer_pattern": value}, ["layer_pattern must be a list", repr(value)], id=f"pattern={value!r}"
+        )
+        for value in ((), "full", ("local",), None)
+    ],
+    pytest.param(
+        {"layer_pattern": ["full"] * 3, "n_layer": 2},
+        ["layer_pattern has 3 entries", "n_layer 2"],
+        id="a pattern longer than the layers",
+    ),
+    pytest.param(
+        {"position": "rotary", "head_size": 2, "local_rotary": {"theta": 5.0}},
+        ["local_rotary is set", "no sliding layers"],
+        id="local rotary unused",
+    ),
+    *[
+        pytest.param({name: value}, [name, repr(value)], id=f"{name}={value!r}")
+        for name in ("score_cap", "logit_cap", "attention_scale", "embedding_scale")
+        for value in (0, -1.0, float("nan"), float("inf"), "2", True)
+    ],
+    pytest.param({"block": "parallel"}, ["unknown block 'parallel'", "sandwich"], id="unknown block"),
+    pytest.param({"feed_forward": "moe"}, ["unknown feed_forward 'moe'", "gated"], id="unknown feed-forward"),
+    pytest.param(
+        {"query_key_norm": True}, ["unknown query_key_norm True", "head"], id="unknown norm of heads"
+    ),
     *[
         pytest.param({"norm_eps": value}, ["norm_eps", repr(value)], id=f"norm_eps={value!r}")
         for value in (0, 0.0, -1e-5, 1, float("nan"), float("inf"), "1e-5", None, True)
@@ -180,7 +239,44 @@ def test_presets(name, sizes):
 
 def test_every_preset_is_tested():
     """The table above has all presets."""
-    assert list(PRESETS) == ["tense", "nano", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
+    sized = {"tense", "nano", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"}
+    assert PRESETS.keys() == sized | {"modern"} | PUBLISHED.keys()
+
+
+# As published, with the vocabulary of each.
+PUBLISHED = {
+    "llama-3.2-1b": (128_256, 1_235_814_400),
+    "smollm2-135m": (49_152, 134_515_008),
+    "qwen2.5-0.5b": (151_936, 494_032_768),
+    "qwen3-0.6b": (151_936, 596_049_920),
+    "mistral-7b": (32_000, 7_241_732_096),
+    "gemma-2-2b": (256_000, 2_614_341_888),
+    "gemma-3-270m": (262_144, 268_098_176),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameter_counts(name):
+    """A preset of a published model has as many parameters as it."""
+    vocab_size, parameters = PUBLISHED[name]
+    assert parameter_count(preset(name, vocab_size=vocab_size)) == parameters
+
+
+def test_modern_is_as_large_as_nano():
+    """The two presets that are compared have the same number of parameters, within 2 %."""
+    modern, nano = (parameter_count(preset(name, vocab_size=65)) for name in ("modern", "nano"))
+    assert abs(modern / nano - 1) < 0.02
+
+
+def test_layers_of_a_pattern():
+    """A pattern repeats over the layers; sliding layers have the window and their own theta."""
+    config = preset("gemma-3-270m", vocab_size=9)
+    assert [config.layer(place).window for place in range(12)] == [*[512] * 5, None] * 2
+    assert [config.layer(place).rotary.theta for place in (0, 4, 5, 6)] == [1e4, 1e4, 1e6, 1e4]
+    fewer = preset("gemma-3-270m", vocab_size=9, n_layer=2)
+    assert [fewer.layer(place).window for place in (0, 1)] == [512, 512]
+    assert preset("gemma-2-2b", vocab_size=9, n_layer=1).layer(0).window == 4096
+    assert config.with_layers(6).layer(5).window is None
 
 
 def test_preset_overrides():
@@ -194,7 +290,7 @@ def test_preset_overrides():
 
 def test_preset_refuses():
     """An unknown preset is refused with the names there are; an impossible override by its field."""
-    with pytest.raises(ConfigError, match="unknown preset 'gpt3'; choose one of tense, nano, gpt2"):
+    with pytest.raises(ConfigError, match="unknown preset 'gpt3'; choose one of tense, nano, modern, gpt2"):
         preset("gpt3", vocab_size=11)
     with pytest.raises(ConfigError, match="n_head 5"):
         preset("nano", vocab_size=11, n_head=5)

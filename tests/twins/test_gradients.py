@@ -549,6 +549,13 @@ MODELS = [
     pytest.param({"tie_embeddings": False}, (2, 3), id="untied"),
     pytest.param({"bias": False}, (2, 4), id="no bias"),
     pytest.param({"dropout": 0.3}, (3, 4), id="dropout"),
+    pytest.param(MODERN | {"query_key_norm": "head", "norm_eps": 0.1}, (2, 4), id="modern"),
+    pytest.param(
+        GEMMA | {"n_layer": 2, "layer_pattern": ("sliding", "full"), "embedding_scale": 2.0, "logit_cap": 3.0},
+        (2, 5),
+        id="gemma",
+    ),
+    pytest.param({"block": "post_norm"}, (2, 4), id="norms behind"),
     pytest.param({"n_head": 1, "d_model": 5, "d_ff": 7}, (2, 3), id="one head, odd width"),
     pytest.param({"n_head": 3, "d_model": 9, "d_ff": 3}, (1, 4), id="three heads, odd width"),
     pytest.param({}, (2, 1), id="one token"),
