@@ -551,7 +551,8 @@ MODELS = [
     pytest.param({"dropout": 0.3}, (3, 4), id="dropout"),
     pytest.param(MODERN | {"query_key_norm": "head", "norm_eps": 0.1}, (2, 4), id="modern"),
     pytest.param(
-        GEMMA | {"n_layer": 2, "layer_pattern": ("sliding", "full"), "embedding_scale": 2.0, "logit_cap": 3.0},
+        GEMMA | {"n_layer": 2, "layer_pattern": ("sliding", "full"), "embedding_scale": 2.0, "logit_cap": 3.0}
+        | {"context_length": 5},
         (2, 5),
         id="gemma",
     ),
