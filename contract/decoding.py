@@ -43,3 +43,10 @@ def _decode(tokens, max_new_tokens, context_length, sampling, next_logits, new_c
         tokens.append(token)
         unseen = [token]
         yield token
+
+
+def kv_cache_numbers(config: ModelConfig, tokens: int) -> int:
+    """How many numbers the keys and values of so many tokens are; a layer with a window of W keeps W at most."""
+    windows = [config.layer(place).window for place in range(config.n_layer)]
+    kept = sum(tokens if window is None else min(tokens, window) for window in windows)
+    return 2 * config.n_kv_head * config.head_size * kept
