@@ -19,7 +19,7 @@ from contract.randomness import DropoutKey
 from contract.rotary import Rotary
 from contract.trace import Trace
 from contract.weights import Weights, weight_table
-from numpy_llm import attend, attention, feed_forward, layers, losses, model, norms, positions
+from numpy_llm import attend, attention, block, feed_forward, layers, losses, norms, positions
 from numpy_llm.model import GPT
 
 LIMIT = 1e-6  # observed at most: 7e-11 for a layer, 6e-9 for a whole model
@@ -152,7 +152,7 @@ def part(kind, B, T, dropout=None, **changes):
         "norm": (norms.norm_forward, norms.norm_backward),
         "attention": (attention.attention_forward, attention.attention_backward),
         "feed_forward": feed_forward.FEED_FORWARDS[config.feed_forward],
-        "block": (model.block_forward, model.block_backward),
+        "block": (block.block_forward, block.block_backward),
     }
     forward, backward = pairs[kind]
     extra = (layer, dropout) if kind in ("attention", "block") else ()

@@ -36,6 +36,7 @@ FILES = (
     "attend",
     "attention",
     "feed_forward",
+    "block",
     "losses",
     "model",
     "adam",
