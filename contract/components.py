@@ -160,10 +160,13 @@ COMPONENTS: dict[str, dict[str, tuple[Tensor | Weight | Part, ...]]] = {
         "silu": (Tensor("", _HIDDEN),),
     },
     "output": {
-        "tied": (Tensor("logits", "B T V"),),
-        "untied": (Weight("output.weight", "V C", "normal"), Tensor("logits", "B T V")),
+        "tied": (),
+        "untied": (Weight("output.weight", "V C", "normal"),),
     },
-    "logit_cap": {"none": (), "soft": (Tensor("capped_logits", "B T V"),)},
+    "logit_cap": {
+        "none": (Tensor("logits", "B T V"),),
+        "soft": (Tensor("uncapped_logits", "B T V"), Tensor("logits", "B T V")),
+    },
 }
 
 

@@ -175,12 +175,13 @@ class GPT:
         x: float (..., C); returns: logits (..., V), cache of the output layer, cache of the soft cap or None
         """
         output = self.weights[self.output_name], None
+        cap = self.config.logit_cap
         logits, output_cache = linear_forward(x, *output)
-        trace.record("logits", logits, "linear", x, *output)
-        if self.config.logit_cap is None:
+        trace.record("logits" if cap is None else "uncapped_logits", logits, "linear", x, *output)
+        if cap is None:
             return logits, output_cache, None
-        capped, cap_cache = soft_cap_forward(logits, self.config.logit_cap)
-        trace.record("capped_logits", capped, "soft_cap", logits, self.config.logit_cap)
+        capped, cap_cache = soft_cap_forward(logits, cap)
+        trace.record("logits", capped, "soft_cap", logits, cap)
         return capped, output_cache, cap_cache
 
     def backward(
@@ -205,10 +206,10 @@ class GPT:
             dx = dx.reshape(*stream.embedding.tokens.shape, -1)
         else:
             dlogits = cross_entropy_backward(dloss, cache.loss)
-            if cache.cap is not None:
-                trace.record_gradient("capped_logits", dlogits)
-                dlogits = soft_cap_backward(dlogits, cache.cap)
             trace.record_gradient("logits", dlogits)
+            if cache.cap is not None:
+                dlogits = soft_cap_backward(dlogits, cache.cap)
+                trace.record_gradient("uncapped_logits", dlogits)
             dx, doutput, _ = linear_backward(dlogits, cache.output)
         # A tied matrix is used twice, at the output and at the embedding: both gradients are added to it.
         _add(gradients, {self.output_name: doutput}, turn)

@@ -158,10 +158,10 @@ class GPT(nn.Module):
     def logits_forward(self, x, trace: Trace = NO_TRACE):
         """The logits of the normed stream. x: float (..., C); returns: logits (..., V)"""
         logits = linear(x, self.get_parameter(self.output_name), None)
-        trace.record("logits", logits)
         if self.config.logit_cap is not None:
+            trace.record("uncapped_logits", logits)
             logits = soft_cap(logits, self.config.logit_cap)
-            trace.record("capped_logits", logits)
+        trace.record("logits", logits)
         return logits
 
     def generate(self, tokens, max_new_tokens, **sampling):
