@@ -201,16 +201,7 @@ class GPT:
         check_layout("gradients", gradients, self.weights.layout)
         stream = cache.stream
         trace.record_gradient("loss", np.asarray(dloss, self.dtype))
-        if cache.output is None:
-            dx, doutput = linear_cross_entropy_backward(dloss, cache.loss)
-            dx = dx.reshape(*stream.embedding.tokens.shape, -1)
-        else:
-            dlogits = cross_entropy_backward(dloss, cache.loss)
-            trace.record_gradient("logits", dlogits)
-            if cache.cap is not None:
-                dlogits = soft_cap_backward(dlogits, cache.cap)
-                trace.record_gradient("uncapped_logits", dlogits)
-            dx, doutput, _ = linear_backward(dlogits, cache.output)
+        dx, doutput = self._output_backward(dloss, cache, trace)
         # A tied matrix is used twice, at the output and at the embedding: both gradients are added to it.
         _add(gradients, {self.output_name: doutput}, turn)
         dx, norm_gradients = norm_backward(dx, stream.norm, trace)
@@ -231,6 +222,19 @@ class GPT:
         trace.record_gradient("token_embedding", dx)
         _add(gradients, {"token_embedding.weight": embedding_backward(dx, stream.embedding)}, turn)
         return gradients
+
+    def _output_backward(self, dloss, cache, trace):
+        """From the loss back to the normed stream. returns: dx (B, T, C), gradient of the output matrix (V, C)"""
+        if cache.output is None:
+            dx, doutput = linear_cross_entropy_backward(dloss, cache.loss)
+            return dx.reshape(*cache.stream.embedding.tokens.shape, -1), doutput
+        dlogits = cross_entropy_backward(dloss, cache.loss)
+        trace.record_gradient("logits", dlogits)
+        if cache.cap is not None:
+            dlogits = soft_cap_backward(dlogits, cache.cap)
+            trace.record_gradient("uncapped_logits", dlogits)
+        dx, doutput, _ = linear_backward(dlogits, cache.output)
+        return dx, doutput
 
     def generate(self, tokens, max_new_tokens, **sampling):
         """The tokens that the model adds to `tokens`; see `numpy_llm.generate.generate`."""
