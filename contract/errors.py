@@ -26,6 +26,24 @@ class ConfigError(UserError, ValueError):
     exit_code = 2
 
 
+def reason_of(error: Exception) -> str:
+    """What happened, without Python's number and file name: "No space left on device"."""
+    return str(getattr(error, "strerror", None) or error)
+
+
+@contextmanager
+def explaining(
+    problem: str, advice: str, errors: type[Exception] | tuple[type[Exception], ...] = OSError
+) -> Iterator[None]:
+    """Turn one of `errors` inside the block into the UserError "PROBLEM (REASON); ADVICE"."""
+    try:
+        yield
+    except UserError:  # a ConfigError is a ValueError too
+        raise
+    except errors as error:
+        raise UserError(f"{problem} ({reason_of(error)}); {advice}") from error
+
+
 @contextmanager
 def needs(what: str, extra: str, packages: Collection[str], way: str = "") -> Iterator[None]:
     """Turn the failed import of an optional package inside the block into a UserError.
