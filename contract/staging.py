@@ -63,11 +63,10 @@ def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]
         _flush(staged / "new" / name)
     with _locked(folder):
         going = replaceable()
-        for name in sorted(names):
-            if name not in going and os.path.lexists(folder / name):
-                raise UserError(
-                    f"{folder / name} has appeared in the meantime and is kept; choose another name"
-                )
+        if taken := [name for name in sorted({*names} - {*going}) if os.path.lexists(folder / name)]:
+            raise UserError(
+                f"{folder / taken[0]} has appeared in the meantime and is kept; choose another name"
+            )
         if len(names) == 1 and {*going} <= {*names} and not (folder / names[0]).is_dir():
             os.replace(staged / "new" / names[0], folder / names[0])
             _flush_folder(folder)
@@ -87,7 +86,7 @@ def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]
 
 
 def _take_back(staged: Path, folder: Path, names: Collection[str]):
-    """Undo a change that failed halfway; `_finish` then restores what it would have replaced."""
+    """Undo a change that failed halfway, so that `_finish` restores what it would have replaced."""
     if (staged / "go").is_dir():
         for name in names:
             if not os.path.lexists(staged / "go" / name):
@@ -106,7 +105,7 @@ def _finish(staged: Path, folder: Path):
 
 
 def _remove(staged: Path):
-    """Remove a staging folder; first hide what `replaced_folders` finds, so that no reader sees half of it."""
+    """Remove a staging folder, hiding first what `replaced_folders` finds: no reader sees half of it."""
     with suppress(OSError):
         os.replace(staged / "old", staged / "gone")
     shutil.rmtree(staged, ignore_errors=True)
@@ -114,10 +113,9 @@ def _remove(staged: Path):
 
 def clear_leftovers(folder: Path):
     """Remove what dead writers left in `folder`, after finishing the changes that they had begun."""
-    try:
-        found = [folder / name for name in os.listdir(folder) if is_staging(folder / name)]
-    except OSError:
-        return
+    found = []
+    with suppress(OSError):
+        found = [place for place in folder.iterdir() if is_staging(place)]
     for place in found:
         lock = _lock(place, wait=False)
         if lock is None:  # its process lives
@@ -132,10 +130,8 @@ def clear_leftovers(folder: Path):
 
 def is_staging(place: Path) -> bool:
     """Whether `place` is a staging folder, by its name and by all that it holds."""
-    if not _NAME.fullmatch(place.name) or place.is_symlink() or not place.is_dir():
-        return False
     with suppress(OSError):
-        return _PARTS.issuperset(os.listdir(place))
+        return bool(_NAME.fullmatch(place.name)) and not place.is_symlink() and {*os.listdir(place)} <= _PARTS
     return False
 
 
@@ -146,10 +142,7 @@ def replaced_folders(folder: Path) -> list[Path]:
 
 
 def _lock(place: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock of our own folder `place`; None if that is impossible.
-
-    wait: until another process has finished clearing the folder
-    """
+    """A descriptor that holds the lock of our own staging folder; None if that is impossible."""
     try:
         handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     except (OSError, AttributeError):  # AttributeError: Windows
@@ -186,19 +179,17 @@ def _flush(place: Path):
         for inner in place.iterdir():
             _flush(inner)
         _flush_folder(place)
-        return
-    if place.is_file():
-        _flush_handle(os.open(place, os.O_RDONLY if os.name == "posix" else os.O_RDWR))
+    elif place.is_file():
+        with open(place, "rb" if os.name == "posix" else "r+b") as file:
+            os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path):
-    if os.name == "posix":  # Windows cannot open a folder, and flushes renames by itself
-        with suppress(OSError):  # nor do all file systems flush one
-            _flush_handle(os.open(folder, os.O_RDONLY))
-
-
-def _flush_handle(handle: int):
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with suppress(
+        OSError
+    ):  # Windows cannot open a folder and flushes renames by itself; some file systems flush none
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

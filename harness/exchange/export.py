@@ -65,7 +65,7 @@ def _write_huggingface(checkpoint: Checkpoint, folder: Path):
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
     for name, text in vocabulary_files(tokenizer, config.context_length).items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    end_of_text = vocabulary_of(tokenizer).ids.get(END_OF_TEXT)
+    end_of_text = vocabulary_of(tokenizer)[0].get(END_OF_TEXT)
     tensors = _published_tensors(checkpoint)
     dtype = next(iter(tensors.values())).dtype
     save_tensors(folder / MODEL, tensors, {"format": "pt"})  # transformers refuses a file without it
