@@ -206,7 +206,7 @@ def test_files_that_cannot_be_read(folder):
     one_line(error, "UTF-16", "iconv")
     with pytest.raises(UserError) as error:
         next(stream_text("a\0b"))
-    one_line(error, "cannot be read")
+    one_line(error, "no such file")
 
 
 @pytest.fixture
