@@ -57,7 +57,7 @@ def handle_signals():
 
 @contextmanager
 def finishing(line: str) -> Iterator[Callable[[], bool]]:
-    """Let the work inside finish by itself; yields a function that says whether a signal, which `line` answers, has come."""
+    """Let the work inside finish by itself; yields a function that says whether a signal has arrived."""
     _state.line = line
     try:
         yield _state.came.is_set

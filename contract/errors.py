@@ -12,18 +12,15 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 class UserError(Exception):
-    """A problem that the user can fix; the message says what was wrong, what was found, what to do.
+    """A problem that the user can fix; `cli.py` prints only the message: what was wrong, what was found, what to do."""
 
-    `cli.py` prints only the message and exits with `exit_code`: 1 for a failure, 2 for wrong usage.
-    """
-
-    exit_code = 1
+    exit_code = 1  # a failure
 
 
 class ConfigError(UserError, ValueError):
     """A setting that is impossible or does not fit the others."""
 
-    exit_code = 2
+    exit_code = 2  # wrong usage
 
 
 def reason_of(error: Exception) -> str:
@@ -46,10 +43,9 @@ def explaining(
 
 @contextmanager
 def needs(what: str, extra: str, packages: Collection[str], way: str = "") -> Iterator[None]:
-    """Turn the failed import of an optional package inside the block into a UserError.
+    """Turn the failed import of one of `packages` inside the block into a UserError.
 
-    what: what needs it; extra: the extra of this project that has it; packages: their import names
-    way: what else to do
+    what: what needs it; extra: the extra of this project that has it; way: what else to do
     """
     try:
         yield
