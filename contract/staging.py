@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -36,24 +36,19 @@ _PARTS = {"new", "old", "go", "gone"}
 def staging(folder: Path) -> Iterator[Path]:
     """A locked staging folder with an empty `new` in it, removed after the block."""
     clear_leftovers(folder)
-    while True:
-        place = folder / f".{secrets.token_hex(8)}{STAGED}"
-        place.mkdir()
-        lock = _lock(place, wait=True)
-        if place.exists():
-            break
-        if lock is not None:  # another process removed it as a dead one's before it was locked
-            os.close(lock)
-    try:
-        (place / "new").mkdir()
-        yield place
-    finally:
+    with ExitStack() as locks:
+        while True:
+            place = folder / f".{secrets.token_hex(8)}{STAGED}"
+            place.mkdir()
+            locks.enter_context(_locked(place))
+            if place.exists():  # no other process removed it as a dead one's before it was locked
+                break
         try:
+            (place / "new").mkdir()
+            yield place
+        finally:
             _finish(place, folder)  # after an error or Ctrl-C in the middle of the change
             _remove(place)
-        finally:
-            if lock is not None:
-                os.close(lock)
 
 
 def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]]):
@@ -61,7 +56,7 @@ def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]
     names = os.listdir(staged / "new")
     for name in names:
         _flush(staged / "new" / name)
-    with _locked(folder):
+    with _locked(Path(os.path.realpath(folder))):
         going = replaceable()
         if taken := [name for name in sorted({*names} - {*going}) if os.path.lexists(folder / name)]:
             raise UserError(
@@ -117,15 +112,11 @@ def clear_leftovers(folder: Path):
     with suppress(OSError):
         found = [place for place in folder.iterdir() if is_staging(place)]
     for place in found:
-        lock = _lock(place, wait=False)
-        if lock is None:  # its process lives
-            continue
-        try:
-            with suppress(OSError):
+        # Not locked: its process lives.
+        with _locked(place, wait=False) as locked, suppress(OSError):
+            if locked and place.stat().st_uid == os.geteuid():
                 _finish(place, folder)
                 _remove(place)
-        finally:
-            os.close(lock)
 
 
 def is_staging(place: Path) -> bool:
@@ -141,31 +132,16 @@ def replaced_folders(folder: Path) -> list[Path]:
     return sorted(folder.parent.glob(f".*{STAGED}/old/{escape(folder.name)}"))
 
 
-def _lock(place: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock of our own staging folder; None if that is impossible."""
-    try:
-        handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
-    except (OSError, AttributeError):  # AttributeError: Windows
-        return None
-    try:
-        if os.fstat(handle).st_uid == os.geteuid():
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            return handle
-    except OSError:
-        pass
-    os.close(handle)
-    return None
-
-
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one writer at a time change `folder`."""
-    handle = None
-    with suppress(OSError, AttributeError):
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Lock a folder for the block; yields whether that was possible."""
+    handle, locked = None, False
     try:
-        yield
+        with suppress(OSError, AttributeError):  # AttributeError: Windows
+            handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = True
+        yield locked
     finally:
         if handle is not None:
             os.close(handle)
@@ -185,9 +161,7 @@ def _flush(place: Path):
 
 
 def _flush_folder(folder: Path):
-    with suppress(
-        OSError
-    ):  # Windows cannot open a folder and flushes renames by itself; some file systems flush none
+    with suppress(OSError):  # Windows cannot open a folder, nor do all file systems flush one
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
