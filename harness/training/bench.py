@@ -172,7 +172,9 @@ class _Worker:
         self.measured = Measured(name)
         context = multiprocessing.get_context("spawn")  # a fork would share what was imported and measured
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, recipe, threads, TURN_SECONDS), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, name, recipe, threads, TURN_SECONDS), daemon=True
+        )
         with _deaf_to_interruptions():
             self._process.start()
         theirs.close()
