@@ -1,6 +1,6 @@
 """Decoding: both twins write the tokens of the definition, with the key/value cache and without it."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from itertools import product
 from types import ModuleType
@@ -37,29 +37,31 @@ def prompts() -> list[list[int]]:
 
 def write_texts(package: ModuleType, dtype: str, sampling: str, use_cache: bool) -> list[list[int]]:
     """What a model of either package writes after each prompt."""
-    model = package.GPT(DECODER, lively_weights(DECODER, SEED, dtype))
+    model = _decoder(package, dtype)
+    return [_text(model, number, sampling, use_cache) for number in range(PROMPTS)]
+
+
+@lru_cache(maxsize=8)
+def _decoder(package: ModuleType, dtype: str):
+    return package.GPT(DECODER, lively_weights(DECODER, SEED, dtype))
+
+
+@lru_cache(maxsize=16 * PROMPTS)  # many changed twins are held against the same other one
+def _text(model, number: int, sampling: str, use_cache: bool) -> list[int]:
+    """What a model writes after prompt `number`."""
     settings = SAMPLINGS[sampling] | {"use_cache": use_cache}
-    return [
-        model.generate(prompt, NEW_TOKENS, sequence=number, **settings)
-        for number, prompt in enumerate(prompts())
-    ]
+    return model.generate(prompts()[number], NEW_TOKENS, sequence=number, **settings)
 
 
-@lru_cache(maxsize=8)  # many changed twins are held against the same other one
-def _texts(package: ModuleType, sampling: str, use_cache: bool) -> list[list[int]]:
-    return write_texts(package, "float64", sampling, use_cache)
-
-
-@lru_cache
-def _defined_texts(sampling: str) -> list[list[int]]:
+@cache
+def _defined_text(number: int, sampling: str) -> list[int]:
     """What decoding means, without the loop that the twins share: a pass over the last window, a draw, and again."""
-    model, texts = numpy_llm.GPT(DECODER, lively_weights(DECODER, SEED, "float64")), prompts()
-    for number, tokens in enumerate(texts):
-        for _ in range(NEW_TOKENS):
-            logits = model.forward(np.array([tokens[-DECODER.context_length :]]))[0][0, -1]
-            place = {"sequence": number, "position": len(tokens)}
-            tokens.append(sample(logits, **SAMPLINGS[sampling], **place))
-    return [tokens[-NEW_TOKENS:] for tokens in texts]
+    model, tokens = _decoder(numpy_llm, "float64"), prompts()[number]
+    for _ in range(NEW_TOKENS):
+        logits = model.forward(np.array([tokens[-DECODER.context_length :]]))[0][0, -1]
+        place = {"sequence": number, "position": len(tokens)}
+        tokens.append(sample(logits, **SAMPLINGS[sampling], **place))
+    return tokens[-NEW_TOKENS:]
 
 
 def check_generation(twins: Twins):
@@ -67,9 +69,10 @@ def check_generation(twins: Twins):
 
     Prompts are shorter and longer than the context, and what is written goes beyond its edge.
     """
-    for sampling, use_cache, package in product(SAMPLINGS, (True, False), twins):
-        texts = zip(prompts(), _texts(package, sampling, use_cache), _defined_texts(sampling), strict=True)
-        for number, (prompt, found, wanted) in enumerate(texts):
+    for number, prompt in enumerate(prompts()):
+        for sampling, use_cache, package in product(SAMPLINGS, (True, False), twins):
+            found = _text(_decoder(package, "float64"), number, sampling, use_cache)
+            wanted = _defined_text(number, sampling)
             at = first_difference(found, wanted)
             if at is not None:
                 raise ParityError(

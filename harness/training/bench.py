@@ -172,7 +172,9 @@ class _Worker:
         self.measured = Measured(name)
         context = multiprocessing.get_context("spawn")  # a fork would share what was imported and measured
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, recipe, threads), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, name, recipe, threads, TURN_SECONDS), daemon=True
+        )
         with _deaf_to_interruptions():
             self._process.start()
         theirs.close()
@@ -213,12 +215,12 @@ def _deaf_to_interruptions() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _serve(connection, name: str, recipe: Recipe, threads: int):
-    """What runs in a contestant's process."""
+def _serve(connection, name: str, recipe: Recipe, threads: int, seconds: float):
+    """What runs in a contestant's process; seconds: of a turn"""
     answers = {
-        "turn": lambda: list(_timed(unit, TURN_SECONDS)),
+        "turn": lambda: list(_timed(unit, seconds)),
         "memory": peak_memory,
-        "peak": lambda: _peak_flops(threads),
+        "peak": lambda: _peak_flops(threads, seconds),
     }
     try:
         while question := connection.recv():
@@ -282,12 +284,12 @@ def _transformers_unit(recipe: Recipe, threads: int) -> Callable[[], None]:
     return lambda: model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
 
 
-def _peak_flops(threads: int) -> float:
+def _peak_flops(threads: int, seconds: float) -> float:
     """Multiplications and additions per second of a large float32 matrix product in NumPy, the best of many."""
     a = np.ones((PEAK_SIZE, PEAK_SIZE), np.float32)
     product = np.empty_like(a)
     with threadpool_limits(threads):
-        return 2 * PEAK_SIZE**3 / min(_timed(lambda: np.matmul(a, a, out=product), TURN_SECONDS))
+        return 2 * PEAK_SIZE**3 / min(_timed(lambda: np.matmul(a, a, out=product), seconds))
 
 
 def write_results(path: Path, results: list[Result], *, overwrite: bool = False):

@@ -8,6 +8,7 @@ import tempfile
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -50,7 +51,12 @@ def made(tmp_path_factory):
     (folder / "text.txt").write_text("One, two.\n" * 99)
     with MetricsLog(folder / "metrics.jsonl") as log:
         log.write(step=1, loss=1.0, learning_rate=0.1, gradient_norm=1.0)
-    return folder, checkpoint, load_pack("untied-no-bias")
+    plot_metrics(folder / "metrics.jsonl", folder / "loss.png")
+    figure = Mock()  # drawn once, as hundreds of plots are written here
+    figure.return_value.savefig.side_effect = lambda file, **_: file.write((folder / "loss.png").read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure", figure)
+        yield folder, checkpoint, load_pack("untied-no-bias")
 
 
 # Every file and folder that the program ever writes under a name of its own.
