@@ -15,6 +15,7 @@ from data.batches import Windows
 from harness.training.backend import Backend
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, save_checkpoint
 from harness.training.evaluation import Evaluation, EvaluationRecord, evaluate
+from harness.training.memory import estimate_memory
 from harness.training.run_folder import MetricsLog, RunFolder, plot_metrics
 from harness.training.settings import TrainingSettings
 from harness.training.spikes import SpikeDetector
@@ -107,13 +108,8 @@ class Trainer:
     @property
     def estimated_memory(self) -> int:
         """Bytes that training will take at its peak."""
-        return self.backend.estimate_memory(
-            self.backend.config,
-            batch_size=self.settings.batch_size,
-            accumulate=self.settings.accumulate,
-            threads=self.backend.threads,
-            dtype=self.settings.dtype,
-        )
+        backend = self.backend
+        return estimate_memory(backend.name, backend.config, self.settings, backend.threads)
 
     @property
     def done(self) -> bool:
