@@ -50,7 +50,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 
     Raises UserError if the file is missing, truncated, or not safetensors.
     """
-    with readable(path, "get it again", damaged="is cut short, damaged or not safetensors"):
+    with readable(path, "get it again", damaged="cannot be read as safetensors: it was cut short or damaged"):
         try:
             with open_regular(path), safe_open(path, framework="numpy") as file:
                 names = set(file.keys())
