@@ -84,3 +84,17 @@ def quoted(*arguments: str | Path) -> str:
         f"./{each}" if isinstance(each, Path) and str(each).startswith("-") else str(each)
         for each in arguments
     )
+
+
+@contextmanager
+def readable(path: Path, way: str, *, damaged: str = "is damaged") -> Iterator[None]:
+    """Turn what reading `path` inside the block may raise into a UserError that ends in `way`, what to do.
+
+    damaged: what an error of its contents (ValueError) means
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); {way}") from None
+    except ValueError as error:
+        raise UserError(f"{path} {damaged} ({error}); {way}") from None
