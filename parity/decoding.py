@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 import numpy_llm
-from contract.config import ModelConfig
 from contract.sampling import sample
-from parity.cases import Case, lively_weights
+from parity.cases import Case, lively_weights, small
 from parity.compare import Comparison, ParityError, compare
 from parity.passes import Twins
 from parity.tolerances import limit, observe
@@ -23,10 +22,7 @@ SAMPLINGS = {
     "sampled": {"temperature": 1.2, "top_k": 20, "top_p": 0.95, "seed": 3},
 }
 # Untied, because a tied model with random weights mostly repeats its last token.
-DECODER = ModelConfig(
-    vocab_size=23, context_length=24, n_layer=2, n_head=2, d_model=16, d_ff=24, activation="gelu_tanh",
-    position="learned", tie_embeddings=False,
-)  # fmt: skip
+DECODER = small(V=23, context=24, L=2, H=2, C=16, F=24, tie_embeddings=False)
 
 
 def prompts() -> list[list[int]]:
@@ -39,15 +35,12 @@ def write_texts(package: ModuleType, dtype: str, sampling: str, use_cache: bool)
     """What a model of either package writes after each prompt."""
     model = package.GPT(DECODER, lively_weights(DECODER, SEED, dtype))
     settings = SAMPLINGS[sampling] | {"use_cache": use_cache}
-    return [
-        model.generate(prompt, NEW_TOKENS, sequence=number, **settings)
-        for number, prompt in enumerate(prompts())
-    ]
+    return [model.generate(each, NEW_TOKENS, sequence=n, **settings) for n, each in enumerate(prompts())]
 
 
-@lru_cache(maxsize=8)  # many changed twins are held against the same other one
-def _texts(package: ModuleType, sampling: str, use_cache: bool) -> list[list[int]]:
-    return write_texts(package, "float64", sampling, use_cache)
+# Many changed references are held against the same twin. The reference's own texts are never kept: what `made` changes
+# in it is no other package.
+_twin_texts = lru_cache(maxsize=8)(write_texts)
 
 
 @lru_cache
@@ -67,32 +60,33 @@ def check_generation(twins: Twins):
 
     Prompts are shorter and longer than the context, and what is written goes beyond its edge.
     """
-    for sampling, use_cache, package in product(SAMPLINGS, (True, False), twins):
-        texts = zip(prompts(), _texts(package, sampling, use_cache), _defined_texts(sampling), strict=True)
-        for number, (prompt, found, wanted) in enumerate(texts):
-            at = first_difference(found, wanted)
+    for use_cache, sampling, package in product((True, False), SAMPLINGS, twins):
+        write = _twin_texts if package is twins.twin else write_texts
+        found = write(package, "float64", sampling, use_cache)
+        for number, (ours, wanted) in enumerate(zip(found, _defined_texts(sampling), strict=True)):
+            at = first_difference(ours, wanted)
             if at is not None:
                 raise ParityError(
-                    f"{sampling}, cache {use_cache}, seed {SEED}, prompt {number} {prompt}: new token {at} "
-                    f"is {found[at]} in {package.__name__}, expected {wanted[at]}",
+                    f"{sampling}, cache {use_cache}, seed {SEED}, prompt {number} {prompts()[number]}: new token {at} "
+                    f"is {ours[at]} in {package.__name__}, expected {wanted[at]}",
                     f"token {at} of prompt {number}, {sampling}",
                 )
 
 
 def check_generation_in_float32(twins: Twins) -> int:
-    """In float32 greedy texts part only where the two best logits are closer than float32 tells them apart.
+    """In float32 greedy texts differ only where the two best logits are closer than float32 tells them apart.
 
-    returns: how many of the texts part
+    returns: how many of the texts differ
     """
     ours, theirs = (write_texts(package, "float32", "greedy", use_cache=True) for package in twins)
     model = twins.reference.GPT(DECODER, lively_weights(DECODER, SEED, "float32"))
-    parted = 0
+    differing = 0
     for prompt, found, wanted in zip(prompts(), ours, theirs, strict=True):
         at = first_difference(found, wanted)
         if at is not None:
             require_tie(model, prompt + found[:at], found[at], wanted[at])
-            parted += 1
-    return parted
+            differing += 1
+    return differing
 
 
 def require_tie(model, tokens: list[int], ours: int, theirs: int):
@@ -111,38 +105,24 @@ def require_tie(model, tokens: list[int], ours: int, theirs: int):
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> int | None:
-    """Where two texts part, None where they are equal."""
+    """The index of the first differing token, None where the texts are equal."""
     if len(ours) != len(theirs):
         return min(len(ours), len(theirs))
     return next((at for at, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), None)
 
 
+@torch.no_grad()
 def check_cache(twins: Twins):
     """A text fed in pieces, with a key/value cache, gives the stream of the text taken whole."""
     inputs = Case("pieces", DECODER, B=1, T=9).inputs("float64")
-    model = twins.twin.GPT(DECODER, inputs.weights)
-    with torch.no_grad():
-        whole = {"stream": model.stream_forward(torch.tensor(inputs.tokens)).numpy()}
-    for package, stream_in_pieces in ((twins.reference, _stream), (twins.twin, _stream_twin)):
-        kv_cache = import_module(f"{package.__name__}.generate").KeyValueCache
-        found = {"stream": stream_in_pieces(package, inputs, kv_cache)}
-        title = f"a text in pieces in {package.__name__}"
-        Comparison(title, "float64", 1, compare("activation", whole, found, "float64")).require()
-
-
-def _stream(package, inputs, kv_cache) -> np.ndarray:
-    model, kv_cache, pieces = package.GPT(DECODER, inputs.weights), kv_cache(DECODER, "float64"), []
-    for piece in np.split(inputs.tokens, np.cumsum(_PIECES)[:-1], axis=1):
-        pieces.append(np.array(model.stream_forward(piece, kv_cache=kv_cache)[0]))
-        kv_cache.length += piece.shape[1]
-    return np.concatenate(pieces, axis=1)
-
-
-@torch.no_grad()
-def _stream_twin(package, inputs, kv_cache) -> np.ndarray:
-    model, pieces = package.GPT(DECODER, inputs.weights), []
-    kv_cache = kv_cache(DECODER, model.dtype)
-    for piece in torch.tensor(inputs.tokens).split(_PIECES, dim=1):
-        pieces.append(model.stream_forward(piece, kv_cache=kv_cache))
-        kv_cache.length += piece.shape[1]
-    return torch.cat(pieces, dim=1).numpy()
+    whole = twins.twin.GPT(DECODER, inputs.weights).stream_forward(torch.tensor(inputs.tokens)).numpy()
+    for package in twins:
+        model, pieces, is_twin = package.GPT(DECODER, inputs.weights), [], package is twins.twin
+        kv_cache = import_module(f"{package.__name__}.generate").KeyValueCache(DECODER, model.dtype)
+        for piece in np.split(inputs.tokens, np.cumsum(_PIECES)[:-1], axis=1):
+            stream = model.stream_forward(torch.tensor(piece) if is_twin else piece, kv_cache=kv_cache)
+            pieces.append(stream.numpy() if is_twin else np.array(stream[0]))
+            kv_cache.length += piece.shape[1]
+        found = {"stream": np.concatenate(pieces, axis=1)}
+        rows = compare("activation", {"stream": whole}, found, "float64")
+        Comparison(f"a text in pieces in {package.__name__}", "float64", 1, rows).require()
