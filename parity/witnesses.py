@@ -5,7 +5,7 @@ import numpy as np
 from contract.components import COMPONENTS
 from contract.config import ModelConfig, preset
 from contract.numbers import slope
-from harness.exchange.families.gpt2 import PREFIX, published_places
+from harness.exchange.families.gpt2 import PREFIX, published_config, published_places
 from parity.cases import Case, small
 from parity.compare import Comparison, ParityError, compare
 from parity.passes import Twins, kink_distance, reference_pass
@@ -122,23 +122,8 @@ def _gpt2(config: ModelConfig, weights):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.context_length,
-            n_embd=config.d_model,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_inner=config.d_ff,
-            activation_function={"gelu_tanh": "gelu_new", "relu": "relu"}[config.activation],
-            layer_norm_epsilon=config.norm_eps,
-            tie_word_embeddings=config.tie_embeddings,
-            attn_implementation="eager",
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-    model = model.double().eval()
+    fields = published_config(config, "float64", None)
+    model = GPT2LMHeadModel(GPT2Config(**fields, attn_implementation="eager")).double().eval()
     with torch.no_grad():
         for name, place in _places(config).items():
             value = torch.tensor(weights[name])
