@@ -61,7 +61,7 @@ def diagnose(
 
 def _explanation(instance, output, found, wanted) -> str:
     """What is wrong, where it can be told from the numbers, else ""."""
-    trials, solutions = instance.trials, instance.solutions
+    exercise, trials, solutions = instance.exercise, instance.trials, instance.solutions
     if _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
         return "right on your instance, wrong on one of other sizes: a size is written as a number"
     if hint := _other_output(solutions, output, found):
@@ -69,11 +69,11 @@ def _explanation(instance, output, found, wanted) -> str:
     if _shape_hint(found, wanted) or _not_finite(found):
         return ""
     for explain in (
-        lambda: _terms(instance, output, found, wanted, counted=False),
+        lambda: _terms(exercise, trials, output, found, wanted, counted=False),
         lambda: _known_mistake(instance, output, found, wanted),
         lambda: _simple_relation(trials, found, wanted),
         lambda: _factor(trials, solutions, found, wanted),
-        lambda: _terms(instance, output, found, wanted),
+        lambda: _terms(exercise, trials, output, found, wanted),
         lambda: _moved(found, wanted),
     ):
         if hint := explain():
@@ -235,12 +235,12 @@ def _expressions(trials) -> dict[str, list[float]]:
     return found | roots | ratios
 
 
-def _terms(instance, output, found, wanted, counted=True) -> str:
+def _terms(exercise, trials, output, found, wanted, counted=True) -> str:
     """Which term of the gradient does not count once, where all that came is a sum of its terms.
 
     counted: tell any count; False: only what is missing or has the wrong sign
     """
-    terms = [parts.get(output, {}) for parts in instance.terms]
+    terms = [exercise.terms(trial).get(output, {}) for trial in trials]
     # What is 0 but for rounding, as the way through key to the bias is, can be counted at will.
     names = [
         name
@@ -262,7 +262,7 @@ def _terms(instance, output, found, wanted, counted=True) -> str:
     faults = []
     for name, count in zip(names, zip(*counts, strict=True), strict=True):
         if not np.allclose(count, 1, rtol=0, atol=1e-7):
-            fault = _count([float(each) for each in count], instance.trials)
+            fault = _count([float(each) for each in count], trials)
             if not fault or (not counted and "counts" in fault):
                 return ""
             faults.append(f"{name} {fault}")

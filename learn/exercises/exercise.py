@@ -153,26 +153,12 @@ class Instance:
     """An exercise with the trials that a seed draws, and what its outputs are, rightly and wrongly computed."""
 
     exercise: Exercise
-    seed: int
-
-    @cached_property
-    def trials(self) -> list[Trial]:
-        return self.exercise.trials(self.seed)
+    trials: list[Trial]
 
     @cached_property
     def solutions(self) -> list[Outputs]:
         """The right outputs of each trial."""
         return [self.exercise.solve(trial) for trial in self.trials]
-
-    @cached_property
-    def terms(self) -> list[Mapping[str, Outputs]]:
-        """The terms of the outputs of each trial."""
-        return [self.exercise.terms(trial) for trial in self.trials]
-
-    @cached_property
-    def differences(self) -> dict[str, "Differences"]:
-        """The finite differences of the first trial."""
-        return finite_differences(self.exercise, self.trials[0], self.seed)
 
     @cached_property
     def wrong(self) -> list[WrongOutputs]:

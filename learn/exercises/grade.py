@@ -16,7 +16,7 @@ from contract.files import scratch_folder
 from contract.numbers import magnitude, relative_error
 from learn.exercises.catalogue import EXERCISES, find_exercise
 from learn.exercises.diagnosis import diagnose
-from learn.exercises.exercise import Instance
+from learn.exercises.exercise import Exercise, Instance, Trial, finite_differences
 from learn.exercises.process import DEFAULT_LIMITS, Limits, Reply, clean, read_reply, run_file, write_request
 
 LIMIT = 1e-9  # of an error beside the reference; answers written in another order differ by 1e-15
@@ -86,9 +86,10 @@ def grade(
         return result
     if seed is not None:
         result.seed = seed
-    instance = Instance(EXERCISES[result.exercise], result.seed)
+    exercise = EXERCISES[result.exercise]
+    trials = exercise.trials(result.seed)
     with scratch_folder() as folder:
-        write_request(folder, instance.exercise, instance.trials, limits, trusted)
+        write_request(folder, exercise, trials, limits, trusted)
         result.problem, result.printed = run_file(path.resolve(), folder, limits)
         if not result.problem:
             try:
@@ -105,7 +106,7 @@ def grade(
     result.problem = reply.problem
     if not result.problem:
         with np.errstate(all="ignore"):  # an answer may hold any numbers
-            result.marks = judge(instance, reply)
+            result.marks = judge(exercise, trials, result.seed, reply)
     return result
 
 
@@ -179,17 +180,19 @@ def cause_of(problem: str) -> str:
 # The judgement
 
 
-def judge(instance: Instance, reply: Reply) -> list[Mark]:
+def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> list[Mark]:
     """A mark for every output that is the student's work, and for y and the arguments where they were spoilt."""
+    instance = Instance(exercise, trials)
+    differences = finite_differences(exercise, trials[0], seed)
     marks, clues = [], {"earlier": "", "intact": ""}
     for name in reversed(instance.solutions[0]):  # as the way back meets them
-        mark = judge_output(instance, name, reply, clues)
+        mark = judge_output(instance, name, reply, differences.get(name), clues)
         if name == "y":
             hint = "the forward pass was given and has changed; put it back"
             mark = mark._replace(hint=hint, cause=hint)
         if name != "y" or not mark.right:
             marks.insert(0, mark)
-        if instance.exercise.chained and not clues["earlier"]:
+        if exercise.chained and not clues["earlier"]:
             clues["intact" if mark.right else "earlier"] = name
     if reply.changed:
         hint = f"{', '.join(reply.changed)} changed in place; the caller still needs it: work on a copy"
@@ -197,7 +200,7 @@ def judge(instance: Instance, reply: Reply) -> list[Mark]:
     return marks
 
 
-def judge_output(instance, name, reply, clues) -> Mark:
+def judge_output(instance, name, reply, differences, clues) -> Mark:
     """Hold one output against the reference in every trial, and against the differences of the first."""
     wanted = [solution[name] for solution in instance.solutions]
     found = [reply.arrays.get(f"{trial}/{name}") for trial in range(len(wanted))]
@@ -209,7 +212,7 @@ def judge_output(instance, name, reply, clues) -> Mark:
     if any(array.shape != right.shape for array, right in zip(found, wanted, strict=True)):
         return Mark(name, False, None, None, *diagnose(instance, name, found, **clues))
     error = max(relative_error(array, right) for array, right in zip(found, wanted, strict=True))
-    difference_error, differences = None, instance.differences.get(name)
+    difference_error = None
     if differences is not None:
         at_places = found[0].flat[differences.places]
         difference_error = relative_error(at_places, differences.values, magnitude(wanted[0]))

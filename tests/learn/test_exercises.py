@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -32,37 +31,27 @@ def filled_in(exercise, seed, answer=None):
     return text.replace(blank, body)
 
 
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """A function that gives an instance and the request of it that a runner gets, the same for the same seed."""
-
-    @cache
-    def ask(name, seed):
-        folder, instance = tmp_path_factory.mktemp("request"), Instance(EXERCISES[name], seed)
-        write_request(folder, instance.exercise, instance.trials, DEFAULT_LIMITS, trusted=True)
-        with np.load(folder / "request.npz") as sent:
-            return instance, json.loads((folder / "request.json").read_text()), dict(sent)
-
-    return ask
-
-
 @pytest.fixture
-def mark(asked):
+def mark(tmp_path):
     """A function that marks a file's text in this process: what the runner does and then the judgement."""
 
     def run(exercise, seed, text):
         module = ModuleType("student")
         exec(compile(text, "student.py", "exec"), module.__dict__)
-        instance, request, sent = asked(exercise.name, seed)
+        trials = exercise.trials(seed)
+        write_request(tmp_path, exercise, trials, DEFAULT_LIMITS, trusted=True)
+        request = json.loads((tmp_path / "request.json").read_text())
+        with np.load(tmp_path / "request.npz") as file:
+            sent = dict(file)
         problems, changed, arrays = [], [], {}
-        for place in range(len(instance.trials)):
+        for place in range(len(trials)):
             found = runner.run_trial(module, request, sent, place)
             values = {name: runner.as_array(value) for name, value in found["outputs"].items()}
             arrays |= {f"{place}/{name}": value for name, value in values.items()}
             problems.append({})
             changed += found["changed"]
         reply = Reply("", True, problems, changed, arrays)
-        return {each.name: each for each in judge(instance, reply)}
+        return {each.name: each for each in judge(exercise, trials, seed, reply)}
 
     return run
 
@@ -113,7 +102,7 @@ def test_terms_add_up(exercise):
 @each_exercise
 def test_mistakes_are_mistakes(exercise):
     """Every known mistake changes an output by far more than the limit, and no two but forms of one are the same."""
-    instance = Instance(exercise, 5)
+    instance = Instance(exercise, exercise.trials(5))
     (wanted, _), seen = instance.solutions, []
     assert len(instance.wrong) >= len(exercise.mistakes) + len(exercise.operations)
     for mistake in instance.wrong:
@@ -141,7 +130,7 @@ def test_known_mistakes_are_diagnosed():
     """
     told, forms = set(), 0
     for exercise in COURSE:
-        instance = Instance(exercise, 0)
+        instance = Instance(exercise, exercise.trials(0))
         for mistake in instance.wrong:
             pairs = enumerate(zip(instance.solutions, mistake.trials, strict=True))
             arrays = {
@@ -149,7 +138,9 @@ def test_known_mistakes_are_diagnosed():
                 for place, (right, wrong) in pairs
                 for name, value in (right | wrong).items()
             }
-            hints = [mark.hint for mark in judge(instance, Reply("", True, [], [], arrays))]
+            hints = [
+                mark.hint for mark in judge(exercise, instance.trials, 0, Reply("", True, [], [], arrays))
+            ]
             assert any(
                 text in hint
                 for hint in hints
@@ -242,7 +233,7 @@ def test_a_number_that_is_0_but_for_rounding_reads_0():
 def place_told(size, wrong, right=None):
     """The hint for a bias that is wrong without reason at some places, where its right values are `right`."""
     exercise = EXERCISES["linear"]
-    instance = Instance(exercise, 0)
+    instance = Instance(exercise, exercise.trials(0))
     found = []
     for number, solution in enumerate(instance.solutions):
         values = np.sin(np.arange(1.0, size + 1) + number)
