@@ -1,29 +1,44 @@
-"""The course: every exercise in the order of its difficulty."""
+"""The course: every exercise, made of its entry in course.toml and of its own functions."""
 
+import sys
+import tomllib
+from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 
 from contract.errors import ConfigError
-from learn.exercises.elementary import EMBEDDING, LINEAR, POSITION, RELU, RESIDUAL, SOFTMAX
+from learn.exercises.composites import CODE
 from learn.exercises.exercise import Exercise
-from learn.exercises.heads import ATTENTION, MERGE_HEADS, SCORES, SPLIT_HEADS
-from learn.exercises.losses import DERIVED
-from learn.exercises.whole import ADAM, BLOCK, TIED_OUTPUT
+from operations.catalogue import OPERATIONS
+from operations.operation import Operation
 
-COURSE = (
-    RELU,
-    LINEAR,
-    EMBEDDING,
-    POSITION,
-    RESIDUAL,
-    SOFTMAX,
-    *DERIVED,
-    SPLIT_HEADS,
-    MERGE_HEADS,
-    SCORES,
-    TIED_OUTPUT,
-    ADAM,
-    ATTENTION,
-    BLOCK,
+
+def _pair(operation: Operation) -> dict[str, Callable]:
+    """The functions of an exercise that is one pair, looked up at each call: a mistake may stand in its place."""
+    module, stem = sys.modules[operation.forward.__module__], operation.name
+
+    def forward(**inputs):
+        return getattr(module, f"{stem}_forward")(**inputs)
+
+    def backward(dy, cache):
+        found = getattr(module, f"{stem}_backward")(dy, cache)
+        names = [f"d{role}" for role in operation.gradients]
+        return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=True))
+
+    return {"forward": forward, "backward": backward, "given": operation.forward}
+
+
+def _exercise(name: str, entry: dict) -> Exercise:
+    operations = tuple(OPERATIONS[each] for each in entry.get("operations", ()))
+    pair = _pair(operations[0]) if len(operations) == 1 else {}
+    return Exercise(name, **entry | {"operations": operations} | pair | CODE.get(name, {}))
+
+
+COURSE = tuple(
+    _exercise(name, entry)
+    for name, entry in tomllib.loads(
+        Path(__file__).with_name("course.toml").read_text(encoding="utf-8")
+    ).items()
 )
 EXERCISES = {exercise.name: exercise for exercise in COURSE}
 
