@@ -14,9 +14,9 @@ from learn.exercises.inputs import config_of
 from numpy_llm import attention, layers, model
 from numpy_llm.adam import AdamW
 from numpy_llm.attention import softmax_forward
-from numpy_llm.feed_forward import feed_forward_backward, gelu_tanh_forward
+from numpy_llm.feed_forward import gelu_tanh_backward, gelu_tanh_forward
 from numpy_llm.layers import embedding_forward, linear_forward
-from numpy_llm.norms import layer_norm_forward, norm_backward
+from numpy_llm.norms import layer_norm_forward
 from operations.adamw import MISTAKES
 
 
@@ -113,35 +113,27 @@ def tied_output_forward(tokens, weight, mix):
     return y, (lookup_cache, mix_cache, output_cache)
 
 
-def _tied_parts(dy, cache):
-    """returns: dmix, and dweight of the lookup, of the output, and of a lookup that mix does not follow"""
-    lookup_cache, mix_cache, output_cache = cache
-    dhidden, output, _ = layers.linear_backward(dy, output_cache)
-    dx, dmix, _ = layers.linear_backward(dhidden, mix_cache)
-    lookup, unmixed = (layers.embedding_backward(each, lookup_cache) for each in (dx, dhidden))
-    return dmix, lookup, output, unmixed
-
-
 def _tied_output_backward(dy, cache):
-    dmix, lookup, output, _ = _tied_parts(dy, cache)
-    return {"dweight": lookup + output, "dmix": dmix}
+    lookup_cache, mix_cache, output_cache = cache
+    dhidden, doutput, _ = layers.linear_backward(dy, output_cache)
+    dx, dmix, _ = layers.linear_backward(dhidden, mix_cache)
+    return {"dweight": layers.embedding_backward(dx, lookup_cache) + doutput, "dmix": dmix}
 
 
 def _tied_terms(trial: Trial, right):
-    _, lookup, output, _ = _tied_parts(trial.dy, tied_output_forward(**trial.inputs)[1])
+    _, (_, _, output_cache) = tied_output_forward(**trial.inputs)
+    _, output, _ = layers.linear_backward(trial.dy, output_cache)
+    lookup = right["dweight"] - output
     return {
         "dweight": {"the use of weight as the embedding": lookup, "the use of weight at the output": output}
     }
 
 
-def _lookup_before_mix(trial: Trial):
-    _, _, output, unmixed = _tied_parts(trial.dy, tied_output_forward(**trial.inputs)[1])
-    return {"dweight": unmixed + output}
-
-
 _TIED_MISTAKE = Mistake(
-    _lookup_before_mix,
+    "mix_skipped",
     "the embedding's part gets dhidden; between the lookup and hidden stands mix: dx = dhidden mix",
+    layers.linear_backward,
+    lambda dys, right: right if len(dys) == 1 else (dys[-1], *right[1:]),
 )
 
 
@@ -236,57 +228,46 @@ def block_forward(x, weights, n_head):
     return middle + branch, (norm_1_cache, attention_cache, norm_2_cache, up_cache, gelu_cache, down_cache)
 
 
-_BLOCK = _layer(model, "block", "blocks.0")
-
-
-def _block_mistake(
-    hint, *, shortcuts=(1, 1), dy_for_attention=False, dy_for_first=False, gelu=True
-) -> Mistake:
-    """Shortcuts count as often as said, dy stands for the gradient between the branches, or GELU is passed by."""
-
-    def wrong(trial: Trial):
-        _, cache = _BLOCK["forward"](**trial.inputs)
-        second = cache.feed_forward
-        if not gelu:
-            second = second._replace(activation_backward=lambda dy, cache: dy)
-        dnormed, gradients = feed_forward_backward(trial.dy, second)
-        dbranch, norm_2 = norm_backward(dnormed, cache.norm_2)
-        between = dbranch + shortcuts[1] * trial.dy
-        dnormed, first = attention.attention_backward(
-            trial.dy if dy_for_attention else between, cache.attention
-        )
-        dx, norm_1 = norm_backward(dnormed, cache.norm_1)
-        gradients |= norm_1 | first | norm_2
-        return {"dx": dx + shortcuts[0] * (trial.dy if dy_for_first else between)} | {
-            f"d{name.removeprefix('blocks.0.')}": each for name, each in gradients.items()
-        }
-
-    return Mistake(wrong, hint)
-
-
+# Where the block forks: the second branch's residual connection is met first. A wrong one returns what reaches the
+# shortcut and the branch.
 _BLOCK_MISTAKES = (
-    _block_mistake(
+    Mistake(
+        "second_shortcut_missing",
         "the shortcut around the feed-forward branch is missing: dx = norm_2's dx plus dy, before you go on",
-        shortcuts=(1, 0),
+        layers.residual_backward,
+        lambda dys, right: (dys[-1] * (len(dys) > 1), dys[-1]),
     ),
-    _block_mistake(
+    Mistake(
+        "first_shortcut_missing",
         "the shortcut around attention is missing: add the gradient between the branches to norm_1's dx",
-        shortcuts=(0, 1),
+        layers.residual_backward,
+        lambda dys, right: (dys[-1] * (len(dys) == 1), dys[-1]),
     ),
-    _block_mistake(
+    Mistake(
+        "attention_gets_dy",
         "attention gets dy; its output went into the stream before the feed-forward branch read it, so it gets the "
         "gradient between the branches",
-        dy_for_attention=True,
+        layers.residual_backward,
+        lambda dys, right: (dys[-1], dys[0]),
     ),
-    _block_mistake(
+    Mistake(
+        "first_shortcut_carries_dy",
         "the first shortcut carries dy; what arrives there is the gradient between the branches, dy plus norm_2's dx",
-        dy_for_first=True,
+        layers.residual_backward,
+        lambda dys, right: (dys[0], dys[-1]),
     ),
-    _block_mistake(
+    Mistake(
+        "shortcuts_missing",
         "both shortcuts are missing: y = x + branch, so dy goes into the branch and straight on",
-        shortcuts=(0, 0),
+        layers.residual_backward,
+        lambda dys, right: (0 * dys[-1], dys[-1]),
     ),
-    _block_mistake("GELU is skipped on the way back: up gets dhidden, not dactive", gelu=False),
+    Mistake(
+        "gelu_skipped",
+        "GELU is skipped on the way back: up gets dhidden, not dactive",
+        gelu_tanh_backward,
+        lambda dys, right: dys[-1],
+    ),
 )
 
 
@@ -309,5 +290,5 @@ CODE = {
     ),
     "adam": _composite(adam, None, decompose=_adam_terms, step_mistakes=MISTAKES),
     "attention": _layer(attention, "attention", "blocks.0.attention") | {"given": attention_forward},
-    "block": _BLOCK | {"given": block_forward, "mistakes": _BLOCK_MISTAKES},
+    "block": _layer(model, "block", "blocks.0") | {"given": block_forward, "mistakes": _BLOCK_MISTAKES},
 }

@@ -5,6 +5,7 @@ size written as a number, and tells apart explanations that agree by chance in t
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import count
@@ -18,7 +19,7 @@ from contract.randomness import generator
 from learn.exercises.inputs import draw, instance_sizes
 from operations.adamw import made_in_step
 from operations.operation import Mistake as KnownMistake
-from operations.operation import Operation, made
+from operations.operation import Operation, made, replaced
 
 TRIALS = 2
 ROUNDING = 1e-12  # relative; what differs by no more is the same
@@ -42,10 +43,29 @@ class Trial(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """A mistake in putting operations together. wrong: trial -> the outputs that it changes; hint: a teacher's"""
+    """A mistake in putting operations together, made where a backward function of numpy_llm is called.
 
-    wrong: Callable[[Trial], Outputs]
+    hint: what a teacher says to it
+    wrong: (dy of each call so far, what the function returns) -> what the mistake returns
+    """
+
+    name: str
     hint: str
+    function: Callable
+    wrong: Callable
+
+
+@contextmanager
+def _made_between(mistake: Mistake, form: int) -> Iterator[list]:
+    """Make such a mistake, which has one form. yields: a list that gets dy of each call in which it was made"""
+    dys = []
+
+    def wrong(dy, cache):
+        dys.append(dy)
+        return mistake.wrong(dys, mistake.function(dy, cache))
+
+    with nullcontext() if form else replaced(mistake.function, wrong):
+        yield dys
 
 
 @dataclass(frozen=True)
@@ -156,17 +176,16 @@ class Instance:
     def wrong(self) -> list[WrongOutputs]:
         """The outputs of each form of each known mistake, the exercise's own first.
 
-        An operation's mistake is made in the project's own functions, so the exercise must call these through
-        their modules.
+        A mistake is made in numpy_llm's functions, so the exercise must call these through their modules.
         """
-        found = [
-            WrongOutputs(f"{self.exercise.name} {number}", mistake.hint, [*map(mistake.wrong, self.trials)])
-            for number, mistake in enumerate(self.exercise.mistakes)
-        ]
+        found = []
         for mistake, make in self._makers():
             for form in count():
-                with make(form) as made_in:
-                    outputs = [self.exercise.solve(trial) for trial in self.trials]
+                outputs, made_in = [], []
+                for trial in self.trials:
+                    with make(form) as calls:
+                        outputs.append(self.exercise.solve(trial))
+                    made_in += calls
                 if not made_in:  # there are no more forms
                     break
                 changed = [*map(_differing, outputs, self.solutions)]
@@ -174,8 +193,10 @@ class Instance:
                     found.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
         return found
 
-    def _makers(self) -> Iterator[tuple[KnownMistake, Callable]]:
+    def _makers(self) -> Iterator[tuple[Mistake | KnownMistake, Callable]]:
         """Each known mistake, and what makes it: form -> context."""
+        for mistake in self.exercise.mistakes:
+            yield mistake, partial(_made_between, mistake)
         for operation in self.exercise.operations:
             for mistake in operation.mistakes:
                 if mistake.backward:
@@ -218,9 +239,9 @@ def finite_differences(exercise: Exercise, trial: Trial, seed: int) -> dict[str,
 
 def float_tensors(inputs: dict) -> Outputs:
     """The float arrays among the arguments, those in a dict by their name in it."""
-    found = {}
-    for name, value in inputs.items():
-        for inner, tensor in (value if isinstance(value, dict) else {name: value}).items():
-            if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f":
-                found[inner] = tensor
-    return found
+    return {
+        inner: tensor
+        for name, value in inputs.items()
+        for inner, tensor in (value if isinstance(value, dict) else {name: value}).items()
+        if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f"
+    }

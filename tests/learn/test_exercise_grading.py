@@ -21,6 +21,9 @@ from learn.exercises.start import starter
 
 ROOT = Path(__file__).parents[2]
 RELU = EXERCISES["relu"]
+EARLIER = sorted(
+    Path(__file__).with_name("earlier_exercises").glob("*.py")
+)  # as the first version started them
 # Where the pair that an exercise asks for stands in the project, or is put together.
 PAIRS = {
     exercise.name: f"{operation.forward.__module__.rpartition('.')[2]}.{operation.name}"
@@ -91,6 +94,10 @@ HOSTILE = {
     "changes dy": ("dy *= y > 0\nreturn dy", "dy changed in place"),
     "calls the answer": (
         "from numpy_llm.feed_forward import relu_backward as answer\nreturn answer(dy, cache)",
+        "calls the project's own relu_backward, which is the answer",
+    ),
+    "takes the answer from a table": (
+        "from numpy_llm.feed_forward import ACTIVATIONS\nreturn ACTIVATIONS['relu'][1](dy, cache)",
         "calls the project's own relu_backward, which is the answer",
     ),
     "imports the answer": ("from learn.exercises.catalogue import COURSE", "No module named 'learn"),
@@ -500,4 +507,25 @@ def test_the_reference_is_not_sent(monkeypatch, write):
 
     monkeypatch.setattr("learn.exercises.grade.run_file", look)
     grade(write(None, exercise=EXERCISES["layer-norm"]))
-    assert {name.partition("/")[2] for name in sent} == {"x", "weight", "bias", "dy"}
+    assert {name.partition("/")[2] for name in sent} == {"x", "weight", "bias", "eps", "dy"}
+
+
+@pytest.mark.parametrize("path", EARLIER, ids=[path.stem for path in EARLIER])
+def test_a_file_that_an_earlier_version_started(path):
+    """It still runs, with functions where they stood then and caches without names, and gets full marks."""
+    result = grade(path)
+    assert (result.problem, [mark for mark in result.marks if not mark.right]) == ("", [])
+    assert result.full
+
+
+def test_an_earlier_name_of_the_answer_is_withheld(tmp_path):
+    """GELU's backward function is refused by the name that it had, too."""
+    text = filled_in(EXERCISES["gelu"], 0, "return gelu_backward_of_theirs(dy, cache)")
+    path = tmp_path / "gelu.py"
+    path.write_text(
+        text.replace(
+            "import numpy",
+            "from numpy_llm.layers import gelu_backward as gelu_backward_of_theirs\nimport numpy",
+        )
+    )
+    assert "calls the project's own gelu_tanh_backward" in grade(path).problem
