@@ -483,7 +483,7 @@ def test_a_pipe_is_no_file(tmp_path):
     """What is no file is not waited for."""
     path = tmp_path / "pipe.py"
     os.mkfifo(path)
-    with pytest.raises(UserError, match=r"cannot be read \(not a file\)"):
+    with pytest.raises(UserError, match=r"cannot be read \(it is a pipe or a device, not a regular file\)"):
         grade(path)
 
 
