@@ -4,13 +4,14 @@ import sys
 import tomllib
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from contract.errors import ConfigError
-from learn.exercises.composites import CODE
-from learn.exercises.exercise import Exercise
+from learn.exercises.composites import CODE, MISTAKES
+from learn.exercises.exercise import Exercise, Mistake, made_between
 from operations.catalogue import OPERATIONS
-from operations.operation import Operation
+from operations.operation import Operation, made
 
 
 def _pair(operation: Operation) -> dict[str, Callable]:
@@ -28,10 +29,26 @@ def _pair(operation: Operation) -> dict[str, Callable]:
     return {"forward": forward, "backward": backward, "given": operation.forward}
 
 
+def _omission(operations: tuple[Operation, ...], text: str) -> Callable:
+    """What makes a mistake that leaves out a term, from its name and form."""
+    name, _, form = text.partition(" ")
+    if name in MISTAKES:
+        return partial(made_between, *MISTAKES[name])
+    known = {each.name: (operation, each) for operation in operations for each in operation.mistakes}
+    return partial(made, *known[name], int(form or 0))
+
+
 def _exercise(name: str, entry: dict) -> Exercise:
-    operations = tuple(OPERATIONS[each] for each in entry.get("operations", ()))
+    operations, own = tuple(OPERATIONS[each] for each in entry.get("operations", ())), CODE.get(name, {})
     pair = _pair(operations[0]) if len(operations) == 1 else {}
-    return Exercise(name, **entry | {"operations": operations} | pair | CODE.get(name, {}))
+    given = {"given": own["forward"]} if "forward" in own else {}
+    mistakes = entry.get("mistakes", {}).items()
+    entry |= {
+        "operations": operations,
+        "mistakes": tuple(Mistake(each, hint, *MISTAKES[each]) for each, hint in mistakes),
+        "omissions": {term: _omission(operations, text) for term, text in entry.get("omissions", {}).items()},
+    }
+    return Exercise(name, **entry | pair | given | own)
 
 
 COURSE = tuple(

@@ -4,12 +4,13 @@ A forward pass here stands in a student's file as it is. The backward passes cal
 their modules, where a mistake may stand in their place.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 
 from contract.weights import Weights, WeightSpec
-from learn.exercises.exercise import Mistake, Trial
+from learn.exercises.exercise import Trial
 from learn.exercises.inputs import config_of
 from numpy_llm import attention, layers, model
 from numpy_llm.adam import AdamW
@@ -17,7 +18,7 @@ from numpy_llm.attention import softmax_forward
 from numpy_llm.feed_forward import gelu_tanh_backward, gelu_tanh_forward
 from numpy_llm.layers import embedding_forward, linear_forward
 from numpy_llm.norms import layer_norm_forward
-from operations.adamw import MISTAKES
+from operations.adamw import MISTAKES as STEP_MISTAKES
 
 
 def gelu_forward(x):
@@ -57,9 +58,8 @@ def _residual_backward(dy, cache):
     return {"dx": dx + dy, "dweight": dweight, "dbias": dbias}
 
 
-def _residual_terms(trial: Trial, right):
-    through_branch = trial.dy @ trial.inputs["weight"]
-    return {"dx": {"the shortcut, x itself,": trial.dy, "the path through the branch": through_branch}}
+def _softmax_backward(dy, cache):
+    return {"dx": attention.masked_softmax_backward(dy, cache)}
 
 
 def split_heads_forward(qkv, n_head):
@@ -118,23 +118,6 @@ def _tied_output_backward(dy, cache):
     dhidden, doutput, _ = layers.linear_backward(dy, output_cache)
     dx, dmix, _ = layers.linear_backward(dhidden, mix_cache)
     return {"dweight": layers.embedding_backward(dx, lookup_cache) + doutput, "dmix": dmix}
-
-
-def _tied_terms(trial: Trial, right):
-    _, (_, _, output_cache) = tied_output_forward(**trial.inputs)
-    _, output, _ = layers.linear_backward(trial.dy, output_cache)
-    lookup = right["dweight"] - output
-    return {
-        "dweight": {"the use of weight as the embedding": lookup, "the use of weight at the output": output}
-    }
-
-
-_TIED_MISTAKE = Mistake(
-    "mix_skipped",
-    "the embedding's part gets dhidden; between the lookup and hidden stands mix: dx = dhidden mix",
-    layers.linear_backward,
-    lambda dys, right: right if len(dys) == 1 else (dys[-1], *right[1:]),
-)
 
 
 # Adam
@@ -228,67 +211,38 @@ def block_forward(x, weights, n_head):
     return middle + branch, (norm_1_cache, attention_cache, norm_2_cache, up_cache, gelu_cache, down_cache)
 
 
-# Where the block forks: the second branch's residual connection is met first. A wrong one returns what reaches the
-# shortcut and the branch.
-_BLOCK_MISTAKES = (
-    Mistake(
-        "second_shortcut_missing",
-        "the shortcut around the feed-forward branch is missing: dx = norm_2's dx plus dy, before you go on",
-        layers.residual_backward,
-        lambda dys, right: (dys[-1] * (len(dys) > 1), dys[-1]),
-    ),
-    Mistake(
-        "first_shortcut_missing",
-        "the shortcut around attention is missing: add the gradient between the branches to norm_1's dx",
-        layers.residual_backward,
-        lambda dys, right: (dys[-1] * (len(dys) == 1), dys[-1]),
-    ),
-    Mistake(
-        "attention_gets_dy",
-        "attention gets dy; its output went into the stream before the feed-forward branch read it, so it gets the "
-        "gradient between the branches",
-        layers.residual_backward,
-        lambda dys, right: (dys[-1], dys[0]),
-    ),
-    Mistake(
-        "first_shortcut_carries_dy",
-        "the first shortcut carries dy; what arrives there is the gradient between the branches, dy plus norm_2's dx",
-        layers.residual_backward,
-        lambda dys, right: (dys[0], dys[-1]),
-    ),
-    Mistake(
-        "shortcuts_missing",
-        "both shortcuts are missing: y = x + branch, so dy goes into the branch and straight on",
-        layers.residual_backward,
-        lambda dys, right: (0 * dys[-1], dys[-1]),
-    ),
-    Mistake(
-        "gelu_skipped",
-        "GELU is skipped on the way back: up gets dhidden, not dactive",
-        gelu_tanh_backward,
-        lambda dys, right: dys[-1],
-    ),
-)
+def _forked(wrong: Callable) -> tuple[Callable, Callable]:
+    """A mistake where the block forks. wrong: dy of its forks so far, its last one first -> dshortcut, dbranch"""
+    return layers.residual_backward, lambda dys, right: wrong(dys)
 
 
-def _composite(forward, backward, **others):
-    """An exercise whose reference is the very forward pass that a student's file holds."""
-    return {"forward": forward, "backward": backward, "given": forward} | others
+# A mistake's name in course.toml -> the function that it is made in, and what it makes of it.
+MISTAKES = {
+    "branch_lost": (layers.linear_backward, lambda dys, right: (0 * right[0], *right[1:])),
+    "lookup_lost": (layers.embedding_backward, lambda dys, right: 0 * right),
+    "mix_skipped": (
+        layers.linear_backward,
+        lambda dys, right: (dys[-1] if len(dys) > 1 else right[0], *right[1:]),
+    ),
+    "second_shortcut_missing": _forked(lambda dys: (dys[-1] * (len(dys) > 1), dys[-1])),
+    "first_shortcut_missing": _forked(lambda dys: (dys[-1] * (len(dys) == 1), dys[-1])),
+    "attention_gets_dy": _forked(lambda dys: (dys[-1], dys[0])),
+    "first_shortcut_carries_dy": _forked(lambda dys: (dys[0], dys[-1])),
+    "both_shortcuts_missing": _forked(lambda dys: (0 * dys[-1], dys[-1])),
+    "gelu_skipped": (gelu_tanh_backward, lambda dys, right: dys[-1]),
+}
 
 
+# An exercise's own functions. Where there is a reference for the forward pass but none given, it is given itself.
 CODE = {
     "cross-entropy": {"given": cross_entropy_forward},  # without the model's blocks, which are for speed
     "gelu": {"given": gelu_forward},  # the model's keeps the answer in its cache
-    "residual": _composite(residual_forward, _residual_backward, decompose=_residual_terms),
-    "softmax": _composite(
-        softmax_forward, lambda dy, cache: {"dx": attention.masked_softmax_backward(dy, cache)}
-    ),
-    "split-heads": _composite(split_heads_forward, _split_heads_backward),
-    "scores": _composite(scores_forward, _scores_backward),
-    "tied-output": _composite(
-        tied_output_forward, _tied_output_backward, decompose=_tied_terms, mistakes=(_TIED_MISTAKE,)
-    ),
-    "adam": _composite(adam, None, decompose=_adam_terms, step_mistakes=MISTAKES),
+    "residual": {"forward": residual_forward, "backward": _residual_backward},
+    "softmax": {"forward": softmax_forward, "backward": _softmax_backward},
+    "split-heads": {"forward": split_heads_forward, "backward": _split_heads_backward},
+    "scores": {"forward": scores_forward, "backward": _scores_backward},
+    "tied-output": {"forward": tied_output_forward, "backward": _tied_output_backward},
+    "adam": {"forward": adam, "backward": None, "decompose": _adam_terms, "step_mistakes": STEP_MISTAKES},
     "attention": _layer(attention, "attention", "blocks.0.attention") | {"given": attention_forward},
-    "block": _layer(model, "block", "blocks.0") | {"given": block_forward, "mistakes": _BLOCK_MISTAKES},
+    "block": _layer(model, "block", "blocks.0") | {"given": block_forward},
 }

@@ -45,7 +45,6 @@ class Trial(NamedTuple):
 class Mistake(NamedTuple):
     """A mistake in putting operations together, made where a backward function of numpy_llm is called.
 
-    hint: what a teacher says to it
     wrong: (dy of each call so far, what the function returns) -> what the mistake returns
     """
 
@@ -56,15 +55,15 @@ class Mistake(NamedTuple):
 
 
 @contextmanager
-def _made_between(mistake: Mistake, form: int) -> Iterator[list]:
+def made_between(function: Callable, wrong: Callable, form: int = 0) -> Iterator[list]:
     """Make such a mistake, which has one form. yields: a list that gets dy of each call in which it was made"""
     dys = []
 
-    def wrong(dy, cache):
+    def instead(dy, cache):
         dys.append(dy)
-        return mistake.wrong(dys, mistake.function(dy, cache))
+        return wrong(dys, function(dy, cache))
 
-    with nullcontext() if form else replaced(mistake.function, wrong):
+    with nullcontext() if form else replaced(function, instead):
         yield dys
 
 
@@ -76,8 +75,8 @@ class Exercise:
     forward: the reference: (**inputs) -> y, cache; for a step of Adam, -> outputs
     backward: the reference: (dy, cache) -> outputs by name; None where there is no pair
     given: the forward pass that a student's file holds
-    decompose: (trial, right outputs) -> output -> {what a term is: its value}, where no omissions tell them
-    mistakes: what people get wrong in putting the operations together, the likeliest first
+    omissions: a term -> what makes the mistake that leaves it out: () -> context
+    decompose: (trial, right outputs) -> output -> {what a term is: its value}, in place of omissions
     step_mistakes: those of an optimizer's step, where the student writes one
     """
 
@@ -89,7 +88,7 @@ class Exercise:
     backward: Callable | None
     given: Callable
     note: str = ""
-    omissions: Mapping[str, str] = field(default_factory=dict)
+    omissions: Mapping[str, Callable] = field(default_factory=dict)
     rest: str = ""
     decompose: Callable[[Trial, Outputs], Mapping[str, Outputs]] | None = None
     mistakes: tuple[Mistake, ...] = ()
@@ -139,10 +138,8 @@ class Exercise:
         right, found = self.solve(trial), {}
         if self.decompose:
             return self.decompose(trial, right)
-        known = {each.name: (operation, each) for operation in self.operations for each in operation.mistakes}
-        for term, omission in self.omissions.items():
-            mistake, _, form = omission.partition(" ")
-            with made(*known[mistake], int(form or 0)):
+        for term, omit in self.omissions.items():
+            with omit():
                 wrong = _differing(self.solve(trial), right)
             for output, value in wrong.items():
                 found.setdefault(output, {})[term] = right[output] - value
@@ -196,7 +193,7 @@ class Instance:
     def _makers(self) -> Iterator[tuple[Mistake | KnownMistake, Callable]]:
         """Each known mistake, and what makes it: form -> context."""
         for mistake in self.exercise.mistakes:
-            yield mistake, partial(_made_between, mistake)
+            yield mistake, partial(made_between, mistake.function, mistake.wrong)
         for operation in self.exercise.operations:
             for mistake in operation.mistakes:
                 if mistake.backward:
