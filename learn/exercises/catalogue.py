@@ -2,16 +2,18 @@
 
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 from contract.errors import ConfigError
 from learn.exercises.composites import CODE, MISTAKES
-from learn.exercises.exercise import Exercise, Mistake, made_between
+from learn.exercises.exercise import Exercise, Mistake
+from operations.adamw import made_in_step
 from operations.catalogue import OPERATIONS
-from operations.operation import Operation, made
+from operations.operation import Operation, made, replaced
 
 
 def _pair(operation: Operation) -> dict[str, Callable]:
@@ -29,25 +31,42 @@ def _pair(operation: Operation) -> dict[str, Callable]:
     return {"forward": forward, "backward": backward, "given": operation.forward}
 
 
-def _omission(operations: tuple[Operation, ...], text: str) -> Callable:
-    """What makes a mistake that leaves out a term, from its name and form."""
-    name, _, form = text.partition(" ")
-    if name in MISTAKES:
-        return partial(made_between, *MISTAKES[name])
-    known = {each.name: (operation, each) for operation in operations for each in operation.mistakes}
-    return partial(made, *known[name], int(form or 0))
+@contextmanager
+def _made_between(function: Callable, wrong: Callable, form: int = 0) -> Iterator[list]:
+    """Make a mistake of `MISTAKES`, in its one form. yields: a list that gets dy of each call"""
+    dys = []
+
+    def instead(dy, cache):
+        dys.append(dy)
+        return wrong(dys, function(dy, cache))
+
+    with nullcontext() if form else replaced(function, instead):
+        yield dys
 
 
 def _exercise(name: str, entry: dict) -> Exercise:
-    operations, own = tuple(OPERATIONS[each] for each in entry.get("operations", ())), CODE.get(name, {})
+    operations, own = (
+        tuple(OPERATIONS[each] for each in entry.get("operations", ())),
+        dict(CODE.get(name, {})),
+    )
     pair = _pair(operations[0]) if len(operations) == 1 else {}
     given = {"given": own["forward"]} if "forward" in own else {}
-    mistakes = entry.get("mistakes", {}).items()
-    entry |= {
-        "operations": operations,
-        "mistakes": tuple(Mistake(each, hint, *MISTAKES[each]) for each, hint in mistakes),
-        "omissions": {term: _omission(operations, text) for term, text in entry.get("omissions", {}).items()},
-    }
+    between = {each: partial(_made_between, *how) for each, how in MISTAKES.items()}
+    mistakes = [Mistake(each, hint, between[each]) for each, hint in entry.get("mistakes", {}).items()]
+    makers = [
+        (each, partial(made, operation, each))
+        for operation in operations
+        for each in operation.mistakes
+        if each.backward
+    ]
+    makers += [(each, partial(made_in_step, each)) for each in own.pop("step_mistakes", ())]
+    mistakes += [Mistake(each.name, each.hint or each.text, make) for each, make in makers]
+    made_by = between | {each.name: each.make for each in mistakes}
+    omissions = {}
+    for term, omission in entry.get("omissions", {}).items():
+        mistake, _, form = omission.partition(" ")
+        omissions[term] = partial(made_by[mistake], form=int(form or 0))
+    entry |= {"operations": operations, "mistakes": mistakes, "omissions": omissions}
     return Exercise(name, **entry | pair | given | own)
 
 

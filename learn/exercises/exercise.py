@@ -4,10 +4,9 @@ An instance has two trials of different sizes. A student sees the first one's sh
 size written as a number, and tells apart explanations that agree by chance in the first.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
 from typing import NamedTuple
 
@@ -17,9 +16,7 @@ from contract.errors import ConfigError
 from contract.numbers import relative_error, slope
 from contract.randomness import generator
 from learn.exercises.inputs import draw, instance_sizes
-from operations.adamw import made_in_step
-from operations.operation import Mistake as KnownMistake
-from operations.operation import Operation, made, replaced
+from operations.operation import Operation
 
 TRIALS = 2
 ROUNDING = 1e-12  # relative; what differs by no more is the same
@@ -43,28 +40,11 @@ class Trial(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """A mistake in putting operations together, made where a backward function of numpy_llm is called.
-
-    wrong: (dy of each call so far, what the function returns) -> what the mistake returns
-    """
+    """hint: what a teacher says to it; make: form -> context in which numpy_llm makes it, empty after the last form"""
 
     name: str
     hint: str
-    function: Callable
-    wrong: Callable
-
-
-@contextmanager
-def made_between(function: Callable, wrong: Callable, form: int = 0) -> Iterator[list]:
-    """Make such a mistake, which has one form. yields: a list that gets dy of each call in which it was made"""
-    dys = []
-
-    def instead(dy, cache):
-        dys.append(dy)
-        return wrong(dys, function(dy, cache))
-
-    with nullcontext() if form else replaced(function, instead):
-        yield dys
+    make: Callable
 
 
 @dataclass(frozen=True)
@@ -77,7 +57,7 @@ class Exercise:
     given: the forward pass that a student's file holds
     omissions: a term -> what makes the mistake that leaves it out: () -> context
     decompose: (trial, right outputs) -> output -> {what a term is: its value}, in place of omissions
-    step_mistakes: those of an optimizer's step, where the student writes one
+    mistakes: what people get wrong in putting the operations together, the likeliest first, then in each
     """
 
     name: str
@@ -93,7 +73,6 @@ class Exercise:
     decompose: Callable[[Trial, Outputs], Mapping[str, Outputs]] | None = None
     mistakes: tuple[Mistake, ...] = ()
     operations: tuple[Operation, ...] = ()
-    step_mistakes: tuple[KnownMistake, ...] = ()
     withheld: list[str] = field(default_factory=list)
     chained: bool = False
 
@@ -150,7 +129,7 @@ class Exercise:
 
 
 class WrongOutputs(NamedTuple):
-    """What one form of the mistake `name` makes of an exercise. trials: for each, the outputs that it changes"""
+    """What one form of a mistake makes of an exercise. trials: for each, the outputs that it changes"""
 
     name: str
     hint: str
@@ -176,30 +155,19 @@ class Instance:
         A mistake is made in numpy_llm's functions, so the exercise must call these through their modules.
         """
         found = []
-        for mistake, make in self._makers():
+        for mistake in self.exercise.mistakes:
             for form in count():
                 outputs, made_in = [], []
                 for trial in self.trials:
-                    with make(form) as calls:
+                    with mistake.make(form) as calls:
                         outputs.append(self.exercise.solve(trial))
                     made_in += calls
                 if not made_in:  # there are no more forms
                     break
                 changed = [*map(_differing, outputs, self.solutions)]
                 if any(changed):
-                    found.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
+                    found.append(WrongOutputs(mistake.name, mistake.hint, changed))
         return found
-
-    def _makers(self) -> Iterator[tuple[Mistake | KnownMistake, Callable]]:
-        """Each known mistake, and what makes it: form -> context."""
-        for mistake in self.exercise.mistakes:
-            yield mistake, partial(made_between, mistake.function, mistake.wrong)
-        for operation in self.exercise.operations:
-            for mistake in operation.mistakes:
-                if mistake.backward:
-                    yield mistake, partial(made, operation, mistake)
-        for mistake in self.exercise.step_mistakes:
-            yield mistake, partial(made_in_step, mistake)
 
 
 def _differing(found: Outputs, right: Outputs) -> Outputs:

@@ -111,16 +111,15 @@ def grade(
 def files_of(path: Path) -> list[Path]:
     """The file itself; of a folder its Python files that name an exercise, be it a wrong one, sorted.
 
-    Raises UserError where a folder holds none, or cannot be read.
+    Raises UserError if a folder holds none, or cannot be read.
     """
     if not path.is_dir():
         return [path]
     try:
-        files = [file for file in sorted(path.iterdir()) if file.suffix == ".py" and _names_exercise(file)]
+        candidates = [file for file in sorted(path.iterdir()) if file.suffix == ".py" and file.is_file()]
+        files = [file for file in candidates if re.search(rb"^EXERCISE\s*=", _start_of(file), re.MULTILINE)]
     except OSError as error:
-        raise UserError(
-            f"{clean(str(error.filename or path))}: cannot be read ({error.strerror or error})"
-        ) from error
+        raise UserError(f"{clean(str(error.filename or path))}: cannot be read ({error.strerror})") from error
     if not files:
         raise UserError(
             f"{clean(str(path))}: no .py file in this folder names an exercise; give the folder of files that "
@@ -129,12 +128,9 @@ def files_of(path: Path) -> list[Path]:
     return files
 
 
-def _names_exercise(path: Path) -> bool:
-    """Whether a file has the line EXERCISE = ..."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return re.search(rb"^EXERCISE\s*=", file.read(MAX_FILE_BYTES), re.MULTILINE) is not None
+def _start_of(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(MAX_FILE_BYTES + 1)
 
 
 def identify(path: Path) -> tuple[str | None, int | None, str]:
@@ -144,8 +140,7 @@ def identify(path: Path) -> tuple[str | None, int | None, str]:
     Raises UserError if the file cannot be read.
     """
     try:
-        with open_regular(path) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = _start_of(path)
         if len(data) > MAX_FILE_BYTES:
             return None, None, f"larger than {MAX_FILE_BYTES:,} bytes; this is no exercise"
         text = data.decode("utf-8")
