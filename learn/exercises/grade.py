@@ -196,8 +196,9 @@ def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> l
 def _judge_output(instance, name, reply, differences, clues) -> Mark:
     """Hold one output against the reference in every trial, and against the differences of the first."""
     wanted = [solution[name] for solution in instance.solutions]
-    found = [reply.arrays.get(f"{trial}/{name}") for trial in range(len(wanted))]
-    problem = next((problems[name] for problems in reply.trials if name in problems), "")
+    places = [f"{trial}/{name}" for trial in range(len(wanted))]
+    found = [reply.arrays.get(place) for place in places]
+    problem = next((reply.problems[place] for place in places if place in reply.problems), "")
     if not problem and any(array is None for array in found):
         problem = f"is missing; the dict of gradients has no {name[1:]!r}"
     if problem:

@@ -50,14 +50,14 @@ class Reply(NamedTuple):
 
     problem: why the functions did not return, or ""
     memory_bounded: whether the limit on memory held
-    trials: for each, output -> why there is no array of it
+    problems: "trial's place/output" -> why there is no array of it
     changed: the arguments that were changed in place
     arrays: "trial's place/output" -> float64 array
     """
 
     problem: str
     memory_bounded: bool
-    trials: list[dict[str, str]]
+    problems: dict[str, str]
     changed: list[str]
     arrays: dict[str, np.ndarray]
 
@@ -67,7 +67,9 @@ DEFAULT_LIMITS = Limits()
 REPLY = {
     "problem": str,
     "memory_bounded": bool,
-    "trials": [{"problems": {str: str}, "changed": [str]}],
+    "trials": range(TRIALS + 1),
+    "problems": {str: str},
+    "changed": [str],
 }
 
 
@@ -156,10 +158,8 @@ def read_reply(folder: Path) -> Reply:
             raise ValueError("reply.npz unpacks to more than the runner writes")
     with np.load(folder / "reply.npz", allow_pickle=False) as file:
         arrays = {name: file[name].astype(np.float64) for name in file}
-    if not reply["problem"] and len(reply["trials"]) != TRIALS:
+    if not reply["problem"] and reply["trials"] != TRIALS:
         raise ValueError("not every trial is in it")
-    problems = [
-        {name: clean(problem) for name, problem in trial["problems"].items()} for trial in reply["trials"]
-    ]
-    changed = {clean(name) for trial in reply["trials"] for name in trial["changed"]}
-    return Reply(clean(reply["problem"]), reply["memory_bounded"], problems, sorted(changed), arrays)
+    problems = {name: clean(problem) for name, problem in reply["problems"].items()}
+    changed = sorted({clean(name) for name in reply["changed"]})
+    return Reply(clean(reply["problem"]), reply["memory_bounded"], problems, changed, arrays)

@@ -151,7 +151,7 @@ def arguments_of(arrays: dict, trial: int) -> dict:
     return found
 
 
-def run_trial(module, request: dict, arrays: dict, trial: int) -> dict:
+def run_trial(module, request: dict, arrays: dict, trial: int) -> tuple[dict, list]:
     """Call the student's functions once. returns: output's name -> what came, and the arguments changed"""
     inputs = arguments_of(arrays, trial)
     sent = flat(inputs)
@@ -167,7 +167,7 @@ def run_trial(module, request: dict, arrays: dict, trial: int) -> dict:
         outputs = call(module, f"{stem}_backward", dy, pair[1])
         found = {"y": pair[0]} | name_outputs(outputs, names[1:], f"{stem}_backward")
     changed = [name for name, value in sent.items() if not np.array_equal(value, arrays[f"{trial}/{name}"])]
-    return {"outputs": found, "changed": changed}
+    return found, changed
 
 
 def call(module, name: str, *positional, **named):
@@ -210,17 +210,17 @@ def describe(value) -> str:
     return f"{kind} of {len(value)}" if isinstance(value, tuple | list | dict) else kind
 
 
-def as_array(value):
-    """A float64 array of a returned value, or why there is none, as a string."""
+def as_array(value) -> np.ndarray:
+    """A float64 array of a returned value. Raises Problem if it is none."""
     if value is None:
-        return "None came instead of an array"
+        raise Problem("None came instead of an array")
     array = np.asarray(value)
     if array.dtype.kind == "c":
-        return "complex numbers came; take real ones"
+        raise Problem("complex numbers came; take real ones")
     if array.dtype.kind not in "fiub":
-        return f"{describe(value)} came, which is no array of numbers"
+        raise Problem(f"{describe(value)} came, which is no array of numbers")
     if array.size > MAX_ELEMENTS:
-        return f"an array of shape {array.shape} came, far too large"
+        raise Problem(f"an array of shape {array.shape} came, far too large")
     return np.array(array, np.float64)
 
 
@@ -273,19 +273,19 @@ def judge(path: Path, folder: Path) -> dict:
     with np.load(folder / "request.npz", allow_pickle=False) as file:
         arrays = dict(file)
     bounded = set_limits(request["memory"], request["seconds"])
-    reply, kept = {"problem": "", "memory_bounded": bounded, "trials": []}, {}
+    reply = {"problem": "", "memory_bounded": bounded, "trials": 0, "problems": {}, "changed": []}
+    kept = {}
     try:
         module = load(path, request["withheld"])
         for trial in range(request["trials"]):
-            found = run_trial(module, request, arrays, trial)
-            problems = {}
-            for name, value in found["outputs"].items():
-                array = as_array(value)
-                if isinstance(array, str):
-                    problems[name] = array
-                else:
-                    kept[f"{trial}/{name}"] = array
-            reply["trials"].append({"problems": problems, "changed": found["changed"]})
+            outputs, changed = run_trial(module, request, arrays, trial)
+            for name, value in outputs.items():
+                try:
+                    kept[f"{trial}/{name}"] = as_array(value)
+                except Problem as problem:
+                    reply["problems"][f"{trial}/{name}"] = str(problem)
+            reply["trials"] += 1
+            reply["changed"] += changed
     except BaseException as error:  # whatever it is, it is the student's and becomes a line
         try:
             where = "on other sizes than yours: " if reply["trials"] else ""

@@ -34,6 +34,9 @@ PAIRS = {
 PUT_TOGETHER = ("residual", "split-heads", "merge-heads", "scores", "attention", "tied-output", "block")
 
 
+EMPTY_REPLY = {"problem": "", "memory_bounded": True, "trials": 0, "problems": {}, "changed": []}
+
+
 def forged(reply):
     """An answer that writes the runner's reply itself and leaves."""
     return (
@@ -125,9 +128,9 @@ HOSTILE = {
     "takes the answers of the proof": ("from parity.golden import check", "parity"),
     "takes the answers of the operations": ("from operations.relu import RELU", "operations"),
     "forges half a reply": (forged({"problem": "", "trials": []}), "gives no answer"),
-    "forges an empty reply": (forged({"problem": "", "memory_bounded": True, "trials": []}), "gives no answer"),
+    "forges an empty reply": (forged(EMPTY_REPLY), "gives no answer"),
     "forges a message": (
-        forged({"problem": "\x1b[2J" + "long " * 999, "memory_bounded": True, "trials": []}),
+        forged(EMPTY_REPLY | {"problem": "\x1b[2J" + "long " * 999}),
         "[2Jlong long",
     ),
     "hides its sizes": (

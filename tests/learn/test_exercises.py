@@ -44,14 +44,12 @@ def mark(tmp_path):
         request = json.loads((tmp_path / "request.json").read_text())
         with np.load(tmp_path / "request.npz") as file:
             sent = dict(file)
-        problems, changed, arrays = [], [], {}
+        changed, arrays = [], {}
         for place in range(len(trials)):
-            found = runner.run_trial(module, request, sent, place)
-            values = {name: runner.as_array(value) for name, value in found["outputs"].items()}
-            arrays |= {f"{place}/{name}": value for name, value in values.items()}
-            problems.append({})
-            changed += found["changed"]
-        reply = Reply("", True, problems, changed, arrays)
+            outputs, changed_now = runner.run_trial(module, request, sent, place)
+            arrays |= {f"{place}/{name}": runner.as_array(value) for name, value in outputs.items()}
+            changed += changed_now
+        reply = Reply("", True, {}, changed, arrays)
         return {each.name: each for each in judge(exercise, trials, seed, reply)}
 
     return run
@@ -142,7 +140,7 @@ def test_known_mistakes_are_diagnosed():
                 for name, value in (right | wrong).items()
             }
             hints = [
-                mark.hint for mark in judge(exercise, instance.trials, 0, Reply("", True, [], [], arrays))
+                mark.hint for mark in judge(exercise, instance.trials, 0, Reply("", True, {}, [], arrays))
             ]
             assert any(
                 text in hint
