@@ -22,7 +22,7 @@ from commands.parity import parity
 from commands.streams import cap_width, release_stdout, secure_streams
 from commands.study import study
 from commands.train import train
-from contract.errors import UserError, refused_memory, visible
+from contract.errors import UserError, reason_of, refused_memory, visible
 
 app = typer.Typer(
     help="A GPT written twice: every gradient by hand in NumPy, and its twin in PyTorch.",
@@ -82,14 +82,12 @@ def main() -> int:
         code = 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        problem, code = f"{where}{error.strerror or error}", 1
+        problem, code = f"{where}{reason_of(error)}", 1
     except Exception as error:
         if not hasattr(error, "format_message"):  # every error of the option parser has it
             raise
-        message = (
-            error.format_message() or "a command is missing"
-        )  # a group without a command gives an empty message
-        problem, code = f"{message}; see --help", error.exit_code
+        # A group without a command gives an empty message.
+        problem, code = f"{error.format_message() or 'a command is missing'}; see --help", error.exit_code
     print(f"error: {visible(' '.join(problem.split()))}", file=sys.stderr)
     return code
 

@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections import Counter
+from functools import cache
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,6 +34,21 @@ def pytest_runtest_setup():
     """The same for PyTorch's threads, as soon as a test has imported it."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+        draw_nothing_on_meta(torch)
+
+
+@cache
+def draw_nothing_on_meta(torch):
+    """Give weights on PyTorch's meta device, which have no values, no initial ones: in a small model it takes longer
+    to pretend to draw them than a pass forward and back does.
+    """
+    for layer in (torch.nn.Linear, torch.nn.Embedding):
+
+        def reset_parameters(self, drawn=layer.reset_parameters):
+            if not self.weight.is_meta:
+                drawn(self)
+
+        layer.reset_parameters = reset_parameters
 
 
 def pytest_unconfigure(config):

@@ -27,10 +27,10 @@ def bench(
     """
     from commands.console import say, show
     from contract.files import require_free
-    from harness.training.backend import check_threads
+    from harness.training.backend import thread_count
     from harness.training.bench import RECIPES, run_recipe, write_results
 
-    check_threads(threads)
+    threads = thread_count(threads)
     if json is not None:
         require_free(json, overwrite)
     with needs("bench", "torch", ["torch"]):

@@ -7,19 +7,12 @@ from pathlib import Path
 from time import monotonic
 
 import typer
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import Progress
 
 from commands.streams import fit_stdout
-from contract.errors import UserError, visible
+from contract.errors import UserError, reason_of, visible
 from harness.training.trainer import Progress as TrainingProgress
 from harness.training.trainer import Trainer
 
@@ -39,10 +32,7 @@ def say(line: str):
 
 
 class Heartbeat:
-    """Prints a line every `SECONDS` if stderr is not a terminal, so that a log shows progress.
-
-    clock: returns seconds
-    """
+    """Prints a line every `SECONDS`, by the seconds of `clock`, if stderr is not a terminal."""
 
     SECONDS = 10
 
@@ -50,10 +40,20 @@ class Heartbeat:
         self._clock, self._last = clock, clock()
 
     def say(self, line: Callable[[], str]):
-        """Print a line, unless one was printed less than `SECONDS` ago; `line` is called only to print it."""
+        """Print a line, unless one was printed less than `SECONDS` ago."""
         if not console.is_terminal and self._clock() - self._last >= self.SECONDS:
             self._last = self._clock()
             say(line())
+
+
+def _bar(*columns) -> Progress:
+    return Progress(
+        *columns,
+        bars.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 @contextmanager
@@ -62,12 +62,10 @@ def reading_progress(path: Path, task: str):
 
     If stderr is not a terminal, a line every `Heartbeat.SECONDS` replaces the bar.
     """
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    columns = bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn()
     size = path.stat().st_size if path.is_file() else None
     heartbeat = Heartbeat()
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with _bar(*columns, bars.TransferSpeedColumn()) as bar:
         row = bar.add_task(task, total=size)
 
         def report(read: int):
@@ -85,12 +83,11 @@ def training_progress(trainer: Trainer, clock: Callable[[], float] = monotonic):
     """A progress bar over the steps with loss, tokens per second and time left, and a line per evaluation.
 
     Yields two functions: one takes the trainer's reports, the other those of its final evaluation. If stderr is not
-    a terminal, the lines appear without the bar, with a line every `Heartbeat.SECONDS` between them.
+    a terminal, a line every `Heartbeat.SECONDS` replaces the bar.
     """
     tokens, steps = trainer.settings.batch_size * trainer.windows.context_length, trainer.settings.steps
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
     heartbeat, spikes = Heartbeat(clock), SpikeLines()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with _bar(bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn("{task.description}")) as bar:
         row = bar.add_task("", total=steps, completed=trainer.step)
         smooth_seconds = None
 
@@ -119,22 +116,21 @@ def training_progress(trainer: Trainer, clock: Callable[[], float] = monotonic):
 
 
 class SpikeLines:
-    """Reports the first spikes of the training loss one by one, and counts the later ones."""
+    """Reports the first spikes of the training loss one by one, and counts later ones until an evaluation."""
 
     def __init__(self):
         self._said = self._more = 0
 
     def update(self, progress: TrainingProgress, line: str):
-        """Take the report of a step; line: the text that describes the step."""
+        """Take the report of a step, which `line` describes."""
         if progress.spike and self._said < MAX_SPIKE_LINES:
             self._said += 1
             say(f"{line}, a spike")
         elif progress.spike:
             self._more += 1
         if progress.validation and self._more:
-            say(
-                f"step {progress.step:>6}  {self._more} more spike{'s' * (self._more > 1)} in the training loss"
-            )
+            spikes = f"{self._more} more spike{'s' * (self._more > 1)}"
+            say(f"step {progress.step:>6}  {spikes} in the training loss")
             self._more = 0
 
 
@@ -156,4 +152,4 @@ def write(text: str):
     except BrokenPipeError:
         raise typer.Exit(0) from None
     except OSError as error:
-        raise UserError(f"stdout cannot be written ({error.strerror or error})") from None
+        raise UserError(f"stdout cannot be written ({reason_of(error)})") from None

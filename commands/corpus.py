@@ -25,14 +25,8 @@ def prepare(
 
     out = out or _beside(text, ".bin")
     with reading_progress(text, "tokenising") as progress:
-        prepare(
-            text,
-            tokenizer,
-            out,
-            validation_fraction=validation_fraction,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        options = {"validation_fraction": validation_fraction, "overwrite": overwrite}
+        prepare(text, tokenizer, out, **options, progress=progress)
     info = open_tokens(out).info
     say(
         f"{out}: {info.tokens:,} tokens, vocabulary {info.tokenizer['vocab_size']:,}, from {info.text_bytes:,} bytes: "
@@ -114,9 +108,7 @@ def _beside(text: Path, ending: str) -> Path:
     from data.text import is_pipe
 
     if is_pipe(text):
-        raise ConfigError(
-            f"{text} is a pipe, which gives the output no name; name the file to write with --out"
-        )
+        raise ConfigError(f"{text} is a pipe, which gives the output no name; name one with --out")
     if text.is_dir():
         raise UserError(f"{text}: this is a folder; give the path of a UTF-8 text file")
     return text.with_name(f"{text.stem}{ending}")

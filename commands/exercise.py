@@ -72,16 +72,14 @@ def grade(
     grades = []
     for path in files:
         grades.append(grade_file(path, seed=seed, limits=limits))
-        if json:
-            continue
-        for line in lines(grades[-1]):
+        for line in () if json else lines(grades[-1]):
             show(line)
-        if grades[-1].printed and len(files) == 1:
-            say(f"it printed: {grades[-1].printed}")
     if json:
         show(as_json(grades))
     elif len(grades) > 1:
         for line in ("", *summary_lines(grades)):
             show(line)
+    elif grades[0].printed:
+        say(f"it printed: {grades[0].printed}")
     if not all(each.full for each in grades):
         raise typer.Exit(1)

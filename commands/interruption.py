@@ -1,8 +1,8 @@
 """How every command ends on Ctrl-C, a termination signal or a closed terminal (SIGHUP).
 
-Python runs a signal handler in the main thread between two bytecode instructions, so not during a long matrix product
-or a backward pass of PyTorch. Therefore a thread watches as well. Python's C code writes the number of each signal to
-a pipe at once, and the thread reads it: it acknowledges the first signal on stderr, and ends the process at the second
+Python runs a signal handler between two bytecode instructions of the main thread, so not during a long matrix product
+or a backward pass of PyTorch. Therefore a thread watches as well: Python's C code writes the number of each signal to
+a pipe at once, and the thread reads it. It acknowledges the first signal on stderr, and ends the process at the second
 Ctrl-C or if the main thread stays in native code.
 """
 
@@ -57,10 +57,7 @@ def handle_signals():
 
 @contextmanager
 def finishing(line: str) -> Iterator[Callable[[], bool]]:
-    """Let the work inside finish by itself; yields the function that says whether a signal has arrived.
-
-    line: acknowledges the first signal
-    """
+    """Let the work inside finish by itself; yields a function that says whether a signal has arrived."""
     _state.line = line
     try:
         yield _state.came.is_set

@@ -30,16 +30,14 @@ def secure_streams():
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, os.O_RDWR), True
-            )  # takes the lowest free descriptor: this one
+            # Takes the lowest free descriptor: this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     fit_stdout()
     stderr = sys.stderr or open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stderr = _LastingStderr(
-        stderr.buffer, encoding=stderr.encoding, errors=stderr.errors, line_buffering=True
-    )
+    kept = {"encoding": stderr.encoding, "errors": stderr.errors}
+    sys.stderr = _LastingStderr(stderr.buffer, **kept, line_buffering=True)
 
 
 def fit_stdout():

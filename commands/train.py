@@ -1,27 +1,19 @@
 """Training: `train`."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from commands.options import (
-    CONFIG_HELP,
-    MODEL,
-    PLACE,
-    TOKENIZER_HELP,
-    TRAINING,
-    BackendOption,
-    DeviceOption,
-    ThreadsOption,
-    option,
-)
+from commands import options
+from commands.options import CONFIG_HELP, MODEL, TOKENIZER_HELP, TRAINING, option
 from contract.components import COMPONENTS
 from contract.errors import ConfigError, command_line
 from harness.training.settings import FINE_TUNING, Machine, TrainingSettings
 
-MODEL_FLAGS = (
+MODEL_FLAGS = [
     "n_layer",
     "n_head",
     "d_model",
@@ -31,14 +23,15 @@ MODEL_FLAGS = (
     "position",
     "norm",
     "dropout",
-)
+]
 SETTINGS = tuple(TrainingSettings.__dataclass_fields__)
 DEFAULTS = TrainingSettings
 _FINE_TUNING = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in FINE_TUNING.items())
+_model, _training, _place = (partial(option, panel=panel) for panel in (MODEL, TRAINING, options.PLACE))
 
 
-def _choices(slot: str) -> str:
-    return f"{' or '.join(COMPONENTS[slot])}."
+def _choices(slot: str):
+    return _model(f"{' or '.join(COMPONENTS[slot])}.")
 
 
 def train(
@@ -59,75 +52,61 @@ def train(
             "--from",
         ),
     ] = None,
-    preset: Annotated[
-        str, option("tense, nano, gpt2, gpt2-medium, gpt2-large or gpt2-xl.", panel=MODEL)
-    ] = "tense",
-    config: Annotated[Path | None, option(f"{CONFIG_HELP} Instead of --preset.", panel=MODEL)] = None,
-    n_layer: Annotated[int | None, option("Transformer blocks.", panel=MODEL)] = None,
-    n_head: Annotated[int | None, option("Attention heads per block.", panel=MODEL)] = None,
-    d_model: Annotated[int | None, option("Channels of the residual stream.", panel=MODEL)] = None,
-    d_ff: Annotated[int | None, option("Hidden channels of the feed-forward layer.", panel=MODEL)] = None,
-    context_length: Annotated[int | None, option("Tokens the model sees at once.", panel=MODEL)] = None,
-    activation: Annotated[str | None, option(_choices("activation"), panel=MODEL)] = None,
-    position: Annotated[str | None, option(_choices("position"), panel=MODEL)] = None,
-    norm: Annotated[str | None, option(_choices("norm"), panel=MODEL)] = None,
-    dropout: Annotated[float | None, option("Probability of dropping an activation.", panel=MODEL)] = None,
-    steps: Annotated[
-        int | None, option(f"Optimiser steps. [default: {DEFAULTS.steps}]", panel=TRAINING)
-    ] = None,
-    epochs: Annotated[
-        float | None, option("Passes over the text, instead of --steps.", panel=TRAINING)
-    ] = None,
-    batch_size: Annotated[int, option("Sequences per step.", panel=TRAINING)] = DEFAULTS.batch_size,
+    preset: Annotated[str, _model("tense, nano, gpt2, gpt2-medium, gpt2-large or gpt2-xl.")] = "tense",
+    config: Annotated[Path | None, _model(f"{CONFIG_HELP} Instead of --preset.")] = None,
+    n_layer: Annotated[int | None, _model("Transformer blocks.")] = None,
+    n_head: Annotated[int | None, _model("Attention heads per block.")] = None,
+    d_model: Annotated[int | None, _model("Channels of the residual stream.")] = None,
+    d_ff: Annotated[int | None, _model("Hidden channels of the feed-forward layer.")] = None,
+    context_length: Annotated[int | None, _model("Tokens the model sees at once.")] = None,
+    activation: Annotated[str | None, _choices("activation")] = None,
+    position: Annotated[str | None, _choices("position")] = None,
+    norm: Annotated[str | None, _choices("norm")] = None,
+    dropout: Annotated[float | None, _model("Probability of dropping an activation.")] = None,
+    steps: Annotated[int | None, _training(f"Optimiser steps. [default: {DEFAULTS.steps}]")] = None,
+    epochs: Annotated[float | None, _training("Passes over the text, instead of --steps.")] = None,
+    batch_size: Annotated[int, _training("Sequences per step.")] = DEFAULTS.batch_size,
     accumulate: Annotated[
-        int, option("Micro-batches per batch: less memory, same result.", panel=TRAINING)
+        int, _training("Micro-batches per batch: less memory, same result.")
     ] = DEFAULTS.accumulate,
-    learning_rate: Annotated[float, option("Peak learning rate.", panel=TRAINING)] = DEFAULTS.learning_rate,
+    learning_rate: Annotated[float, _training("Peak learning rate.")] = DEFAULTS.learning_rate,
     min_learning_rate: Annotated[
-        float | None,
-        option("Learning rate at the end. [default: a tenth of --learning-rate]", panel=TRAINING),
+        float | None, _training("Learning rate at the end. [default: a tenth of --learning-rate]")
     ] = None,
     warmup_steps: Annotated[
-        int | None,
-        option("Steps to reach the peak. [default: a tenth of the steps, at most 100]", panel=TRAINING),
+        int | None, _training("Steps to reach the peak. [default: a tenth of the steps, at most 100]")
     ] = None,
     weight_decay: Annotated[
-        float, option("Weight decay of AdamW, on matrices only.", panel=TRAINING)
+        float, _training("Weight decay of AdamW, on matrices only.")
     ] = DEFAULTS.weight_decay,
-    beta1: Annotated[float, option("Adam's decay rate of the mean.", panel=TRAINING)] = DEFAULTS.beta1,
-    beta2: Annotated[float, option("Adam's decay rate of the mean square.", panel=TRAINING)] = DEFAULTS.beta2,
-    clip: Annotated[
-        float, option("Maximum gradient norm; inf turns clipping off.", panel=TRAINING)
-    ] = DEFAULTS.clip,
+    beta1: Annotated[float, _training("Adam's decay rate of the mean.")] = DEFAULTS.beta1,
+    beta2: Annotated[float, _training("Adam's decay rate of the mean square.")] = DEFAULTS.beta2,
+    clip: Annotated[float, _training("Maximum gradient norm; inf turns clipping off.")] = DEFAULTS.clip,
     eval_interval: Annotated[
-        int, option("Steps between evaluations and checkpoints.", panel=TRAINING)
+        int, _training("Steps between evaluations and checkpoints.")
     ] = DEFAULTS.eval_interval,
     eval_tokens: Annotated[
         int | None,
-        option(
-            "Held-out tokens of the final evaluation. [default: all, at most 2^21 and half the tokens trained on]",
-            panel=TRAINING,
+        _training(
+            "Held-out tokens of the final evaluation. [default: all, at most 2^21 and half the tokens trained on]"
         ),
     ] = None,
-    seed: Annotated[int, option("Seed of weights, batch order and dropout.", panel=TRAINING)] = DEFAULTS.seed,
-    dtype: Annotated[str, option("float32 or float64.", panel=TRAINING)] = DEFAULTS.dtype,
-    backend: BackendOption = "numpy",
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    out: Annotated[Path | None, option("Run folder. [default: a new one in runs/]", panel=PLACE)] = None,
-    resume: Annotated[bool, option("Continue the run in --out.", "--resume", panel=PLACE)] = False,
-    overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite", panel=PLACE)] = False,
+    seed: Annotated[int, _training("Seed of weights, batch order and dropout.")] = DEFAULTS.seed,
+    dtype: Annotated[str, _training("float32 or float64.")] = DEFAULTS.dtype,
+    backend: options.BackendOption = "numpy",
+    device: options.DeviceOption = "cpu",
+    threads: options.ThreadsOption = None,
+    out: Annotated[Path | None, _place("Run folder. [default: a new one in runs/]")] = None,
+    resume: Annotated[bool, _place("Continue the run in --out.", "--resume")] = False,
+    overwrite: Annotated[bool, _place("Replace the run in --out.", "--overwrite")] = False,
 ):
     """Train a GPT on a text, save checkpoints and print a sample.
 
     Without options: on the project's own corpus, in a minute or two.
     """
-    given = {name: value for name, value in context.params.items() if _is_given(context, name)}
+    source = context.get_parameter_source
+    given = {name: value for name, value in context.params.items() if source(name).name == "COMMANDLINE"}
     _train(_resumed(given) if resume else _started(context.params, given))
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    return context.get_parameter_source(name).name == "COMMANDLINE"
 
 
 def _named(options: dict, names) -> dict:
@@ -230,8 +209,8 @@ def _plan(trainer):
         f"steps {trainer.step:,} to {steps:,}, {settings.batch_size} x {config.context_length} tokens each, "
         f"{trainer.epochs:.1f} epochs in all",
     )
-    memory = f"about {trainer.estimated_memory / 1e6:,.0f} MB of memory at the peak"
-    yield "machine", f"{backend.threads} threads, {memory}"
+    memory = trainer.estimated_memory / 1e6
+    yield "machine", f"{backend.threads} threads, about {memory:,.0f} MB of memory at the peak"
     yield "run", f"{trainer.run.path}"
     if settings.warmup_steps > steps:
         yield (

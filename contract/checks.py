@@ -4,7 +4,7 @@ Each check raises ConfigError naming the argument or the place in it, what was f
 """
 
 from collections.abc import Callable
-from math import isfinite
+from math import inf
 from numbers import Real
 from operator import index
 
@@ -36,13 +36,18 @@ def check_adam(beta1, beta2, eps, weight_decay):
     """Accept settings with which Adam's update stays finite."""
     for name, value in (("beta1", beta1), ("beta2", beta2)):
         check_number(name, value, lambda beta: 0 <= beta < 1, "a number of at least 0 and below 1")
-    check_number("eps", eps, lambda eps: eps > 0 and isfinite(eps), "a finite number above 0")
-    check_number("weight_decay", weight_decay, _finite_not_negative, "a finite number of at least 0")
+    check_number("eps", eps, lambda eps: 0 < eps < inf, "a finite number above 0")
+    _check_not_negative("weight_decay", weight_decay)
+
+
+def _check_not_negative(name: str, value):
+    """Accept a finite number of at least 0."""
+    check_number(name, value, lambda value: 0 <= value < inf, "a finite number of at least 0")
 
 
 def check_learning_rate(learning_rate):
     """Accept a finite number of at least 0."""
-    check_number("learning rate", learning_rate, _finite_not_negative, "a finite number of at least 0")
+    _check_not_negative("learning rate", learning_rate)
 
 
 def check_max_norm(max_norm):
@@ -50,17 +55,11 @@ def check_max_norm(max_norm):
     check_number("max_norm", max_norm, lambda norm: norm > 0, "a number above 0")
 
 
-def _finite_not_negative(value) -> bool:
-    return value >= 0 and isfinite(value)
-
-
 def check_batch(tokens, targets, config, array_type=np.ndarray, as_numpy=lambda array: array):
-    """Accept what a model's `forward` takes: tokens int (B, T), and targets int (B, T) or None.
-
-    B is at least 1, T from 1 to `context_length`, every id from 0 to V - 1.
+    """Accept what a model's `forward` takes: tokens int (B, T), and targets int (B, T) or None, ids from 0 to V - 1.
 
     array_type: the twin's kind of array
-    as_numpy: a function from such an array of integers to NumPy's, or to None if reading it would wait for a device
+    as_numpy: a function from such an array to NumPy's, or to None if reading it would wait for a device
     """
     context = config.context_length
     shape = _integer_shape(tokens, array_type)

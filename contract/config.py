@@ -35,8 +35,8 @@ class Layer(NamedTuple):
     rotary: what turns queries and keys, None for another kind of position
     """
 
-    window: int | None
-    rotary: Rotary | None
+    window: int | None = None
+    rotary: Rotary | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

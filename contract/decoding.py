@@ -21,8 +21,7 @@ def decode(
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` tokens that continue `tokens`, each as soon as it is drawn.
 
-    next_logits: (tokens, kv_cache) -> float (V,), the logits after tokens that follow those in the cache, where it
-        adds them
+    next_logits: (tokens, kv_cache) -> float (V,), the logits after tokens, which it adds to the cache
     new_cache: makes an empty key/value cache, whose `length` counts its tokens
     The other arguments and the errors are those of `numpy_llm.generate.generate`.
     """

@@ -12,26 +12,40 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 class UserError(Exception):
-    """A problem that the user can fix; the message says what was wrong, what was found, what to do.
+    """A problem that the user can fix; `cli.py` prints only the message: what was wrong, what was found, what to do."""
 
-    `cli.py` prints only the message and exits with `exit_code`: 1 for a failure, 2 for wrong usage.
-    """
-
-    exit_code = 1
+    exit_code = 1  # a failure
 
 
 class ConfigError(UserError, ValueError):
     """A setting that is impossible or does not fit the others."""
 
-    exit_code = 2
+    exit_code = 2  # wrong usage
+
+
+def reason_of(error: Exception) -> str:
+    """What happened, without Python's number and file name: "No space left on device"."""
+    return str(getattr(error, "strerror", None) or error)
+
+
+@contextmanager
+def explaining(
+    problem: str, advice: str, errors: type[Exception] | tuple[type[Exception], ...] = OSError
+) -> Iterator[None]:
+    """Turn one of `errors` inside the block into the UserError "PROBLEM (REASON); ADVICE"."""
+    try:
+        yield
+    except UserError:  # a ConfigError is a ValueError too
+        raise
+    except errors as error:
+        raise UserError(f"{problem} ({reason_of(error)}); {advice}") from error
 
 
 @contextmanager
 def needs(what: str, extra: str, packages: Collection[str], way: str = "") -> Iterator[None]:
-    """Turn the failed import of an optional package inside the block into a UserError.
+    """Turn the failed import of one of `packages` inside the block into a UserError.
 
-    what: what needs it; extra: the extra of this project that has it; packages: their import names
-    way: what else to do
+    what: what needs it; extra: the extra of this project that has it; way: what else to do
     """
     try:
         yield
@@ -70,3 +84,17 @@ def quoted(*arguments: str | Path) -> str:
         f"./{each}" if isinstance(each, Path) and str(each).startswith("-") else str(each)
         for each in arguments
     )
+
+
+@contextmanager
+def readable(path: Path, way: str, *, damaged: str = "is damaged") -> Iterator[None]:
+    """Turn what reading `path` inside the block may raise into a UserError that ends in `way`, what to do.
+
+    damaged: what an error of its contents (ValueError) means
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); {way}") from None
+    except ValueError as error:
+        raise UserError(f"{path} {damaged} ({error}); {way}") from None

@@ -3,7 +3,6 @@
 Only what has this program's mark is removed or replaced, only if the caller asks for it, and only after the new files
 are complete. A mark is a checkpoint's `config.json`, a token file's JSON with its checksum, a pack's manifest, or the
 `SHA256SUMS` of an export. A single file that the user names is replaced only with `overwrite`.
-
 `contract.staging` makes each change atomic.
 """
 
@@ -18,7 +17,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import BinaryIO
 
-from contract.errors import UserError
+from contract.errors import UserError, reason_of
 from contract.staging import STAGED, clear_leftovers, commit, is_staging, staging
 
 SUMS = "SHA256SUMS"
@@ -28,11 +27,7 @@ TAKEN = "replace it with --overwrite, or choose another name"
 
 
 class WriteError(UserError):
-    """A file that cannot be written.
-
-    path: its own or its folder's; reason: the system's, such as "No space left on device"
-    what, way: what could not be written, and what to do
-    """
+    """The file or folder `path` cannot be written. reason: the system's; what: cannot be written; way: what to do"""
 
     def __init__(
         self,
@@ -50,17 +45,10 @@ class WriteError(UserError):
 
 
 @contextmanager
-def write_file(
-    path: str | os.PathLike,
-    *,
-    overwrite: bool = False,
-    taken: str = TAKEN,
-) -> Iterator[BinaryIO]:
+def write_file(path: str | os.PathLike, *, overwrite: bool = False, taken: str = TAKEN) -> Iterator[BinaryIO]:
     """Open a file to write that gets its name only when it is complete and on the disk.
 
-    Until then, and after an error, `path` is unchanged. Links are followed; devices and pipes are written to.
-
-    overwrite, taken: see `require_free`, which long work calls before it begins
+    Links are followed; devices and pipes are written to. overwrite, taken: see `require_free`
     Raises UserError if `path` is taken, WriteError if it cannot be written.
     """
     path = Path(path)
@@ -86,7 +74,7 @@ def write_file(
 
 
 def require_free(path: str | os.PathLike, overwrite: bool, taken: str = TAKEN):
-    """Raise UserError unless `write_file` may write to `path`.
+    """Raise UserError unless `write_file` may write to `path`; long work calls this before it begins.
 
     overwrite: whether a regular file there may be replaced; taken: what to do about one that may not
     """
@@ -99,15 +87,13 @@ def require_free(path: str | os.PathLike, overwrite: bool, taken: str = TAKEN):
 
 @contextmanager
 def write_into(
-    folder: str | os.PathLike,
-    replaceable: Callable[[], Collection[str]] = tuple,
-    shown: Path | None = None,
+    folder: str | os.PathLike, replaceable: Callable[[], Collection[str]] = tuple, shown: Path | None = None
 ) -> Iterator[Path]:
     """A private folder whose contents move into `folder`, all or none, if the block succeeds.
 
     folder: created with its parents if missing, and removed again after an error
     replaceable: called just before the change; returns the names in `folder` to replace or remove, or raises UserError
-    shown: the path to name in errors; None for the folder
+    shown: the path to name in errors instead of the folder's
     Raises UserError if another item has one of the new names, WriteError if a file cannot be written.
     """
     folder = Path(folder)
@@ -140,8 +126,7 @@ def replace_folder(
 ) -> Iterator[Path]:
     """A private folder that replaces `folder` in a single rename if the block succeeds.
 
-    Files that the user has put into `folder` are kept in the new one. A mount point is filled file by file; a link is
-    followed.
+    The user's files in `folder` are kept. A mount point is filled file by file; a link is followed.
 
     marked_files: the names of a folder's files that are this program's, None for a folder without its mark
     Raises UserError if `folder` holds something and has no mark, WriteError if it cannot be written.
@@ -160,9 +145,7 @@ def replace_folder(
         if not folder.exists():
             return ()
         shutil.copymode(folder, fresh)
-        keep_others(
-            folder, fresh, names
-        )  # only now: the user may have added files while the new were written
+        _keep_others(folder, fresh, names)  # only now: the user may have added files meanwhile
         return {folder.name}
 
     with write_into(folder.parent, replaceable, shown=folder) as new:
@@ -172,7 +155,7 @@ def replace_folder(
 
 
 def _own_files(folder: Path, marked_files: Callable[[Path], Collection[str] | None]) -> Collection[str]:
-    """What `marked_files` says of a folder. Raises UserError if it holds something and has no mark."""
+    """What `marked_files` says of a folder, or a UserError if it holds something and has no mark."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, expected a folder; choose another name")
     names = marked_files(folder) if folder.is_dir() else ()
@@ -183,11 +166,9 @@ def _own_files(folder: Path, marked_files: Callable[[Path], Collection[str] | No
     return names or ()
 
 
-def keep_others(old: Path, new: Path, own: Collection[str]):
+def _keep_others(old: Path, new: Path, own: Collection[str]):
     """Link or copy everything in the folder `old` except the files `own` into the folder `new`."""
-    for name in visible_items(old):
-        if name in own:
-            continue
+    for name in [each for each in visible_items(old) if each not in own]:
         place = new / name
         while os.path.lexists(place):
             place = place.with_name(f"{place.name}~")
@@ -219,13 +200,9 @@ def scratch_folder() -> Iterator[Path]:
 
 def _is_device(path: Path) -> bool:
     """Whether `path` is neither file nor folder; /dev/stdout counts as a device wherever it leads."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
+    if not path.exists():
         return False
-    return _STREAM.fullmatch(os.path.abspath(path)) is not None or not (
-        stat.S_ISREG(mode) or stat.S_ISDIR(mode)
-    )
+    return bool(_STREAM.fullmatch(os.path.abspath(path))) or not (path.is_file() or path.is_dir())
 
 
 def _write_error(error: OSError, place: Path) -> OSError | WriteError:
@@ -234,7 +211,7 @@ def _write_error(error: OSError, place: Path) -> OSError | WriteError:
         return error
     name = str(error.filename or "")
     inside = not name or STAGED in name or Path(name).absolute().is_relative_to(place.absolute().parent)
-    return WriteError(place, error.strerror or str(error)) if inside else error
+    return WriteError(place, reason_of(error)) if inside else error
 
 
 # Reading and marks
@@ -271,7 +248,7 @@ def replaceable_items(
     """The names in `folder` that a new KIND replaces: those of an earlier one.
 
     foreign: for each name that a KIND uses, a function from its path to what no KIND wrote there, or None
-    choose: what else to do, for the message; taken: the message if `overwrite` is off, instead of the usual one
+    choose: what else to do; taken: the message if `overwrite` is off, instead of the usual one
     Raises UserError if an earlier KIND must not be overwritten, or something else has one of its names.
     """
     clear_leftovers(folder)

@@ -18,9 +18,7 @@ def relative_error(found: np.ndarray, reference: np.ndarray, scale: float | None
         0 for empty tensors
     """
     found, reference = np.asarray(found), np.asarray(reference)
-    if found.shape != reference.shape:  # checked, because subtracting would broadcast
-        return inf
-    if not (np.isfinite(found).all() and np.isfinite(reference).all()):
+    if found.shape != reference.shape or not (np.isfinite(found).all() and np.isfinite(reference).all()):
         return inf
     with np.errstate(over="ignore"):
         worst = magnitude(found.astype(np.float64) - reference.astype(np.float64))
@@ -29,12 +27,9 @@ def relative_error(found: np.ndarray, reference: np.ndarray, scale: float | None
 
 
 def central_difference(f: Callable, h: float):
-    """The slope of f at 0.
+    """The slope of f at 0: (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h.
 
-    Two central differences, whose errors of order h² cancel, so that a wide step leaves little to rounding:
-
-        (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h
-
+    The errors of order h² of two central differences cancel, so that a wide step leaves little to rounding.
     f: float -> a number or an array
     """
     near, far = f(h) - f(-h), f(2 * h) - f(-2 * h)

@@ -1,9 +1,8 @@
 """Counter-based random numbers: every draw is a pure function of where it is used.
 
 Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a keyed permutation of a
-counter. The key is (seed, stream), the counter says which draw; no state is carried from one draw to the
-next. So a run resumes exactly, both twins draw the same numbers, and splitting a batch over threads,
-micro-batches or machines changes no draw.
+counter. The key is (seed, stream), the counter says which draw; no state is carried. So a run resumes exactly, both
+twins draw the same numbers, and splitting a batch over threads, micro-batches or machines changes no draw.
 """
 
 from functools import cache
@@ -34,10 +33,9 @@ def _philox(seed: int, stream: str, *counter: int) -> np.random.Philox:
 def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
     """A NumPy generator for one purpose.
 
-    seed: int, the run's seed, from 0 to 2^63 - 1
     stream: the purpose by name, such as "windows" or "weights.final_norm.weight"
-    counter: up to three ints from 0 to 2^63 - 1 that tell draws of one stream apart, such as epoch or step
-    Raises ConfigError for a seed or a counter out of its range.
+    counter: up to three numbers that tell draws of one stream apart, such as epoch or step
+    Raises ConfigError for a seed or a counter that is not from 0 to 2^63 - 1.
     """
     return np.random.Generator(_philox(seed, stream, *counter))
 
@@ -54,13 +52,10 @@ class _DropoutKey(NamedTuple):
 
 
 class DropoutKey(_DropoutKey):
-    """What a dropout mask depends on, beside its place in the model.
+    """What a dropout mask depends on, beside its place in the model: whole numbers from 0 to 2^63 - 1.
 
-    seed: the run's seed
-    step: the optimiser step, counted from 0
+    seed: the run's; step: the optimiser step, counted from 0
     first_sequence: place of the first sequence held here in the whole batch of the step
-
-    Raises ConfigError unless each is a whole number from 0 to 2^63 - 1.
     """
 
     __slots__ = ()
@@ -75,10 +70,8 @@ class DropoutKey(_DropoutKey):
 def dropout_mask(key: DropoutKey, site: str, shape: tuple[int, ...], rate: float, dtype) -> np.ndarray:
     """The factors of inverted dropout: 0 with probability `rate`, else 1 / (1 - rate).
 
-    key: see DropoutKey
     site: the dotted name of the place in the model, such as "blocks.0.attention.weights"
     shape: (B, ...); sequence b draws from its own counter, so a batch cut in parts gets the same masks
-    returns: dtype (shape)
     Raises ConfigError unless 0 <= rate < 1.
 
     Source: Srivastava et al. 2014, section 4, in the inverted form that leaves evaluation unscaled.

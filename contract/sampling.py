@@ -20,9 +20,7 @@ class Sampling(NamedTuple):
     sequence: int = 0
 
 
-def check_sampling(
-    temperature: float, top_k: int | None, top_p: float | None, seed: int = 0, sequence: int = 0
-):
+def check_sampling(temperature, top_k, top_p, seed=0, sequence=0):
     """Raise ConfigError unless the settings of `sample` make sense."""
     keep_all = "; omit it to keep every token"
     check_number("temperature", temperature, lambda t: 0 <= t < np.inf, "0 (greedy) or a positive number")
@@ -47,13 +45,12 @@ def sample(
 ) -> int:
     """Draw the next token: a pure function of the logits, the settings and (seed, sequence, position).
 
-    logits: float (V,), unnormalised log-probabilities
+    logits: float (V,), unnormalised log-probabilities; -inf is never drawn
     temperature: divides the logits; 0 takes the most likely token (the lowest id on a tie)
-    top_k: keep only the k most likely tokens, None for all
-    top_p: of those, keep the fewest whose probabilities reach p together, None for all
-        (nucleus sampling, Holtzman et al. 2020, section 3.1)
-    seed, sequence, position: which draw this is; `position` counts the tokens before the drawn one
-    Raises ConfigError for logits that are not finite, but for -inf, a token that is never drawn.
+    top_k: keep only the k most likely tokens
+    top_p: of those, keep the fewest whose probabilities reach p (Holtzman et al. 2020, section 3.1)
+    position: of the drawn token
+    Raises ConfigError for logits that contain nan or inf.
     """
     logits = np.asarray(logits, np.float64)
     if not np.isfinite(logits.max()):  # nan wherever one is
@@ -74,7 +71,7 @@ def sample(
         before = np.cumsum(probabilities) - probabilities
         probabilities = probabilities[before < top_p]
 
-    # Inverse of the cumulative distribution. Its last value is not searched: rounding may leave it below 1.
+    # The inverse distribution function. The last value is not searched: rounding may leave it below 1.
     cumulative = np.cumsum(probabilities)
     draw = uniform(seed, "sampling", sequence, position) * cumulative[-1]
     return int(order[np.searchsorted(cumulative[:-1], draw, side="right")])

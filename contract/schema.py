@@ -20,15 +20,16 @@ from pathlib import Path
 from contract.files import open_regular
 
 MAX_JSON_BYTES = 1 << 28
-_NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a finite number"}
-_NAMES |= {dict: "an object", list: "a list"}
+_NAMES = {
+    str: "text", bool: "true or false", int: "a whole number", float: "a finite number", dict: "an object",
+    list: "a list", type(None): "nothing",
+}  # fmt: skip
 
 
 def read_json(path: str | PathLike, schema=dict):
-    """The value in a JSON file.
+    """The value in a regular JSON file.
 
-    Raises OSError if it cannot be read or is no regular file, ValueError if it is not JSON, longer than
-    `MAX_JSON_BYTES`, or does not fit the schema.
+    Raises OSError if it cannot be read, ValueError if it is not JSON, too long, or does not fit the schema.
     """
     with open_regular(path) as file:
         data = file.read(MAX_JSON_BYTES + 1)
@@ -80,8 +81,6 @@ def _fits(value, schema) -> bool:
         return type(value) is int and value in schema
     if schema is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    if schema is None:
-        return value is None
     return type(value) is (schema if isinstance(schema, type) else type(schema))
 
 
@@ -90,8 +89,6 @@ def _described(schema) -> str:
         return " or ".join(map(_described, schema))
     if isinstance(schema, range):
         return f"a whole number from {schema.start} to {schema.stop - 1}"
-    if schema is None:
-        return "nothing"
     return _NAMES[schema if isinstance(schema, type) else type(schema)]
 
 

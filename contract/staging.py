@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -36,24 +36,19 @@ _PARTS = {"new", "old", "go", "gone"}
 def staging(folder: Path) -> Iterator[Path]:
     """A locked staging folder with an empty `new` in it, removed after the block."""
     clear_leftovers(folder)
-    while True:
-        place = folder / f".{secrets.token_hex(8)}{STAGED}"
-        place.mkdir()
-        lock = _lock(place, wait=True)
-        if place.exists():
-            break
-        if lock is not None:  # another process removed it as a dead one's before it was locked
-            os.close(lock)
-    try:
-        (place / "new").mkdir()
-        yield place
-    finally:
+    with ExitStack() as locks:
+        while True:
+            place = folder / f".{secrets.token_hex(8)}{STAGED}"
+            place.mkdir()
+            locks.enter_context(_locked(place))
+            if place.exists():  # no other process removed it as a dead one's before it was locked
+                break
         try:
+            (place / "new").mkdir()
+            yield place
+        finally:
             _finish(place, folder)  # after an error or Ctrl-C in the middle of the change
             _remove(place)
-        finally:
-            if lock is not None:
-                os.close(lock)
 
 
 def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]]):
@@ -61,13 +56,12 @@ def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]
     names = os.listdir(staged / "new")
     for name in names:
         _flush(staged / "new" / name)
-    with _locked(folder):
+    with _locked(Path(os.path.realpath(folder))):
         going = replaceable()
-        for name in sorted(names):
-            if name not in going and os.path.lexists(folder / name):
-                raise UserError(
-                    f"{folder / name} has appeared in the meantime and is kept; choose another name"
-                )
+        if taken := [name for name in sorted({*names} - {*going}) if os.path.lexists(folder / name)]:
+            raise UserError(
+                f"{folder / taken[0]} has appeared in the meantime and is kept; choose another name"
+            )
         if len(names) == 1 and {*going} <= {*names} and not (folder / names[0]).is_dir():
             os.replace(staged / "new" / names[0], folder / names[0])
             _flush_folder(folder)
@@ -87,7 +81,7 @@ def commit(staged: Path, folder: Path, replaceable: Callable[[], Collection[str]
 
 
 def _take_back(staged: Path, folder: Path, names: Collection[str]):
-    """Undo a change that failed halfway; `_finish` then restores what it would have replaced."""
+    """Undo a change that failed halfway, so that `_finish` restores what it would have replaced."""
     if (staged / "go").is_dir():
         for name in names:
             if not os.path.lexists(staged / "go" / name):
@@ -106,7 +100,7 @@ def _finish(staged: Path, folder: Path):
 
 
 def _remove(staged: Path):
-    """Remove a staging folder; first hide what `replaced_folders` finds, so that no reader sees half of it."""
+    """Remove a staging folder, hiding first what `replaced_folders` finds: no reader sees half of it."""
     with suppress(OSError):
         os.replace(staged / "old", staged / "gone")
     shutil.rmtree(staged, ignore_errors=True)
@@ -114,28 +108,21 @@ def _remove(staged: Path):
 
 def clear_leftovers(folder: Path):
     """Remove what dead writers left in `folder`, after finishing the changes that they had begun."""
-    try:
-        found = [folder / name for name in os.listdir(folder) if is_staging(folder / name)]
-    except OSError:
-        return
+    found = []
+    with suppress(OSError):
+        found = [place for place in folder.iterdir() if is_staging(place)]
     for place in found:
-        lock = _lock(place, wait=False)
-        if lock is None:  # its process lives
-            continue
-        try:
-            with suppress(OSError):
+        # Not locked: its process lives.
+        with _locked(place, wait=False) as locked, suppress(OSError):
+            if locked and place.stat().st_uid == os.geteuid():
                 _finish(place, folder)
                 _remove(place)
-        finally:
-            os.close(lock)
 
 
 def is_staging(place: Path) -> bool:
     """Whether `place` is a staging folder, by its name and by all that it holds."""
-    if not _NAME.fullmatch(place.name) or place.is_symlink() or not place.is_dir():
-        return False
     with suppress(OSError):
-        return _PARTS.issuperset(os.listdir(place))
+        return bool(_NAME.fullmatch(place.name)) and not place.is_symlink() and {*os.listdir(place)} <= _PARTS
     return False
 
 
@@ -145,34 +132,16 @@ def replaced_folders(folder: Path) -> list[Path]:
     return sorted(folder.parent.glob(f".*{STAGED}/old/{escape(folder.name)}"))
 
 
-def _lock(place: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock of our own folder `place`; None if that is impossible.
-
-    wait: until another process has finished clearing the folder
-    """
-    try:
-        handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
-    except (OSError, AttributeError):  # AttributeError: Windows
-        return None
-    try:
-        if os.fstat(handle).st_uid == os.geteuid():
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            return handle
-    except OSError:
-        pass
-    os.close(handle)
-    return None
-
-
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one writer at a time change `folder`."""
-    handle = None
-    with suppress(OSError, AttributeError):
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Lock a folder for the block; yields whether that was possible."""
+    handle, locked = None, False
     try:
-        yield
+        with suppress(OSError, AttributeError):  # AttributeError: Windows
+            handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = True
+        yield locked
     finally:
         if handle is not None:
             os.close(handle)
@@ -186,19 +155,15 @@ def _flush(place: Path):
         for inner in place.iterdir():
             _flush(inner)
         _flush_folder(place)
-        return
-    if place.is_file():
-        _flush_handle(os.open(place, os.O_RDONLY if os.name == "posix" else os.O_RDWR))
+    elif place.is_file():
+        with open(place, "rb" if os.name == "posix" else "r+b") as file:
+            os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path):
-    if os.name == "posix":  # Windows cannot open a folder, and flushes renames by itself
-        with suppress(OSError):  # nor do all file systems flush one
-            _flush_handle(os.open(folder, os.O_RDONLY))
-
-
-def _flush_handle(handle: int):
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with suppress(OSError):  # Windows cannot open a folder, nor do all file systems flush one
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

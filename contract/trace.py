@@ -1,8 +1,7 @@
 """The record of one pass: every named tensor, its gradient, and which operation made it from which others.
 
-The model calls `trace.record(name, tensor, ...)` going forward and `trace.record_gradient(name, gradient)` going
-back. Both twins use the same names, in dataflow order, so that one trace can be held against the other tensor by
-tensor. With `NO_TRACE`, the default, every call does nothing.
+Both twins use the same names, in dataflow order, so that one trace can be held against the other tensor by tensor.
+With `NO_TRACE`, the default, every call does nothing.
 """
 
 from typing import NamedTuple
@@ -37,8 +36,8 @@ class Node(NamedTuple):
 class Trace:
     """Copies of the tensors of one pass, and its dataflow.
 
-    activations: dict, dotted name -> tensor, in the order computed
-    gradients: dict, dotted name -> gradient of the loss with respect to that tensor, in backward order
+    activations: dotted name -> tensor, in the order computed
+    gradients: dotted name -> gradient of the loss with respect to that tensor, in backward order
     nodes: the operations in the order in which the NumPy twin ran them; PyTorch's graph is its own
     """
 
@@ -46,9 +45,8 @@ class Trace:
         self.activations: dict[str, np.ndarray] = {}
         self.gradients: dict[str, np.ndarray] = {}
         self.nodes: list[Node] = []
-        self._names: dict[
-            int, tuple[str, object]
-        ] = {}  # by id; the array is kept, so that no other gets its id
+        # By the array's id; the array is kept too, so that no other gets its id.
+        self._names: dict[int, tuple[str, object]] = {}
 
     def give(self, **tensors: np.ndarray):
         """Name what the pass starts from: the batch and the weights."""
@@ -56,10 +54,7 @@ class Trace:
             self._names[id(tensor)] = name, tensor
 
     def record(self, name, tensor, operation: str = "", *arguments):
-        """Keep a copy of `tensor`, because the model reuses its memory; a name is recorded once.
-
-        operation, arguments: the stem of the pair that made it, and what its forward function was called with
-        """
+        """Keep a copy of `tensor`; `operation` and `arguments` are the stem of the pair that made it, and its input."""
         self.record_all({name: tensor}, operation, *arguments)
 
     def record_all(self, tensors: dict[str, np.ndarray], operation: str = "", *arguments):
@@ -70,13 +65,12 @@ class Trace:
             self._add(tensors, operation, arguments)
 
     def note(self, name: str, tensor: np.ndarray, operation: str, *arguments):
-        """Record what made a tensor that the dataflow needs and nobody looks at: no copy is kept."""
+        """Record what made a tensor, without a copy of it."""
         self._add({name: tensor}, operation, arguments)
 
     def _add(self, tensors, operation, arguments):
-        """Add a node. An argument is recognised as the very array that was recorded: so an operation that changes an
-        array in place must be recorded before another reads it, and one that reads an unknown array is refused.
-        """
+        # An argument is recognised as the very array that was recorded: record an operation that changes an array in
+        # place before another reads it.
         self.nodes.append(Node(operation, tuple(map(self._named, arguments)), tuple(tensors)))
         self.give(**tensors)
 
@@ -99,20 +93,10 @@ class Trace:
 
 
 class _NoTrace(Trace):
-    def give(self, **tensors):
+    def _ignore(self, *arguments, **tensors):
         pass
 
-    def record(self, name, tensor, operation="", *arguments):
-        pass
-
-    def record_all(self, tensors, operation="", *arguments):
-        pass
-
-    def note(self, name, tensor, operation, *arguments):
-        pass
-
-    def record_gradient(self, name, gradient):
-        pass
+    give = record = record_all = note = record_gradient = _ignore
 
 
 NO_TRACE = _NoTrace()

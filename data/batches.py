@@ -1,12 +1,11 @@
 """From a token file to batches: windows of tokens, each with the tokens that follow them."""
 
 from collections.abc import Iterator
-from numbers import Integral
 
 import numpy as np
 
 from contract.checks import check_whole
-from contract.errors import ConfigError, UserError
+from contract.errors import UserError
 from contract.randomness import generator
 
 MAX_SHUFFLE = 1 << 20  # windows, whose order takes 8 MB
@@ -22,12 +21,11 @@ def windows_per_epoch(tokens: int, context_length: int) -> int:
 class Windows:
     """The windows of a corpus, each once per epoch, in an order that depends only on seed and epoch.
 
-    An epoch cuts the corpus into windows of T tokens that do not overlap. The start of the first one differs between
-    epochs, so that a token is not always at the same position. Batches take the windows in order: a batch is a pure
-    function of (corpus, seed, step).
+    An epoch cuts the corpus into windows of T tokens, from a start that differs between epochs, so that a token is not
+    always at the same position. A batch is a pure function of (corpus, seed, step).
 
-    The order of a large corpus would not fit into memory, so its epoch has several parts, which are shuffled one after
-    the other: of P parts the first has windows 0, P, 2P, ..., the second 1, P + 1, ...
+    The order of a large corpus would not fit into memory, so its epoch has several parts, shuffled one by one:
+    of P parts the first has windows 0, P, 2P, ..., the second 1, P + 1, ...
 
     tokens: int (N,), an array or `data.token_store.StoredTokens`; context_length: T; seed: int
     Raises UserError for fewer than T + 1 tokens, ConfigError for a T or a seed out of range.
@@ -47,10 +45,7 @@ class Windows:
         self._part, self._starts = None, None
 
     def starts(self, epoch: int, part: int) -> np.ndarray:
-        """The first token of every window of a part of an epoch, in the order of training.
-
-        returns: int64, shape (windows,)
-        """
+        """The first token of every window of a part of an epoch, in the order of training: int64 (windows,)."""
         if (epoch, part) != self._part:
             T = self.context_length
             room = min(T - 1, len(self.tokens) - 1 - self.per_epoch * T)
@@ -73,15 +68,14 @@ class Windows:
         return self.starts(epoch, part)[place]
 
     def batch(self, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """The batch of optimiser step `step`, counted from 0.
+        """Tokens int64 (B, T) and targets int64 (B, T), the token after each, of optimiser step `step` from 0 on.
 
-        returns: tokens int64 (B, T) and targets int64 (B, T), the token after each
         Raises ConfigError for a negative step or a batch of none.
         """
         check_whole("step", step)
         check_whole("batch_size", batch_size, 1)
-        starts = [self._start(index) for index in range(step * batch_size, (step + 1) * batch_size)]
-        return _cut(self.tokens, np.array(starts), self.context_length)
+        places = range(step * batch_size, (step + 1) * batch_size)
+        return _cut(self.tokens, [self._start(index) for index in places], self.context_length)
 
 
 def evaluation_batches(
@@ -106,8 +100,7 @@ def evaluation_batches(
     if max_windows is not None:
         check_whole("max_windows", max_windows, 1)
     stride = context_length if stride is None else stride
-    if not isinstance(stride, Integral) or isinstance(stride, bool) or not 1 <= stride <= context_length:
-        raise ConfigError(f"stride must be from 1 to the context length, {context_length}, got {stride!r}")
+    check_whole("stride (at most the context length)", stride, 1, context_length)
     if len(tokens) < 2:
         raise UserError(f"there is nothing to predict in a text of {len(tokens)} tokens; give at least 2")
     beyond = len(tokens) - 1 - context_length  # tokens to predict after the first window's
@@ -122,15 +115,15 @@ def evaluation_batches(
         yield inputs, targets[:, -stride:]
     rest = beyond % stride if whole else len(tokens) - 1
     if rest and (max_windows is None or whole == 0):
-        inputs, targets = _cut(tokens, np.array([whole * stride]), len(tokens) - 1 - whole * stride)
+        inputs, targets = _cut(tokens, [whole * stride], len(tokens) - 1 - whole * stride)
         yield inputs, targets[:, -rest:]
 
 
 def _batches(tokens, windows, stride, length, batch_size):
     for first in range(0, len(windows), batch_size):
-        yield _cut(tokens, np.array(windows[first : first + batch_size]) * stride, length)
+        yield _cut(tokens, [window * stride for window in windows[first : first + batch_size]], length)
 
 
 def _cut(tokens, starts, length):
-    windows = np.stack([tokens[start : start + length + 1] for start in starts.tolist()], dtype=np.int64)
+    windows = np.stack([tokens[start : start + length + 1] for start in starts], dtype=np.int64)
     return windows[:, :-1], windows[:, 1:]

@@ -15,31 +15,28 @@ HEAD_BYTES = 4096  # enough to recognise a file by
 SAMPLE_LENGTH = 12  # characters shown, to recognise the right encoding by
 NEW = "NEW.txt"  # stands for the converted file in the commands
 
-# First bytes, what the file is, the command that unpacks it (or what else to do).
+# A pattern of the first bytes, what the file is, the command that unpacks it (or what else to do).
 _FORMATS = (
-    (b"\x1f\x8b", "a gzip archive", "unpack it with: gunzip -c < {file} > {new}"),
-    (b"PK\x03\x04", "a zip archive", "unpack it with: unzip -p {file} > {new}"),
-    (b"\xfd7zXZ\0", "an xz archive", "unpack it with: xz -dc < {file} > {new}"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it with: zstd -dc < {file} > {new}"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it with: 7z x {file}"),
-    (b"Rar!\x1a\x07", "a rar archive", "unpack it with: unrar x {file}"),
-    (b"%PDF-", "a PDF", "take its text out with: pdftotext {file} {new}"),
-    (b"\x89PNG\r\n\x1a\n", "a picture (PNG)", "give a UTF-8 text file"),
-    (b"\xff\xd8\xff", "a picture (JPEG)", "give a UTF-8 text file"),
-    (b"PAR1", "a table (Parquet)", "write its column of text to a UTF-8 text file"),
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer", "fetch the file itself with: git lfs pull"),
+    (rb"\x1f\x8b", "a gzip archive", "unpack it with: gunzip -c < {file} > {new}"),
+    # The first member of a document that is a zip inside: Word, Excel, LibreOffice, EPUB.
+    (rb"PK\x03\x04.{26}(\[Content_Types\]\.xml|_rels/|docProps/|word/|mimetype|META-INF/)",
+     "a document (a zip inside)", "open it in its program and save it as UTF-8 text"),
+    (rb"PK\x03\x04", "a zip archive", "unpack it with: unzip -p {file} > {new}"),
+    (rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)", "a bzip2 archive", "unpack it with: bunzip2 -c < {file} > {new}"),
+    (rb"\xfd7zXZ\0", "an xz archive", "unpack it with: xz -dc < {file} > {new}"),
+    (rb"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it with: zstd -dc < {file} > {new}"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it with: 7z x {file}"),
+    (rb"Rar!\x1a\x07", "a rar archive", "unpack it with: unrar x {file}"),
+    (rb".{257}ustar", "a tar archive", "unpack it with: tar -xOf {file} > {new}"),
+    (rb"%PDF-", "a PDF", "take its text out with: pdftotext {file} {new}"),
+    (rb"\x89PNG\r\n\x1a\n", "a picture (PNG)", "give a UTF-8 text file"),
+    (rb"\xff\xd8\xff", "a picture (JPEG)", "give a UTF-8 text file"),
+    (rb"PAR1", "a table (Parquet)", "write its column of text to a UTF-8 text file"),
+    (rb"version https://git-lfs.github.com/spec/", "a Git LFS pointer", "fetch the file itself with: git lfs pull"),
 )  # fmt: skip
-_BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17\x72\x45\x38\x50\x90)")
-# The first member of a document that is a zip inside: Word, Excel, LibreOffice, EPUB.
-_DOCUMENT = re.compile(rb"\[Content_Types\]\.xml|_rels/|docProps/|word/|mimetype|META-INF/")
-_WITH_MARK = (  # UTF-32 first: its mark begins as that of UTF-16 does
-    (codecs.BOM_UTF32_LE, "UTF-32"),
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
-)
-# By the names that both iconv and Python know; of a line the first one that decodes the bytes. Those of several
-# bytes a character come first: bytes that are something else seldom fit them.
+_MARKS = ((rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32"), (rb"\xff\xfe|\xfe\xff", "UTF-16"))
+# By the names that both iconv and Python know; of a line the first one that decodes the bytes. Multi-byte encodings
+# come first: bytes that are something else seldom fit them.
 _ENCODINGS = (
     ("GB18030",),
     ("BIG5", "CP950"),
@@ -54,22 +51,16 @@ _ENCODINGS = (
 
 
 def describe_kind(path: Path, head: bytes) -> str | None:
-    """What a file is if its first bytes, some `HEAD_BYTES`, are not those of UTF-8 text, and what to do.
+    """What a file is, and what to do, if its first `HEAD_BYTES` are not those of UTF-8 text.
 
     returns: "a gzip archive; unpack it with: ...", or None if they may be UTF-8 text or something unknown
     """
-    for magic, name, advice in _FORMATS:
-        if head.startswith(magic):
-            if magic == b"PK\x03\x04" and _DOCUMENT.match(head, 30):
-                name, advice = "a document (a zip inside)", "open it in its program and save it as UTF-8 text"
+    for pattern, name, advice in _FORMATS:
+        if re.match(pattern, head, re.DOTALL):
             return f"{name}; {advice.format(file=quoted(path), new=NEW)}"
-    if _BZIP2.match(head):
-        return f"a bzip2 archive; unpack it with: bunzip2 -c < {quoted(path)} > {NEW}"
-    if head[257:262] == b"ustar":
-        return f"a tar archive; unpack it with: tar -xOf {quoted(path)} > {NEW}"
-    for mark, name in _WITH_MARK:
-        if head.startswith(mark):
-            return f"{name} (it starts with {mark.hex(' ')}); {_convert(path, name)}"
+    for pattern, name in _MARKS:
+        if mark := re.match(pattern, head):
+            return f"{name} (it starts with {mark[0].hex(' ')}); {_convert(path, name)}"
     name = _unmarked_unicode(head[:HEAD_BYTES])
     return f"{name} (by its NUL bytes); {_convert(path, name)}" if name else None
 
@@ -87,11 +78,8 @@ def describe_encoding(path: Path, block: bytes) -> str:
     for names in _ENCODINGS:
         readings = ((name, _sample(name, block)) for name in names)
         samples += next(([f"{name} ({sample!r})"] for name, sample in readings if sample), [])
-    found = (
-        f"of the common ones these can decode it: {', '.join(samples)}"
-        if samples
-        else "none of the common ones fits"
-    )
+    found = f"of the common ones these can decode it: {', '.join(samples)}"
+    found = found if samples else "none of the common ones fits"
     return f"its encoding must be known ({found}); {_convert(path, 'ENCODING')}"
 
 
@@ -100,7 +88,7 @@ def _convert(path: Path, encoding: str) -> str:
 
 
 def _unmarked_unicode(head: bytes) -> str | None:
-    """The name of the UTF-32 or UTF-16 without a mark that `head` seems to be, for which it must hold NULs."""
+    """The name of the UTF-32 or UTF-16 without a mark that `head`, which then holds NULs, seems to be."""
     if 0 not in head:
         return None
     ascii_with_nuls = all(byte in b"\0\t\n\r" or 32 <= byte < 127 for byte in head)
@@ -123,8 +111,7 @@ def _sample(name: str, block: bytes) -> str | None:
     text = _decoded(name, block)
     if text is None or not _is_text(text):
         return None
-    start = next((place for place, character in enumerate(text) if not character.isascii()), 0)
-    return text[start : start + SAMPLE_LENGTH]
+    return text[re.match(r"[\0-\x7f]*", text).end() :][:SAMPLE_LENGTH] or text[:SAMPLE_LENGTH]
 
 
 def _decoded(name: str, data: bytes) -> str | None:

@@ -2,119 +2,22 @@
 
     The baby is sleeping.        My sisters had been reading a book for two hours.
 
-A sentence is a subject, a verb phrase in one of twelve tenses, an object or other complement that fits the
-verb, and perhaps an adverbial that fits the tense. The tables say what fits; the code only reads them.
+A sentence is a subject, a verb phrase in one of twelve tenses, a complement that fits the verb, and perhaps an
+adverbial that fits the tense. The tables in `grammar.toml` say what fits.
 
 Some (subject, verb, tense) combinations are held out: they occur at the end of the corpus alone, where the
-validation split lies. A model that gets them right has learnt how English conjugates, not merely which
-sentences it was shown.
-
-    python cli.py corpus write data/tense.txt
-    python cli.py corpus judge --limit 200 < generated.txt
-    python cli.py corpus validation held-out data/tense.txt
+validation split lies. A model that gets them right has learnt how English conjugates.
 """
 
 import random
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 from contract.errors import ConfigError, UserError
-
-# In every table "|" separates the choices, and "-" stands for saying nothing.
-
-# Who the subject is decides which verbs make sense; its form ("I", "he" or "they") decides how they agree.
-SUBJECT_TABLE = (
-    ("person", "I", "I"),
-    ("person", "he", "He | She | Anna | Tom | My sister | My brother | My mother | My father | My friend"),
-    ("person", "he", "The boy | The girl | The man | The woman | The teacher | The farmer | The doctor"),
-    ("person", "they", "You | We | They | Anna and Tom | My sisters | My parents | My friends"),
-    ("person", "they", "The boys | The girls | The women | The children | The teachers | The farmers"),
-    ("person", "they", "Our neighbours"),
-    ("baby", "he", "The baby"),
-    ("animal", "he", "It | The dog"),
-    ("animal", "they", "The puppies"),
-)
-
-# A base form alone is a regular verb; an irregular one gives its past and past participle too.
-VERB_TABLE = {
-    ("person", "baby", "animal"): {
-        "sleep slept slept": "- | on the sofa | on the floor | under a tree",
-        "lie lay lain": "on the sofa | on the floor | on the grass",
-        "sit sat sat": "on the sofa | on the grass | under a tree",
-        "drink drank drunk": "water | milk",
-        "play": "- | in the garden | on the beach | with a ball",
-    },
-    ("person", "animal"): {
-        "run ran run": "- | in the park | along the river | through the forest",
-        "swim swam swum": "- | in the lake | in the river | in the sea",
-        "eat ate eaten": "- | bread | fish | meat",
-        "hide hid hidden": "behind the house | behind a tree | in the forest",
-        "dig dug dug": "a hole | in the garden | in the sand",
-        "walk": "- | in the park | along the river | on the beach",
-        "wait": "- | by the door | in the garden",
-    },
-    ("person", "baby"): {
-        "laugh": "- | at the dog",
-        "smile": "- | at the dog",
-        "cry": "- | in the kitchen",
-    },
-    ("person",): {
-        "write wrote written": "a letter | a story | a poem",
-        "read read read": "a book | a letter | a story | a poem",
-        "draw drew drawn": "a map | a picture | a horse | flowers",
-        "tell told told": "a story | jokes",
-        "sing sang sung": "- | a song | old songs | in the garden",
-        "speak spoke spoken": "English | on the phone | with a friend",
-        "ride rode ridden": "horses | along the river | through the forest",
-        "fly flew flown": "a kite | a kite on the beach",
-        "throw threw thrown": "a ball | stones into the river",
-        "catch caught caught": "fish | butterflies",
-        "feed fed fed": "the birds | the horses",
-        "sell sold sold": "flowers | apples | bread | old books",
-        "make made made": "tea | soup | toys",
-        "build built built": "toy boats | sandcastles",
-        "sweep swept swept": "the floor | the kitchen",
-        "study": "English | music",
-        "carry": "stones | water | wood | books",
-        "bake": "bread | a cake",
-        "paint": "a picture | a horse | flowers | toy boats",
-        "wash": "the dishes | the windows | the dog",
-        "watch": "the birds | the boats | a film",
-        "chop": "wood | carrots",
-        "shop": "- | for bread | for new shoes",
-        "dance": "- | in the kitchen | on the beach",
-        "fix": "bicycles | toys",
-        "visit": "a museum | an old friend",
-        "listen": "to music | to the birds | to an old song",
-        "help": "a friend | in the kitchen | on the farm",
-        "work": "- | in the garden | on the farm",
-    },
-}
-
-# Each tense is a time and an aspect; one of its adverbials may follow.
-ADVERBIAL_TABLE = {
-    "past simple": "yesterday | last night | last Sunday | this morning | an hour ago",
-    "past continuous": "yesterday | at noon | at that moment | when the rain started",
-    "past perfect": "that morning | before noon | before dinner | before the rain started",
-    "past perfect continuous": "for an hour | for two hours | since noon | all day | before the rain started",
-    "present simple": "every day | every morning | every afternoon | very often",
-    "present continuous": "now | right now | at the moment | again",
-    "present perfect": "already | today | twice today | this morning",
-    "present perfect continuous": "for an hour | for two hours | since noon | all day | all morning",
-    "future simple": "tomorrow | tomorrow morning | next Sunday | soon | tonight",
-    "future continuous": "tomorrow | tomorrow morning | this time tomorrow | tonight",
-    "future perfect": "by then | by tomorrow evening | before noon | before dinner",
-    "future perfect continuous": "for an hour | for two hours | for two hours by then | all day by then",
-}
-
-# The finite forms of "be" and "have".
-AUXILIARY_TABLE = {
-    "past": {"I": ("was", "had"), "he": ("was", "had"), "they": ("were", "had")},
-    "present": {"I": ("am", "have"), "he": ("is", "has"), "they": ("are", "have")},
-    "future": dict.fromkeys(("I", "he", "they"), ("will be", "will have")),
-}
 
 SEED = 12
 SEEN_LINES, HELD_OUT_LINES = 23_750, 1_250
@@ -167,29 +70,26 @@ def _choices(text: str) -> tuple[str, ...]:
     return tuple("" if choice == "-" else choice for choice in text.split(" | "))
 
 
-def _verb(forms: str, objects: str, kinds: tuple[str, ...]) -> Verb:
-    base, *irregular = forms.split()
-    past, participle = irregular or [past_form(base)] * 2
-    return Verb(base, third_person(base), past, participle, ing_form(base), _choices(objects), kinds)
+def _verbs(tables: dict[str, dict[str, str]]) -> Iterator[Verb]:
+    for kinds, rows in tables.items():
+        for forms, objects in rows.items():
+            base, *irregular = forms.split()
+            past, participle = irregular or [past_form(base)] * 2
+            third, ing = third_person(base), ing_form(base)
+            yield Verb(base, third, past, participle, ing, _choices(objects), tuple(kinds.split()))
 
 
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 # Name -> its form and kind.
-SUBJECTS = {name: (form, kind) for kind, form, names in SUBJECT_TABLE for name in _choices(names)}
-VERBS = {
-    forms.split()[0]: _verb(forms, objects, kinds)
-    for kinds, rows in VERB_TABLE.items()
-    for forms, objects in rows.items()
-}
-ADVERBIALS = {tense: ("", *_choices(texts)) for tense, texts in ADVERBIAL_TABLE.items()}
+SUBJECTS = {name: (form, kind) for kind, form, names in _TABLES["subjects"] for name in _choices(names)}
+VERBS = {verb.base: verb for verb in _verbs(_TABLES["verbs"])}
+ADVERBIALS = {tense: ("", *_choices(texts)) for tense, texts in _TABLES["adverbials"].items()}
 TENSES = tuple(ADVERBIALS)
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """The parts of a sentence as the tables name them; `str()` spells it.
-
-    subject, verb (its base form), tense: str; object, adverbial: str, "" for none
-    """
+    """The parts of a sentence as the tables name them, the verb by its base form; `str()` spells it."""
 
     subject: str
     verb: str
@@ -209,7 +109,7 @@ def _join(*parts: str) -> str:
 def verb_phrase(verb: Verb, tense: str, form: str) -> str:
     """The verb with its auxiliaries, in agreement with a subject of the form "I", "he" or "they"."""
     time, aspect = tense.split(" ", 1)
-    be, have = AUXILIARY_TABLE[time][form]
+    be, have = _TABLES["auxiliaries"][time][form]
     present = verb.third if form == "he" else verb.base
     return {
         "simple": {"past": verb.past, "present": present, "future": f"will {verb.base}"}[time],
@@ -227,11 +127,11 @@ def combinations() -> Iterator[tuple[str, str, str]]:
 
 
 def is_held_out(subject: str, verb: str, tense: str) -> bool:
-    """Whether a combination is kept out of training: one in twenty, by arithmetic on table places.
+    """Whether a combination is kept out of training: one in twenty, by its places in the tables.
 
-    7, 3 and 1 share no divisor with 20, so held-out combinations that agree in two parts lie 20 places apart
-    in the third: every pair of parts is left to train on. Raises ValueError for a name not in its table.
+    Raises ValueError for a name that is in no table.
     """
+    # 7, 3 and 1 share no divisor with 20, so every pair of parts is left to train on.
     place = 7 * tuple(SUBJECTS).index(subject) + 3 * tuple(VERBS).index(verb) + TENSES.index(tense)
     return place % HELD_OUT_SHARE == 0
 
@@ -246,11 +146,7 @@ def _phrases(form: str) -> dict[str, list[tuple[Verb, str]]]:
 
 
 def parses(text: str) -> list[Sentence]:
-    """All readings of a sentence, [] if the grammar does not make it, to the letter.
-
-    Only "read" allows two: "I read a book." is past or present. The words are split into subject, verb phrase
-    and rest in every way; the rest must be a complement of that verb and an adverbial of that tense.
-    """
+    """All readings of a sentence, [] if the grammar does not make it. Only "read" allows two, past and present."""
     words = text.removesuffix(".").split(" ")
     found = []
     for i, j in product(range(1, 4), range(1, 5)):  # subjects have up to three words, verb phrases up to four
@@ -320,10 +216,9 @@ def validation(lines: list[str], held_out: bool) -> list[str]:
 
 
 def judge(text: str, limit: int | None = None) -> tuple[list[str], int]:
-    """The ungrammatical lines of a text, and how many were judged.
+    """The ungrammatical lines of a text, and how many were judged: the first `limit`, or all.
 
-    text: str, a sentence a line; blank lines, and a last line without its end, do not count
-    limit: int or None, judge only the first so many
+    Blank lines, and a last line without its end, do not count.
     Raises ConfigError for a limit below 1, UserError if there is nothing to judge.
     """
     if limit is not None and limit < 1:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import tiktoken
 
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, UserError, explaining
 from contract.files import replaceable_items, write_into
 from contract.schema import pop_checksum, read_json, require, write_record
 from data.text import stream_text
@@ -41,7 +41,7 @@ _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 @dataclass(frozen=True)
 class TokenFileInfo:
-    """What a token file holds. `text_*` are of the text as tokenised: UTF-8, without a byte order mark."""
+    """What a token file holds. `text_*` are of the UTF-8 text without a byte order mark."""
 
     format_version: int
     tokenizer: dict  # data.tokenizers.identity
@@ -69,10 +69,7 @@ class TokenFile:
     validation: StoredTokens
 
     def verify(self):
-        """Raise UserError if the file has changed since it was opened.
-
-        Reading detects a change by the file's size and times; this checks the hash.
-        """
+        """Raise UserError if the file's hash has changed since it was opened; reading compares only size and times."""
         self.train.store.verify()
 
 
@@ -98,20 +95,17 @@ def prepare(
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> TokenFileInfo:
-    """Turn a text file into a token file with its JSON and its tokenizer's ranks, in bounded memory.
-
-    All appear together, when all are complete. The validation part is the text's end.
+    """Turn a text file into a token file with its JSON and its tokenizer's ranks, all or none, in bounded memory.
 
     tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`; None takes `default_tokenizer`
     out: the token file to write, ending in `.bin`; overwrite: replace an earlier one there
-    validation_fraction: of the tokens, 0 (none) to less than 1; `_find_split` says where exactly
+    validation_fraction: of the tokens, from the text's end, 0 to less than 1; `_find_split` says where exactly
     progress: called with the number of bytes read so far
     Raises ConfigError for an impossible setting; UserError if a file cannot be read or written, would be lost, or
     the text holds symbols that the tokenizer lacks.
     """
     text, out = Path(text), Path(out)
-    if tokenizer is None:
-        tokenizer = default_tokenizer(text)
+    tokenizer = default_tokenizer(text) if tokenizer is None else tokenizer
     encoding = tokenizer if isinstance(tokenizer, tiktoken.Encoding) else open_tokenizer(tokenizer, text)
     _check_settings(text, out, validation_fraction)
     _replaceable(out, encoding, overwrite)
@@ -120,9 +114,15 @@ def prepare(
         with open(fresh, "w+b") as token_file:
             counts = _write_tokens(text, encoding, token_file, progress)
             split = _find_split(token_file, counts["tokens"], encoding, validation_fraction)
-        sizes = {"train_tokens": split, "validation_tokens": counts["tokens"] - split}
-        kind = {"tokenizer": identity(encoding), "dtype": token_dtype(encoding).name}
-        record = {"format_version": FORMAT_VERSION, **kind, **sizes, "source": text.name, **counts}
+        record = {
+            "format_version": FORMAT_VERSION,
+            "tokenizer": identity(encoding),
+            "dtype": token_dtype(encoding).name,
+            "train_tokens": split,
+            "validation_tokens": counts["tokens"] - split,
+            "source": text.name,
+            **counts,
+        }
         write_record(info_path(fresh), record)
         if encoding.name != "gpt2" and not _holds(out.with_suffix(".tiktoken"), identity(encoding)):
             save_ranks(encoding, fresh.with_suffix(".tiktoken"))
@@ -180,17 +180,16 @@ def _write_tokens(
     """Stream the text's tokens into `file`; returns the counts and hashes of both."""
     dtype = _DTYPES[token_dtype(encoding).name]
     text_hash, tokens_hash = hashlib.sha256(), hashlib.sha256()
-    text_bytes = tokens = 0
+    text_bytes = 0
     for piece in stream_text(text, progress, cut_anywhere=is_bytewise(encoding)):
         ids = encode(encoding, piece).astype(dtype, copy=False)
         file.write(ids)
         tokens_hash.update(ids)
-        tokens += ids.size
         data = piece.encode()
         text_hash.update(data)
         text_bytes += len(data)
     return {
-        "tokens": tokens,
+        "tokens": file.tell() // dtype.itemsize,
         "tokens_sha256": tokens_hash.hexdigest(),
         "text_bytes": text_bytes,
         "text_sha256": text_hash.hexdigest(),
@@ -200,9 +199,8 @@ def _write_tokens(
 # Where to split a text, best first: after a match in its UTF-8 bytes.
 _BOUNDARIES = {
     "line": re.compile(rb"\n|\r(?!\n)"),
-    "sentence": re.compile(
-        rb"[.!?](?:[\"')\]]|\xe2\x80[\x99\x9d])*(?=\s)|\xe3\x80\x82|\xef\xbc[\x81\x9f]"
-    ),  # 。！？
+    # Of the last ones: 。！？
+    "sentence": re.compile(rb"[.!?](?:[\"')\]]|\xe2\x80[\x99\x9d])*(?=\s)|\xe3\x80\x82|\xef\xbc[\x81\x9f]"),
     "word": re.compile(rb"\S(?=\s)"),
     "character": re.compile(rb"(?![\x80-\xbf])"),
 }
@@ -222,9 +220,8 @@ def _find_split(file: BinaryIO, tokens: int, encoding: tiktoken.Encoding, fracti
     start = max(0, target - reach - 8)
     dtype = _DTYPES[token_dtype(encoding).name]
     file.seek(start * dtype.itemsize)
-    ids = np.frombuffer(file.read((target + 1 - start) * dtype.itemsize), dtype)
     every = token_bytes(encoding)
-    pieces = [every[token] for token in ids]
+    pieces = [every[token] for token in np.fromfile(file, dtype, target + 1 - start)]
     text = b"".join(pieces)
     places = np.arange(max(1, target - reach), target + 1)
     ends = np.cumsum([0, *map(len, pieces)])[places - start]  # the same places, in bytes of `text`
@@ -252,17 +249,14 @@ def open_tokens(path: str | PathLike) -> TokenFile:
     """
     path = Path(path)
     info = _read_info(path)
-    try:
+    again = "prepare the text again with --overwrite"
+    with explaining(f"{path}: cannot be read", again):
         store = TokenStore(path, _DTYPES[info.dtype], info.tokens, info.tokens_sha256)
-        if store.largest >= info.tokenizer["vocab_size"]:
-            raise UserError(
-                f"{path}: holds the token {store.largest}, but the vocabulary that {info_path(path).name} names "
-                f"ends at {info.tokenizer['vocab_size'] - 1}; prepare the text again with --overwrite"
-            )
-    except OSError as error:
+    if store.largest >= info.tokenizer["vocab_size"]:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); prepare the text again with --overwrite"
-        ) from error
+            f"{path}: holds the token {store.largest}, but the vocabulary that {info_path(path).name} names "
+            f"ends at {info.tokenizer['vocab_size'] - 1}; {again}"
+        )
     train = StoredTokens(store, 0, info.train_tokens)
     validation = StoredTokens(store, info.train_tokens, info.tokens)
     return TokenFile(path, info, train, validation)
@@ -271,15 +265,13 @@ def open_tokens(path: str | PathLike) -> TokenFile:
 def _read_info(path: Path) -> TokenFileInfo:
     beside = info_path(path)
     again = f"remove {path.name} and {beside.name}, then prepare the text again"
-    try:
+    with (
+        explaining(
+            f"{beside}: the token file's JSON cannot be read", f"keep it beside the token file, or {again}"
+        ),
+        explaining(f"{beside}: not valid JSON", again, ValueError),
+    ):
         found = read_json(beside)
-    except OSError as error:
-        raise UserError(
-            f"{beside}: the token file's JSON cannot be read ({error.strerror or error}); "
-            f"keep it beside the token file, or {again}"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{beside}: not valid JSON ({error}); {again}") from error
     version = found.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
@@ -287,20 +279,13 @@ def _read_info(path: Path) -> TokenFileInfo:
         )
     if not pop_checksum(found):
         raise UserError(f"{beside}: does not match its checksum: it was changed or damaged; {again}")
-    try:
+    with explaining(f"{beside}: does not describe a token file", again, (TypeError, ValueError)):
         require(found, _INFO)
         info = TokenFileInfo(**found)
-        _check_info(info)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{beside}: does not describe a token file ({error}); {again}") from error
+        if info.dtype not in _DTYPES:
+            raise ValueError(f"dtype {info.dtype!r} is neither uint16 nor uint32")
+        if info.tokens < 1:
+            raise ValueError("there are no tokens")
+        if info.train_tokens + info.validation_tokens != info.tokens:
+            raise ValueError("training and validation tokens do not add up")
     return info
-
-
-def _check_info(info: TokenFileInfo) -> None:
-    """ValueError if the fields do not fit each other."""
-    if info.dtype not in _DTYPES:
-        raise ValueError(f"dtype {info.dtype!r} is neither uint16 nor uint32")
-    if info.tokens < 1:
-        raise ValueError("there are no tokens")
-    if info.train_tokens + info.validation_tokens != info.tokens:
-        raise ValueError("training and validation tokens do not add up")

@@ -1,14 +1,12 @@
 """Text files as a stream of pieces that can be tokenised one by one, in bounded memory."""
 
 import codecs
-import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 
-from contract.errors import UserError
+from contract.errors import UserError, explaining
 from data.file_kinds import HEAD_BYTES, describe_encoding, describe_kind
 
 BLOCK_BYTES = 1 << 20  # read at a time; a piece is usually about as long
@@ -54,15 +52,14 @@ _BEFORE_CUT = re.compile(
 def stream_text(
     path: str | PathLike, progress: Callable[[int], None] | None = None, *, cut_anywhere: bool = False
 ) -> Iterator[str]:
-    """Yield a UTF-8 file's text in pieces whose tokens, one after the other, are the whole text's.
+    """Yield a UTF-8 file's text, without a byte order mark, in pieces whose tokens together are the whole text's.
 
-    Newlines are unchanged. A byte order mark at the start is dropped; elsewhere U+FEFF is an ordinary character. Pieces
-    have about `BLOCK_BYTES`, and at most `PIECE_BYTES` more.
+    Pieces have about `BLOCK_BYTES`, and at most `PIECE_BYTES` more.
 
     progress: called with the number of bytes read so far, after every block
     cut_anywhere: pieces may end anywhere, for a tokenizer that encodes every byte by itself
-    Raises UserError, on the first `next`, if the file cannot be read, is empty or is not UTF-8 text; or later if it
-    holds a longer run of one class of characters than can be tokenised in bounded memory.
+    Raises UserError if the file cannot be read, is empty, is not UTF-8 text, or holds a longer run of one class of
+    characters than can be tokenised in bounded memory.
     """
     held = ""
     for text in _decode(Path(path), progress):
@@ -86,9 +83,7 @@ def _last_cut(text: str, start: int) -> int:
     window = 256
     while True:
         low = max(start, len(text) - window)
-        cut = 0
-        for match in _BEFORE_CUT.finditer(text, low):
-            cut = match.end()
+        cut = max((match.end() for match in _BEFORE_CUT.finditer(text, low)), default=0)
         if cut or low == start:
             return cut
         window *= 16
@@ -100,14 +95,18 @@ def _decode(path: Path, progress: Callable[[int], None] | None) -> Iterator[str]
     at_start = empty = True
     read, block = 0, b""
     for block in _read_blocks(path):
-        _refuse_binary(path, block, read)
+        if not read and (kind := describe_kind(path, block[:HEAD_BYTES])):
+            raise UserError(f"{path}: this looks like {kind}")
+        if (nul := block.find(0)) >= 0:
+            raise UserError(
+                f"{path}: this looks like a binary file (a NUL byte at offset {read + nul}); give a UTF-8 text file"
+            )
         read += len(block)
         text = _decode_block(decoder, block, path, read, block)
         if progress:
             progress(read)
         if text and at_start:
-            text = text.removeprefix("\ufeff")
-            at_start = False
+            text, at_start = text.removeprefix("\ufeff"), False
         if text:
             empty = False
             yield text
@@ -118,32 +117,18 @@ def _decode(path: Path, progress: Callable[[int], None] | None) -> Iterator[str]
 
 
 def _read_blocks(path: Path) -> Iterator[bytes]:
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise UserError(f"{path}: this is a folder; give the path of a UTF-8 text file")
-        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # reading one may wait, or go on, for ever
-            raise UserError(f"{path}: this is a device; give the path of a UTF-8 text file")
+    advice = "give the path of a UTF-8 text file"
+    with explaining(f"{path}: cannot be read", f"{advice} that you may read"):
+        for wrong, what in (
+            (not path.exists(), "no such file"),
+            (path.is_dir(), "this is a folder"),
+            (path.is_char_device() or path.is_block_device(), "this is a device"),  # which may never end
+        ):
+            if wrong:
+                raise UserError(f"{path}: {what}; {advice}")
         with open(path, "rb") as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; give the path of a UTF-8 text file") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason}); give a text file that you may read") from error
-
-
-def _refuse_binary(path: Path, block: bytes, offset: int) -> None:
-    kind = describe_kind(path, block[:HEAD_BYTES]) if offset == 0 else None
-    if kind:
-        raise UserError(f"{path}: this looks like {kind}")
-    nul = block.find(0)
-    if nul >= 0:
-        raise UserError(
-            f"{path}: this looks like a binary file (a NUL byte at offset {offset + nul}); "
-            "give a UTF-8 text file"
-        )
 
 
 def _decode_block(
@@ -164,13 +149,7 @@ def _decode_block(
         ) from error
 
 
-# --- kinds of paths ---
-
-
 def is_pipe(path: str | PathLike) -> bool:
     """Whether a path is a pipe (or socket), which can be read only once."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    path = Path(path)
+    return path.is_fifo() or path.is_socket()

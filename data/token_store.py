@@ -3,11 +3,10 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from contract.errors import UserError
+from contract.errors import UserError, reason_of
 from contract.files import open_regular
 
 SCAN_BYTES = 1 << 20  # read at a time when a file is hashed; a multiple of every token's size
@@ -20,15 +19,15 @@ class TokenStore:
     Raises UserError if the bytes differ, OSError if they cannot be read.
     """
 
-    _file = None
+    _file = None  # until it is open
 
     def __init__(self, path: Path, dtype: np.dtype, tokens: int, sha256: str):
         self.path, self.dtype, self._sha256 = path, dtype, sha256
         self._file = open_regular(path, buffering=0)  # what another process writes is seen at once
         self._stamp = self._find_stamp()
-        if self._stamp.size != tokens * dtype.itemsize:
+        if self._stamp[0] != tokens * dtype.itemsize:
             raise UserError(
-                f"{path}: {self._stamp.size:,} bytes, but its JSON says {tokens * dtype.itemsize:,}; "
+                f"{path}: {self._stamp[0]:,} bytes, but its JSON says {tokens * dtype.itemsize:,}; "
                 "prepare the text again with --overwrite"
             )
         found, self.largest = self._scan()
@@ -49,7 +48,7 @@ class TokenStore:
                 pieces.append(piece)
                 size -= len(piece)
         except OSError as error:
-            raise self._changed(error.strerror or str(error)) from error
+            raise self._changed(reason_of(error)) from error
         if size > 0:
             raise self._changed("it is shorter now")
         return np.frombuffer(b"".join(pieces), self.dtype)
@@ -60,7 +59,7 @@ class TokenStore:
             stamp = self._find_stamp()  # before hashing, so that a later change is found by the next reading
             found, _ = self._scan()
         except OSError as error:
-            raise self._changed(error.strerror or str(error)) from error
+            raise self._changed(reason_of(error)) from error
         if found != self._sha256:
             raise self._changed(f"SHA-256 {found[:12]}…, expected {self._sha256[:12]}…")
         self._stamp = stamp
@@ -71,9 +70,10 @@ class TokenStore:
             "prepare the same text again with --overwrite, then go on"
         )
 
-    def _find_stamp(self) -> "_Stamp":
+    def _find_stamp(self) -> tuple[int, int, int]:
+        """Size and times of the file, which change with its contents (the last by a rename or chmod, too)."""
         status = os.fstat(self._file.fileno())
-        return _Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def _scan(self) -> tuple[str, int]:
         """The SHA-256 of the file and the largest token in it."""
@@ -88,14 +88,6 @@ class TokenStore:
     def __del__(self):
         if self._file is not None:
             self._file.close()
-
-
-class _Stamp(NamedTuple):
-    """The parts of a file's status that change with its contents."""
-
-    size: int
-    modified: int
-    changed: int  # by a rename or chmod, too
 
 
 class StoredTokens:

@@ -20,7 +20,7 @@ import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, UserError, explaining
 from contract.files import open_regular, write_file
 from data import merging
 from data.text import is_pipe, stream_text
@@ -37,8 +37,8 @@ _LONG_WHITESPACE = re.compile(r"\s{999998}")
 def open_tokenizer(name: str | PathLike, text: str | PathLike | None = None) -> tiktoken.Encoding:
     """Open a tokenizer by name.
 
-    name: "gpt2", "bytes" or the path of a ranks file, which ends in `.tiktoken`.
-    text: the text file whose bytes "bytes" gives one token each, in the order of their values.
+    name: "gpt2", "bytes" or the path of a ranks file, which ends in `.tiktoken`
+    text: the text file whose bytes "bytes" gives one token each, in the order of their values
     Raises ConfigError for another name, UserError if a file cannot be had.
     """
     name = os.fspath(name)
@@ -60,7 +60,7 @@ def _open_gpt2() -> tiktoken.Encoding:
         return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # no network, a cache that cannot be written, a wrong checksum
         raise UserError(
-            f"the gpt2 tokenizer's files could not be downloaded ({type(error).__name__}); where there is a "
+            f"the gpt2 tokenizer's files could not be downloaded ({type(error).__name__}); on a machine with a "
             "network, set TIKTOKEN_CACHE_DIR to a folder and open gpt2 once, then copy that folder here and "
             "set TIKTOKEN_CACHE_DIR to it"
         ) from error
@@ -72,10 +72,10 @@ def _open_bytes(text: str | PathLike) -> tiktoken.Encoding:
             f"{text}: a pipe can be read only once, and the tokenizer 'bytes' needs the text twice; save it to a "
             "file and give that, or use the tokenizer gpt2 or a ranks file"
         )
-    seen = np.zeros(256, bool)
+    seen = set()
     for piece in stream_text(text, cut_anywhere=True):
-        seen[np.frombuffer(piece.encode(), np.uint8)] = True
-    return encoding_of("bytes", [bytes([byte]) for byte in np.flatnonzero(seen)])
+        seen.update(piece.encode())
+    return encoding_of("bytes", [bytes([byte]) for byte in sorted(seen)])
 
 
 def train_tokenizer(
@@ -83,8 +83,8 @@ def train_tokenizer(
 ) -> tiktoken.Encoding:
     """Train byte-pair ranks on a text file; the same text gives the same ranks.
 
-    text: a UTF-8 file; it is streamed, and memory grows only with the number of distinct words
-    vocab_size: 256 bytes and the merges, 256 to `MAX_VOCAB_SIZE`; a small text gives fewer, see the result's `n_vocab`
+    text: a UTF-8 file, streamed: memory grows with the number of distinct words
+    vocab_size: the 256 bytes and the merges, at most `MAX_VOCAB_SIZE`; a small text gives fewer
     progress: called with the number of bytes read so far; merging starts after reading
     Raises ConfigError for an impossible size, UserError if the text cannot be read.
     """
@@ -93,19 +93,15 @@ def train_tokenizer(
             f"a vocabulary of {vocab_size} tokens cannot be trained; it holds the 256 bytes and the merges: "
             f"ask for 256 to {MAX_VOCAB_SIZE}"
         )
-    return encoding_of("ranks", _merge(_splittable(text, progress), vocab_size))
+    pieces = (_splittable(piece) for piece in stream_text(text, progress))
+    return encoding_of("ranks", _merge(pieces, vocab_size))
 
 
 def _merge(pieces: Iterator[str], vocab_size: int) -> list[bytes]:
-    """The tokens that a text's pieces give, in the order of their ranks, learned in a process of its own."""
+    """The tokens in the order of their ranks, learned from a text's pieces in a process of its own."""
     command = [sys.executable, "-P", merging.__file__, str(os.getpid()), str(vocab_size), r50k_pat_str]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **pipes, start_new_session=True)
     try:
         for piece in pieces:
             merging.write_piece(process.stdin, piece.encode())
@@ -125,11 +121,10 @@ def _merge(pieces: Iterator[str], vocab_size: int) -> list[bytes]:
         process.wait()
 
 
-def _splittable(text: str | PathLike, progress: Callable[[int], None] | None) -> Iterator[str]:
-    for piece in stream_text(text, progress):
-        if _LONG_WHITESPACE.search(piece):
-            raise _whitespace_error()
-        yield piece
+def _splittable(piece: str) -> str:
+    if _LONG_WHITESPACE.search(piece):
+        raise _whitespace_error()
+    return piece
 
 
 def _whitespace_error() -> UserError:
@@ -153,14 +148,21 @@ def load_ranks(path: str | PathLike, name: str = "ranks") -> tiktoken.Encoding:
     name: of the encoding; "bytes" for one made from a text's bytes
     Raises UserError if the file is missing, or naming the line that is wrong.
     """
-    try:
-        with open_regular(path) as file:
-            lines = file.read().splitlines()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(
-            f"{path}: the ranks file cannot be read ({getattr(error, 'strerror', None) or error}); "
-            "give a file that 'tokenizer train' has written"
-        ) from error
+    reading = f"{path}: the ranks file cannot be read", "give a file that 'tokenizer train' has written"
+    with (
+        explaining(*reading, (OSError, ValueError)),
+        open_regular(path) as file,
+    ):  # ValueError: a NUL in the path
+        lines = file.read().splitlines()
+    again = "train it again, or restore the file"
+    if not lines:
+        raise UserError(f"{path}: the ranks file is empty; {again}")
+    with explaining(f"{path}: not a ranks file", again, ValueError):
+        return encoding_of(name, _parse_ranks(lines))
+
+
+def _parse_ranks(lines: list[bytes]) -> list[bytes]:
+    """The tokens of a ranks file's lines. Raises ValueError naming the line that is wrong."""
     tokens: dict[bytes, int] = {}
     for rank, line in enumerate(lines):
         try:
@@ -168,24 +170,16 @@ def load_ranks(path: str | PathLike, name: str = "ranks") -> tiktoken.Encoding:
             if token in tokens:
                 raise ValueError(f"the token of line {tokens[token] + 1} again")
         except ValueError as error:
-            raise _ranks_error(path, rank, error) from error
+            raise ValueError(f"line {rank + 1}: {error}") from error
         tokens[token] = rank
     for token, rank in tokens.items():
         if len(token) > 1 and (lacking := [byte for byte in token if bytes([byte]) not in tokens]):
-            raise _ranks_error(path, rank, f"the byte 0x{lacking[0]:02x} has no token of its own")
-    if not tokens:
-        raise UserError(f"{path}: the ranks file is empty; train it again, or restore the file")
-    return encoding_of(name, list(tokens))
-
-
-def _ranks_error(path: str | PathLike, rank: int, problem) -> UserError:
-    return UserError(
-        f"{path}: not a ranks file, line {rank + 1}: {problem}; train it again, or restore the file"
-    )
+            raise ValueError(f"line {rank + 1}: the byte 0x{lacking[0]:02x} has no token of its own")
+    return list(tokens)
 
 
 def _parse_rank(line: bytes, rank: int) -> bytes:
-    """The token of a line that should have this rank; ValueError says what is wrong."""
+    """The token of a line that should have this rank."""
     fields = line.split(b" ")
     if len(fields) != 2:
         raise ValueError(f"a token in base64, a space and a rank expected, found {line[:40]!r}")
@@ -196,7 +190,7 @@ def _parse_rank(line: bytes, rank: int) -> bytes:
     if not token:
         raise ValueError("the token is empty")
     if fields[1] != b"%d" % rank:
-        raise ValueError(f"rank {rank} expected (ranks count up from 0), found {fields[1][:20]!r}")
+        raise ValueError(f"rank {rank} expected, found {fields[1][:20]!r}")
     return token
 
 
@@ -227,10 +221,9 @@ def _bytes_of(encoding: tiktoken.Encoding, token: int) -> bytes | None:
 
 
 def identity(encoding: tiktoken.Encoding) -> dict[str, str | int]:
-    """What identifies a tokenizer: equal exactly if the same ids mean the same bytes.
+    """The name ("gpt2", "bytes" or "ranks"), vocab_size, and the SHA-256 of all tokens: equal if the ids mean the same.
 
-    returns: name ("gpt2", "bytes" or "ranks"), vocab_size, and the SHA-256 of all tokens in the order of their ids,
-        each as its length (4 bytes, little endian) and its bytes
+    Hashed in the order of the ids is each token's length (4 bytes, little endian) and its bytes.
     """
     digest = hashlib.sha256()
     for token in token_bytes(encoding):
@@ -263,21 +256,16 @@ def is_bytewise(encoding: tiktoken.Encoding) -> bool:
 
 
 class MissingSymbols(UserError):
-    """A text holds symbols that the tokenizer lacks.
-
-    problem: the message without its advice, which is of no use to those who cannot choose the tokenizer
-    """
+    """A text holds symbols that the tokenizer lacks; `problem` is the message without its advice."""
 
     def __init__(self, problem: str):
-        super().__init__(
-            f"{problem}; omit them, or use a tokenizer that knows every byte (gpt2 or trained ranks)"
-        )
         self.problem = problem
+        super().__init__(f"{problem}; omit them, or use a tokenizer of every byte (gpt2 or trained ranks)")
 
 
 @contextlib.contextmanager
 def tokenizer_is_fixed(advice: str):
-    """Around the encoding for a trained model: `advice` takes the place of that to use another tokenizer."""
+    """Replace the advice to use another tokenizer by `advice`, for the tokenizer of a trained model."""
     try:
         yield
     except MissingSymbols as error:
@@ -285,9 +273,8 @@ def tokenizer_is_fixed(advice: str):
 
 
 def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
-    """The tokens of a text, all of which is data: `<|endoftext|>` in it is ordinary text.
+    """The tokens of a text, uint16 or uint32 (T,); `<|endoftext|>` in it is ordinary text.
 
-    Returns uint16 (T,), or uint32 for a vocabulary beyond 65,536.
     Raises MissingSymbols if the text holds symbols that the tokenizer lacks, UserError if it is not valid.
     """
     try:

@@ -1,5 +1,6 @@
 """What the twins are compared on: configurations, and weights and tokens made once for both."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +27,8 @@ class Case(NamedTuple):
 
     def inputs(self, dtype: str) -> "Inputs":
         """The numbers of this case, always the same ones."""
-        shape = self.B, self.T + 1
-        tokens = np.random.default_rng(self.seed).integers(
-            min(self.symbols, self.config.vocab_size), size=shape
-        )
+        random, symbols = np.random.default_rng(self.seed), min(self.symbols, self.config.vocab_size)
+        tokens = random.integers(symbols, size=(self.B, self.T + 1))
         # The first sequence stands elsewhere in the whole batch: masks must be keyed by that place.
         dropout = DropoutKey(self.seed, step=4, first_sequence=2) if self.config.dropout else None
         return Inputs(lively_weights(self.config, self.seed, dtype), tokens[:, :-1], tokens[:, 1:], dropout)
@@ -59,38 +58,49 @@ def lively_weights(config: ModelConfig, seed: int, dtype: str) -> Weights:
     return weights
 
 
-def _config(**changes) -> ModelConfig:
-    fields = {
-        "vocab_size": 11, "context_length": 6, "n_layer": 2, "n_head": 2, "d_model": 8, "d_ff": 12,
-        "activation": "gelu_tanh", "position": "learned",
-    }  # fmt: skip
-    return ModelConfig(**{**fields, **changes})
+def cast_weights(config: ModelConfig, values: Mapping[str, np.ndarray], dtype: str) -> Weights:
+    """A copy of the weights that are given by name, in another precision."""
+    weights = Weights.zeros(config, dtype)
+    for name, weight in weights.items():
+        weight[...] = values[name]
+    return weights
+
+
+def small(V: int, context: int, L: int, H: int, C: int, F: int, **changes) -> ModelConfig:
+    """A configuration by its sizes: GELU and learned positions, unless `changes` say otherwise."""
+    sizes = {"vocab_size": V, "context_length": context, "n_layer": L, "n_head": H, "d_model": C, "d_ff": F}
+    return ModelConfig(**{**sizes, "activation": "gelu_tanh", "position": "learned", **changes})
+
+
+def _case(title: str, B: int = 3, T: int = 5, symbols: int = 7, **changes) -> Case:
+    sizes = {"V": 11, "L": 2, "H": 2, "C": 8, "F": 12, **changes}
+    return Case(title, small(context=6, **sizes), B, T, symbols=symbols)
 
 
 _PLAIN = {"bias": False, "tie_embeddings": False, "activation": "relu", "position": "sinusoidal"}
 
 CASES = [
-    Case("gelu, learned, tied, bias", _config()),
-    Case("relu", _config(activation="relu")),
-    Case("sinusoidal", _config(position="sinusoidal")),
-    Case("untied", _config(tie_embeddings=False)),
-    Case("no bias", _config(bias=False)),
-    Case("relu, sinusoidal, untied, no bias", _config(**_PLAIN)),
-    Case("dropout", _config(dropout=0.2)),
-    Case("dropout, relu, sinusoidal, untied, no bias", _config(dropout=0.5, **_PLAIN)),
-    Case("one head", _config(n_head=1)),
-    Case("eight heads of size 1", _config(n_head=8)),
-    Case("heads wider than the stream", _config(head_size=7)),
-    Case("heads of odd size", _config(head_size=3)),
-    Case("odd widths", _config(vocab_size=13, n_head=3, d_model=15, d_ff=7)),
-    Case("T of 1", _config(), T=1),
-    Case("T of 1, dropout, sinusoidal", _config(dropout=0.3, position="sinusoidal"), T=1),
-    Case("the full context", _config(), T=6),
-    Case("batch 1", _config(), B=1),
-    Case("batch 1, T of 1", _config(tie_embeddings=False), B=1, T=1),
-    Case("one token repeated", _config(), symbols=1),
-    Case("large norm_eps", _config(norm_eps=0.5)),
-    *(Case(norm, _config(norm=norm)) for norm in COMPONENTS["norm"]),
+    _case("gelu, learned, tied, bias"),
+    _case("relu", activation="relu"),
+    _case("sinusoidal", position="sinusoidal"),
+    _case("untied", tie_embeddings=False),
+    _case("no bias", bias=False),
+    _case("relu, sinusoidal, untied, no bias", **_PLAIN),
+    _case("dropout", dropout=0.2),
+    _case("dropout, relu, sinusoidal, untied, no bias", dropout=0.5, **_PLAIN),
+    _case("one head", H=1),
+    _case("eight heads of size 1", H=8),
+    _case("heads wider than the stream", head_size=7),
+    _case("heads of odd size", head_size=3),
+    _case("odd widths", V=13, H=3, C=15, F=7),
+    _case("T of 1", T=1),
+    _case("T of 1, dropout, sinusoidal", T=1, dropout=0.3, position="sinusoidal"),
+    _case("the full context", T=6),
+    _case("batch 1", B=1),
+    _case("batch 1, T of 1", B=1, T=1, tie_embeddings=False),
+    _case("one token repeated", symbols=1),
+    _case("large norm_eps", norm_eps=0.5),
+    *(_case(norm, norm=norm) for norm in COMPONENTS["norm"]),
     *(Case(f"family: {title}", family_config(title), T=9) for title in FAMILIES),
-    Case("six layers", _config(n_layer=6, n_head=4)),
-]  # fmt: skip
+    _case("six layers", L=6, H=4),
+]

@@ -7,7 +7,7 @@ name, shape or precision that differs, a value that is not finite, a tensor comp
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf, nan
+from math import inf, isfinite, nan
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +17,7 @@ from parity.tolerances import limit, observe
 
 
 class ParityError(AssertionError):
-    """Two computations of the same thing differ; the message says where, by how much, and with which seed.
-
-    where: the first thing that differs, in a few words
-    """
+    """Two computations of the same thing differ; `where` is the first thing that differs, in a few words."""
 
     def __init__(self, message: str, where: str):
         super().__init__(message)
@@ -63,6 +60,13 @@ class Row(NamedTuple):
             f"error {self.error:.3g} of the reference's largest magnitude, limit {self.limit:g}"
         )
 
+    def as_record(self) -> dict:
+        """The row by field; numbers that JSON lacks become null."""
+        fields = self._asdict().items()
+        return {
+            name: None if isinstance(each, float) and not isfinite(each) else each for name, each in fields
+        }
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -80,24 +84,17 @@ class Comparison:
 
     @property
     def diverging(self) -> list[Row]:
-        """The rows that do not hold, in dataflow order."""
+        """The rows that do not hold."""
         return [row for row in self.rows if not row.holds]
-
-    @property
-    def worst(self) -> Row:
-        """The row with the largest error for its limit."""
-        return max(self.rows, key=lambda row: row.error / row.limit)
 
     def describe(self) -> str:
         """What diverges first in dataflow order, which is where to look, and what diverges most."""
-        first, worst, count = (
-            self.diverging[0],
-            max(self.diverging, key=lambda row: row.error),
-            len(self.rows),
-        )
+        diverging = self.diverging
+        worst = max(diverging, key=lambda row: row.error)
         return (
-            f"{self.title}, {self.dtype}, seed {self.seed}: {len(self.diverging)} of {count} tensors diverge\n"
-            f"  first in dataflow order: {first.describe()}\n"
+            f"{self.title}, {self.dtype}, seed {self.seed}: "
+            f"{len(diverging)} of {len(self.rows)} tensors diverge\n"
+            f"  first in dataflow order: {diverging[0].describe()}\n"
             f"  worst: {worst.describe()}"
         )
 
@@ -120,28 +117,36 @@ def compare(
     It is a difference of terms that cancel, so its error is relative to the last tensor before it that is
     not 0, from which those terms come.
     """
-    rows, flowing = [], 0.0
+    rows, scale = [], 0.0
     for name in [*reference, *(name for name in twin if name not in reference)]:
-        if name not in reference or name not in twin:
-            shape = np.shape(reference[name] if name in reference else twin[name])
-            lacking = "twin" if name in reference else "reference"
-            rows.append(_incomparable(quantity, name, shape, dtype, f"missing in the {lacking}"))
-            continue
-        scale = magnitude(reference[name]) or flowing
-        rows.append(_compare_tensor(quantity, name, reference[name], twin[name], dtype, scale))
-        flowing = scale
+        if name in reference and name in twin:
+            problem = _problem(reference[name], twin[name], dtype)
+            scale = magnitude(reference[name]) or scale
+        else:
+            problem = f"missing in the {'twin' if name in reference else 'reference'}"
+        ours = reference[name] if name in reference else twin[name]
+        rows.append(measure(quantity, name, ours, twin.get(name), limit(quantity, dtype), scale, problem))
     return rows
 
 
-def _compare_tensor(quantity, name, reference, twin, dtype, scale) -> Row:
-    problem = _problem(reference, twin, dtype)
+def measure(quantity: str, name: str, reference, found, limit: float, scale: float, problem: str) -> Row:
+    """The row of two tensors; their numbers are looked at only where there is no problem."""
     if problem:
-        return _incomparable(quantity, name, np.shape(reference), dtype, problem)
-    difference = np.abs(np.asarray(twin, np.float64) - np.asarray(reference, np.float64))
+        return Row(quantity, name, np.shape(reference), inf, limit, problem=problem)
+    difference = np.abs(np.asarray(found, np.float64) - np.asarray(reference, np.float64))
     index = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
-    error = relative_error(twin, reference, scale)
-    values = float(reference[index]), float(twin[index])
-    return Row(quantity, name, reference.shape, error, limit(quantity, dtype), index, *values)
+    values = float(reference[index]), float(found[index])
+    return Row(
+        quantity, name, reference.shape, relative_error(found, reference, scale), limit, index, *values
+    )
+
+
+def not_finite(tensor: np.ndarray, where: str = "") -> str:
+    """The first value that is not finite and its index; "" if all are."""
+    if np.isfinite(tensor).all():
+        return ""
+    index = [int(i) for i in np.argwhere(~np.isfinite(tensor))[0]]
+    return f"{tensor[tuple(index)]}{where} at {index}"
 
 
 def _problem(reference, twin, dtype) -> str:
@@ -154,12 +159,4 @@ def _problem(reference, twin, dtype) -> str:
         return "empty"
     if np.may_share_memory(reference, twin):
         return "reference and twin are one piece of memory"
-    for whose, tensor in (("reference", reference), ("twin", twin)):
-        if not np.isfinite(tensor).all():
-            index = [int(i) for i in np.argwhere(~np.isfinite(tensor))[0]]
-            return f"{tensor[tuple(index)]} in the {whose} at {index}"
-    return ""
-
-
-def _incomparable(quantity, name, shape, dtype, problem) -> Row:
-    return Row(quantity, name, shape, inf, limit(quantity, dtype), problem=problem)
+    return not_finite(reference, " in the reference") or not_finite(twin, " in the twin")

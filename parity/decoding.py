@@ -1,6 +1,6 @@
 """Decoding: both twins write the tokens of the definition, with the key/value cache and without it."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from itertools import product
 from types import ModuleType
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 import numpy_llm
-from contract.config import ModelConfig
 from contract.sampling import sample
-from parity.cases import Case, lively_weights
+from contract.weights import Weights
+from parity.cases import Case, lively_weights, small
 from parity.compare import Comparison, ParityError, compare
 from parity.passes import Twins
 from parity.tolerances import limit, observe
@@ -23,10 +23,7 @@ SAMPLINGS = {
     "sampled": {"temperature": 1.2, "top_k": 20, "top_p": 0.95, "seed": 3},
 }
 # Untied, because a tied model with random weights mostly repeats its last token.
-DECODER = ModelConfig(
-    vocab_size=23, context_length=24, n_layer=2, n_head=2, d_model=16, d_ff=24, activation="gelu_tanh",
-    position="learned", tie_embeddings=False,
-)  # fmt: skip
+DECODER = small(V=23, context=24, L=2, H=2, C=16, F=24, tie_embeddings=False)
 
 
 def prompts() -> list[list[int]]:
@@ -37,29 +34,35 @@ def prompts() -> list[list[int]]:
 
 def write_texts(package: ModuleType, dtype: str, sampling: str, use_cache: bool) -> list[list[int]]:
     """What a model of either package writes after each prompt."""
-    model = package.GPT(DECODER, lively_weights(DECODER, SEED, dtype))
+    return [_text(package, dtype, number, sampling, use_cache) for number in range(PROMPTS)]
+
+
+def _text(package: ModuleType, dtype: str, number: int, sampling: str, use_cache: bool) -> list[int]:
+    """What it writes after prompt `number`."""
+    model = package.GPT(DECODER, _weights(dtype))
     settings = SAMPLINGS[sampling] | {"use_cache": use_cache}
-    return [
-        model.generate(prompt, NEW_TOKENS, sequence=number, **settings)
-        for number, prompt in enumerate(prompts())
-    ]
+    return model.generate(prompts()[number], NEW_TOKENS, sequence=number, **settings)
 
 
-@lru_cache(maxsize=8)  # many changed twins are held against the same other one
-def _texts(package: ModuleType, sampling: str, use_cache: bool) -> list[list[int]]:
-    return write_texts(package, "float64", sampling, use_cache)
+@cache
+def _weights(dtype: str) -> Weights:
+    return lively_weights(DECODER, SEED, dtype)
 
 
-@lru_cache
-def _defined_texts(sampling: str) -> list[list[int]]:
+# Many changed references are held against the same twin. The reference's own texts are never kept: what `made` changes
+# in it is no other package.
+_twin_text = lru_cache(maxsize=16 * PROMPTS)(_text)
+
+
+@cache
+def _defined_text(number: int, sampling: str) -> list[int]:
     """What decoding means, without the loop that the twins share: a pass over the last window, a draw, and again."""
-    model, texts = numpy_llm.GPT(DECODER, lively_weights(DECODER, SEED, "float64")), prompts()
-    for number, tokens in enumerate(texts):
-        for _ in range(NEW_TOKENS):
-            logits = model.forward(np.array([tokens[-DECODER.context_length :]]))[0][0, -1]
-            place = {"sequence": number, "position": len(tokens)}
-            tokens.append(sample(logits, **SAMPLINGS[sampling], **place))
-    return [tokens[-NEW_TOKENS:] for tokens in texts]
+    model, tokens = numpy_llm.GPT(DECODER, _weights("float64")), prompts()[number]
+    for _ in range(NEW_TOKENS):
+        logits = model.forward(np.array([tokens[-DECODER.context_length :]]))[0][0, -1]
+        place = {"sequence": number, "position": len(tokens)}
+        tokens.append(sample(logits, **SAMPLINGS[sampling], **place))
+    return tokens[-NEW_TOKENS:]
 
 
 def check_generation(twins: Twins):
@@ -67,9 +70,11 @@ def check_generation(twins: Twins):
 
     Prompts are shorter and longer than the context, and what is written goes beyond its edge.
     """
-    for sampling, use_cache, package in product(SAMPLINGS, (True, False), twins):
-        texts = zip(prompts(), _texts(package, sampling, use_cache), _defined_texts(sampling), strict=True)
-        for number, (prompt, found, wanted) in enumerate(texts):
+    for number, prompt in enumerate(prompts()):
+        for sampling, use_cache, package in product(SAMPLINGS, (True, False), twins):
+            write = _twin_text if package is twins.twin else _text
+            found = write(package, "float64", number, sampling, use_cache)
+            wanted = _defined_text(number, sampling)
             at = first_difference(found, wanted)
             if at is not None:
                 raise ParityError(
@@ -80,19 +85,19 @@ def check_generation(twins: Twins):
 
 
 def check_generation_in_float32(twins: Twins) -> int:
-    """In float32 greedy texts part only where the two best logits are closer than float32 tells them apart.
+    """In float32 greedy texts differ only where the two best logits are closer than float32 tells them apart.
 
-    returns: how many of the texts part
+    returns: how many of the texts differ
     """
     ours, theirs = (write_texts(package, "float32", "greedy", use_cache=True) for package in twins)
     model = twins.reference.GPT(DECODER, lively_weights(DECODER, SEED, "float32"))
-    parted = 0
+    differing = 0
     for prompt, found, wanted in zip(prompts(), ours, theirs, strict=True):
         at = first_difference(found, wanted)
         if at is not None:
             require_tie(model, prompt + found[:at], found[at], wanted[at])
-            parted += 1
-    return parted
+            differing += 1
+    return differing
 
 
 def require_tie(model, tokens: list[int], ours: int, theirs: int):
@@ -111,38 +116,24 @@ def require_tie(model, tokens: list[int], ours: int, theirs: int):
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> int | None:
-    """Where two texts part, None where they are equal."""
+    """The index of the first differing token, None where the texts are equal."""
     if len(ours) != len(theirs):
         return min(len(ours), len(theirs))
     return next((at for at, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), None)
 
 
+@torch.no_grad()
 def check_cache(twins: Twins):
     """A text fed in pieces, with a key/value cache, gives the stream of the text taken whole."""
     inputs = Case("pieces", DECODER, B=1, T=9).inputs("float64")
-    model = twins.twin.GPT(DECODER, inputs.weights)
-    with torch.no_grad():
-        whole = {"stream": model.stream_forward(torch.tensor(inputs.tokens)).numpy()}
-    for package, stream_in_pieces in ((twins.reference, _stream), (twins.twin, _stream_twin)):
-        kv_cache = import_module(f"{package.__name__}.generate").KeyValueCache
-        found = {"stream": stream_in_pieces(package, inputs, kv_cache)}
-        title = f"a text in pieces in {package.__name__}"
-        Comparison(title, "float64", 1, compare("activation", whole, found, "float64")).require()
-
-
-def _stream(package, inputs, kv_cache) -> np.ndarray:
-    model, kv_cache, pieces = package.GPT(DECODER, inputs.weights), kv_cache(DECODER, "float64"), []
-    for piece in np.split(inputs.tokens, np.cumsum(_PIECES)[:-1], axis=1):
-        pieces.append(np.array(model.stream_forward(piece, kv_cache=kv_cache)[0]))
-        kv_cache.length += piece.shape[1]
-    return np.concatenate(pieces, axis=1)
-
-
-@torch.no_grad()
-def _stream_twin(package, inputs, kv_cache) -> np.ndarray:
-    model, pieces = package.GPT(DECODER, inputs.weights), []
-    kv_cache = kv_cache(DECODER, model.dtype)
-    for piece in torch.tensor(inputs.tokens).split(_PIECES, dim=1):
-        pieces.append(model.stream_forward(piece, kv_cache=kv_cache))
-        kv_cache.length += piece.shape[1]
-    return torch.cat(pieces, dim=1).numpy()
+    whole = twins.twin.GPT(DECODER, inputs.weights).stream_forward(torch.tensor(inputs.tokens)).numpy()
+    for package in twins:
+        model, pieces, is_twin = package.GPT(DECODER, inputs.weights), [], package is twins.twin
+        kv_cache = import_module(f"{package.__name__}.generate").KeyValueCache(DECODER, model.dtype)
+        for piece in np.split(inputs.tokens, np.cumsum(_PIECES)[:-1], axis=1):
+            stream = model.stream_forward(torch.tensor(piece) if is_twin else piece, kv_cache=kv_cache)
+            pieces.append(stream.numpy() if is_twin else np.array(stream[0]))
+            kv_cache.length += piece.shape[1]
+        found = {"stream": np.concatenate(pieces, axis=1)}
+        rows = compare("activation", {"stream": whole}, found, "float64")
+        Comparison(f"a text in pieces in {package.__name__}", "float64", 1, rows).require()

@@ -12,29 +12,27 @@ import torch
 import numpy_llm
 import torch_llm
 from contract.trace import NO_TRACE, Trace
-from contract.weights import Weights
-from parity.cases import Case, Inputs
+from parity.cases import Case, Inputs, cast_weights
 from parity.compare import Comparison, Row, compare
 from parity.tolerances import MOST_ROUNDING, NEIGHBOURS, ROUNDING
 
 
 class Twins(NamedTuple):
-    """The packages to hold against each other: the twins themselves, or copies with a fault in one."""
+    """The packages to compare: the twins themselves, or a copy of one with a fault."""
 
     reference: ModuleType = numpy_llm
     twin: ModuleType = torch_llm
 
 
 class Record(NamedTuple):
-    """What a pass computed, by name.
-
-    activations, gradients: in the order in which the pass met them; weight_gradients: in that order too,
-        which is the weight table's reversed
-    """
+    """What a pass computed, by name, in the order in which it did; for weights that is their table reversed."""
 
     activations: dict[str, np.ndarray]
     gradients: dict[str, np.ndarray]
     weight_gradients: dict[str, np.ndarray]
+
+
+QUANTITIES = ("activation", "gradient", "weight gradient")  # of a record's three parts
 
 
 def reference_pass(package: ModuleType, config, inputs: Inputs) -> Record:
@@ -62,8 +60,8 @@ def twin_pass(
     loss.backward()
     if not traced:
         trace.activations.update(logits=_array(logits), loss=_array(loss))
-    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    gradients = {name: _array(gradient) for name, gradient in gradients.items()}
+    parameters = model.named_parameters()
+    gradients = {name: _array(weight.grad) for name, weight in parameters if weight.grad is not None}
     return Record(trace.activations, trace.gradients, _backward_order(gradients))
 
 
@@ -71,9 +69,8 @@ def compare_passes(reference: Record, dtype: str, *, traced: Record | None, untr
     """Every tensor of the traced pass, then what the untraced one shows, each in dataflow order."""
     rows = []
     if traced is not None:
-        rows += compare("activation", reference.activations, traced.activations, dtype)
-        rows += compare("gradient", reference.gradients, traced.gradients, dtype)
-        rows += compare("weight gradient", reference.weight_gradients, traced.weight_gradients, dtype)
+        for quantity, ours, theirs in zip(QUANTITIES, reference, traced, strict=True):
+            rows += compare(quantity, ours, theirs, dtype)
     outputs = {name: reference.activations[name] for name in ("logits", "loss")}
     rows += compare("untraced output", outputs, untraced.activations, dtype)
     rows += compare("untraced gradient", reference.weight_gradients, untraced.weight_gradients, dtype)
@@ -83,9 +80,9 @@ def compare_passes(reference: Record, dtype: str, *, traced: Record | None, untr
 def allow_rounding(rows: list[Row], config, inputs: Inputs) -> list[Row]:
     """The rows of a float32 comparison, the limit widened where float32 does not determine a tensor that well.
 
-    What is left open is told by the twin's traced pass on the processor alone, so that nothing that is compared
-    can excuse itself, neither the reference nor a fused or compiled twin nor another device: how far its float32
-    is from its float64, at the most of the weights given and of some that differ from them in the last bit.
+    How much is left open is measured in the twin's traced pass on the CPU alone, so that nothing that is compared can
+    excuse itself: how far its float32 is from its float64, at most, on the weights given and on some that differ
+    from them in the last bit.
 
     inputs: in float32
     """
@@ -93,45 +90,37 @@ def allow_rounding(rows: list[Row], config, inputs: Inputs) -> list[Row]:
         return rows
     random, rounding = np.random.default_rng(0), {}
     for draw in range(NEIGHBOURS + 1):
-        near = Weights.zeros(config, "float32")
-        near.flat[...] = inputs.weights.flat
+        near = cast_weights(config, inputs.weights, "float32")
         near.flat *= 1 + np.float32(2.0**-23) * random.integers(-1, 2, near.flat.size) * bool(draw)
-        same = Weights.zeros(config, "float64")
-        same.flat[...] = near.flat
+        same = cast_weights(config, near, "float64")
         exact = twin_pass(torch_llm, config, inputs._replace(weights=same), traced=True)
         rounded = twin_pass(torch_llm, config, inputs._replace(weights=near), traced=True)
         rounded = Record(*({n: value.astype(np.float64) for n, value in part.items()} for part in rounded))
         for row in compare_passes(exact, "float64", traced=rounded, untraced=rounded):
             if not row.problem:
-                key = row.quantity, row.name
-                rounding[key] = max(row.error, rounding.get(key, 0.0))
-
-    def widened(row: Row) -> Row:
-        own = rounding.get((row.quantity, row.name), 0.0)
+                rounding[row[:2]] = max(row.error, rounding.get(row[:2], 0.0))
+    widened = []
+    for row in rows:
+        own = rounding.get(row[:2], 0.0)
         limit = min(ROUNDING * own, MOST_ROUNDING)
-        if row.holds or row.problem or row.error > limit:
-            return row
-        return row._replace(limit=limit, rounding=own)
-
-    return [widened(row) for row in rows]
+        allowed = not row.holds and not row.problem and row.error <= limit
+        widened.append(row._replace(limit=limit, rounding=own) if allowed else row)
+    return widened
 
 
 def compare_case(case: Case, dtype: str, twins: Twins) -> Comparison:
     """Both twins on one case, traced and untraced."""
     traced, untraced = twin_passes(twins.twin, case, dtype)
     found = reference_pass(twins.reference, case.config, case.inputs(dtype))
-    return Comparison(
-        case.title, dtype, case.seed, compare_passes(found, dtype, traced=traced, untraced=untraced)
-    )
+    rows = compare_passes(found, dtype, traced=traced, untraced=untraced)
+    return Comparison(case.title, dtype, case.seed, rows)
 
 
 @lru_cache(maxsize=128)  # many changed references are held against the same twin
 def twin_passes(twin: ModuleType, case: Case, dtype: str) -> tuple[Record, Record]:
     """The traced and the untraced pass of a case."""
-    traced, untraced = (
-        twin_pass(twin, case.config, case.inputs(dtype), traced=traced) for traced in (True, False)
-    )
-    return traced, untraced
+    inputs = case.inputs(dtype)
+    return tuple(twin_pass(twin, case.config, inputs, traced=traced) for traced in (True, False))
 
 
 def kink_distance(record: Record) -> float:
@@ -144,10 +133,9 @@ def kink_distance(record: Record) -> float:
 
 
 def cancellation(record: Record) -> float:
-    """How much smaller the largest number of a gradient is, at the least, than that of the gradient before it.
+    """The least ratio of a gradient's largest number to that of the gradient before it; one of all zeros is skipped.
 
-    What is left of large terms that cancel has their rounding, so fewer digits of its own. A gradient that is
-    exactly 0 does not count.
+    What is left of large terms that cancel has their rounding, so fewer digits of its own.
     """
     sizes = [float(np.abs(gradient).max()) for gradient in record.gradients.values() if gradient.any()]
     return min((after / before for before, after in pairwise(sizes)), default=1.0)

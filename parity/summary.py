@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from math import isfinite
 from pathlib import Path
 
 import torch
@@ -16,8 +15,8 @@ from harness.training.checkpoint import load_checkpoint
 from harness.training.machine import versions
 from harness.training.run_folder import find_checkpoint
 from harness.training.torch_backend import open_device
-from parity.cases import Case
-from parity.compare import Comparison, Row
+from parity.cases import Case, cast_weights
+from parity.compare import Comparison
 from parity.passes import Twins, allow_rounding, compare_passes, reference_pass, twin_pass
 
 SEQUENCES, MOST_TOKENS = 2, 128
@@ -30,13 +29,13 @@ NOTES = {"float32": "--dtype float64 or another --seed tells a mistake from roun
 def compare_models(
     run: Path | None, *, dtype: str = "float32", device: str = "cpu", compiled: bool = False, seed: int = 0
 ) -> Iterator[Comparison]:
-    """Hold the twins against each other on a run's checkpoint, or on `PRESETS` with lively random weights.
+    """Compare the twins on a run's checkpoint, or on `PRESETS` with lively random weights.
 
     The batch is random: 2 sequences of the context's length, at most 128 tokens. Where the model was trained
     with dropout, masks are drawn, the same for both.
 
     dtype: "float32" or "float64"; device: of the twin; seed: of tokens, masks and random weights
-    compiled: hold the twin as `torch.compile` makes it, which has no traced path, instead of as it is
+    compiled: compare the twin as `torch.compile` makes it, which has no traced path
 
     Raises UserError where the run, the device or the compiler is not there.
     """
@@ -44,18 +43,15 @@ def compare_models(
         raise ConfigError(f"--dtype must be float32 or float64, got {dtype}")
     if not 0 <= seed < 2**63:
         raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {seed}")
-    place = open_device(device, dtype)
+    place, twins = open_device(device, dtype), Twins()
     for title, config, weights in _models(run):
-        case = Case(
-            title, config, SEQUENCES, min(config.context_length, MOST_TOKENS), seed, config.vocab_size
-        )
-        inputs = case.inputs(dtype)
+        T = min(config.context_length, MOST_TOKENS)
+        inputs = Case(title, config, SEQUENCES, T, seed, config.vocab_size).inputs(dtype)
         if weights is not None:
-            for name, weight in inputs.weights.items():
-                weight[...] = weights[name]
-        traced = None if compiled else twin_pass(Twins().twin, config, inputs, traced=True, device=place)
+            inputs = inputs._replace(weights=cast_weights(config, weights, dtype))
+        traced = None if compiled else twin_pass(twins.twin, config, inputs, traced=True, device=place)
         untraced = _untraced_pass(config, inputs, place, compiled)
-        reference = reference_pass(Twins().reference, config, inputs)
+        reference = reference_pass(twins.reference, config, inputs)
         rows = compare_passes(reference, dtype, traced=traced, untraced=untraced)
         if dtype == "float32":
             rows = allow_rounding(rows, config, inputs)
@@ -63,13 +59,13 @@ def compare_models(
 
 
 def _models(run: Path | None) -> Iterator[tuple[str, ModelConfig, Weights | None]]:
-    if run is not None:
+    if run is None:
+        for name, vocab_size in PRESETS.items():
+            yield f"preset {name}", preset(name, vocab_size=vocab_size), None
+    else:
         folder = find_checkpoint(run)
         checkpoint = load_checkpoint(folder)
         yield str(folder), checkpoint.config, checkpoint.weights
-        return
-    for name, vocab_size in PRESETS.items():
-        yield f"preset {name}", preset(name, vocab_size=vocab_size), None
 
 
 def _untraced_pass(config, inputs, place, compiled: bool):
@@ -83,9 +79,6 @@ def _untraced_pass(config, inputs, place, compiled: bool):
             f"torch.compile does not work here ({reason}); it needs a C++ compiler (or Triton on a GPU): install "
             "one, or omit --compile"
         ) from error
-
-
-# The table
 
 
 def table(comparison: Comparison) -> Iterator[str]:
@@ -105,62 +98,44 @@ def table(comparison: Comparison) -> Iterator[str]:
 
 
 def summary(comparison: Comparison) -> str:
-    """The verdict in a line: the worst error with its tensor, or the first diverging tensor in dataflow order."""
+    """The verdict in a line: the worst error for its limit, or the first diverging tensor in dataflow order."""
     count, diverging = len(comparison.rows), comparison.diverging
     which = f"{comparison.title} in {comparison.dtype}"
     if diverging:
         note = f"; {comparison.note}" if comparison.note else ""
         first = diverging[0].describe()
         return f"{which}: {len(diverging)} of {count} tensors differ, first in dataflow order {first}{note}"
-    worst = comparison.worst
+    worst = max(comparison.rows, key=lambda row: row.error / row.limit)
     agree = f"all {count} tensors agree"
-    widened = [row for row in comparison.rows if row.rounding]
-    if widened:
+    if widened := [row for row in comparison.rows if row.rounding]:
         most = max(widened, key=lambda row: row.error)
         agree += (
             f", {len(widened)} of them only as far as float32 determines them (up to {most.error:.1e}; PyTorch's own "
             f"rounding there is {most.rounding:.1e})"
         )
-    return (
-        f"{which}: {agree}; worst error {worst.error:.1e}, limit {worst.limit:.0e}, "
-        f"in {worst.quantity} {worst.name}"
-    )
-
-
-# For machines
+    where = f"{worst.quantity} {worst.name}"
+    return f"{which}: {agree}; worst error {worst.error:.1e}, limit {worst.limit:.0e}, in {where}"
 
 
 def write_json(
     path: Path, comparisons: list[Comparison], *, device: str, compiled: bool, overwrite: bool = False
 ):
     """Write everything compared, and on what, in place of the file at `path` at once."""
+    accelerator = {"accelerator": torch.cuda.get_device_name()} if device == "cuda" else {}
     record = {
         "holds": not any(comparison.diverging for comparison in comparisons),
         "device": device,
         "compiled": compiled,
-        "versions": versions() | _accelerator(device),
+        "versions": versions() | accelerator,
         "comparisons": [
             {
                 "model": comparison.title,
                 "dtype": comparison.dtype,
                 "seed": comparison.seed,
-                "tensors": [_json_row(row) for row in comparison.rows],
+                "tensors": [row.as_record() | {"holds": row.holds} for row in comparison.rows],
             }
             for comparison in comparisons
         ],
     }
     with write_file(path, overwrite=overwrite) as file:
         file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-
-
-def _json_row(row: Row) -> dict:
-    """The row by field; numbers that JSON lacks become null."""
-    values = {
-        name: None if isinstance(value, float) and not isfinite(value) else value
-        for name, value in row._asdict().items()
-    }
-    return values | {"holds": row.holds}
-
-
-def _accelerator(device: str) -> dict[str, str]:
-    return {"accelerator": torch.cuda.get_device_name()} if device == "cuda" else {}

@@ -12,6 +12,7 @@ from contract.config import ModelConfig
 from parity.cases import CASES, Case
 from parity.compare import compare
 from parity.passes import (
+    QUANTITIES,
     Record,
     Twins,
     allow_rounding,
@@ -26,7 +27,6 @@ from parity.passes import (
 from parity.tolerances import ROUNDING
 
 DTYPES = ("float64", "float32")
-QUANTITIES = ("activation", "gradient", "weight gradient")
 CANCELLATION = {"float64": 1e-3, "float32": 0.05}  # what is left of large terms keeps the digits asked for
 SENSITIVITY, KINK = 1e-6, 2e-6  # a tenth and a fifth of what the float32 limits allow
 

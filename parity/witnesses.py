@@ -4,22 +4,18 @@ import numpy as np
 
 from contract.components import COMPONENTS
 from contract.config import ModelConfig
-from contract.numbers import slope
 from contract.presets import preset
-from harness.exchange.families.gpt2 import PREFIX, published_places
-from parity.cases import Case
+from contract.numbers import slope
+from harness.exchange.families.gpt2 import PREFIX, published_config, published_places
+from parity.cases import Case, small
 from parity.compare import Comparison, ParityError, compare
 from parity.passes import Twins, kink_distance, reference_pass
 
 STEP = 3e-4  # h of the differences
 
 
-def _tiny(title: str, B: int, T: int, seed: int = 22, **changes) -> Case:
-    fields = {
-        "vocab_size": 7, "context_length": 4, "n_layer": 1, "n_head": 2, "d_model": 6, "d_ff": 5,
-        "activation": "gelu_tanh", "position": "learned",
-    }  # fmt: skip
-    return Case(title, ModelConfig(**{**fields, **changes}), B, T, seed, symbols=4)
+def _tiny(title: str, B: int, T: int, seed: int = 22, *, L=1, H=2, C=6, F=5, **changes) -> Case:
+    return Case(title, small(7, 4, L, H, C, F, **changes), B, T, seed, symbols=4)
 
 
 TINY_CASES = [
@@ -29,14 +25,14 @@ TINY_CASES = [
     _tiny("untied", 2, 3, tie_embeddings=False),
     _tiny("no bias", 2, 4, bias=False),
     _tiny("dropout", 3, 4, dropout=0.3),
-    _tiny("one head, odd width", 2, 3, n_head=1, d_model=5, d_ff=7),
-    _tiny("three heads, odd width", 1, 4, n_head=3, d_model=9, d_ff=3),
+    _tiny("one head, odd width", 2, 3, H=1, C=5, F=7),
+    _tiny("three heads, odd width", 1, 4, H=3, C=9, F=3),
     _tiny("one token", 2, 1),
     *(_tiny(norm, 2, 3, norm=norm) for norm in COMPONENTS["norm"]),
-    _tiny("two layers", 2, 3, n_layer=2, n_head=1, d_model=4, d_ff=3),
-    _tiny("three layers, large eps", 2, 4, n_layer=3, n_head=1, d_model=3, d_ff=4, norm_eps=0.1),
+    _tiny("two layers", 2, 3, L=2, H=1, C=4, F=3),
+    _tiny("three layers, large eps", 2, 4, L=3, H=1, C=3, F=4, norm_eps=0.1),
     _tiny(
-        "relu, sinusoidal, untied, no bias, dropout, two layers", 2, 4, seed=27, n_layer=2, d_model=4,
+        "relu, sinusoidal, untied, no bias, dropout, two layers", 2, 4, seed=27, L=2, C=4,
         activation="relu", position="sinusoidal", tie_embeddings=False, bias=False, dropout=0.2,
     ),
 ]  # fmt: skip
@@ -63,12 +59,10 @@ def check_directions(twins: Twins):
     for name, weight in model.weights.items():
         direction = random.standard_normal(weight.shape)
         direction /= np.linalg.norm(direction)
-        slopes[name] = np.array(np.vdot(gradients[name], direction))
-        found[name] = np.array(slope(loss, weight, STEP, direction=direction))
         # The slope is a sum that may come out near 0 by chance: its error is relative to the gradient's length.
-        slopes[name], found[name] = (
-            np.append(value, np.linalg.norm(gradients[name])) for value in (slopes[name], found[name])
-        )
+        length = np.linalg.norm(gradients[name])
+        slopes[name] = np.array([np.vdot(gradients[name], direction), length])
+        found[name] = np.array([slope(loss, weight, STEP, direction=direction), length])
     rows = compare("directional difference", slopes, found, "float64")
     Comparison("directions at nano size", "float64", case.seed, rows).require()
 
@@ -90,20 +84,12 @@ def _differentiated(twins: Twins, case: Case):
 # Hugging Face
 
 
-def _published(L: int, H: int, C: int, V: int, context: int, F: int | None = None, **changes) -> ModelConfig:
-    fields = {
-        "vocab_size": V, "context_length": context, "n_layer": L, "n_head": H, "d_model": C, "d_ff": F or 4 * C,
-        "activation": "gelu_tanh", "position": "learned",
-    }  # fmt: skip
-    return ModelConfig(**{**fields, **changes})
-
-
 PUBLISHED = [
-    _published(1, 1, 8, 11, 8),
-    _published(2, 3, 12, 17, 9),
-    _published(3, 4, 32, 29, 12),
-    _published(2, 5, 15, 13, 7, F=22, norm_eps=1e-2),
-    _published(2, 2, 10, 13, 8, activation="relu", tie_embeddings=False),
+    small(11, 8, L=1, H=1, C=8, F=32),
+    small(17, 9, L=2, H=3, C=12, F=48),
+    small(29, 12, L=3, H=4, C=32, F=128),
+    small(13, 7, L=2, H=5, C=15, F=22, norm_eps=1e-2),
+    small(13, 8, L=2, H=2, C=10, F=40, activation="relu", tie_embeddings=False),
 ]
 NEW_TOKENS = 6
 
@@ -111,9 +97,8 @@ NEW_TOKENS = 6
 def check_transformers(twins: Twins):
     """Logits, loss, every weight's gradient and greedy texts of GPT2LMHeadModel, which nobody here wrote."""
     for config in PUBLISHED:
-        case = Case(
-            f"transformers, {config}", config, B=3, T=config.context_length - 1, symbols=config.vocab_size
-        )
+        title, T = f"transformers, {config}", config.context_length - 1
+        case = Case(title, config, B=3, T=T, symbols=config.vocab_size)
         inputs = case.inputs("float64")
         theirs = _gpt2(config, inputs.weights)
         record = reference_pass(twins.reference, config, inputs)
@@ -127,11 +112,10 @@ def check_transformers(twins: Twins):
         Comparison(case.title, "float32", case.seed, rows).require()
 
         prompt = inputs.tokens[0, : config.context_length - NEW_TOKENS].tolist()
-        text = twins.reference.GPT(config, inputs.weights).generate(prompt, NEW_TOKENS, temperature=0)
-        if text != _gpt2_text(theirs, prompt):
-            raise ParityError(
-                f"{case.title}: {text} after {prompt}, not {_gpt2_text(theirs, prompt)}", "text"
-            )
+        ours = twins.reference.GPT(config, inputs.weights).generate(prompt, NEW_TOKENS, temperature=0)
+        wanted = _gpt2_text(theirs, prompt)
+        if ours != wanted:
+            raise ParityError(f"{case.title}: {ours} after {prompt}, not {wanted}", "text")
 
 
 def _gpt2(config: ModelConfig, weights):
@@ -139,23 +123,8 @@ def _gpt2(config: ModelConfig, weights):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.context_length,
-            n_embd=config.d_model,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_inner=config.d_ff,
-            activation_function={"gelu_tanh": "gelu_new", "relu": "relu"}[config.activation],
-            layer_norm_epsilon=config.norm_eps,
-            tie_word_embeddings=config.tie_embeddings,
-            attn_implementation="eager",
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-    model = model.double().eval()
+    fields = published_config(config, "float64", None)
+    model = GPT2LMHeadModel(GPT2Config(**fields, attn_implementation="eager")).double().eval()
     with torch.no_grad():
         for name, place in _places(config).items():
             value = torch.tensor(weights[name])
@@ -171,10 +140,7 @@ def _places(config: ModelConfig) -> dict:
 
 
 def _gpt2_pass(model, config, inputs):
-    """returns: logits and loss, gradients by our names and transposed as our weights are, and the model's own loss
-
-    Its own loss is computed in float32, whatever the model is in; the gradients are those of the float64 one.
-    """
+    """returns: logits and loss, gradients by our names and in our layout, and the model's own loss, always float32"""
     import torch
 
     tokens = torch.tensor(np.concatenate([inputs.tokens, inputs.targets[:, -1:]], axis=1))
@@ -195,6 +161,5 @@ def _gpt2_text(model, prompt: list[int]) -> list[int]:
 
     tokens = torch.tensor([prompt])
     settings = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "pad_token_id": 0}
-    return model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)[
-        0, len(prompt) :
-    ].tolist()
+    text = model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)
+    return text[0, len(prompt) :].tolist()

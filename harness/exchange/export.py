@@ -8,7 +8,6 @@ Each comes with SHA256SUMS, by which a later export knows what it may replace.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from harness.training.checkpoint import RANKS, Checkpoint
 from harness.training.tensor_file import save_tensors
 from numpy_llm.positions import sinusoidal_positions
 
-FORMATS = ("huggingface", "torch", "npz")
 GENERATION_CONFIG = "generation_config.json"
 
 
@@ -41,16 +39,14 @@ def export(checkpoint: Checkpoint, format: str, out: Path, *, overwrite: bool = 
     Raises ConfigError for an unknown format, UserError if anything but an earlier export stands at `out`, it
     cannot be written, or the format cannot say what the model is.
     """
-    writers: dict[str, Callable] = {
-        "huggingface": _write_huggingface,
-        "torch": _write_torch,
-        "npz": _write_npz,
-    }
-    if format not in writers:
+    if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}; choose {', '.join(FORMATS)}")
     exported_files(out, overwrite)
     with write_into(out, lambda: exported_files(out, overwrite)) as fresh:
-        writers[format](checkpoint, fresh)
+        FORMATS[format](checkpoint, fresh)
+        if format != "huggingface":
+            _write_json(fresh / CONFIG, checkpoint.config.to_dict())
+            save_ranks(checkpoint.tokenizer, fresh / RANKS)
         write_sums(fresh)
 
 
@@ -65,7 +61,7 @@ def _write_huggingface(checkpoint: Checkpoint, folder: Path):
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
     for name, text in vocabulary_files(tokenizer, config.context_length).items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    end_of_text = vocabulary_of(tokenizer).ids.get(END_OF_TEXT)
+    end_of_text = vocabulary_of(tokenizer)[0].get(END_OF_TEXT)
     tensors = _published_tensors(checkpoint)
     dtype = next(iter(tensors.values())).dtype
     save_tensors(folder / MODEL, tensors, {"format": "pt"})  # transformers refuses a file without it
@@ -106,14 +102,10 @@ def _write_torch(checkpoint: Checkpoint, folder: Path):
     except RuntimeError as error:  # what PyTorch makes of a full disk
         reason = "PyTorch failed to write it: is the disk full?"
         raise OSError(None, reason, str(folder / "model.pt")) from error
-    _write_beside(checkpoint, folder)
 
 
 def _write_npz(checkpoint: Checkpoint, folder: Path):
     np.savez(folder / "model.npz", **checkpoint.weights)
-    _write_beside(checkpoint, folder)
 
 
-def _write_beside(checkpoint: Checkpoint, folder: Path):
-    _write_json(folder / CONFIG, checkpoint.config.to_dict())
-    save_ranks(checkpoint.tokenizer, folder / RANKS)
+FORMATS = {"huggingface": _write_huggingface, "torch": _write_torch, "npz": _write_npz}

@@ -1,18 +1,19 @@
 """Reading GPT-2 as Hugging Face publishes it, with safetensors and NumPy alone.
 
 The folder holds `config.json`, the weights in `model.safetensors` or in the shards that `model.safetensors.index.json`
-lists, and optionally the vocabulary. Tensors are read one by one, so a model takes little more memory than its size.
+lists, and optionally the vocabulary. Tensors are read one by one, so memory holds no second copy.
 """
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from contract.config import ModelConfig
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError, UserError, readable
 from contract.schema import read_json
 from contract.weights import Weights, weight_table
 from data.tokenizers import open_tokenizer
@@ -49,7 +50,7 @@ def import_gpt2(
     note: called with a line for each thing that the user should know
     Raises UserError naming what is missing, extra, damaged, or computes another function.
     """
-    fields = _read_object(folder / CONFIG, folder)
+    fields = _read_object(folder / CONFIG)
     config = config_from_published(fields, dropout)
     found = _stored(folder)
     if config.n_layer > len(found):  # before a table of a million layers is built
@@ -89,17 +90,11 @@ def _read_weights(stored: dict[str, StoredTensor], config: ModelConfig, note) ->
 # --- files ---
 
 
-def _read_object(path: Path, folder: Path, schema=dict) -> dict:
-    try:
+def _read_object(path: Path, schema=dict) -> dict:
+    if not path.exists():
+        raise UserError(f"{path.parent} holds no {path.name}; name a folder as Hugging Face publishes it")
+    with readable(path, "get it again", damaged="is not as published"):
         return read_json(path, schema)
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no {path.name}; name a folder as Hugging Face publishes it"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); get it again") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not as published: {error}; get it again") from None
 
 
 def _stored(folder: Path) -> dict[str, StoredTensor]:
@@ -111,9 +106,9 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
         beside = f"; {pickle.name} is a pickle, which is never read" if pickle.is_file() else ""
         raise UserError(f"{folder} holds neither {MODEL} nor {INDEX}{beside}; get the model as safetensors")
     index = folder / INDEX
-    shard_of = _read_object(index, folder, {"weight_map": {str: str}})["weight_map"]
+    shard_of = _read_object(index, {"weight_map": {str: str}})["weight_map"]
     if not shard_of:
-        raise UserError(f"{index} has an empty weight_map, which should list the shards; get it again")
+        raise UserError(f"{index} has an empty weight_map, expected the shards; get it again")
     stored: dict[str, StoredTensor] = {}
     for shard in dict.fromkeys(shard_of.values()):
         # Both systems' separators everywhere: a folder must not mean one thing here and another there.
@@ -151,20 +146,16 @@ def _match(
         unprefixed[short] = tensor
     table, places = weight_table(config), published_places(config)
     found = {ours: unprefixed.pop(place.name) for ours, place in places.items() if place.name in unprefixed}
-    missing = [places[ours].name for ours in places if ours not in found]
-    allowed = {OUTPUT} if config.tie_embeddings else set()
-    extra = sorted(unprefixed.keys() - allowed)
-    if missing:
-        problems.append(f"missing {_listed(missing)}")
-    if extra:
-        problems.append(f"not GPT-2's {_listed(extra)}")
     named = {places[ours].name: (tensor, ours) for ours, tensor in found.items()}
-    if OUTPUT in unprefixed and config.tie_embeddings:
-        named[OUTPUT] = unprefixed[OUTPUT], "token_embedding.weight"
+    others = dict(unprefixed)
+    if config.tie_embeddings and OUTPUT in others:
+        named[OUTPUT] = others.pop(OUTPUT), "token_embedding.weight"
+    if missing := [place.name for ours, place in places.items() if ours not in found]:
+        problems.append(f"missing {_listed(missing)}")
+    if others:
+        problems.append(f"not GPT-2's {_listed(sorted(others))}")
     for name, (tensor, ours) in named.items():
-        shape = table[ours].shape
-        if places[ours].transposed:
-            shape = shape[::-1]
+        shape = table[ours].shape[:: -1 if places[ours].transposed else 1]
         if tensor.shape != shape:
             problems.append(f"{name} is {tensor.shape}, wanted {shape}")
         elif tensor.dtype not in DTYPES:
@@ -181,10 +172,9 @@ def _listed(names: list[str], separator: str = ", ") -> str:
 
 
 def _dtype_of(stored: dict[str, StoredTensor], note) -> np.dtype:
-    kinds = sorted({tensor.dtype for tensor in stored.values()})
     dtype = max((tensor.float_dtype for tensor in stored.values()), key=lambda dtype: dtype.itemsize)
-    halves = {"F16": "float16", "BF16": "bfloat16"}
-    if narrow := [halves[kind] for kind in kinds if kind in halves]:
+    kinds = {tensor.dtype for tensor in stored.values()}
+    if narrow := [name for kind, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind in kinds]:
         note(f"the weights are {' and '.join(narrow)}; they become {dtype}, which holds the same numbers")
     return dtype
 
@@ -201,34 +191,28 @@ def _check_tied_output(output: StoredTensor | None, weights: Weights):
 
 
 def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[ModelConfig, Weights]:
-    """The model that an export of this project was made from, if its files still hold that one.
-
-    Fixed positions and absent biases are exported as a table and as zeros. If they have been trained since, they are
-    weights now.
-    """
+    """The model that an export of this project was made from, but for positions and biases trained since."""
     if own is None:
         return config, weights
-    try:
-        wanted = ModelConfig.from_dict(own)
-        wanted = replace(wanted, dropout=config.dropout)
-    except (ConfigError, TypeError, AttributeError):
-        wanted = None
+    wanted = None
+    with suppress(ConfigError, TypeError, AttributeError):
+        wanted = replace(ModelConfig.from_dict(own), dropout=config.dropout)
     if wanted is None or published_terms(wanted) != config:
         note(f"{OWN_CONFIG} in {CONFIG} does not fit its other fields, which hold")
-        return config, weights
-    if wanted == config:
         return config, weights
     if wanted.position == "sinusoidal":
         table = sinusoidal_positions(wanted.context_length, wanted.d_model, weights.flat.dtype)
         # Machines differ in a sine's last digit; a step of training changes far more.
         if not np.allclose(weights["position_embedding.weight"], table, rtol=0, atol=1e-6):
             note(
-                "the positions are no longer the fixed sinusoids of the export, so they are learned ones now"
+                "the positions have changed since the export from fixed sinusoids, so they are learned ones now"
             )
             wanted = replace(wanted, position="learned")
     if not wanted.bias and any(value.any() for name, value in weights.items() if name.endswith(".bias")):
-        note("the biases are no longer the zeros of the export, so the model has biases now")
+        note("the biases have changed since the export from zeros, so the model has biases now")
         wanted = replace(wanted, bias=True)
+    if wanted == config:
+        return config, weights
     restored = Weights.zeros(wanted, weights.flat.dtype)
     for name, view in restored.items():
         view[...] = weights[name]

@@ -60,12 +60,6 @@ class Backend(Protocol):
     def load_optimizer_state(self, state: Mapping[str, np.ndarray], step: int):
         """Continue from these moments after `step` updates."""
 
-    @staticmethod
-    def estimate_memory(
-        config: ModelConfig, *, batch_size: int, accumulate: int, threads: int, dtype: str
-    ) -> int:
-        """Bytes of memory that training needs at its peak, including the interpreter and its libraries."""
-
     def generate(self, tokens: list[int], max_new_tokens: int, **sampling) -> Iterator[int]:
         """Yield tokens that continue `tokens`; `sampling` as in `numpy_llm.generate.generate`."""
 
@@ -93,8 +87,7 @@ class BackendSettings:
     take_weights: bool = False
 
     def __post_init__(self):
-        check_threads(self.threads)
-        object.__setattr__(self, "threads", self.threads or available_cpus())  # the dataclass is frozen
+        object.__setattr__(self, "threads", thread_count(self.threads))  # the dataclass is frozen
 
     @property
     def adam(self) -> dict[str, float]:
@@ -103,35 +96,37 @@ class BackendSettings:
 
 
 def open_backend(
-    name: str, config: ModelConfig, weights: Mapping[str, np.ndarray] | None = None, **settings
+    backend: str, config: ModelConfig, weights: Mapping[str, np.ndarray] | None = None, **settings
 ) -> Backend:
     """A backend ready to train or generate.
 
-    name: "numpy" or "torch"; PyTorch is imported only for the latter
+    backend: "numpy" or "torch"; PyTorch is imported only for the latter
     weights: what to start from; None draws initial weights from the seed
     settings: fields of BackendSettings
 
     Raises ConfigError for an unknown name or impossible settings, UserError if PyTorch is not installed.
     """
-    return backend_class(name)(config, weights, BackendSettings(**settings))
+    check_backend(backend)
+    if backend == "numpy":
+        from harness.training.numpy_backend import NumpyBackend as Opened
+    else:
+        from harness.training.torch_backend import TorchBackend as Opened
+    return Opened(config, weights, BackendSettings(**settings))
 
 
-def backend_class(name: str) -> type:
-    """The class behind a backend's name, imported when asked for."""
-    if name == "numpy":
-        from harness.training.numpy_backend import NumpyBackend
-
-        return NumpyBackend
+def check_backend(name: str):
+    """Raise ConfigError for an unknown backend, UserError if PyTorch is needed and not installed."""
+    if name not in BACKENDS:
+        raise ConfigError(f"unknown backend {name!r}; choose {' or '.join(BACKENDS)}")
     if name == "torch":
         with needs("--backend torch", "torch", ["torch"], ", or omit the option to train in NumPy"):
-            from harness.training.torch_backend import TorchBackend
-        return TorchBackend
-    raise ConfigError(f"unknown backend {name!r}; choose {' or '.join(BACKENDS)}")
+            import torch  # noqa: F401
 
 
-def check_threads(threads: int | None):
-    """Raise ConfigError for an impossible number of threads; None is one per CPU."""
+def thread_count(threads: int | None) -> int:
+    """The number itself, or one thread per CPU for None. Raises ConfigError for an impossible one."""
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise ConfigError(
             f"threads must be from 1 to {MAX_THREADS}, got {threads}; omit it to use one thread per CPU"
         )
+    return threads or available_cpus()

@@ -8,24 +8,26 @@ import json
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from contract.components import shape, sizes, weight_rows
 from contract.config import ModelConfig
+from contract.presets import preset
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
-from contract.presets import preset
-from harness.training.backend import open_backend
-from harness.training.machine import available_cpus, peak_memory, versions
+from harness.training.backend import open_backend, thread_count
+from harness.training.machine import peak_memory, versions
 
 NUMPY, TORCH, COMPILED, TRANSFORMERS = "numpy", "torch", "torch.compile", "transformers"
 TURN_SECONDS = 1.0  # how long a contestant works before it is the other's turn, at least one unit
@@ -34,11 +36,7 @@ PEAK_SIZE = 2048  # rows of the square matrices whose product gives the peak
 
 @dataclass(frozen=True)
 class Recipe:
-    """A measured piece of work.
-
-    model: preset, vocabulary and overrides; batch_size: B of a training step
-    new_tokens, prompt_tokens: of a recipe that generates instead of training, else 0
-    """
+    """A measured piece of work: a training step of B = `batch_size`, or generating if there are `new_tokens`."""
 
     name: str
     config: ModelConfig
@@ -48,16 +46,15 @@ class Recipe:
 
     @property
     def tokens(self) -> int:
-        """How many tokens a unit of work is: those of a step, or those generated."""
+        """Those of a unit of work: of a step, or generated."""
         return self.new_tokens or self.batch_size * self.config.context_length
 
     @property
     def flops(self) -> int:
         """Multiplications and additions of the matrix products of a unit of work.
 
-        Training: 6 a weight and token, forward 2 and backward 4, and 12 · L · T · H · D a token for attention, causal
-        or not. Generating: 2 a weight and token, without attention.
-
+        Training: per token 6 a weight (forward 2, backward 4), and 12 · L · T · H · D for attention, causal or not.
+        Generating: 2 a weight and token, without attention.
         Source: Chowdhery et al. 2022 (PaLM), appendix B.
         """
         config, size = self.config, sizes(self.config)
@@ -69,22 +66,16 @@ class Recipe:
         return (6 * weights + attention) * self.tokens
 
 
-def _gpt2(**changes) -> ModelConfig:
-    return preset("gpt2", vocab_size=50257, **changes)
-
-
+_MEDIUM = {"vocab_size": 65, "n_layer": 6, "n_head": 6, "d_model": 384, "context_length": 256}
+_GPT2 = preset("gpt2", vocab_size=50257)
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("nano", preset("nano", vocab_size=65), batch_size=12),
         Recipe("tense", preset("tense", vocab_size=768), batch_size=64),
-        Recipe(
-            "medium",
-            preset("nano", vocab_size=65, n_layer=6, n_head=6, d_model=384, context_length=256),
-            batch_size=4,
-        ),
-        Recipe("gpt2", _gpt2(context_length=64), batch_size=4),
-        Recipe("decode", _gpt2(), prompt_tokens=16, new_tokens=64),
+        Recipe("medium", preset("nano", **_MEDIUM), batch_size=4),
+        Recipe("gpt2", replace(_GPT2, context_length=64), batch_size=4),
+        Recipe("decode", _GPT2, prompt_tokens=16, new_tokens=64),
     )
 }
 
@@ -94,7 +85,7 @@ class Measured:
     """What one contestant did: the seconds of its units by turn, and its largest memory in bytes."""
 
     name: str
-    turns: list[list[float]] = field(default_factory=list)
+    turns: list[list[float]]
     peak_memory: int = 0
 
     @property
@@ -152,52 +143,48 @@ def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compil
     """
     if turns < 1:
         raise ConfigError(f"turns must be at least 1, got {turns}")
-    threads = threads or available_cpus()
+    names, threads = contestants(recipe, compiled=compiled), thread_count(threads)
     with ExitStack() as stack:
-        workers = []
-        for name in contestants(recipe, compiled=compiled):
-            workers.append(stack.enter_context(_Worker(name, recipe, threads)))
-            workers[-1].ask("warm up")
-        for _ in range(turns):
-            for worker in workers:
-                worker.measured.turns.append(worker.ask("turn"))
-        for worker in workers:
-            worker.measured.peak_memory = worker.ask("memory")
-        return Result(recipe, [worker.measured for worker in workers], workers[0].ask("peak"))
+        asks = [stack.enter_context(_contestant(name, recipe, threads)) for name in names]
+        for ask in asks:
+            ask("turn")  # the warm-up
+        rounds = [[ask("turn") for ask in asks] for _ in range(turns)]
+        measured = [
+            Measured(name, list(own), ask("memory"))
+            for name, own, ask in zip(names, zip(*rounds, strict=True), asks, strict=True)
+        ]
+        return Result(recipe, measured, asks[0]("peak"))
 
 
-class _Worker:
-    """A contestant's process, which answers one question at a time."""
+@contextmanager
+def _contestant(name: str, recipe: Recipe, threads: int) -> Iterator[Callable[[str], Any]]:
+    """A process that answers one question at a time; yields the function that asks, or raises UserError."""
+    context = multiprocessing.get_context("spawn")  # a fork would share what was imported and measured
+    connection, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, name, recipe, threads, TURN_SECONDS), daemon=True)
+    with _deaf_to_interruptions():
+        process.start()
+    theirs.close()
 
-    def __init__(self, name: str, recipe: Recipe, threads: int):
-        self.measured = Measured(name)
-        context = multiprocessing.get_context("spawn")  # a fork would share what was imported and measured
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, recipe, threads), daemon=True)
-        with _deaf_to_interruptions():
-            self._process.start()
-        theirs.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind is not None:
-            self._process.kill()
-        self._connection.close()  # which ends the process
-        self._process.join(timeout=10)
-        self._process.kill()
-
-    def ask(self, question: str):
-        """The answer of the process. Raises UserError with its message if it failed."""
-        self._connection.send(question)
+    def ask(question: str):
+        connection.send(question)
         try:
-            answer, problem = self._connection.recv()
+            answer, problem = connection.recv()
         except EOFError:
-            problem = f"its process ended ({self._process.exitcode}), perhaps for lack of memory"
+            problem = f"its process ended ({process.exitcode}), perhaps for lack of memory"
         if problem:
-            raise UserError(f"{self.measured.name} cannot be measured: {problem}")
+            raise UserError(f"{name} cannot be measured: {problem}")
         return answer
+
+    try:
+        yield ask
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        connection.close()  # which ends the process
+        process.join(timeout=10)
+        process.kill()
 
 
 @contextmanager
@@ -214,23 +201,20 @@ def _deaf_to_interruptions() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _serve(connection, name: str, recipe: Recipe, threads: int):
-    """What runs in a contestant's process."""
+def _serve(connection, name: str, recipe: Recipe, threads: int, seconds: float):
+    """What runs in a contestant's process; seconds: of a turn"""
+    unit = cache(lambda: _unit(name, recipe, threads))
     answers = {
-        "turn": lambda: list(_timed(unit, TURN_SECONDS)),
+        "turn": lambda: list(_timed(unit(), seconds)),
         "memory": peak_memory,
-        "peak": lambda: _peak_flops(threads),
+        "peak": lambda: _peak_flops(threads, seconds),
     }
-    try:
+    with suppress(EOFError, BrokenPipeError):  # the parent has closed the connection
         while question := connection.recv():
             try:
-                if question == "warm up":
-                    unit, question = _unit(name, recipe, threads), "turn"
                 connection.send((answers[question](), ""))
             except Exception as error:
                 connection.send((None, f"{type(error).__name__}: {error}"))
-    except (EOFError, BrokenPipeError):  # the parent has closed the connection
-        return
 
 
 def _timed(unit: Callable[[], None], seconds: float) -> Iterator[float]:
@@ -283,12 +267,12 @@ def _transformers_unit(recipe: Recipe, threads: int) -> Callable[[], None]:
     return lambda: model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
 
 
-def _peak_flops(threads: int) -> float:
+def _peak_flops(threads: int, seconds: float) -> float:
     """Multiplications and additions per second of a large float32 matrix product in NumPy, the best of many."""
     a = np.ones((PEAK_SIZE, PEAK_SIZE), np.float32)
     product = np.empty_like(a)
     with threadpool_limits(threads):
-        return 2 * PEAK_SIZE**3 / min(_timed(lambda: np.matmul(a, a, out=product), TURN_SECONDS))
+        return 2 * PEAK_SIZE**3 / min(_timed(lambda: np.matmul(a, a, out=product), seconds))
 
 
 def write_results(path: Path, results: list[Result], *, overwrite: bool = False):

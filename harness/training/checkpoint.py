@@ -20,7 +20,7 @@ import tiktoken
 
 from contract.checks import check_whole
 from contract.config import ModelConfig
-from contract.errors import ConfigError, UserError, command_line
+from contract.errors import ConfigError, UserError, command_line, readable
 from contract.files import WriteError, replace_folder, sha256_of
 from contract.schema import pop_checksum, read_json, require, write_record
 from contract.staging import replaced_folders
@@ -31,12 +31,9 @@ from harness.training.tensor_file import StoredTensor, save_tensors, stored_tens
 FORMAT = "twin-gpt checkpoint"
 FORMAT_VERSION = 1
 MAX_READ_ATTEMPTS = 20  # a writer may replace the checkpoint while we read
-CONFIG, MODEL, OPTIMIZER, RANKS = (
-    "config.json",
-    "model.safetensors",
-    "optimizer.safetensors",
-    "tokenizer.tiktoken",
-)
+CONFIG, MODEL, RANKS = "config.json", "model.safetensors", "tokenizer.tiktoken"
+OPTIMIZER = "optimizer.safetensors"
+ANOTHER = "use another checkpoint"
 _COUNT = range(2**63)
 _RECORD = {
     "format": str,
@@ -60,10 +57,7 @@ _RECORD = {
 class Checkpoint:
     """What a checkpoint folder holds.
 
-    config: the model's configuration
-    weights: the weights by dotted name
-    tokenizer: the encoding that the model was trained with
-    step: optimiser steps done
+    weights: by dotted name; tokenizer: that the model was trained with; step: optimiser steps done
     training: the run's settings, as JSON values
     optimizer: Adam's moments by name, or None if not loaded or not kept
     validation_loss: nats per token on the held-out split at this step, None before the first evaluation
@@ -115,7 +109,11 @@ def load_checkpoint(folder: str | PathLike, *, with_optimizer: bool = False) -> 
     """
     folder = Path(folder)
     for _ in range(MAX_READ_ATTEMPTS):
-        place = _complete(folder)
+        place = next((place for place in _places(folder) if (place / CONFIG).is_file()), None)
+        if place is None:
+            raise UserError(
+                f"no checkpoint at {folder}: {CONFIG} is missing; name the folder of a training run"
+            )
         before = _written(place)
         try:
             checkpoint = _load(place, with_optimizer)
@@ -133,23 +131,22 @@ def load_checkpoint(folder: str | PathLike, *, with_optimizer: bool = False) -> 
 def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
     record = _read_config(folder)
     config = ModelConfig.from_dict(record["model"])
-    stored = _verified_tensors(folder, MODEL, record)
-    if config.n_layer > len(stored):  # before a table of a million layers is built
+    path = _verified(folder, MODEL, record)
+    stored = stored_tensors(path)
+    if config.n_layer > len(stored):  # before a table of many layers is built
         raise UserError(
-            f"{folder / CONFIG} says n_layer {config.n_layer:,}, but {MODEL} has {len(stored)} tensors; "
-            "use another checkpoint"
+            f"{folder / CONFIG} says n_layer {config.n_layer:,}, but {MODEL} has {len(stored)} tensors; {ANOTHER}"
         )
-    shapes = {name: spec.shape for name, spec in weight_table(config).items()}
-    _require_shapes(folder / MODEL, stored, shapes)
+    _require_shapes(path, stored, _shapes(config))
     weights = Weights.zeros(config, next(iter(stored.values())).float_dtype)
     _copy(stored, weights)
     optimizer = None
     if with_optimizer:
         if OPTIMIZER not in record["files"]:
             raise UserError(f"{folder} holds no optimizer state, so its training cannot go on from there")
-        moments = {f"{moment}.{name}": shape for moment in "mv" for name, shape in shapes.items()}
-        stored = _verified_tensors(folder, OPTIMIZER, record)
-        _require_shapes(folder / OPTIMIZER, stored, moments)
+        path, moments = _verified(folder, OPTIMIZER, record), _moments(config)
+        stored = stored_tensors(path)
+        _require_shapes(path, stored, moments)
         optimizer = {name: np.empty(shape, stored[name].float_dtype) for name, shape in moments.items()}
         _copy(stored, optimizer)
     return Checkpoint(
@@ -187,31 +184,29 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
             raise ConfigError(f"a checkpoint's {name} must be a {kind.__name__}, got {checkpoint!r:.60}")
     check_weights(checkpoint.weights, checkpoint.config)
     if checkpoint.optimizer is not None:
-        shapes = {name: np.shape(value) for name, value in checkpoint.weights.items()}
-        moments = {f"{moment}.{name}": shape for moment in "mv" for name, shape in shapes.items()}
-        check_tensors("moments", checkpoint.optimizer, moments)
-    step, loss = checkpoint.step, checkpoint.validation_loss
-    check_whole("a checkpoint's step", step, 0)
+        check_tensors("moments", checkpoint.optimizer, _moments(checkpoint.config))
+    check_whole("a checkpoint's step", checkpoint.step, 0)
+    loss = checkpoint.validation_loss
     try:
-        training = json.loads(json.dumps(checkpoint.training, default=lambda value: value.tolist()))
-        loss = None if loss is None else float(loss)
-        require(
-            {"validation_loss": loss, "training": training},
-            {name: _RECORD[name] for name in ("validation_loss", "training")},
-        )
+        found = {
+            "validation_loss": None if loss is None else float(loss),
+            "training": json.loads(json.dumps(checkpoint.training, default=lambda value: value.tolist())),
+        }
+        require(found, {name: _RECORD[name] for name in found})
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"a checkpoint's training settings and loss must be JSON values ({error})"
         ) from None
-    return replace(checkpoint, step=int(step), training=training, validation_loss=loss)
+    return replace(checkpoint, step=int(checkpoint.step), **found)
 
 
-def first_difference(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> str:
-    """The first name with a wrong shape, and both shapes, for a message; "" if there is none."""
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            return f"{name} is {found.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
-    return ""
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {name: spec.shape for name, spec in weight_table(config).items()}
+
+
+def _moments(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of Adam's moments."""
+    return {f"{moment}.{name}": shape for moment in "mv" for name, shape in _shapes(config).items()}
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint):
@@ -237,7 +232,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint):
 
 
 def _places(folder: Path) -> Iterator[Path]:
-    """Where the checkpoint may be: at its path or beside it.
+    """Where the checkpoint may be: at its path, or beside it if its replacement was interrupted.
 
     The folder comes twice, since its replacement may end in between. "NAME.old" is where earlier releases left the old
     one after a power failure.
@@ -248,46 +243,22 @@ def _places(folder: Path) -> Iterator[Path]:
     yield folder
 
 
-def _complete(folder: Path) -> Path:
-    """The folder itself, or the copy beside it if its replacement was interrupted."""
-    for place in _places(folder):
-        if (place / CONFIG).is_file():
-            return place
-    raise UserError(f"no checkpoint at {folder}: {CONFIG} is missing; name the folder of a training run")
-
-
 def _read_config(folder: Path) -> dict:
     path = folder / CONFIG
-    try:
+    with readable(path, ANOTHER, damaged="is damaged or not a checkpoint's"):
         record = read_json(path)
-        kind, version = record["format"], record["format_version"]
-    except KeyError as error:
-        if "model_type" in record:
-            raise UserError(
-                f"{folder} holds a published model, no checkpoint; {import_advice(folder)}"
-            ) from None
-        raise UserError(f"{path} is not a checkpoint's: it has no {error}; use another checkpoint") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged or not a checkpoint's ({error}); use another checkpoint"
-        ) from None
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); use another checkpoint") from None
+    if "model_type" in record and not {"format", "format_version"} <= record.keys():
+        raise UserError(f"{folder} holds a published model, no checkpoint; {import_advice(folder)}")
+    kind, version = record.get("format"), record.get("format_version")
     if kind != FORMAT or version != FORMAT_VERSION:
         raise UserError(
             f"{path} is of format {kind!r} version {version!r}, but this program reads {FORMAT!r} "
             f"version {FORMAT_VERSION}; use the release that wrote it"
         )
     if not pop_checksum(record):
-        raise UserError(
-            f"{path} does not match its checksum: it was changed or damaged; use another checkpoint"
-        )
-    try:
+        raise UserError(f"{path} does not match its checksum: it was changed or damaged; {ANOTHER}")
+    with readable(path, ANOTHER, damaged="does not describe a checkpoint"):
         require(record, _RECORD)
-    except ValueError as error:
-        raise UserError(f"{path} does not describe a checkpoint: {error}; use another checkpoint") from None
     return record
 
 
@@ -296,14 +267,24 @@ def import_advice(source: Path) -> str:
     return f"import it first: {command_line('import-gpt2', source, '--out', Path('runs') / source.name)}"
 
 
-def _verified_tensors(folder: Path, name: str, record: dict) -> dict[str, StoredTensor]:
-    _verify(folder, name, record)
-    return stored_tensors(folder / name)
+def _verified(folder: Path, name: str, record: dict) -> Path:
+    """The path of a checkpoint's file, whose hash is right."""
+    path = folder / name
+    with readable(path, ANOTHER):
+        found = sha256_of(path)
+    if found != record["files"].get(name):
+        raise UserError(
+            f"{path} does not match its hash ({path.stat().st_size:,} bytes): it was cut short or damaged; {ANOTHER}"
+        )
+    return path
 
 
-def _require_shapes(path: Path, stored: dict[str, StoredTensor], shapes: dict[str, tuple]):
-    if odd := first_difference({name: tensor.shape for name, tensor in stored.items()}, shapes):
-        raise UserError(f"{path} does not fit its configuration: {odd}; use another checkpoint")
+def _require_shapes(path: Path, stored: Mapping[str, StoredTensor], expected: dict[str, tuple]):
+    found = {name: tensor.shape for name, tensor in stored.items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            odd = f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
+            raise UserError(f"{path} does not fit its configuration: {odd}; {ANOTHER}")
 
 
 def _copy(stored: Mapping[str, StoredTensor], target: Mapping[str, np.ndarray]):
@@ -312,33 +293,16 @@ def _copy(stored: Mapping[str, StoredTensor], target: Mapping[str, np.ndarray]):
         target[name][...] = stored[name].read()
         if not np.isfinite(target[name]).all():
             raise UserError(
-                f"{stored[name].path}: {name} contains nan or infinity: the file is corrupt; "
-                "use another checkpoint"
+                f"{stored[name].path}: {name} contains nan or infinity: the file is corrupt; {ANOTHER}"
             )
 
 
 def _read_tokenizer(folder: Path, record: dict) -> tiktoken.Encoding:
     wanted = record["tokenizer"]
     if RANKS in record["files"]:
-        _verify(folder, RANKS, record)
-        tokenizer = load_ranks(folder / RANKS, name=wanted["name"])
+        tokenizer = load_ranks(_verified(folder, RANKS, record), name=wanted["name"])
     else:
         tokenizer = open_tokenizer(wanted["name"])
     if identity(tokenizer) != wanted:
         raise ConfigError(f"the tokenizer of {folder} is not the one that its model was trained with")
     return tokenizer
-
-
-def _verify(folder: Path, name: str, record: dict):
-    path = folder / name
-    try:
-        found = sha256_of(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing from the checkpoint; use another checkpoint") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); use another checkpoint") from None
-    if found != record["files"].get(name):
-        raise UserError(
-            f"{path} does not match its hash ({path.stat().st_size:,} bytes): it was cut short or damaged; "
-            "use another checkpoint"
-        )

@@ -12,29 +12,24 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from contract.checks import check_targets
-from contract.components import sizes
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
-from contract.weights import Weights, check_weights, parameter_count, weight_table
+from contract.weights import Weights, check_weights, weight_table
 from harness.training.backend import BackendSettings
-from harness.training.memory import cached_numbers
 from harness.training.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate
 from numpy_llm.losses import cross_entropy_forward
 from numpy_llm.model import GPT
 
-PROCESS_BYTES = 105 << 20  # Python with all that a training run imports, the plot at its end included
-
 
 class NumpyBackend:
     """See `harness.training.backend.Backend`.
 
-    NumPy releases the interpreter in every large operation, so two threads on two halves of a batch work
-    at the same time, each with one BLAS thread. They add their gradients to one buffer, in a fixed order, so a
-    run is bit-identical for one seed and thread count.
+    Each thread takes a part of the batch with one BLAS thread. They add their gradients to one buffer in a fixed
+    order, so a run is bit-identical for one seed and thread count.
     """
 
     name, device = "numpy", "cpu"
@@ -46,9 +41,12 @@ class NumpyBackend:
                 f"NumPy computes on the cpu alone, got --device {settings.device}; add --backend torch"
             )
         self.config, self.seed, self.threads = config, settings.seed, settings.threads
-        as_they_are = isinstance(weights, Weights) and weights.flat.dtype == settings.dtype
-        if weights and not (settings.take_weights and as_they_are):
-            weights = _as_weights(config, weights, settings.dtype)
+        usable = isinstance(weights, Weights) and weights.flat.dtype == settings.dtype
+        if weights and not (settings.take_weights and usable):
+            check_weights(weights, config)
+            given, weights = weights, Weights.zeros(config, settings.dtype)
+            for name, view in weights.items():
+                view[...] = given[name]
         self.model = GPT(config, weights, seed=settings.seed, dtype=settings.dtype)
         self._adam = settings.adam
         self._pool = ThreadPoolExecutor(self.threads)
@@ -125,29 +123,8 @@ class NumpyBackend:
     def generate(self, tokens, max_new_tokens, **sampling) -> Iterator[int]:
         return generate(self.model, tokens, max_new_tokens, **sampling)
 
-    @staticmethod
-    def estimate_memory(
-        config: ModelConfig, *, batch_size: int, accumulate: int, threads: int, dtype: str
-    ) -> int:
-        """Bytes that training will take at its peak, Python and its libraries included.
-
-        The caches of the pass; beside them weights, moments and gradients.
-        """
-        size, sequences = sizes(config, T=config.context_length), -(-batch_size // accumulate)
-        per_token, per_pair = cached_numbers(config)
-        # Beside the caches: the stream, the logits, later their gradients, and what one layer's gradients take.
-        per_token += 2 * size["C"] + size["V"] + max(3 * size["F"], 2 * size["H"] * size["T"])
-        # Each thread's gradient of the output matrix, and after it that of the embedding.
-        passing = min(threads, sequences) * size["V"] * size["C"]
-        caches = sequences * size["T"] * (per_token + size["T"] * per_pair)
-        numbers = parameter_count(config) * 4 + passing + caches
-        return int(numbers) * np.dtype(dtype).itemsize + PROCESS_BYTES
-
     def _over_threads(self, function, parts: list[slice]) -> list[float]:
-        """Call `function(part, place)` for the parts of a batch, one per thread. returns: results in order
-
-        Raises UserError if the system starts no more threads.
-        """
+        """Call `function(part, place)` for the parts of a batch, one per thread. returns: results in order"""
 
         def quietly(part: slice, place: int) -> float:
             with np.errstate(all="ignore"):  # the trainer says so, once, when the loss is no longer finite
@@ -170,14 +147,6 @@ class NumpyBackend:
             return [call.result() for call in calls]
 
 
-def _as_weights(config: ModelConfig, values: Mapping[str, np.ndarray], dtype) -> Weights:
-    check_weights(values, config)
-    weights = Weights.zeros(config, dtype)
-    for name, view in weights.items():
-        view[...] = values[name]
-    return weights
-
-
 def _split(rows: slice, parts: int) -> list[slice]:
     """Cut rows into at most `parts` slices of nearly equal length, none of them empty."""
     count = rows.stop - rows.start
@@ -187,15 +156,11 @@ def _split(rows: slice, parts: int) -> list[slice]:
 
 
 def keep_freed_memory():
-    """Ask the C library to keep freed memory for the next step instead of returning it to the system.
+    """Let glibc keep the memory of a step's activations for the next step.
 
-    A step frees every activation that it allocated. By default glibc gives arrays of this size back to the
-    kernel and takes fresh, zeroed pages for the next step: at the `nano` preset that was a seventh of a step
-    on two threads, and a quarter on one. Elsewhere than on glibc this does nothing.
+    To take fresh, zeroed pages from the kernel was a seventh of a `nano` step on two threads, a quarter on one.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, 1 << 30)
-            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -16,11 +16,7 @@ from harness.training.run_folder import RunFolder
 
 
 def corpus_record(run: RunFolder, corpus: TokenFile) -> dict:
-    """What a run's checkpoints record about its tokens, as JSON values.
-
-    tokens: the token file's absolute path, None for the run's own; tokens_relative: from the run's folder
-    tokens_sha256: of the token file; train_tokens: where it is split
-    """
+    """What a run's checkpoints record about its tokens; `tokens`, their path, is None for the run's own."""
     record = {"tokens_sha256": corpus.info.tokens_sha256, "train_tokens": corpus.info.train_tokens}
     path, folder = corpus.path.resolve(), run.path.resolve()
     if path == run.tokens.resolve():
@@ -37,10 +33,7 @@ def run_corpus(
     *,
     otherwise: str = "start a run of its own with --from",
 ) -> TokenFile:
-    """The tokens that a run was trained on, wherever they are now, identified by their hash.
-
-    A token file of the user's is searched at its old path, at its old path relative to the run's folder, and in that
-    folder, its parent and the current one. The run's own is in its folder.
+    """The tokens that a run was trained on, identified by their hash, in one of `_places`.
 
     named: look only there; otherwise: what else to advise
     Raises UserError naming all places tried.
@@ -79,9 +72,9 @@ def check_tokenizer(corpus: TokenFile, tokenizer: tiktoken.Encoding, advice: str
 
 @contextmanager
 def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
-    """The tokens to evaluate a model on, int (N,), available during the block.
+    """The tokens to evaluate a model on, int (N,): of a UTF-8 text, or for None or a .bin the run's held-out split.
 
-    run: the folder that the user named; text: a UTF-8 text; None, or the run's token file, for its held-out split
+    run: the folder that the user named
     """
     if text is None or text.suffix == ".bin":
         folder = RunFolder(run if RunFolder(run).holds_a_run() else run.parent)
@@ -99,7 +92,7 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
 
 
 def check_length(text: Path, info: TokenFileInfo, config: ModelConfig, has_base: bool):
-    """Raise UserError for too few tokens; has_base: whether the context length is fixed by trained weights."""
+    """Raise UserError for too few tokens; has_base: whether trained weights fix the context length."""
     wanted = config.context_length + 1
     if info.train_tokens < wanted:
         shorter = "" if has_base or info.train_tokens < 2 else " or a smaller --context-length"
@@ -128,7 +121,7 @@ def _way_to_validate(text: Path, info: TokenFileInfo, wanted: int) -> str:
 
 
 def _places(run: RunFolder, kept: dict) -> list[Path]:
-    """Where the tokens of a run may be, likeliest first."""
+    """Where the tokens of a run may be, likeliest first: its own in its folder, the user's where they were or near."""
     if not kept.get("tokens"):
         return [run.tokens]
     folder = run.path.resolve()
@@ -147,11 +140,8 @@ def _open_own(path: Path, run: RunFolder, checkpoint: Checkpoint) -> TokenFile:
     check_tokenizer(corpus, checkpoint.tokenizer)
     if corpus.info.tokens_sha256 != kept.get("tokens_sha256"):
         raise UserError(f"{path} holds another text than the one that {run.path} was trained on")
-    train_tokens = corpus.info.train_tokens
-    if train_tokens != (
-        kept.get("train_tokens") or train_tokens
-    ):  # runs of earlier versions do not record it
-        raise UserError(
-            f"{path} holds {train_tokens:,} tokens to train on, where {run.path} had {kept['train_tokens']:,} of them"
-        )
+    found = corpus.info.train_tokens
+    wanted = kept.get("train_tokens") or found  # earlier versions do not record it
+    if found != wanted:
+        raise UserError(f"{path} holds {found:,} tokens to train on, where {run.path} had {wanted:,} of them")
     return corpus

@@ -34,13 +34,9 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike):
-        path = Path(path)
-        self.path = path
-        self.latest = path / "latest"
-        self.best = path / "best"
-        self.tokens = path / "tokens.bin"
-        self.metrics = path / "metrics.jsonl"
-        self.plot = path / "loss.png"
+        self.path = path = Path(path)
+        self.latest, self.best = path / "latest", path / "best"
+        self.tokens, self.metrics, self.plot = path / "tokens.bin", path / "metrics.jsonl", path / "loss.png"
         self._lock = FileLock(path / LOCK)
         self._folder: tuple[int, int] | None = None  # that was locked
 
@@ -107,10 +103,10 @@ class RunFolder:
             return path if path.is_symlink() or not is_own[path](path) else None
 
         def taken() -> str:
-            advice = f"{way}replace it with --overwrite, or choose another --out"
+            advice = "replace it with --overwrite, or choose another --out"
             if checkpoint_exists(self.resumable):
-                return f"{self.path} already holds a run; {advice}"
-            return f"{self.path} already holds a run that has no checkpoint yet; {advice.removeprefix(way)}"
+                return f"{self.path} already holds a run; {way}{advice}"
+            return f"{self.path} already holds a run that has no checkpoint yet; {advice}"
 
         names = [path.name for path in (self.latest, self.best, *is_own)]
         return replaceable_items(self.path, dict.fromkeys(names, foreign), overwrite, kind="run", taken=taken)
@@ -128,10 +124,9 @@ def _foreign_in_checkpoint(place: Path) -> Path | None:
 def new_run(
     run: RunFolder, *, overwrite: bool, way: str = "continue it with --resume, "
 ) -> Iterator[RunFolder]:
-    """A staging folder, whose files move into the run's own if the block succeeds.
+    """A staging folder, whose files move into the run's own if the block succeeds; `run` is then locked.
 
-    So a run that cannot start leaves nothing behind, and the run that it should replace stays. Afterwards `run` is
-    locked, so no other process starts there before it trains. way: see `RunFolder.replaceable`
+    way: see `RunFolder.replaceable`
     Raises UserError if a run is there and `overwrite` is off, or the folder's names are taken.
     """
     if run.path.exists() and not run.path.is_dir():
@@ -148,10 +143,7 @@ def new_run(
 
 @contextmanager
 def unused_folder(path: Path) -> Iterator[Path]:
-    """A new folder at `path`, with a number appended if that is taken: runs/tense, runs/tense-2, ...
-
-    It is created at once, so that two processes never get the same one, and removed if the block fails.
-    """
+    """A new folder at `path`, or at runs/tense-2 and so on if that is taken; removed if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
@@ -191,12 +183,9 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: a JSON object per line, written at once.
+    """`metrics.jsonl`: a JSON object per step or evaluation, written at once; each has one of `LOSSES`.
 
-    A step has "loss"; an evaluation during training "validation_loss", the final one "final_validation_loss", with
-    the number of tokens that it is over: "validation_tokens", "final_validation_tokens".
-
-    after_step: keep the rows of an earlier session up to this step, drop later ones; kept: those rows
+    after_step: keep the rows of an earlier session up to this step; kept: those rows
     Raises UserError if the file cannot be written.
     """
 
@@ -248,18 +237,19 @@ def read_metrics(path: Path) -> Iterator[dict]:
     """The rows of a metrics file, without damaged lines; none if there is no file."""
     if path.exists():
         with open_regular(path) as file:
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
+            yield from _rows(file.read().splitlines())
+
+
+def _rows(lines: list[bytes]) -> Iterator[dict]:
+    """The lines that a run may have written."""
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
             if _is_row(row):
                 yield row
 
 
 def _is_row(row) -> bool:
-    """Whether a JSON value is a row that a run may have written."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 < row["step"] < 2**63:
         return False
     losses = [row[name] for name in LOSSES if name in row]
@@ -277,9 +267,8 @@ def plot_metrics(metrics: Path, image: Path):
     validation = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
     axes.plot(*zip(*training, strict=True), color="#9ab8d6", linewidth=0.8, label="training batch")
     if validation:
-        axes.plot(
-            *zip(*validation, strict=True), color="#c0392b", marker="o", markersize=3, label="held-out split"
-        )
+        style = {"color": "#c0392b", "marker": "o", "markersize": 3, "label": "held-out split"}
+        axes.plot(*zip(*validation, strict=True), **style)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -292,28 +281,22 @@ def plot_metrics(metrics: Path, image: Path):
 # Recognising what a run wrote
 
 
+def _beginning(path: Path, size: int) -> bytes | None:
+    """The first bytes of a file, None if it cannot be read."""
+    with suppress(OSError), open_regular(path) as file:
+        return file.read(size)
+
+
 def is_metrics_log(path: Path) -> bool:
     """Whether a file is a log of `MetricsLog`, or empty."""
-    try:
-        with open_regular(path) as file:
-            size, beginning = os.fstat(file.fileno()).st_size, file.read(1 << 16)
-    except OSError:
-        return False
-    for line in beginning.splitlines():
-        with suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if _is_row(row) and row.keys() >= {"loss", "learning_rate", "gradient_norm"}:
-                return True
-    return size == 0
+    beginning = _beginning(path, 1 << 16)
+    rows = _rows((beginning or b"").splitlines())
+    return beginning == b"" or any(row.keys() >= {"loss", "learning_rate", "gradient_norm"} for row in rows)
 
 
 def is_plot(path: Path) -> bool:
     """Whether a file is a plot of `plot_metrics`; an older one names Matplotlib alone, so its size must fit too."""
-    try:
-        with open_regular(path) as file:
-            beginning = file.read(1 << 12)
-    except OSError:
-        return False
+    beginning = _beginning(path, 1 << 12) or b""
     size = (960).to_bytes(4, "big") + (540).to_bytes(4, "big")
     older = beginning[16:24] == size and b"tEXtSoftware\0Matplotlib" in beginning
     return beginning.startswith(b"\x89PNG") and (older or f"tEXtSoftware\0{_SOFTWARE}".encode() in beginning)

@@ -10,14 +10,14 @@ from pathlib import Path
 import tiktoken
 
 from contract.config import ModelConfig, read_config
-from contract.errors import ConfigError, UserError
 from contract.presets import preset
+from contract.errors import ConfigError, UserError
 from contract.schema import require
 from contract.staging import clear_leftovers
 from data.batches import windows_per_epoch
 from data.prepare import DEFAULT_TEXT, TokenFile, TokenFileInfo, open_prepared, open_tokens, prepare
 from data.tokenizers import tokenizer_is_fixed
-from harness.training.backend import Backend, check_threads, open_backend
+from harness.training.backend import Backend, check_backend, open_backend, thread_count
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
 from harness.training.memory import check_memory
 from harness.training.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
@@ -54,15 +54,14 @@ def start_run(
 
     text, tokenizer: see `data.prepare.prepare`; a token file keeps its own tokenizer
     start: run or checkpoint to take weights, configuration and tokenizer from; `overrides` may only change the dropout
-    preset_name, overrides: see `contract.presets.preset`
-    config: JSON file with the fields of a model instead of the preset's, see `contract.config.read_config`
+    preset_name, overrides: see `contract.config.preset`; config: see `contract.config.read_config`
     training: fields of TrainingSettings, or `epochs` instead of `steps`; with `start` over `FINE_TUNING`
     machine: fields of Machine
 
     Raises UserError if anything does not fit; nothing has been written or replaced then.
     """
-    out, text, start, machine = Path(out), Path(text), start and Path(start), Machine(**machine)
-    run, training, overrides = RunFolder(out), training or {}, overrides or {}
+    run, text, start, machine = RunFolder(out), Path(text), start and Path(start), Machine(**machine)
+    training, overrides = training or {}, overrides or {}
     _keep_sources(run, text, start, overwrite)
     base = _base(start, tokenizer) if start else None
     values = read_config(config, **overrides) if config else None
@@ -70,17 +69,17 @@ def start_run(
         corpus, encoding = _training_corpus(text, tokenizer, base, staged.tokens, progress)
         if base:
             model = _overridden(base.config, overrides, start)
-        elif values:
+        elif config:
             model = _fitted(values, encoding.n_vocab, config)
         else:
             model = preset(preset_name, vocab_size=encoding.n_vocab, **overrides)
         settings = _settings(FINE_TUNING | training if base else training, corpus.info, model)
         check_length(text, corpus.info, model, base is not None)
-        backend = open_training_backend(machine, model, settings, base and base.weights)
+        backend = _training_backend(machine, model, settings, base and base.weights)
         del corpus  # an open file cannot be moved on Windows
     corpus = open_tokens(text if text.suffix == ".bin" else run.tokens)
     origin = {"source": text.name} | ({"from": start.name} if start else {})
-    return Trainer(backend, settings, run, corpus, encoding, record=origin | _record(run, corpus, backend))
+    return _trainer(backend, settings, run, corpus, encoding, origin)
 
 
 def _keep_sources(run: RunFolder, text: Path, start: Path | None, overwrite: bool):
@@ -104,14 +103,13 @@ def _training_corpus(
     text: Path, tokenizer: str | None, base: Checkpoint | None, out: Path, progress
 ) -> tuple[TokenFile, tiktoken.Encoding]:
     """The tokens to train on, prepared in `out` unless `text` is a token file, and what made them."""
+    if text.suffix != ".bin" and base:
+        with tokenizer_is_fixed("omit them, or train a new model without --from"):
+            prepare(text, base.tokenizer, out, progress=progress)
+        return open_tokens(out), base.tokenizer
     if text.suffix != ".bin":
-        if base:
-            with tokenizer_is_fixed("omit them, or train a new model without --from"):
-                prepare(text, base.tokenizer, out, progress=progress)
-            return open_tokens(out), base.tokenizer
-        else:
-            prepare(text, tokenizer, out, progress=progress)
-            return open_prepared(out)
+        prepare(text, tokenizer, out, progress=progress)
+        return open_prepared(out)
     if tokenizer is not None:
         raise ConfigError(f"{text} is a token file with a tokenizer of its own; omit --tokenizer")
     corpus, encoding = (open_tokens(text), base.tokenizer) if base else open_prepared(text)
@@ -126,6 +124,17 @@ def _fitted(values: dict, vocab_size: int, config: Path) -> ModelConfig:
             f"vocab_size in {config} must be the tokenizer's {vocab_size}, got {values['vocab_size']}; omit it"
         )
     return ModelConfig.from_dict(values | {"vocab_size": vocab_size})
+
+
+def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfig:
+    """The configuration of trained weights with another dropout; all else that differs is refused."""
+    for name, value in overrides.items():
+        if name != "dropout" and value != getattr(config, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value} contradicts --from {start}, whose weights are of "
+                f"{name} {getattr(config, name)}; omit it"
+            )
+    return replace(config, **overrides)
 
 
 def _settings(training: dict, info: TokenFileInfo, config: ModelConfig) -> TrainingSettings:
@@ -170,16 +179,16 @@ def resume_run(
             check_named(text, run, checkpoint)
         kept = _kept(run, checkpoint)
         settings = _resumed_settings(run, checkpoint, training or {}, overrides or {})
-        machine, weights = _resumed_machine(kept, machine), checkpoint.weights
-        backend = open_training_backend(machine, checkpoint.config, settings, weights)
+        machine = _resumed_machine(kept, machine)
+        backend = _training_backend(machine, checkpoint.config, settings, checkpoint.weights)
         corpus = run_corpus(run, checkpoint, text)
-        record = {name: kept[name] for name in ("source", "from") if name in kept}
-        record |= _record(run, corpus, backend)
-        trainer = Trainer(backend, settings, run, corpus, checkpoint.tokenizer, record=record)
+        origin = {name: kept[name] for name in ("source", "from") if name in kept}
+        trainer = _trainer(backend, settings, run, corpus, checkpoint.tokenizer, origin)
         trainer.resume(checkpoint)
         if trainer.done:
-            done = f"{run.path} has done all its {settings.steps} steps"
-            raise UserError(f"{done}; name more with --steps to train further")
+            raise UserError(
+                f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
+            )
     return trainer
 
 
@@ -231,50 +240,45 @@ def _resumed_settings(
     run: RunFolder, checkpoint: Checkpoint, given: dict, overrides: dict
 ) -> TrainingSettings:
     """The settings of a checkpoint with those given again, or a ConfigError naming one that would change the run."""
+
+    def require_same(name: str, value, found, kept, way: str = ""):
+        if found != kept:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value} would change the run in {run.path}, which has "
+                f"{'none' if kept is None else kept}; omit it{way}, or start a new run with --from"
+            )
+
     for name, value in overrides.items():
-        if value != getattr(checkpoint.config, name):
-            raise _would_change(run, name, value, getattr(checkpoint.config, name))
+        require_same(name, value, value, getattr(checkpoint.config, name))
     earlier = TrainingSettings.from_dict(checkpoint.training)
     another_rate = given.get("learning_rate", earlier.learning_rate) != earlier.learning_rate
     # A minimum that is not given follows another rate.
     following = {"min_learning_rate": None} if another_rate else {}
     settings = TrainingSettings(**earlier.to_dict() | following | given)
     changeable = CHANGEABLE + (CHANGEABLE_RATES if settings.steps > earlier.steps else ())
-    for name in given:
-        found, kept = getattr(settings, name), getattr(earlier, name)
-        if name not in changeable and found != kept:
+    for name, value in given.items():
+        if name not in changeable:
             way = ", or give more --steps beside it" if name in CHANGEABLE_RATES else ""
-            raise _would_change(run, name, given[name], kept, way)
+            require_same(name, value, getattr(settings, name), getattr(earlier, name), way)
     return settings
 
 
-def _would_change(run: RunFolder, name: str, found, kept, way: str = "") -> ConfigError:
-    kept = "none" if kept is None else kept
-    return ConfigError(
-        f"--{name.replace('_', '-')} {found} would change the run in {run.path}, which has {kept}; "
-        f"omit it{way}, or start a new run with --from"
-    )
-
-
-def _record(run: RunFolder, corpus: TokenFile, backend: Backend) -> dict:
-    """What a run must keep to give the same bits: its tokens and its machine."""
+def _trainer(
+    backend: Backend, settings, run: RunFolder, corpus: TokenFile, tokenizer, origin: dict
+) -> Trainer:
+    """The trainer, whose checkpoints keep what gives the same bits again: the run's tokens and machine."""
     machine = {"backend": backend.name, "device": backend.device, "threads": backend.threads}
-    return corpus_record(run, corpus) | machine
+    record = origin | corpus_record(run, corpus) | machine
+    return Trainer(backend, settings, run, corpus, tokenizer, record=record)
 
 
-def open_training_backend(
-    machine: Machine, config: ModelConfig, settings: TrainingSettings, weights=None
-) -> Backend:
+def _training_backend(machine: Machine, config: ModelConfig, settings: TrainingSettings, weights) -> Backend:
     """The backend that the settings ask for; it takes `weights` over."""
-    check_threads(machine.threads)
-    check_memory(machine.backend, config, settings, machine.threads)
+    check_backend(machine.backend)
+    check_memory(machine.backend, config, settings, thread_count(machine.threads))
     names = ("seed", "dtype", "beta1", "beta2", "weight_decay")
-    return _opened(machine, config, weights, {name: getattr(settings, name) for name in names})
-
-
-def _opened(machine: Machine, config: ModelConfig, weights, settings: dict) -> Backend:
-    place = {"threads": machine.threads, "device": machine.device}
-    return open_backend(machine.backend, config, weights, take_weights=True, **place, **settings)
+    own = {name: getattr(settings, name) for name in names}
+    return open_backend(config=config, weights=weights, take_weights=True, **machine._asdict(), **own)
 
 
 def open_model(path: Path, **machine) -> tuple[Backend, Checkpoint]:
@@ -284,16 +288,5 @@ def open_model(path: Path, **machine) -> tuple[Backend, Checkpoint]:
     """
     checkpoint = load_checkpoint(find_checkpoint(path))
     weights = checkpoint.weights
-    dtype = {"dtype": weights.flat.dtype.name}
-    return _opened(Machine(**machine), checkpoint.config, weights, dtype), checkpoint
-
-
-def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfig:
-    """The configuration of trained weights with another dropout; all else that differs is refused."""
-    for name, value in overrides.items():
-        if name != "dropout" and value != getattr(config, name):
-            raise ConfigError(
-                f"--{name.replace('_', '-')} {value} contradicts --from {start}, whose weights are of "
-                f"{name} {getattr(config, name)}; omit it"
-            )
-    return replace(config, **overrides)
+    how = {"dtype": weights.flat.dtype.name, "take_weights": True, **Machine(**machine)._asdict()}
+    return open_backend(config=checkpoint.config, weights=weights, **how), checkpoint

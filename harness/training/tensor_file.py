@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from contract.errors import UserError
+from contract.errors import readable
 from contract.files import open_regular
 
 # bfloat16, which NumPy lacks, is the upper half of a float32.
@@ -50,18 +50,15 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 
     Raises UserError if the file is missing, truncated, or not safetensors.
     """
-    try:
-        with open_regular(path), safe_open(path, framework="numpy") as file:
-            names = set(file.keys())
+    with readable(path, "get it again", damaged="cannot be read as safetensors: it was cut short or damaged"):
+        try:
+            with open_regular(path), safe_open(path, framework="numpy") as file:
+                names = set(file.keys())
+        except SafetensorError as error:
+            raise ValueError(error) from None
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
-    except (SafetensorError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as safetensors ({error}): it was cut short or damaged; get it again"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); get it again") from None
     return {
         name: StoredTensor(path, row["dtype"], tuple(row["shape"]), 8 + size + row["data_offsets"][0])
         for name, row in header.items()

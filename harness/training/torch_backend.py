@@ -7,20 +7,15 @@ import numpy as np
 import torch
 
 from contract.checks import check_targets
-from contract.components import sizes
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
-from contract.weights import parameter_count
 from harness.training.backend import BackendSettings
-from harness.training.memory import cached_numbers
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate
 from torch_llm.losses import cross_entropy
 from torch_llm.model import GPT
-
-PROCESS_BYTES = 370 << 20  # Python with PyTorch and all that a training run imports, the plot included
 
 
 class TorchBackend:
@@ -101,26 +96,6 @@ class TorchBackend:
 
     def generate(self, tokens, max_new_tokens, **sampling) -> Iterator[int]:
         return generate(self.model, tokens, max_new_tokens, **sampling)
-
-    @staticmethod
-    def estimate_memory(
-        config: ModelConfig, *, batch_size: int, accumulate: int, threads: int, dtype: str
-    ) -> int:
-        """Bytes that training will take at its peak, Python and its libraries included.
-
-        What autograd keeps for the backward pass, as much as the caches of NumPy; beside that weights, moments and
-        gradients.
-        """
-        size, sequences = sizes(config, T=config.context_length), -(-batch_size // accumulate)
-        per_token, per_pair = cached_numbers(config)
-        per_token += 2 * size["C"] + 2 * size["V"] + 3 * size["F"]
-        # Without dropout attention is one kernel that keeps no probabilities; with it they stay, with their masks.
-        per_pair = per_pair + 2 * size["H"] if config.dropout else 0
-        # A second gradient of the embedding, while it is added: that of a tied output, that of another micro-batch.
-        added = size["V"] * size["C"] * (config.tie_embeddings + (accumulate > 1))
-        kept = sequences * size["T"] * (per_token + size["T"] * per_pair)
-        numbers = parameter_count(config) * 4 + added + kept
-        return int(numbers) * np.dtype(dtype).itemsize + PROCESS_BYTES
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from data.batches import Windows
 from harness.training.backend import Backend
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, save_checkpoint
 from harness.training.evaluation import Evaluation, EvaluationRecord, evaluate
+from harness.training.memory import estimate_memory
 from harness.training.run_folder import MetricsLog, RunFolder, plot_metrics
 from harness.training.settings import TrainingSettings
 from harness.training.spikes import SpikeDetector
@@ -27,12 +28,7 @@ CHECKPOINT_SECONDS = 300  # the most work that a crash may cost, besides the ste
 
 
 class Progress(NamedTuple):
-    """What the trainer reports after each step.
-
-    step: steps done; loss: of this step's batch, nats per token; seconds: that the step took
-    validation: the quick evaluation if one followed the step, else None
-    spike: whether the loss is a spike
-    """
+    """What the trainer reports after each step; loss: of its batch; validation: the quick evaluation that followed."""
 
     step: int
     loss: float
@@ -44,7 +40,6 @@ class Progress(NamedTuple):
 class Outcome(NamedTuple):
     """How training ended.
 
-    step: steps done; finished: False if interrupted
     validation: the final evaluation, or the last quick one if there is no other; None if interrupted
     seconds: of this session, evaluations and checkpoints included
     plot_problem: why the plot was not drawn, or ""
@@ -94,7 +89,9 @@ class Trainer:
         self.clock: Callable[[], float] = monotonic
         self.step = 0  # steps done
         self.evaluations = EvaluationRecord()
-        self.rate_change: tuple[float, float] | None = None
+        self.rate_change: tuple[float, float] | None = (
+            None  # of the last step and the next, if a resume changes it
+        )
         self._verify = getattr(corpus, "verify", lambda: None)
         self._saved = 0.0  # when, by the clock
         self._spikes = SpikeDetector(max(50, settings.warmup_steps))
@@ -107,13 +104,8 @@ class Trainer:
     @property
     def estimated_memory(self) -> int:
         """Bytes that training will take at its peak."""
-        return self.backend.estimate_memory(
-            self.backend.config,
-            batch_size=self.settings.batch_size,
-            accumulate=self.settings.accumulate,
-            threads=self.backend.threads,
-            dtype=self.settings.dtype,
-        )
+        backend = self.backend
+        return estimate_memory(backend.name, backend.config, self.settings, backend.threads)
 
     @property
     def done(self) -> bool:
@@ -122,10 +114,7 @@ class Trainer:
         return self.step > self.settings.steps or (self.step == self.settings.steps and not due)
 
     def resume(self, checkpoint: Checkpoint):
-        """Continue after `checkpoint`, which was loaded with its optimizer state.
-
-        `rate_change` is then the learning rate of the last step and of the next, if other settings change it.
-        """
+        """Continue after `checkpoint`, which was loaded with its optimizer state."""
         self.backend.load_optimizer_state(checkpoint.optimizer, checkpoint.step)
         training, earlier = checkpoint.training, TrainingSettings.from_dict(checkpoint.training)
         self.step = checkpoint.step
@@ -134,7 +123,7 @@ class Trainer:
         if "validation_tokens" not in training and record.evaluated == earlier.steps:
             record.final_validation_loss = (
                 record.validation_loss
-            )  # the last evaluation was the final one once
+            )  # once, the last evaluation was the final one
         self.evaluations = record
         if earlier.rate(self.step) != self.settings.rate(self.step):
             self.rate_change = earlier.rate(max(0, self.step - 1)), self.settings.rate(self.step)
@@ -176,10 +165,8 @@ class Trainer:
                 raise UserError(
                     f"{error}. All steps are done, but some may have seen other tokens: train again"
                 ) from None
-        problem = self._plot()
-        return Outcome(
-            self.step, finished, evaluation if finished else None, perf_counter() - started, problem
-        )
+        problem, seconds = self._plot(), perf_counter() - started
+        return Outcome(self.step, finished, evaluation if finished else None, seconds, problem)
 
     def _plot(self) -> str:
         """Draw the plot. returns: why that failed, or "", since training must not fail because of a plot"""
@@ -190,10 +177,8 @@ class Trainer:
         return ""
 
     def _evaluation_due(self) -> bool:
-        last = self.step == self.settings.steps
-        return self.evaluations.evaluated != self.step and (
-            last or self.step % self.settings.eval_interval == 0
-        )
+        due = self.step == self.settings.steps or self.step % self.settings.eval_interval == 0
+        return due and self.evaluations.evaluated != self.step
 
     def _final_evaluation_due(self) -> bool:
         last = self.step == self.settings.steps and self.evaluations.final_validation_loss is None
@@ -252,11 +237,8 @@ class Trainer:
             trace = self.backend.trace(tokens, targets, step=self.step)
         except (MemoryError, RuntimeError):  # a trace keeps every tensor; RuntimeError is PyTorch's
             return ""
-        named = [
-            *trace.activations.items(),
-            *((f"the gradient of {n}", g) for n, g in trace.gradients.items()),
-        ]
-        return next((name for name, value in named if not np.isfinite(value).all()), "")
+        named = trace.activations | {f"the gradient of {name}": d for name, d in trace.gradients.items()}
+        return next((name for name, value in named.items() if not np.isfinite(value).all()), "")
 
     def _advice(self) -> str:
         """How the message of a diverged run ends."""
@@ -314,10 +296,9 @@ class Trainer:
         )
         if evaluation is None:
             return None
-        names = ("final_validation_loss", "final_validation_tokens")
-        for name, value in zip(names, evaluation, strict=True):
-            setattr(self.evaluations, name, value)
-        metrics.write(step=self.step, **dict(zip(names, evaluation, strict=True)))
+        record = self.evaluations
+        record.final_validation_loss, record.final_validation_tokens = loss, tokens = evaluation
+        metrics.write(step=self.step, final_validation_loss=loss, final_validation_tokens=tokens)
         if self.evaluations.best_step == self.step:
             self._save(self.run.best, metrics)
         self._save(self.run.latest, metrics)

@@ -1,29 +1,80 @@
-"""The course: every exercise in the order of its difficulty."""
+"""The course: every exercise, made of its entry in course.toml and of its own functions."""
 
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
 
 from contract.errors import ConfigError
-from learn.exercises.elementary import EMBEDDING, LINEAR, POSITION, RELU, RESIDUAL, SOFTMAX
-from learn.exercises.exercise import Exercise
-from learn.exercises.heads import ATTENTION, MERGE_HEADS, SCORES, SPLIT_HEADS
-from learn.exercises.losses import DERIVED
-from learn.exercises.whole import ADAM, BLOCK, TIED_OUTPUT
+from learn.exercises.composites import CODE, MISTAKES
+from learn.exercises.exercise import Exercise, Mistake
+from operations.adamw import made_in_step
+from operations.catalogue import OPERATIONS
+from operations.operation import Operation, made, replaced
 
-COURSE = (
-    RELU,
-    LINEAR,
-    EMBEDDING,
-    POSITION,
-    RESIDUAL,
-    SOFTMAX,
-    *DERIVED,
-    SPLIT_HEADS,
-    MERGE_HEADS,
-    SCORES,
-    TIED_OUTPUT,
-    ADAM,
-    ATTENTION,
-    BLOCK,
+
+def _pair(operation: Operation) -> dict[str, Callable]:
+    """The functions of an exercise that is one pair, looked up at each call: a mistake may stand in its place."""
+    module, stem = sys.modules[operation.forward.__module__], operation.name
+
+    def forward(**inputs):
+        return getattr(module, f"{stem}_forward")(**inputs)
+
+    def backward(dy, cache):
+        found = getattr(module, f"{stem}_backward")(dy, cache)
+        names = [f"d{role}" for role in operation.gradients]
+        return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=True))
+
+    return {"forward": forward, "backward": backward, "given": operation.forward}
+
+
+@contextmanager
+def _made_between(function: Callable, wrong: Callable, form: int = 0) -> Iterator[list]:
+    """Make a mistake of `MISTAKES`, in its one form. yields: a list that gets dy of each call"""
+    dys = []
+
+    def instead(dy, cache):
+        dys.append(dy)
+        return wrong(dys, function(dy, cache))
+
+    with nullcontext() if form else replaced(function, instead):
+        yield dys
+
+
+def _exercise(name: str, entry: dict) -> Exercise:
+    operations, own = (
+        tuple(OPERATIONS[each] for each in entry.get("operations", ())),
+        dict(CODE.get(name, {})),
+    )
+    pair = _pair(operations[0]) if len(operations) == 1 else {}
+    given = {"given": own["forward"]} if "forward" in own else {}
+    between = {each: partial(_made_between, *how) for each, how in MISTAKES.items()}
+    mistakes = [Mistake(each, hint, between[each]) for each, hint in entry.get("mistakes", {}).items()]
+    makers = [
+        (each, partial(made, operation, each))
+        for operation in operations
+        for each in operation.mistakes
+        if each.backward
+    ]
+    makers += [(each, partial(made_in_step, each)) for each in own.pop("step_mistakes", ())]
+    mistakes += [Mistake(each.name, each.hint or each.text, make) for each, make in makers]
+    made_by = between | {each.name: each.make for each in mistakes}
+    omissions = {}
+    for term, omission in entry.get("omissions", {}).items():
+        mistake, _, form = omission.partition(" ")
+        omissions[term] = partial(made_by[mistake], form=int(form or 0))
+    entry |= {"operations": operations, "mistakes": mistakes, "omissions": omissions}
+    return Exercise(name, **entry | pair | given | own)
+
+
+COURSE = tuple(
+    _exercise(name, entry)
+    for name, entry in tomllib.loads(
+        Path(__file__).with_name("course.toml").read_text(encoding="utf-8")
+    ).items()
 )
 EXERCISES = {exercise.name: exercise for exercise in COURSE}
 

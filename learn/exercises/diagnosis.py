@@ -7,7 +7,6 @@ largest error. An explanation counts only where it fits all trials to rounding.
 """
 
 from itertools import combinations
-from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -41,13 +40,29 @@ def diagnose(
     earlier: an output that is wrong too and that this one is computed from or after; "" where there is none
     intact: the last right output before the first wrong one, likewise
     """
-    wanted = [solution[output] for solution in instance.solutions]
-    if hint := _explanation(instance, output, found, wanted):
+    trials, solutions = instance.trials, instance.solutions
+    wanted = [solution[output] for solution in solutions]
+    if _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
+        hint = "right on your instance, wrong on one of other sizes: a size is written as a number"
         return Hint(hint, hint)
+    for name in solutions[0]:
+        if name != output and _fits([solution[name] for solution in solutions], found):
+            hint = f"this is {name}, not {output}: see which stands where in what you return"
+            return Hint(hint, hint)
     if hint := _shape_hint(found, wanted):
         return Hint(hint, f"wrong shape: {hint.partition(': ')[2]}")
     if hint := _not_finite(found):
         return Hint(hint, f"numbers that are not finite: {hint.partition(': ')[2]}")
+    hint = (
+        _terms(instance, output, found, wanted, counted=False)
+        or _known_mistake(instance, output, found, wanted)
+        or _simple_relation(trials, found, wanted)
+        or _factor(trials, solutions, found, wanted)
+        or _terms(instance, output, found, wanted, counted=True)
+        or _moved(found, wanted)
+    )
+    if hint:
+        return Hint(f"right shape; {hint}", f"right shape; {hint}")
     if earlier:
         return Hint(f"right shape; {earlier} comes before it and is wrong too: mend that first", "")
     clue = f"; {intact} comes before it and is right: the fault lies between them" if intact else ""
@@ -59,59 +74,26 @@ def diagnose(
     )
 
 
-def _explanation(instance, output, found, wanted) -> str:
-    """What is wrong, where it can be told from the numbers, else ""."""
-    exercise, trials, solutions = instance.exercise, instance.trials, instance.solutions
-    if _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
-        return "right on your instance, wrong on one of other sizes: a size is written as a number"
-    if hint := _other_output(solutions, output, found):
-        return hint
-    if _shape_hint(found, wanted) or _not_finite(found):
-        return ""
-    for explain in (
-        lambda: _terms(exercise, trials, output, found, wanted, counted=False),
-        lambda: _known_mistake(instance, output, found, wanted),
-        lambda: _simple_relation(trials, found, wanted),
-        lambda: _factor(trials, solutions, found, wanted),
-        lambda: _terms(exercise, trials, output, found, wanted),
-        lambda: _moved(found, wanted),
-    ):
-        if hint := explain():
-            return f"right shape; {hint}"
-    return ""
-
-
-# Shapes
-
-
 def _shape_hint(found, wanted) -> str:
     for array, right in zip(found, wanted, strict=True):
         if array.shape != right.shape:
-            shapes = f"shape {array.shape}, wanted {right.shape}"
-            if np.squeeze(array).shape == np.squeeze(right).shape:
-                return f"{shapes}: an axis of length 1 too many or too few; see keepdims"
-            if array.shape == right.shape[::-1]:
-                same = relative_error(array.T, right) <= FITS
-                return f"{shapes}: transposed{', otherwise right' if same else ''}"
-            if sorted(array.shape) == sorted(right.shape):
-                return f"{shapes}: the axes are in another order"
-            extra = array.ndim - right.ndim
-            if extra > 0 and array.shape[extra:] == right.shape:
-                summed = array.sum(axis=tuple(range(extra)))
-                right_sum = relative_error(summed, right) <= FITS
-                return f"{shapes}: not summed over the leading {_axes(extra)}{_then(right_sum)}"
-            if array.size == right.size:
-                return f"{shapes}: the same count of numbers; a reshape at the end is missing"
-            return f"{shapes}: a gradient has the shape of what it is the gradient of"
-    return ""
-
-
-def _axes(count: int) -> str:
-    return "axis" if count == 1 else f"{count} axes"
-
-
-def _then(right: bool) -> str:
-    return "; summed, it would be right" if right else ""
+            break
+    else:
+        return ""
+    extra, reason = array.ndim - right.ndim, "a gradient has the shape of what it is the gradient of"
+    if np.squeeze(array).shape == np.squeeze(right).shape:
+        reason = "an axis of length 1 too many or too few; see keepdims"
+    elif array.shape == right.shape[::-1]:
+        reason = "transposed" + (", otherwise right" if _fits([right], [array.T]) else "")
+    elif sorted(array.shape) == sorted(right.shape):
+        reason = "the axes are in another order"
+    elif extra > 0 and array.shape[extra:] == right.shape:
+        reason = f"not summed over the leading {'axis' if extra == 1 else f'{extra} axes'}"
+        if _fits([right], [array.sum(axis=tuple(range(extra)))]):
+            reason += "; summed, it would be right"
+    elif array.size == right.size:
+        reason = "the same count of numbers; a reshape at the end is missing"
+    return f"shape {array.shape}, wanted {right.shape}: {reason}"
 
 
 def _not_finite(found) -> str:
@@ -136,6 +118,10 @@ def _fits(candidates, found) -> bool:
     )
 
 
+def _times(arrays, factors) -> list[np.ndarray]:
+    return [array * factor for array, factor in zip(arrays, factors, strict=True)]
+
+
 def _known_mistake(instance, output, found, wanted) -> str:
     """The hint of the first mistake that makes such an output, behind its relation to the right one."""
     for mistake in instance.wrong:
@@ -143,13 +129,6 @@ def _known_mistake(instance, output, found, wanted) -> str:
         if len(changed) == len(found) and _fits(changed, found):
             relation = _simple_relation(instance.trials, found, wanted)
             return f"{relation}; {mistake.hint}" if relation else mistake.hint
-    return ""
-
-
-def _other_output(solutions, output, found) -> str:
-    for name in solutions[0]:
-        if name != output and _fits([solution[name] for solution in solutions], found):
-            return f"this is {name}, not {output}: see which stands where in what you return"
     return ""
 
 
@@ -162,7 +141,7 @@ def _simple_relation(trials, found, wanted) -> str:
         float(np.vdot(right, array) / np.vdot(right, right))
         for array, right in zip(found, wanted, strict=True)
     ]
-    if all(factors) and _fits([k * right for k, right in zip(factors, wanted, strict=True)], found):
+    if all(factors) and _fits(_times(wanted, factors), found):
         name = _expression(factors, trials)
         sign = "the sign is wrong and it is" if factors[0] < 0 else "it is"
         note = ": a mean and a sum are mixed up" if name.removeprefix("1/").strip("()") in SUMMED else ""
@@ -176,30 +155,26 @@ def _simple_relation(trials, found, wanted) -> str:
         return f"every number is off by {offsets[0]:.6g}, all else is right: does the sum start from 0?"
     if all(relative_error(array, right) < FLOAT32 for array, right in zip(found, wanted, strict=True)):
         return "right to the digits of float32: keep everything in float64 and constants in full"
-    if _square(found, wanted) and _fits([right.T for right in wanted], found):
+    if wanted[0].ndim == 2 and _fits([right.T for right in wanted], found):
         return "transposed, all else is right"
     return ""
 
 
 def _factor(trials, solutions, found, wanted) -> str:
     """Which tensor of the forward pass is a factor too few or too many, element by element."""
-    tensors = []
-    for trial, solution in zip(trials, solutions, strict=True):
-        passed = {"y": solution.get("y"), "dy": trial.dy}
-        tensors.append(float_tensors(trial.inputs | passed))
+    tensors = [
+        float_tensors(trial.inputs | {"y": solution.get("y"), "dy": trial.dy})
+        for trial, solution in zip(trials, solutions, strict=True)
+    ]
     for name, tensor in tensors[0].items():
         if tensor.ndim == 0 or tensor.shape != wanted[0].shape[wanted[0].ndim - tensor.ndim :]:
             continue
         factors = [each[name] for each in tensors]
-        if _fits([right * factor for right, factor in zip(wanted, factors, strict=True)], found):
+        if _fits(_times(wanted, factors), found):
             return f"a factor {name} is too much, all else is right"
-        if _fits(wanted, [array * factor for array, factor in zip(found, factors, strict=True)]):
+        if _fits(wanted, _times(found, factors)):
             return f"a factor {name} is missing, all else is right"
     return ""
-
-
-def _square(found, wanted) -> bool:
-    return all(right.ndim == 2 and right.shape[0] == right.shape[1] for right in wanted)
 
 
 def _expression(factors: list[float], trials: list[Trial]) -> str:
@@ -207,48 +182,45 @@ def _expression(factors: list[float], trials: list[Trial]) -> str:
     for name, values in _expressions(trials).items():
         if np.allclose(np.abs(factors), values, rtol=1e-7, atol=0):
             return name
-        if np.allclose(np.abs(factors), 1 / np.array(values), rtol=1e-7, atol=0):
+        if np.allclose(np.abs(factors), 1 / values, rtol=1e-7, atol=0):
             return f"1/({name})" if "·" in name or "/" in name else f"1/{name}"
     return ""
 
 
-def _expressions(trials) -> dict[str, list[float]]:
-    letters = {letter: [trial.sizes[letter] for trial in trials] for letter in trials[0].sizes}
+def _expressions(trials) -> dict[str, np.ndarray]:
+    """Expression -> its value in each trial: numbers among the arguments, sizes, products, roots, ratios."""
+    letters = {letter: np.array([trial.sizes[letter] for trial in trials]) for letter in trials[0].sizes}
+    given = [trial.inputs | {"dloss": trial.dy} for trial in trials]
     numbers = {
-        name: [trial.inputs[name] for trial in trials]
-        for name, value in trials[0].inputs.items()
+        name: np.array([each[name] for each in given])
+        for name, value in given[0].items()
         if isinstance(value, float)
     }
-    if isinstance(trials[0].dy, float):
-        numbers["dloss"] = [trial.dy for trial in trials]
-    found = {"2": [2.0] * len(trials), "3": [3.0] * len(trials)} | numbers | letters
-    for first, second in combinations([*letters, *numbers], 2):
-        values = letters | numbers
-        found[f"{first}·{second}"] = [a * b for a, b in zip(values[first], values[second], strict=True)]
-    roots = {f"√{letter}": [sqrt(value) for value in values] for letter, values in letters.items()}
+    found = {"2": np.array(2.0), "3": np.array(3.0)} | numbers | letters
+    single = letters | numbers
+    found |= {f"{one}·{two}": single[one] * single[two] for one, two in combinations(single, 2)}
+    roots = {f"√{letter}": np.sqrt(values) for letter, values in letters.items()}
     ratios = {
-        f"{first}/{second}": [a / b for a, b in zip(found[first], found[second], strict=True)]
-        for first in ("B·T", *letters)
-        for second in letters
-        if second not in first
+        f"{over}/{under}": found[over] / found[under]
+        for over in ("B·T", *letters)
+        for under in letters
+        if under not in over
     }
     return found | roots | ratios
 
 
-def _terms(exercise, trials, output, found, wanted, counted=True) -> str:
+def _terms(instance, output, found, wanted, *, counted: bool) -> str:
     """Which term of the gradient does not count once, where all that came is a sum of its terms.
 
     counted: tell any count; False: only what is missing or has the wrong sign
     """
-    terms = [exercise.terms(trial).get(output, {}) for trial in trials]
-    # What is 0 but for rounding, as the way through key to the bias is, can be counted at will.
+    trials = instance.trials
+    terms = [instance.exercise.terms(trial).get(output, {}) for trial in trials]
+    # What is 0 but for rounding can be counted at will.
     names = [
         name
         for name in terms[0]
-        if all(
-            magnitude(parts[name]) > FITS * magnitude(right)
-            for parts, right in zip(terms, wanted, strict=True)
-        )
+        if all(magnitude(parts[name]) > _least(right) for parts, right in zip(terms, wanted, strict=True))
     ]
     if not names:
         return ""

@@ -4,11 +4,10 @@ An instance has two trials of different sizes. A student sees the first one's sh
 size written as a number, and tells apart explanations that agree by chance in the first.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +15,8 @@ import numpy as np
 from contract.errors import ConfigError
 from contract.numbers import relative_error, slope
 from contract.randomness import generator
-from operations.adamw import made_in_step
-from operations.operation import Mistake as KnownMistake
-from operations.operation import Operation, made
+from learn.exercises.inputs import draw, instance_sizes
+from operations.operation import Operation
 
 TRIALS = 2
 ROUNDING = 1e-12  # relative; what differs by no more is the same
@@ -42,45 +40,40 @@ class Trial(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """A mistake that people make in an exercise beside those in its operations, known by its very numbers.
+    """hint: what a teacher says to it; make: form -> context in which numpy_llm makes it, empty after the last form"""
 
-    wrong: trial -> the outputs that the mistake changes, as it computes them
-    hint: what a teacher says to it
-    """
-
-    wrong: Callable[[Trial], Outputs]
+    name: str
     hint: str
+    make: Callable
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """One step of the course.
+    """One step of the course; what is not explained here is in course.toml.
 
-    name: as the command line takes it; the starter is `starters/NAME.py` with "_" for "-"
-    title: what is learnt, in a few words
-    draw: (random generator, sizes) -> inputs
-    forward: the project's own forward pass: (**inputs) -> y, cache; for a step of Adam, -> outputs
-    backward: the project's own backward pass: (dy, cache) -> outputs by name; None where there is no pair
-    hints: gentlest first
-    terms: trial -> output -> {what a term is: its value}: terms that add up to that output
-    mistakes: what people get wrong in putting the operations together, the likeliest first
-    operations: those whose backward pass the student writes, with their own mistakes
-    step_mistakes: those of an optimizer's step, where the student writes one
-    withheld: names in numpy_llm that are the answer itself, not to be called by a student's file
-    chained: whether the outputs are computed one after another, the last first, so that a wrong one spoils others
+    name: as the command line takes it
+    forward: the reference: (**inputs) -> y, cache; for a step of Adam, -> outputs
+    backward: the reference: (dy, cache) -> outputs by name; None where there is no pair
+    given: the forward pass that a student's file holds
+    omissions: a term -> what makes the mistake that leaves it out: () -> context
+    decompose: (trial, right outputs) -> output -> {what a term is: its value}, in place of omissions
+    mistakes: what people get wrong in putting the operations together, the likeliest first, then in each
     """
 
     name: str
     title: str
-    draw: Callable[[np.random.Generator, dict[str, int]], dict]
+    hints: list[str]
+    inputs: Mapping[str, object]
     forward: Callable
     backward: Callable | None
-    hints: tuple[str, ...]
-    terms: Callable[[Trial], Mapping[str, Outputs]] = field(default=lambda trial: {})
+    given: Callable
+    note: str = ""
+    omissions: Mapping[str, Callable] = field(default_factory=dict)
+    rest: str = ""
+    decompose: Callable[[Trial, Outputs], Mapping[str, Outputs]] | None = None
     mistakes: tuple[Mistake, ...] = ()
     operations: tuple[Operation, ...] = ()
-    step_mistakes: tuple[KnownMistake, ...] = ()
-    withheld: tuple[str, ...] = ()
+    withheld: list[str] = field(default_factory=list)
     chained: bool = False
 
     @property
@@ -89,14 +82,14 @@ class Exercise:
         return self.name.replace("-", "_")
 
     def hint(self, number: int) -> str:
-        """Hint `number`, the first being 1, and how many there are. Raises ConfigError where there is none such."""
+        """Hint `number`, from 1, and how many there are. Raises ConfigError for a number out of range."""
         count = len(self.hints)
         if not 1 <= number <= count:
             raise ConfigError(f"--hint must be from 1 to {count} for {self.name}, got {number}")
         return f"{number} of {count}: {self.hints[number - 1]}"
 
     def trials(self, seed: int) -> list[Trial]:
-        """The two trials of the instance that `seed` draws. Raises ConfigError for an impossible seed."""
+        """The two trials of the instance that `seed` draws. Raises ConfigError for a seed out of range."""
         if not 0 <= seed < 2**63:
             raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {seed}")
         return [self._trial(seed, number) for number in range(TRIALS)]
@@ -104,7 +97,7 @@ class Exercise:
     def _trial(self, seed: int, number: int) -> Trial:
         random = generator(seed, f"exercise.{self.name}", number)
         sizes = instance_sizes(seed, number)
-        inputs = self.draw(random, sizes)
+        inputs = {name: draw(spec, random, sizes) for name, spec in self.inputs.items()}
         if self.backward is None:
             return Trial(inputs, None, sizes)
         y, _ = self.forward(**inputs)
@@ -113,35 +106,30 @@ class Exercise:
         return Trial(inputs, dy, sizes)
 
     def solve(self, trial: Trial) -> Outputs:
-        """What the project's own functions return, the forward pass's y first."""
+        """The right outputs, the forward pass's y first."""
         if self.backward is None:
             return self.forward(**trial.inputs)
         y, cache = self.forward(**trial.inputs)
         return {"y": np.asarray(y), **self.backward(trial.dy, cache)}
 
-
-def pair(module: ModuleType, stem: str, *outputs: str) -> tuple[Callable, Callable]:
-    """The project's pair called `stem` as an exercise has it: the gradients by name.
-
-    It is looked up at each call, since a mistake may stand in its place.
-    """
-
-    def forward(**inputs):
-        return getattr(module, f"{stem}_forward")(**inputs)
-
-    def backward(dy, cache):
-        found = getattr(module, f"{stem}_backward")(dy, cache)
-        return dict(zip(outputs, found if isinstance(found, tuple) else (found,), strict=True))
-
-    return forward, backward
+    def terms(self, trial: Trial) -> Mapping[str, Outputs]:
+        """Output -> {what a term is: its value}: terms that add up to that output."""
+        right, found = self.solve(trial), {}
+        if self.decompose:
+            return self.decompose(trial, right)
+        for term, omit in self.omissions.items():
+            with omit():
+                wrong = _differing(self.solve(trial), right)
+            for output, value in wrong.items():
+                found.setdefault(output, {})[term] = right[output] - value
+        if self.rest:
+            for output, parts in found.items():
+                found[output] = {self.rest: right[output] - sum(parts.values())} | parts
+        return found
 
 
 class WrongOutputs(NamedTuple):
-    """What one form of a known mistake makes of an exercise.
-
-    name: of the mistake; hint: what a teacher says to it
-    trials: for each trial, the outputs that it changes
-    """
+    """What one form of a mistake makes of an exercise. trials: for each, the outputs that it changes"""
 
     name: str
     hint: str
@@ -164,45 +152,27 @@ class Instance:
     def wrong(self) -> list[WrongOutputs]:
         """The outputs of each form of each known mistake, the exercise's own first.
 
-        An operation's mistake is made in the project's own functions, so the exercise must call these through
-        their modules.
+        A mistake is made in numpy_llm's functions, so the exercise must call these through their modules.
         """
-        found = [
-            WrongOutputs(f"{self.exercise.name} {number}", mistake.hint, [*map(mistake.wrong, self.trials)])
-            for number, mistake in enumerate(self.exercise.mistakes)
-        ]
-        for mistake, make in self._makers():
+        found = []
+        for mistake in self.exercise.mistakes:
             for form in count():
-                with make(form) as made_in:
-                    outputs = [self.exercise.solve(trial) for trial in self.trials]
+                outputs, made_in = [], []
+                for trial in self.trials:
+                    with mistake.make(form) as calls:
+                        outputs.append(self.exercise.solve(trial))
+                    made_in += calls
                 if not made_in:  # there are no more forms
                     break
                 changed = [*map(_differing, outputs, self.solutions)]
                 if any(changed):
-                    found.append(WrongOutputs(mistake.name, mistake.hint or mistake.text, changed))
+                    found.append(WrongOutputs(mistake.name, mistake.hint, changed))
         return found
-
-    def _makers(self) -> Iterator[tuple[KnownMistake, Callable]]:
-        """Each known mistake, and what makes it: form -> context."""
-        for operation in self.exercise.operations:
-            for mistake in operation.mistakes:
-                if mistake.backward:
-                    yield mistake, partial(made, operation, mistake)
-        for mistake in self.exercise.step_mistakes:
-            yield mistake, partial(made_in_step, mistake)
 
 
 def _differing(found: Outputs, right: Outputs) -> Outputs:
     """The outputs that differ from the right ones."""
     return {name: each for name, each in found.items() if relative_error(each, right[name]) > ROUNDING}
-
-
-def instance_sizes(seed: int, number: int) -> dict[str, int]:
-    """The dimension letters of trial `number`: small, unlike each other, and each unlike in both trials."""
-    flips = generator(seed, "exercise.sizes").integers(2, size=4) ^ number
-    B, H = ((2, 3), (3, 2))[flips[0]]
-    T, D = ((4, 5), (5, 4))[flips[1]]
-    return {"B": B, "T": T, "C": H * D, "H": H, "D": D, "F": (16, 17)[flips[2]], "V": (11, 13)[flips[3]]}
 
 
 class Differences(NamedTuple):
@@ -234,9 +204,9 @@ def finite_differences(exercise: Exercise, trial: Trial, seed: int) -> dict[str,
 
 def float_tensors(inputs: dict) -> Outputs:
     """The float arrays among the arguments, those in a dict by their name in it."""
-    found = {}
-    for name, value in inputs.items():
-        for inner, tensor in (value if isinstance(value, dict) else {name: value}).items():
-            if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f":
-                found[inner] = tensor
-    return found
+    return {
+        inner: tensor
+        for name, value in inputs.items()
+        for inner, tensor in (value if isinstance(value, dict) else {name: value}).items()
+        if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f"
+    }

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.errors import ConfigError, UserError
-from contract.files import scratch_folder
+from contract.files import open_regular, scratch_folder
 from contract.numbers import magnitude, relative_error
 from learn.exercises.catalogue import EXERCISES, find_exercise
 from learn.exercises.diagnosis import diagnose
@@ -21,7 +21,7 @@ from learn.exercises.process import DEFAULT_LIMITS, Limits, Reply, clean, read_r
 
 LIMIT = 1e-9  # of an error beside the reference; answers written in another order differ by 1e-15
 DIFFERENCE_LIMIT = 1e-6  # beside finite differences, which have an error of their own
-LARGEST_FILE = 1_000_000  # bytes of a student's file
+MAX_FILE_BYTES = 1_000_000  # of a student's file
 
 
 class Mark(NamedTuple):
@@ -52,10 +52,10 @@ class Grade:
     """
 
     file: str
-    exercise: str | None = None
-    seed: int | None = None
+    exercise: str | None
+    seed: int | None
+    problem: str
     marks: list[Mark] = field(default_factory=list)
-    problem: str = ""
     note: str = ""
     printed: str = ""
 
@@ -78,10 +78,9 @@ def grade(
     seed: of the instance, in place of the one that the file names
     trusted: let the file call the project's answers; for the tests, which grade these
 
-    Raises UserError where the file cannot be read; whatever is wrong inside it stands in the result.
+    Raises UserError if the file cannot be read; whatever is wrong inside it stands in the result.
     """
-    result = Grade(str(path))
-    result.exercise, result.seed, result.problem = identify(path)
+    result = Grade(str(path), *identify(path))
     if result.problem:
         return result
     if seed is not None:
@@ -91,19 +90,18 @@ def grade(
     with scratch_folder() as folder:
         write_request(folder, exercise, trials, limits, trusted)
         result.problem, result.printed = run_file(path.resolve(), folder, limits)
-        if not result.problem:
-            try:
-                reply = read_reply(folder)
-            except Exception:  # a missing or spoilt reply: a student's file may have written anything there
-                result.problem = (
-                    "gives no answer: take out exit, and whatever puts something else in the place of Python's or "
-                    "NumPy's own functions"
-                )
-    if result.problem:
-        return result
-    if not reply.memory_bounded:
-        result.note = "this system does not bound memory"
+        if result.problem:
+            return result
+        try:
+            reply = read_reply(folder)
+        except Exception:  # a missing or spoilt reply: a student's file may have written anything there
+            result.problem = (
+                "gives no answer: take out exit, and whatever puts something else in the place of Python's or NumPy's "
+                "own functions"
+            )
+            return result
     result.problem = reply.problem
+    result.note = "" if reply.memory_bounded else "this system does not bound memory"
     if not result.problem:
         with np.errstate(all="ignore"):  # an answer may hold any numbers
             result.marks = judge(exercise, trials, result.seed, reply)
@@ -113,16 +111,15 @@ def grade(
 def files_of(path: Path) -> list[Path]:
     """The file itself; of a folder its Python files that name an exercise, be it a wrong one, sorted.
 
-    Raises UserError where a folder holds none, or cannot be read.
+    Raises UserError if a folder holds none, or cannot be read.
     """
     if not path.is_dir():
         return [path]
     try:
-        files = [file for file in sorted(path.iterdir()) if file.suffix == ".py" and names_exercise(file)]
+        candidates = [file for file in sorted(path.iterdir()) if file.suffix == ".py" and file.is_file()]
+        files = [file for file in candidates if re.search(rb"^EXERCISE\s*=", _start_of(file), re.MULTILINE)]
     except OSError as error:
-        raise UserError(
-            f"{clean(str(error.filename or path))}: cannot be read ({error.strerror or error})"
-        ) from error
+        raise UserError(f"{clean(str(error.filename or path))}: cannot be read ({error.strerror})") from error
     if not files:
         raise UserError(
             f"{clean(str(path))}: no .py file in this folder names an exercise; give the folder of files that "
@@ -131,30 +128,26 @@ def files_of(path: Path) -> list[Path]:
     return files
 
 
-def names_exercise(path: Path) -> bool:
-    """Whether a file has the line EXERCISE = ..."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return re.search(rb"^EXERCISE\s*=", file.read(LARGEST_FILE), re.MULTILINE) is not None
+def _start_of(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(MAX_FILE_BYTES + 1)
 
 
 def identify(path: Path) -> tuple[str | None, int | None, str]:
     """Read which exercise and instance a file is, without running it.
 
     returns: exercise, seed, and what is wrong with the file, or ""
-    Raises UserError where the file cannot be read.
+    Raises UserError if the file cannot be read.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("not a file")
-        if path.stat().st_size > LARGEST_FILE:
-            return None, None, f"larger than {LARGEST_FILE:,} bytes; this is no exercise"
-        text = path.read_bytes().decode("utf-8")
+        data = _start_of(path)
+        if len(data) > MAX_FILE_BYTES:
+            return None, None, f"larger than {MAX_FILE_BYTES:,} bytes; this is no exercise"
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
         return None, None, "not UTF-8 text; save it in that encoding"
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(
             f"{clean(str(path))}: cannot be read ({reason}); give files that 'exercise start' wrote"
         ) from error
@@ -181,12 +174,12 @@ def cause_of(problem: str) -> str:
 
 
 def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> list[Mark]:
-    """A mark for every output that is the student's work, and for y and the arguments where they were spoilt."""
+    """A mark for each output, and for y and the arguments if they are wrong."""
     instance = Instance(exercise, trials)
     differences = finite_differences(exercise, trials[0], seed)
     marks, clues = [], {"earlier": "", "intact": ""}
     for name in reversed(instance.solutions[0]):  # as the way back meets them
-        mark = judge_output(instance, name, reply, differences.get(name), clues)
+        mark = _judge_output(instance, name, reply, differences.get(name), clues)
         if name == "y":
             hint = "the forward pass was given and has changed; put it back"
             mark = mark._replace(hint=hint, cause=hint)
@@ -200,27 +193,22 @@ def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> l
     return marks
 
 
-def judge_output(instance, name, reply, differences, clues) -> Mark:
+def _judge_output(instance, name, reply, differences, clues) -> Mark:
     """Hold one output against the reference in every trial, and against the differences of the first."""
     wanted = [solution[name] for solution in instance.solutions]
-    found = [reply.arrays.get(f"{trial}/{name}") for trial in range(len(wanted))]
-    problem = next((problems[name] for problems in reply.trials if name in problems), "")
+    places = [f"{trial}/{name}" for trial in range(len(wanted))]
+    found = [reply.arrays.get(place) for place in places]
+    problem = next((reply.problems[place] for place in places if place in reply.problems), "")
     if not problem and any(array is None for array in found):
         problem = f"is missing; the dict of gradients has no {name[1:]!r}"
     if problem:
         return Mark(name, False, None, None, problem, cause_of(problem))
-    if any(array.shape != right.shape for array, right in zip(found, wanted, strict=True)):
-        return Mark(name, False, None, None, *diagnose(instance, name, found, **clues))
-    error = max(relative_error(array, right) for array, right in zip(found, wanted, strict=True))
-    difference_error = None
-    if differences is not None:
+    error, difference_error = max(map(relative_error, found, wanted)), None
+    same_shapes = all(array.shape == right.shape for array, right in zip(found, wanted, strict=True))
+    if differences is not None and same_shapes:
         at_places = found[0].flat[differences.places]
         difference_error = relative_error(at_places, differences.values, magnitude(wanted[0]))
-    right = error <= LIMIT and (difference_error is None or difference_error <= DIFFERENCE_LIMIT)
-    if right:
+    if error <= LIMIT and (difference_error is None or difference_error <= DIFFERENCE_LIMIT):
         return Mark(name, True, error, difference_error, "", "")
-    hint = diagnose(instance, name, found, **clues)
-    finite = [
-        value if value is not None and np.isfinite(value) else None for value in (error, difference_error)
-    ]
-    return Mark(name, False, *finite, *hint)
+    finite = [each if each is not None and np.isfinite(each) else None for each in (error, difference_error)]
+    return Mark(name, False, *finite, *diagnose(instance, name, found, **clues))

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -15,16 +14,18 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.errors import ConfigError
+from contract.files import open_regular
 from contract.schema import read_json
 from learn.exercises.exercise import TRIALS, Exercise, Trial
+from learn.exercises.runner import flat
 
 ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).with_name("runner.py")
 
-FLOOD = 100_000  # bytes that a file may print
-LARGEST_REPLY = 1 << 28  # bytes of what comes back from its process
-SHOWN = 300  # characters of what it printed that are kept
-MOST_TEXT = 240  # characters of a message from its process
+MAX_PRINTED = 100_000  # bytes that a file may print
+MAX_REPLY_BYTES = 1 << 28
+MAX_SHOWN = 300  # characters of what it printed that are kept
+MAX_TEXT = 240  # characters of a message from its process
 
 
 class Limits(NamedTuple):
@@ -49,14 +50,14 @@ class Reply(NamedTuple):
 
     problem: why the functions did not return, or ""
     memory_bounded: whether the limit on memory held
-    trials: for each, output -> why there is no array of it
+    problems: "trial's place/output" -> why there is no array of it
     changed: the arguments that were changed in place
     arrays: "trial's place/output" -> float64 array
     """
 
     problem: str
     memory_bounded: bool
-    trials: list[dict[str, str]]
+    problems: dict[str, str]
     changed: list[str]
     arrays: dict[str, np.ndarray]
 
@@ -66,36 +67,29 @@ DEFAULT_LIMITS = Limits()
 REPLY = {
     "problem": str,
     "memory_bounded": bool,
-    "trials": [{"problems": {str: str}, "changed": [str]}],
+    "trials": range(TRIALS + 1),
+    "problems": {str: str},
+    "changed": [str],
 }
 
 
 def clean(text: str) -> str:
     """One line of printable characters, of bounded length: nothing that a file says can steer a terminal."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MOST_TEXT]).split())
-    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 4] + " ..."
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MAX_TEXT]).split())
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 4] + " ..."
 
 
 def write_request(folder: Path, exercise: Exercise, trials: list[Trial], limits: Limits, trusted: bool):
     """Put what the runner needs into its folder: names, numbers and arrays, but no right answer."""
-    arrays, numbers = {}, []
+    arrays = {}
     for place, trial in enumerate(trials):
         values = trial.inputs | ({} if trial.dy is None else {"dy": trial.dy})
-        numbers.append({name: value for name, value in values.items() if isinstance(value, int | float)})
-        for name, value in values.items():
-            inner = (
-                {f"{name}.{key}": part for key, part in value.items()}
-                if isinstance(value, dict)
-                else {name: value}
-            )
-            arrays |= {f"{place}/{key}": part for key, part in inner.items() if isinstance(part, np.ndarray)}
+        arrays |= {f"{place}/{name}": value for name, value in flat(values).items()}
     request = {
         "function": exercise.function,
-        "backward": exercise.backward is not None,
-        "arguments": list(trials[0].inputs),
         "outputs": list(exercise.solve(trials[0])),
-        "numbers": numbers,
-        "withheld": None if trusted else list(exercise.withheld),
+        "trials": len(trials),
+        "withheld": None if trusted else exercise.withheld,
         "memory": limits.megabytes << 20,
         "seconds": int(limits.seconds) + 2,
     }
@@ -106,88 +100,66 @@ def write_request(folder: Path, exercise: Exercise, trials: list[Trial], limits:
 def run_file(path: Path, folder: Path, limits: Limits) -> tuple[str, str]:
     """Run the file until it ends or passes a limit. returns: what went wrong or "", what it printed"""
     # One BLAS thread: the matrices are tiny, and each thread's stack counts as memory.
-    environment = os.environ | dict.fromkeys(
-        ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"
-    )
-    places = [str(RUNNER), str(path), str(folder), str(ROOT), str(os.getpid())]
-    command = [sys.executable, "-I", "-B", "-X", "utf8", *places]
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    paths = [str(RUNNER), str(path), str(folder), str(ROOT), str(os.getpid())]
     with open(folder / "printed", "w+b") as printed:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-B", "-X", "utf8", *paths],
             cwd=folder,
-            env=environment,
+            env=os.environ | threads,
             stdin=subprocess.DEVNULL,
             stdout=printed,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        problem = ""
         try:
-            problem = watch(process, printed, limits)
-        finally:
-            end(process)
+            problem = _wait(process, printed, limits)
+        finally:  # kill it and all that it started
+            if hasattr(os, "killpg"):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
+            process.kill()
+            process.wait()
         printed.seek(0)
-        text = printed.read(4 * SHOWN).decode("utf-8", errors="replace")
-    return problem, "".join(c if c.isprintable() or c == "\n" else "?" for c in text[:SHOWN])
+        text = printed.read(4 * MAX_SHOWN).decode("utf-8", errors="replace")
+    return problem, "".join(c if c.isprintable() or c == "\n" else "?" for c in text[:MAX_SHOWN])
 
 
-def watch(process: subprocess.Popen, printed, limits: Limits) -> str:
+def _wait(process: subprocess.Popen, printed, limits: Limits) -> str:
     """Wait for the process. returns: which limit it passed or what killed it, or "" """
     deadline = time.monotonic() + limits.seconds
-    flood = f"prints more than {FLOOD // 1000} kB; take the print out of the loop"
-    pause = 0.005
-    while process.poll() is None:
-        if os.fstat(printed.fileno()).st_size > FLOOD:
-            return flood
-        if time.monotonic() > deadline:
+    ended = False
+    while not ended:
+        ended = process.poll() is not None
+        if os.fstat(printed.fileno()).st_size > MAX_PRINTED:
+            return f"prints more than {MAX_PRINTED // 1000} kB; take the print out of the loop"
+        if not ended and time.monotonic() > deadline:
             return f"took longer than {limits.seconds:g} s; is there a loop that never ends?"
-        time.sleep(pause)
-    if os.fstat(printed.fileno()).st_size > FLOOD:
-        return flood
-    return death(-process.returncode, limits) if process.returncode < 0 else ""
+        time.sleep(0 if ended else 0.005)
+    return _death(-process.returncode, limits) if process.returncode < 0 else ""
 
 
-def death(number: int, limits: Limits) -> str:
+def _death(number: int, limits: Limits) -> str:
     """What the signal that ended a process means."""
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    if name == "SIGALRM":  # before this process looked at the clock: it was suspended
-        return f"took longer than {limits.seconds:g} s; is there a loop that never ends?"
-    if name == "SIGXCPU":
-        return f"took more than {limits.seconds:g} s of processor time; is there a loop that never ends?"
-    if name == "SIGKILL":
-        return "was killed, as systems do where memory runs out; does it hoard arrays?"
-    return f"crashed Python itself ({name})"
-
-
-def end(process: subprocess.Popen):
-    """Kill the process and all that it started, however it ended."""
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
-    process.kill()
-    process.wait()
+    name = next((each.name for each in signal.Signals if each == number), f"signal {number}")
+    slow = f"{limits.seconds:g} s{{}}; is there a loop that never ends?"
+    return {
+        "SIGALRM": f"took longer than {slow.format('')}",  # this process was suspended
+        "SIGXCPU": f"took more than {slow.format(' of CPU time')}",
+        "SIGKILL": "was killed, probably out of memory; does it keep too many arrays?",
+    }.get(name, f"crashed Python itself ({name})")
 
 
 def read_reply(folder: Path) -> Reply:
-    """What the runner wrote. Raises any error where it did not live to write it whole."""
-    # The file's own process could have put anything there: a pipe, a link, numbers without end.
-    for path in (folder / "reply.json", folder / "reply.npz"):
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_REPLY:
-            raise ValueError(f"{path.name} is not what the runner writes")
-    with zipfile.ZipFile(folder / "reply.npz") as archive:
-        if sum(member.file_size for member in archive.infolist()) > LARGEST_REPLY:
-            raise ValueError("reply.npz unpacks to more than the runner writes")
+    """What the runner wrote. Raises any error if it did not write all of it: the file may have put anything there."""
     reply = read_json(folder / "reply.json", REPLY)
+    with open_regular(folder / "reply.npz") as file, zipfile.ZipFile(file) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_REPLY_BYTES:
+            raise ValueError("reply.npz unpacks to more than the runner writes")
     with np.load(folder / "reply.npz", allow_pickle=False) as file:
         arrays = {name: file[name].astype(np.float64) for name in file}
-    if not reply["problem"] and len(reply["trials"]) != TRIALS:
+    if not reply["problem"] and reply["trials"] != TRIALS:
         raise ValueError("not every trial is in it")
-    problems = [
-        {name: clean(problem) for name, problem in trial["problems"].items()} for trial in reply["trials"]
-    ]
-    changed = {clean(name) for trial in reply["trials"] for name in trial["changed"]}
-    return Reply(clean(reply["problem"]), reply["memory_bounded"], problems, sorted(changed), arrays)
+    problems = {name: clean(problem) for name, problem in reply["problems"].items()}
+    changed = sorted({clean(name) for name in reply["changed"]})
+    return Reply(clean(reply["problem"]), reply["memory_bounded"], problems, changed, arrays)

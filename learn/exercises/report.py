@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from learn.exercises.grade import Grade, cause_of
 from learn.exercises.process import clean
 
-COMMONEST = 3  # causes of an exercise that a summary tells
+MAX_CAUSES = 3  # causes of an exercise that a summary tells
 
 
 def lines(grade: Grade) -> Iterator[str]:
-    """One file: a line where it could not be judged, else a line for each output."""
+    """One file: a line if it could not be judged, else a line for each output."""
     title = clean(grade.file)
     if grade.exercise is not None:
         title += f": {grade.exercise}, seed {grade.seed}"
@@ -21,31 +21,30 @@ def lines(grade: Grade) -> Iterator[str]:
     yield f"{title}: {grade.right} of {len(grade.marks)} right{f' ({grade.note})' if grade.note else ''}"
     width = max(len(mark.name) for mark in grade.marks)
     for mark in grade.marks:
+        told = f"wrong  {mark.hint}"
         if mark.right:
-            errors = f"error {mark.error:.1e} beside the reference"
+            told = f"right  error {mark.error:.1e} beside the reference"
             if mark.difference_error is not None:
-                errors += f", {mark.difference_error:.1e} beside finite differences"
-            yield f"  {mark.name:<{width}}  right  {errors}"
-        else:
-            yield f"  {mark.name:<{width}}  wrong  {mark.hint}"
+                told += f", {mark.difference_error:.1e} beside finite differences"
+        yield f"  {mark.name:<{width}}  {told}"
 
 
 def summary(grades: list[Grade]) -> dict[str, dict]:
     """By exercise, in order of appearance: files, how many are full, the commonest causes, how many others."""
     found = {}
-    for name in dict.fromkeys(grade.exercise or "unknown" for grade in grades):
-        own = [grade for grade in grades if (grade.exercise or "unknown") == name]
-        causes = Counter(cause for grade in own for cause in causes_of(grade))
-        found[name] = {
-            "files": len(own),
-            "full": sum(grade.full for grade in own),
-            "hints": [{"hint": hint, "files": count} for hint, count in causes.most_common(COMMONEST)],
-            "others": max(0, len(causes) - COMMONEST),
-        }
+    for grade in grades:
+        row = found.setdefault(grade.exercise or "unknown", {"files": 0, "full": 0, "hints": Counter()})
+        row["files"] += 1
+        row["full"] += grade.full
+        row["hints"].update(_causes(grade))
+    for row in found.values():
+        causes = row["hints"]
+        row["hints"] = [{"hint": hint, "files": files} for hint, files in causes.most_common(MAX_CAUSES)]
+        row["others"] = max(0, len(causes) - MAX_CAUSES)
     return found
 
 
-def causes_of(grade: Grade) -> list[str]:
+def _causes(grade: Grade) -> list[str]:
     """What is wrong with the file, each cause once, at the first of the outputs that it spoils."""
     if grade.problem:
         return [cause_of(grade.problem)]
@@ -74,18 +73,9 @@ def summary_lines(grades: list[Grade]) -> Iterator[str]:
 def as_json(grades: list[Grade]) -> str:
     """Everything for machines; numbers that JSON lacks are null."""
     files = [
-        {
-            "file": grade.file,
-            "exercise": grade.exercise,
-            "seed": grade.seed,
-            "right": grade.right,
-            "of": len(grade.marks),
-            "full": grade.full,
-            "problem": grade.problem,
-            "note": grade.note,
-            "printed": grade.printed,
-            "outputs": [mark._asdict() for mark in grade.marks],
-        }
+        {name: value for name, value in vars(grade).items() if name != "marks"}
+        | {"right": grade.right, "of": len(grade.marks), "full": grade.full}
+        | {"outputs": [mark._asdict() for mark in grade.marks]}
         for grade in grades
     ]
     return json.dumps({"files": files, "summary": summary(grades)}, allow_nan=False)

@@ -11,7 +11,7 @@ Imports NumPy, the standard library and what stands on these alone, so that it s
 """
 
 import contextlib
-import importlib
+import functools
 import json
 import linecache
 import os
@@ -24,15 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
-MOST_ELEMENTS = 1 << 20  # of an output; one that is larger is not sent
+MAX_ELEMENTS = 1 << 20  # of an output; a larger one is not sent
 OTHER_PROCESSES = {
     *("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system", "os.startfile"),
     *("subprocess.Popen", "os.kill", "os.killpg"),
 }
-
-
-# Which hold the answers elsewhere.
-BARRED = ("operations", "learn", "tests", "parity", "harness", "commands")
+BARRED = ("operations", "learn", "tests", "parity", "harness", "commands")  # they hold the answers
 
 
 class Problem(Exception):
@@ -42,7 +39,7 @@ class Problem(Exception):
 def set_limits(memory: int, seconds: int) -> bool:
     """Bound address space (bytes), time and the size of a file. returns: whether memory is bounded"""
     if hasattr(signal, "alarm"):
-        signal.alarm(seconds + 1)  # where no grader is left to end it, and the system does not either
+        signal.alarm(seconds + 1)  # in case the grader is gone and the system does not end this process
     try:
         import resource
     except ImportError:  # Windows
@@ -63,9 +60,11 @@ def set_limits(memory: int, seconds: int) -> bool:
 
 def load(path: Path, withheld: list[str] | None) -> types.ModuleType:
     """Run the file as a module of its own, with the answers out of reach unless `withheld` is None."""
+    accept_earlier_files()
     if withheld is not None:
+        sys.modules.update(dict.fromkeys(BARRED))  # their import fails
         withhold(withheld)
-    sys.addaudithook(stay_alone)
+    sys.addaudithook(forbid_subprocesses)
     module = types.ModuleType("student")
     module.__file__ = str(path)
     sys.modules["student"] = module
@@ -73,59 +72,116 @@ def load(path: Path, withheld: list[str] | None) -> types.ModuleType:
     return module
 
 
-def stay_alone(event: str, _):
+def forbid_subprocesses(event: str, _):
     """Refuse to start or signal another process, which could outlive the grading or end it."""
     if event in OTHER_PROCESSES:
         raise Problem(f"calls {event}; an exercise has no use for another process")
 
 
+def accept_earlier_files():
+    """Run files that an earlier version started: names that numpy_llm.layers had, and caches that have no names."""
+    from numpy_llm import attend, attention, feed_forward, layers, losses, norms, positions
+
+    for module, stem, named in (
+        (attend, "softmax", attend.SoftmaxCache),
+        (layers, "linear", layers.LinearCache),
+        (layers, "embedding", layers.EmbeddingCache),
+    ):
+        name = f"{stem}_backward"
+        setattr(module, name, _with_any_cache(getattr(module, name), named))
+    attention.attention_forward = _with_any_config(attention.attention_forward)
+    attention.softmax_forward, attention.softmax_backward = attend.softmax_forward, attend.softmax_backward
+    for module in (attend, attention, feed_forward, losses, norms, positions):
+        for name, value in vars(module).items():
+            if name.endswith(("_forward", "_backward")):
+                vars(layers).setdefault(name, value)
+    layers.gelu_forward, layers.gelu_backward = layers.gelu_tanh_forward, layers.gelu_tanh_backward
+
+
+def _with_any_cache(backward, named):
+    """A backward function that takes its cache as a plain tuple or array too."""
+
+    @functools.wraps(backward)
+    def accepting(dy, cache):
+        if not isinstance(cache, named):
+            cache = named(*cache) if isinstance(cache, tuple) else named(cache)
+        return backward(dy, cache)
+
+    return accepting
+
+
+def _with_any_config(forward):
+    """`attention_forward` that takes its configuration as a few attributes too."""
+
+    @functools.wraps(forward)
+    def accepting(x, weights, name, config):
+        from learn.exercises.inputs import config_of
+
+        return forward(x, weights, name, config_of(*x.shape[1:], config.n_head, 1))
+
+    return accepting
+
+
 def withhold(names: list[str]):
-    """Put a refusal in place of each named function wherever a module of numpy_llm holds it; bar other packages."""
-    sys.modules.update(dict.fromkeys(BARRED))  # their import fails
-    if names:
-        importlib.import_module("numpy_llm.model")  # loads all the others
+    """Put a refusal in place of each named function wherever a module of numpy_llm or a table in it holds it."""
 
-    for name in names:
+    def refused(value):
+        name = getattr(value, "__name__", None)
+        if name not in names:
+            return value
 
-        def refuse(*arguments, name=name, **named):
+        def refuse(*arguments, **named):
             raise Problem(f"calls the project's own {name}, which is the answer; write it in the file")
 
-        for module in [value for key, value in sys.modules.items() if key.startswith("numpy_llm")]:
-            if hasattr(module, name):
-                setattr(module, name, refuse)
+        return refuse
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("numpy_llm")]:
+        for name, value in list(vars(module).items()):
+            if name.isupper() and isinstance(value, dict):
+                for key, pair in value.items():
+                    value[key] = tuple(map(refused, pair)) if isinstance(pair, tuple) else pair
+            elif refused(value) is not value:
+                setattr(module, name, refused(value))
 
 
-def arguments(request: dict, arrays: dict, trial: int) -> dict:
-    """The forward pass's arguments of one trial; an array called "weights.a.b" goes into the dict `weights`."""
+def flat(arguments: dict) -> dict:
+    """Arguments by name; those in a dict called `weights` by "weights.NAME"."""
+    return {
+        f"{name}.{inner}" if inner else name: part
+        for name, value in arguments.items()
+        for inner, part in (value if isinstance(value, dict) else {"": value}).items()
+    }
+
+
+def arguments_of(arrays: dict, trial: int) -> dict:
+    """The arguments of one trial, and dy; undoes `flat`. A number comes as an array without axes."""
     found = {}
-    for name in request["arguments"]:
-        if name in request["numbers"][trial]:
-            found[name] = request["numbers"][trial][name]
-        elif f"{trial}/{name}" in arrays:
-            found[name] = arrays[f"{trial}/{name}"].copy()
-        else:
-            start = f"{trial}/{name}."
-            found[name] = {key[len(start) :]: arrays[key].copy() for key in arrays if key.startswith(start)}
+    for key, value in arrays.items():
+        place, _, name = key.partition("/")
+        if place == str(trial):
+            name, _, inner = name.partition(".")
+            holder = found.setdefault(name, {}) if inner else found
+            holder[inner or name] = value.copy() if value.ndim else value.item()
     return found
 
 
-def run_trial(module, request: dict, arrays: dict, trial: int) -> dict:
+def run_trial(module, request: dict, arrays: dict, trial: int) -> tuple[dict, list]:
     """Call the student's functions once. returns: output's name -> what came, and the arguments changed"""
-    inputs = arguments(request, arrays, trial)
-    stem = request["function"]
-    if not request["backward"]:
-        found = name_outputs(call(module, stem, **inputs), request["outputs"], stem)
+    inputs = arguments_of(arrays, trial)
+    sent = flat(inputs)
+    stem, names, dy = request["function"], request["outputs"], inputs.pop("dy", None)
+    if dy is None:
+        found = name_outputs(call(module, stem, **inputs), names, stem)
     else:
         pair = call(module, f"{stem}_forward", **inputs)
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise Problem(
                 f"{stem}_forward returns {describe(pair)}, not y and a cache; it was given, put it back"
             )
-        dy = request["numbers"][trial].get("dy")
-        inputs["dy"] = arrays[f"{trial}/dy"].copy() if dy is None else dy
-        outputs = call(module, f"{stem}_backward", inputs["dy"], pair[1])
-        found = {"y": pair[0]} | name_outputs(outputs, request["outputs"][1:], f"{stem}_backward")
-    return {"outputs": found, "changed": changed(inputs, arrays, trial)}
+        outputs = call(module, f"{stem}_backward", dy, pair[1])
+        found = {"y": pair[0]} | name_outputs(outputs, names[1:], f"{stem}_backward")
+    changed = [name for name, value in sent.items() if not np.array_equal(value, arrays[f"{trial}/{name}"])]
+    return found, changed
 
 
 def call(module, name: str, *positional, **named):
@@ -138,16 +194,16 @@ def call(module, name: str, *positional, **named):
 
 def name_outputs(returned, names: list[str], function: str) -> dict:
     """Give what a function returned its outputs' names; a dict in it gives them itself, as the weights have them."""
+    nested = any("." in name for name in names)
     wanted = f"{len(names)} array{'s' if len(names) > 1 else ''} ({', '.join(names)})"
-    if any("." in name for name in names):
+    if nested:
         wanted = f"{names[0]} and a dict of {len(names) - 1} gradients"
     if returned is None:
         raise Problem(f"{function} returns None where {wanted} are due; is its return missing?")
-    parts = list(returned) if isinstance(returned, tuple | list) and len(names) > 1 else [returned]
-    if len(names) == 1 and isinstance(returned, tuple):
-        parts = list(returned)
+    several = isinstance(returned, tuple) or (isinstance(returned, list) and len(names) > 1)
+    parts = list(returned) if several else [returned]
     if len(parts) == 2 and isinstance(parts[1], dict):
-        if "." not in "".join(names):
+        if not nested:
             raise Problem(f"{function} returns a dict where {wanted} are due")
         gradients = {f"d{name}": value for name, value in parts[1].items()}
         if unknown := [name for name in gradients if name not in names]:
@@ -155,7 +211,7 @@ def name_outputs(returned, names: list[str], function: str) -> dict:
                 f"{function} returns a gradient for {unknown[0][1:]!r:.80}, which is no weight's name"
             )
         return {names[0]: parts[0]} | gradients
-    if len(parts) != len(names) or any("." in name for name in names):
+    if len(parts) != len(names) or nested:
         raise Problem(f"{function} returns {describe(returned)} where {wanted} are due")
     return dict(zip(names, parts, strict=True))
 
@@ -164,39 +220,29 @@ def describe(value) -> str:
     """What kind of thing a returned value is, in a few words."""
     if isinstance(value, np.ndarray):
         return f"one array of shape {value.shape}"
-    if isinstance(value, tuple | list | dict):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+    kind = f"a {type(value).__name__}"
+    return f"{kind} of {len(value)}" if isinstance(value, tuple | list | dict) else kind
 
 
-def changed(inputs: dict, arrays: dict, trial: int) -> list[str]:
-    """The names of the arguments that no longer hold what they held."""
-    names = []
-    for name, value in inputs.items():
-        parts = (
-            {f"{name}.{key}": part for key, part in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
-        for key, part in parts.items():
-            kept = arrays.get(f"{trial}/{key}")
-            if kept is not None and not np.array_equal(part, kept):
-                names.append(key)
-    return names
-
-
-def as_array(value):
-    """A float64 array of a returned value, or why there is none, as a string."""
+def as_array(value) -> np.ndarray:
+    """A float64 array of a returned value. Raises Problem if it is none."""
     if value is None:
-        return "None came instead of an array"
+        raise Problem("None came instead of an array")
     array = np.asarray(value)
     if array.dtype.kind == "c":
-        return "complex numbers came; take real ones"
+        raise Problem("complex numbers came; take real ones")
     if array.dtype.kind not in "fiub":
-        return f"{describe(value)} came, which is no array of numbers"
-    if array.size > MOST_ELEMENTS:
-        return f"an array of shape {array.shape} came, far too large"
+        raise Problem(f"{describe(value)} came, which is no array of numbers")
+    if array.size > MAX_ELEMENTS:
+        raise Problem(f"an array of shape {array.shape} came, far too large")
     return np.array(array, np.float64)
+
+
+MESSAGES = {
+    SystemExit: "ends the program itself; take exit() out",
+    RecursionError: "calls itself without end",
+    EOFError: "waits for input, and there is none while it is graded",
+}
 
 
 def message_of(error: BaseException, path: Path) -> str:
@@ -205,19 +251,13 @@ def message_of(error: BaseException, path: Path) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "needs more memory than it may have"
-    if isinstance(error, SystemExit):
-        return "ends the program itself; take exit() out"
     function, place = place_of(error, path)
     if isinstance(error, SyntaxError):
-        place = f"line {error.lineno}: " if error.lineno else ""
-        return f"{place}not Python: {error.msg}"
+        return f"{f'line {error.lineno}: ' if error.lineno else ''}not Python: {error.msg}"
     if isinstance(error, NotImplementedError) and function:
         return f"{function} is still blank"
-    if isinstance(error, RecursionError):
-        return f"{place}calls itself without end"
-    if isinstance(error, EOFError):
-        return f"{place}waits for input, and there is none while it is graded"
-    return f"{place}{type(error).__name__}: {error}"
+    known = next((text for kind, text in MESSAGES.items() if isinstance(error, kind)), None)
+    return f"{place}{known or f'{type(error).__name__}: {error}'}"
 
 
 def place_of(error: BaseException, path: Path) -> tuple[str, str]:
@@ -247,19 +287,19 @@ def judge(path: Path, folder: Path) -> dict:
     with np.load(folder / "request.npz", allow_pickle=False) as file:
         arrays = dict(file)
     bounded = set_limits(request["memory"], request["seconds"])
-    reply, kept = {"problem": "", "memory_bounded": bounded, "trials": []}, {}
+    reply = {"problem": "", "memory_bounded": bounded, "trials": 0, "problems": {}, "changed": []}
+    kept = {}
     try:
         module = load(path, request["withheld"])
-        for trial in range(len(request["numbers"])):
-            found = run_trial(module, request, arrays, trial)
-            problems = {}
-            for name, value in found["outputs"].items():
-                array = as_array(value)
-                if isinstance(array, str):
-                    problems[name] = array
-                else:
-                    kept[f"{trial}/{name}"] = array
-            reply["trials"].append({"problems": problems, "changed": found["changed"]})
+        for trial in range(request["trials"]):
+            outputs, changed = run_trial(module, request, arrays, trial)
+            for name, value in outputs.items():
+                try:
+                    kept[f"{trial}/{name}"] = as_array(value)
+                except Problem as problem:
+                    reply["problems"][f"{trial}/{name}"] = str(problem)
+            reply["trials"] += 1
+            reply["changed"] += changed
     except BaseException as error:  # whatever it is, it is the student's and becomes a line
         try:
             where = "on other sizes than yours: " if reply["trials"] else ""

@@ -1,15 +1,15 @@
-"""Writes the file in which a student solves an exercise."""
+"""Writes the file in which a student solves an exercise: shapes, the forward pass with its equation, and a blank."""
 
 import inspect
 import re
 from pathlib import Path
+from textwrap import fill
+from types import ModuleType
 
 import numpy as np
 
 from contract.files import write_file
 from learn.exercises.exercise import Exercise, Trial
-
-STARTERS = Path(__file__).parent / "starters"
 
 
 def default_path(exercise: Exercise) -> Path:
@@ -18,40 +18,76 @@ def default_path(exercise: Exercise) -> Path:
 
 
 def starter(exercise: Exercise, seed: int) -> str:
-    """The text of the file: equation and shapes, forward given, backward blank, and the seed of the instance."""
-    path = STARTERS / f"{exercise.function}.py"
-    text = path.read_text(encoding="utf-8") if path.exists() else _of_operation(exercise)
+    """The text of the file for the instance that `seed` draws."""
+    given, trial = exercise.given, exercise.trials(seed)[0]
+    returned = ", ".join(name for name in exercise.solve(trial) if name != "y")
+    if exercise.backward is None:
+        equation, imports, source = f"{inspect.getdoc(given)}\n\n", "import numpy as np", ""
+        blank, told, unpacked = f"{exercise.function}{inspect.signature(given)}", "", ""
+        returned = f"the new {returned}"
+    else:
+        dy, y = ("dy", "y") if np.ndim(trial.dy) else ("dloss", "this one")
+        equation, (imports, source) = "", _source(exercise)
+        blank, told = (
+            f"{exercise.function}_backward({dy}, cache)",
+            f"{dy}: the gradient of the loss with respect to {y}\n    ",
+        )
+        if "." in returned:
+            returned = "dx, and a dict of the weights' gradients by the names that they have in `weights`"
+        unpacked = _unpacked(exercise, trial)
     shapes = "\n".join(f"    {line}" for line in shape_lines(exercise, seed))
-    text = text.replace("@SHAPES@", f"Shapes of your instance; grade tries others too:\n\n{shapes}", 1)
-    return re.sub(r"^SEED = 0$", f"SEED = {seed}", text, count=1, flags=re.MULTILINE)
-
-
-def _of_operation(exercise: Exercise) -> str:
-    """A starter whose forward pass is the project's own, with the operation's documentation."""
-    (operation,) = exercise.operations
-    forward, stem = operation.forward, operation.name
-    outputs = ", ".join(f"d{role}" for role in operation.gradients)
+    task = fill(f"Write `{blank.partition('(')[0]}`. {exercise.note}", 110)
     return f'''"""Exercise {exercise.name}: {exercise.title}.
 
-{inspect.getdoc(forward)}
+{equation}Shapes of your instance; grade tries others too:
 
-@SHAPES@
+{shapes}
 
-Write `{stem}_backward`. The forward pass is given: read it in {forward.__module__.replace(".", "/")}.py.
+{task}
 """
 
-import numpy as np
-
-from {forward.__module__} import {stem}_forward
+{imports}
 
 EXERCISE = "{exercise.name}"
-SEED = 0
+SEED = {seed}
 
 
-def {stem}_backward(dy, cache):
-    """dy: the gradient of the loss with respect to y; cache: of {stem}_forward. returns: {outputs}"""
-    raise NotImplementedError("write this function")
+{source}def {blank}:
+    """{told}returns: {returned}"""
+{unpacked}    raise NotImplementedError("write this function")
 '''
+
+
+def _source(exercise: Exercise) -> tuple[str, str]:
+    """The imports that the given forward pass needs, and its source with that of what its module alone defines."""
+    given, sources, standard, own = exercise.given, [], [], []
+    for name, value in inspect.getclosurevars(given).globals.items():
+        if isinstance(value, ModuleType):
+            own += [] if value is np else [f"from numpy_llm import {name}"]
+        elif value.__module__ == given.__module__:
+            if not name.endswith("_forward"):  # another exercise's, whose name is an attribute here
+                sources.append(f"{inspect.getsource(value)}\n\n")
+        elif value.__module__.startswith("numpy_llm"):
+            backward = name.replace("_forward", "_backward")
+            own.append(f"from {value.__module__} import {backward}, {name}  # an earlier step")
+        else:
+            standard.append(f"from {value.__module__} import {name}")
+    if any("(NamedTuple)" in source for source in sources):
+        standard.append("from typing import NamedTuple")
+    groups = ["\n".join(sorted(group)) for group in (standard, ["import numpy as np"], own) if group]
+    remark = f"# Given. Returns y, and the cache that {exercise.function}_backward gets.\n"
+    return "\n\n".join(groups), f"{''.join(sources)}{remark}{inspect.getsource(given)}\n\n"
+
+
+def _unpacked(exercise: Exercise, trial: Trial) -> str:
+    """The line that names the parts of the cache."""
+    _, cache = exercise.given(**trial.inputs)
+    names = getattr(cache, "_fields", None)
+    if names is None:  # a tuple whose parts are named where it is made
+        names = re.search(r"return .*, \((.*)\)$", inspect.getsource(exercise.given), re.MULTILINE)[1].split(
+            ", "
+        )
+    return f"    {names[0]} = cache.{names[0]}\n" if len(names) == 1 else f"    {', '.join(names)} = cache\n"
 
 
 def shape_lines(exercise: Exercise, seed: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Holding a dump against a golden pack: the first tensor that diverges, and the operation at fault."""
 
-from collections.abc import Mapping, Sequence
-from math import inf, isfinite
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,18 +10,15 @@ import numpy as np
 from contract.errors import ConfigError
 from contract.numbers import magnitude, relative_error
 from operations.dataflow import GRADIENT
-from parity.compare import Row
+from parity.compare import Row, measure, not_finite
 from parity.golden.dumps import read_dump
-from parity.golden.explanations import Explanation, Setting, explain
-from parity.golden.origins import Origin
+from parity.golden.explanations import Explanation, explain
+from parity.golden.origins import LOGITS, LOSS, NORM, Origin, whole
 from parity.golden.packs import Pack
 from parity.golden.same_mistake import same_mistake
 from parity.golden.tensors import Tensors
 
 MAX_FAULTS = 5  # that are looked into, one after the other
-
-# What the model as a whole computes: wrong wherever the model is, so never worth a report beside another fault.
-_LOSS, _NORM, _LOGITS = "loss of a step", "gradient norm of a step", "logits of a new token"
 _FOLLOWS = "follows from your weights"
 
 
@@ -34,7 +31,7 @@ class Finding(NamedTuple):
     own: whether the fault is in this operation: True where its inputs are right or should have given other
         numbers, False where they give these, None where too little is known of them
     explanations: the mistakes that give the dump's numbers, the best first
-    elsewhere: other tensors that an operation of the same kind made, and made wrong by itself
+    elsewhere: other tensors that the same kind of operation made, wrong by themselves
     cause: of a gradient, the forward tensor whose mistake it has too: certainly where there are
         explanations, probably where there are none; "" where it has one of its own
     sound: of a step of AdamW, the weights that it takes rightly, matrices where the fault is in a matrix
@@ -99,30 +96,17 @@ def compare_dump(
     rows = [_row(tensors, name) for name in tensors.order if name in tensors.found]
     missing = [name for name in pack.tensors if name not in dump]
     coarse = {row["name"]: row["float32"] for row in pack.manifest["tensors"]}
-    within = all(row.error <= coarse[row.name.partition("[")[0]] for row in rows)
+    within = all(row.error <= coarse[whole(row.name)] for row in rows)
     return Report(pack.name, dtype, rows, missing, list(unknown), _faults(tensors, rows), within)
 
 
 def _row(tensors: Tensors, name: str) -> Row:
     """One tensor against the pack's."""
-    golden, found, limit, scale = (
-        tensors.golden[name],
-        tensors.found[name],
-        tensors.limits[name],
-        tensors.scales[name],
-    )
-    problem = ""
+    golden, found = tensors.golden[name], tensors.found[name]
+    problem = not_finite(found)
     if found.shape != golden.shape:
         problem = f"shape {list(found.shape)}, wanted {list(golden.shape)}"
-    elif not np.isfinite(found).all():
-        index = [int(i) for i in np.argwhere(~np.isfinite(found))[0]]
-        problem = f"{found[tuple(index)]} at {index}"
-    if problem:
-        return Row("", name, golden.shape, inf, limit, problem=problem)
-    difference = np.abs(np.asarray(found, np.float64) - golden)
-    index = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
-    error = float(difference[index]) / scale if scale else (inf if difference[index] else 0.0)
-    return Row("", name, golden.shape, error, limit, index, float(golden[index]), float(found[index]))
+    return measure("", name, golden, found, tensors.limits[name], tensors.scales[name], problem)
 
 
 # Which operations are at fault
@@ -137,36 +121,32 @@ def _faults(tensors: Tensors, rows: list[Row]) -> list[Finding]:
     If the bytes are swapped, report only that.
     """
     diverging = [row for row in rows if not row.holds]
-    states = {name: "right" for row in rows for name in (row.name, row.name.partition("[")[0])}
-    states |= {name: "diverges" for row in diverging for name in (row.name, row.name.partition("[")[0])}
     if swapped := _swapped(tensors, diverging):
         return [swapped]
+    states = {}
+    for state, some in (("right", rows), ("diverges", diverging)):
+        states |= {name: state for row in some for name in (row.name, whole(row.name))}
     faults: dict[tuple, Finding] = {}
     for row in diverging:
         origin = tensors.origins.get(row.name)
         kind = origin.title if origin else "given"
-        if faults and kind in (_LOSS, _LOGITS):
+        # What the model as a whole computes is wrong wherever the model is: not worth a report beside another fault.
+        if faults and kind in (LOSS, LOGITS):
             continue
-        follows = _follows(tensors, row, origin, states, slack=16 if faults else 1)
-        if follows and kind == _NORM:
+        follows = _follows(tensors, row, states, slack=16 if faults else 1)
+        if follows and kind == NORM:
             states[row.name] = _FOLLOWS
-        if follows or (follows is None and row is not diverging[0]) or (faults and kind == _NORM):
+        if follows or (follows is None and row is not diverging[0]) or (faults and kind == NORM):
             continue
-        cause, shared = _cause(tensors, row, origin, faults.values())
+        cause, shared = _cause(tensors, row, faults.values())
         key = kind, bool(cause), bool(shared)
         if key in faults:
             faults[key].elsewhere.append(row.name)
             _narrow(faults[key], tensors, row)
-        elif cause:
-            found = _fault(tensors, row, states, follows)
-            faults[key] = found._replace(cause=cause, explanations=shared)
-        elif sum(not fault.cause for fault in faults.values()) < MAX_FAULTS:
-            faults[key] = _fault(tensors, row, states, follows)
-    for (kind, *_), fault in faults.items():
-        # What fits in every wrong weight and step gives the same numbers: the plainest, which stands first, is said.
-        if kind.startswith("AdamW"):
-            del fault.explanations[1:]
-    told = [_with_sound(tensors, fault) for fault in faults.values()]
+        elif cause or sum(not fault.cause for fault in faults.values()) < MAX_FAULTS:
+            fault = _fault(tensors, row, states, follows)
+            faults[key] = fault._replace(cause=cause, explanations=shared) if cause else fault
+    told = [_finished(tensors, fault) for fault in faults.values()]
     return told or [_fault(tensors, row, states, True) for row in diverging[:1]]
 
 
@@ -181,21 +161,25 @@ def _swapped(tensors: Tensors, diverging: list[Row]) -> Finding | None:
     return None
 
 
-def _with_sound(tensors: Tensors, fault: Finding) -> Finding:
-    """The fault with the weights of its sort that a wrong step of AdamW leaves right."""
-    if not fault.origin or fault.origin.title != "AdamW weight":
+def _finished(tensors: Tensors, fault: Finding) -> Finding:
+    """A fault in AdamW with the plainest of its explanations and the weights of its sort that are right."""
+    if not fault.origin or not fault.origin.title.startswith("AdamW"):
         return fault
-    wrong = {name.partition("[")[0] for name in (fault.row.name, *fault.elsewhere)}
-    sort = [
-        name.partition("[")[0]
+    # What fits in every wrong weight and step gives the same numbers: one is enough, and the plainest is the first.
+    fault = fault._replace(explanations=fault.explanations[:1])
+    if fault.origin.title != "AdamW weight":
+        return fault
+    wrong = {whole(name) for name in (fault.row.name, *fault.elsewhere)}
+    of_sort = [
+        whole(name)
         for name, origin in tensors.origins.items()
         if origin.title == "AdamW weight" and name in tensors.found and origin.decays == fault.origin.decays
     ]
-    sound = [name.removeprefix("adamw.weights.") for name in dict.fromkeys(sort) if name not in wrong]
-    return fault._replace(sound=sound)
+    right = [name for name in dict.fromkeys(of_sort) if name not in wrong]
+    return fault._replace(sound=[name.removeprefix("adamw.weights.") for name in right])
 
 
-def _cause(tensors: Tensors, row: Row, origin: Origin | None, faults) -> tuple[str, list[Explanation]]:
+def _cause(tensors: Tensors, row: Row, faults: Iterable[Finding]) -> tuple[str, list[Explanation]]:
     """The forward tensor whose explained mistake a gradient has too, and what of it explains the gradient.
 
     "" where the forward pass is right, or where the gradient has a known mistake of its own.
@@ -204,43 +188,31 @@ def _cause(tensors: Tensors, row: Row, origin: Origin | None, faults) -> tuple[s
         return "", []
     readers = tensors.graph.readers(row.name.removeprefix(GRADIENT))
     made_by = {each for reader in readers for each in tensors.origins[reader].operations}
-    causes = [fault for fault in faults if any(each.operation in made_by for each in fault.explanations)]
-    causes = [fault for fault in causes if not fault.row.name.startswith(GRADIENT)]
+    causes = [
+        fault
+        for fault in faults
+        if not fault.row.name.startswith(GRADIENT)
+        and any(each.operation in made_by for each in fault.explanations)
+    ]
     for fault in causes:
-        close = max(4 * row.limit, 1e-11)
-        shared = same_mistake(tensors, row.name, fault.explanations, close)
+        shared = same_mistake(tensors, row.name, fault.explanations, max(4 * row.limit, 1e-11))
         if shared:
             return fault.row.name, shared
-    if causes and not _explanations(tensors, row, origin):
-        return causes[0].row.name, []
-    return "", []
+    return (causes[0].row.name if causes and not explain(tensors, row.name) else ""), []
 
 
 def _fault(tensors: Tensors, row: Row, states: Mapping[str, str], follows: bool | None) -> Finding:
     origin = tensors.origins.get(row.name)
     inputs = _input_states(tensors, origin, states) if origin else {}
-    fault = Finding(row, origin, inputs, None, _explanations(tensors, row, origin), [])
-    if follows is None:
-        return fault._replace(own=fault.inputs_right or None)
-    return fault._replace(own=not follows)
+    fault = Finding(row, origin, inputs, None, explain(tensors, row.name), [])
+    return fault._replace(own=(fault.inputs_right or None) if follows is None else not follows)
 
 
 def _narrow(fault: Finding, tensors: Tensors, row: Row):
     """Of several explanations keep those that also fit `row`, which the same kind of operation made."""
     if len(fault.explanations) > 1 and not fault.cause:
-        names = {each.name for each in _explanations(tensors, row, tensors.origins.get(row.name))}
+        names = {each.name for each in explain(tensors, row.name)}
         fault.explanations[:] = [e for e in fault.explanations if e.name in names] or fault.explanations
-
-
-def _explanations(tensors: Tensors, row: Row, origin: Origin | None) -> list[Explanation]:
-    """What explains a tensor, from the inputs in the dump and, where it lacks them, the golden ones."""
-    if origin and origin.title in ("greedy token", "sampled token"):
-        return []  # twice or half a token's id would be a coincidence
-    wrong, expected = (), tensors.golden[row.name]
-    if tensors.repeatable(origin):
-        wrong, expected = origin.wrong(), np.asarray(origin.right())
-    setting = Setting(tensors.pack.config, *tensors.golden["tokens"].shape)
-    return explain(wrong, setting, expected, tensors.found[row.name], 4 * row.limit)
 
 
 def _input_states(tensors: Tensors, origin: Origin, states: Mapping[str, str]) -> dict[str, str]:
@@ -255,23 +227,20 @@ def _input_states(tensors: Tensors, origin: Origin, states: Mapping[str, str]) -
     return found
 
 
-def _follows(
-    tensors: Tensors, row: Row, origin: Origin | None, states: Mapping[str, str], *, slack: float
-) -> bool | None:
+def _follows(tensors: Tensors, row: Row, states: Mapping[str, str], *, slack: float) -> bool | None:
     """Whether the tensor is what the operation makes of the inputs in the dump; None where that cannot be told.
 
     slack: limits that it may be off; inputs in the dump are rounded, which may cost digits
     """
+    origin = tensors.origins.get(row.name)
     if origin is None:
         return False
-    inputs = _input_states(tensors, origin, states)
-    unknown = {*inputs.values()} & {"not in the dump", "not in the pack"}
-    if unknown or not tensors.repeatable(origin):
+    inputs = _input_states(tensors, origin, states).values()
+    if {"not in the dump", "not in the pack"} & {*inputs} or not tensors.repeatable(origin):
         return None
     if row.problem:
         return False
     expected = np.asarray(origin.right())
     scale = max(magnitude(expected), tensors.scales[row.name])
-    return not (
-        isfinite(scale) and relative_error(tensors.found[row.name], expected, scale) > slack * row.limit
-    )
+    error = relative_error(tensors.found[row.name], expected, scale)
+    return not (isfinite(scale) and error > slack * row.limit)

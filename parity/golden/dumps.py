@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from lzma import LZMAError
+from math import prod
 from pathlib import Path
 from tokenize import TokenError
 
@@ -30,15 +31,14 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> tuple[dict[str, n
     """The tensors of a dump that the pack has too, and the names of the others.
 
     path: a .safetensors or .npz file; a folder of NAME.npy; or a folder of NAME.bin, little-endian in C order,
-        with a JSON that lists name, shape and dtype as the manifest of `golden export` does. Without a JSON
-        the shapes are the pack's, and a file's size says whether it holds 4 or 8 bytes a number.
+        with a JSON that lists name, shape and dtype as the manifest of `golden export` does, or without one
     golden: the pack's tensors by name
 
-    Raises UserError, in a line, for whatever cannot be read, and where no name is the pack's.
+    Raises UserError for whatever cannot be read, and where no name is the pack's.
     """
     if not path.exists():
         raise UserError(
-            f"{path} does not exist; name a .safetensors, an .npz or a folder of .npy or .bin files"
+            f"{path} does not exist; name a .safetensors, an .npz, or a folder of .npy or .bin files"
         )
     found: dict[str, np.ndarray] = {}
     unknown: list[str] = []
@@ -49,7 +49,11 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> tuple[dict[str, n
             if name not in golden:
                 unknown.append(name)
                 continue
-            found[name] = _checked(path, name, read())
+            tensor = read()
+            native = tensor.dtype.newbyteorder("=")
+            if str(native) not in DTYPES:
+                raise UserError(f"{path}: {name} has dtype {tensor.dtype}; write one of {', '.join(DTYPES)}")
+            found[name] = np.array(tensor, native)
     except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{part} cannot be read ({reason}); write it again") from None
@@ -67,12 +71,10 @@ def _entries(path: Path, golden) -> Iterator[tuple]:
             raise UserError(f"{path} has {len(listings)} JSON files; leave the one that lists the tensors")
         if listings:
             yield from _listed(listings[0])
-        elif any(path.glob("*.npy")):
-            for file in sorted(path.glob("*.npy")):
-                yield file.stem, lambda file=file: _array(file)
-        else:
-            for file in sorted(path.glob("*.bin")):
-                yield file.name.removesuffix(".bin"), lambda file=file: _sized(file, golden)
+            return
+        arrays = sorted(path.glob("*.npy"))
+        for file in arrays or sorted(path.glob("*.bin")):
+            yield file.stem, lambda file=file: _array(file) if arrays else _sized(file, golden)
     elif path.suffix == ".json":
         yield from _listed(path)
     elif path.suffix == ".npz":
@@ -128,9 +130,7 @@ def read_raw(folder: Path, row: Mapping) -> np.ndarray:
         raise ValueError(f"{file!r} is not the name of a file beside the JSON")
     if not all(isinstance(size, int) and size >= 0 for size in shape) or dtype not in DTYPES:
         raise ValueError(f"{row['name']} has shape {shape} and dtype {dtype}; write {', '.join(DTYPES)}")
-    wanted, size = np.dtype(dtype).itemsize, (folder / file).stat().st_size
-    for axis in shape:
-        wanted *= axis
+    wanted, size = np.dtype(dtype).itemsize * prod(shape), (folder / file).stat().st_size
     if size != wanted:
         raise ValueError(f"{file} has {size} bytes where shape {shape} in {dtype} needs {wanted}")
     with open_regular(folder / file) as numbers:
@@ -138,19 +138,12 @@ def read_raw(folder: Path, row: Mapping) -> np.ndarray:
 
 
 def _sized(file: Path, golden) -> np.ndarray:
-    wanted, size = golden[file.name.removesuffix(".bin")], file.stat().st_size
-    if wanted.size == 0 or size not in (4 * wanted.size, 8 * wanted.size):
+    """A .bin file that no JSON lists: its shape is the pack's, its size tells the precision."""
+    wanted, size = golden[file.stem], file.stat().st_size
+    if size not in (4 * wanted.size, 8 * wanted.size):
         raise ValueError(
             f"{file.name} has {size} bytes where shape {wanted.shape} needs {4 * wanted.size} or {8 * wanted.size}"
         )
-    kind = "i" if wanted.dtype.kind == "i" else "f"
-    with open_regular(file) as numbers:
-        return np.fromfile(numbers, f"<{kind}{size // wanted.size}").reshape(wanted.shape)
-
-
-def _checked(path: Path, name: str, tensor: np.ndarray) -> np.ndarray:
-    """A copy in the machine's byte order."""
-    native = tensor.dtype.newbyteorder("=")
-    if str(native) not in DTYPES:
-        raise UserError(f"{path}: {name} has dtype {tensor.dtype}; write one of {', '.join(DTYPES)}")
-    return np.array(tensor, native)
+    kind = "int" if wanted.dtype.kind == "i" else "float"
+    dtype = f"{kind}{32 if size == 4 * wanted.size else 64}"
+    return read_raw(file.parent, {"name": file.stem, "shape": wanted.shape, "dtype": dtype})

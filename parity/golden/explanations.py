@@ -4,24 +4,16 @@ A mistake explains a tensor where what it computes is the tensor, to rounding. T
 `operations/`; those that any operation can have stand here.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from contract.config import ModelConfig
 from contract.numbers import magnitude, relative_error
 from operations.operation import Mistake
+from parity.golden.tensors import Tensors
 
 MAX_EXPLANATIONS = 3  # some mistakes have the same result on some models
-
-
-class Setting(NamedTuple):
-    """The model and the shape of the batch."""
-
-    config: ModelConfig
-    B: int
-    T: int
 
 
 class Explanation(NamedTuple):
@@ -37,32 +29,32 @@ class Explanation(NamedTuple):
     operation: str = ""
 
 
-def explain(
-    wrong: Iterable[tuple[str, Mistake, np.ndarray]],
-    setting: Setting,
-    expected: np.ndarray,
-    found: np.ndarray,
-    close: float,
-) -> list[Explanation]:
-    """The mistakes that give `found`, the closest first; general ones where no other fits.
-
-    wrong: operation, mistake and what it computes; expected: the right result
-    close: how far, relative to the largest magnitude, a result may be off
+def explain(tensors: Tensors, name: str) -> list[Explanation]:
+    """The mistakes that give the dump's tensor from the inputs in the dump and, where it lacks them, the golden ones:
+    the closest first, general ones where no other fits.
     """
+    origin = tensors.origins.get(name)
+    if origin and origin.title in ("greedy token", "sampled token"):
+        return []  # twice or half a token's id would be a coincidence
+    wrong, expected = (), tensors.golden[name]
+    if tensors.repeatable(origin):
+        wrong, expected = origin.wrong(), np.asarray(origin.right())
+    found, close = tensors.found[name], 4 * tensors.limits[name]
     fitting = _fitting(wrong, expected, found, close)
     if not fitting:
-        anywhere = (("", mistake, form) for mistake in ANYWHERE for form in mistake.forms(setting, expected))
+        sizes = *tensors.golden["tokens"].shape, tensors.pack.config.head_size
+        anywhere = (("", mistake, form) for mistake in ANYWHERE for form in mistake.forms(expected, *sizes))
         fitting = _fitting(anywhere, expected, found, close)
     return fitting[:MAX_EXPLANATIONS] or _constant_factor(expected, found, close)
 
 
-def _fitting(wrong, expected, found, close) -> list[Explanation]:
+def _fitting(wrong: Iterable[tuple], expected, found, close: float) -> list[Explanation]:
     best: dict[str, Explanation] = {}
     for operation, mistake, value in wrong:
         error = _error(np.asarray(value), found)
         # A mistake that changes nothing here, or less than what it leaves unexplained, explains nothing.
-        told = error <= close and 8 * error < _error(expected, np.asarray(value))
-        if told and (mistake.name not in best or error < best[mistake.name].error):
+        fits = error <= close and 8 * error < _error(expected, np.asarray(value))
+        if fits and (mistake.name not in best or error < best[mistake.name].error):
             best[mistake.name] = Explanation(mistake.name, mistake.text, error, operation)
     return sorted(best.values(), key=lambda each: each.error)
 
@@ -83,100 +75,38 @@ def _constant_factor(expected: np.ndarray, found: np.ndarray, close: float) -> l
     return [Explanation("constant_factor", f"everything is {factor:.7g} times the right value", error)]
 
 
-# Mistakes that any operation can have: functions of the setting and the right result
-
-
-def _anywhere(text: str) -> Callable:
-    return lambda compute: Mistake(compute.__name__, text, "", False, compute)
-
-
-@_anywhere("the sign is wrong")
-def sign(setting, value):
-    return -value
-
-
-@_anywhere("it is all zeros: never computed, never written, or overwritten before it was dumped")
-def zeros(setting, value):
-    return np.zeros_like(value)
-
-
-@_anywhere(
-    "twice too large: added to what an earlier pass left there, or counted twice; zero the gradients first"
-)
-def twice(setting, value):
-    return 2 * value
-
-
-@_anywhere("half of the right value: one of two equal parts is missing, or a factor 1/2 is too many")
-def half(setting, value):
-    return value / 2
-
-
-@_anywhere(
-    "a factor of the batch size B: a sum where a mean over the batch is wanted, or the other way round"
-)
-def factor_batch(setting, value):
-    return [value * setting.B, value / setting.B]
-
-
-@_anywhere(
-    "a factor of the sequence length T: a sum where a mean over time is wanted, or the other way round"
-)
-def factor_time(setting, value):
-    return [value * setting.T, value / setting.T]
-
-
-@_anywhere("a factor of B·T: the loss is a mean over all tokens, so divide by B·T once, and only once")
-def factor_tokens(setting, value):
-    return [value * setting.B * setting.T, value / (setting.B * setting.T)]
-
-
-@_anywhere("a factor of √D: the scores' 1/√D is missing or taken twice")
-def factor_root_head(setting, value):
-    root = setting.config.head_size**0.5
-    return [value * root, value / root]
-
-
-@_anywhere("transposed: the last two axes are swapped")
-def transposed(setting, value):
-    return value.swapaxes(-1, -2) if value.ndim > 1 else None
-
-
-@_anywhere("the numbers of the transpose under the right shape: column-major order read as row-major")
-def column_major(setting, value):
-    if value.ndim < 2:
-        return None
-    swapped = value.swapaxes(-1, -2)
-    return [np.reshape(swapped, value.shape), value.ravel(order="F").reshape(value.shape)]
-
-
-@_anywhere("the first two axes are swapped: time comes before batch")
-def time_first(setting, value):
-    return value.swapaxes(0, 1) if value.ndim > 2 else None
-
-
-@_anywhere("heads and time are swapped: wanted (batch, head, time, channel)")
-def heads_last(setting, value):
-    if value.ndim != 4:
-        return None
-    swapped = value.swapaxes(1, 2)
-    return [swapped, np.ascontiguousarray(swapped).reshape(value.shape)]
-
-
-@_anywhere("moved by one place along time")
-def shifted(setting, value):
-    if value.ndim < 2 or value.shape[0] != setting.B or value.shape[1] != setting.T:
-        return None
-    return [np.roll(value, 1, axis=1), np.roll(value, -1, axis=1)]
-
-
-@_anywhere("flattened: the right numbers in the right order under another shape")
-def flattened(setting, value):
-    rows = value.reshape(-1, value.shape[-1]) if value.ndim > 1 else value
-    return [value.ravel(), rows, value.reshape(1, *value.shape)]
-
-
-ANYWHERE = (
-    sign, zeros, twice, half, factor_batch, factor_time, factor_tokens, factor_root_head, transposed, column_major,
-    time_first, heads_last, shifted, flattened,
-)  # fmt: skip
+# fmt: off
+_ANYWHERE = {
+    "sign": ("the sign is wrong", lambda x, B, T, D: -x),
+    "zeros": ("it is all zeros: never computed, never written, or overwritten before it was dumped",
+              lambda x, B, T, D: np.zeros_like(x)),
+    "twice": ("twice too large: added to what an earlier pass left there, or counted twice; zero the gradients first",
+              lambda x, B, T, D: 2 * x),
+    "half": ("half of the right value: one of two equal parts is missing, or a factor 1/2 is too many",
+             lambda x, B, T, D: x / 2),
+    "factor_batch": ("a factor of the batch size B: a sum where a mean over the batch is wanted, or the other way "
+                     "round", lambda x, B, T, D: [x * B, x / B]),
+    "factor_time": ("a factor of the sequence length T: a sum where a mean over time is wanted, or the other way "
+                    "round", lambda x, B, T, D: [x * T, x / T]),
+    "factor_tokens": ("a factor of B·T: the loss is a mean over all tokens, so divide by B·T once, and only once",
+                      lambda x, B, T, D: [x * B * T, x / (B * T)]),
+    "factor_root_head": ("a factor of √D: the scores' 1/√D is missing or taken twice",
+                         lambda x, B, T, D: [x * D**0.5, x / D**0.5]),
+    "transposed": ("transposed: the last two axes are swapped",
+                   lambda x, B, T, D: x.swapaxes(-1, -2) if x.ndim > 1 else None),
+    "column_major": ("the numbers of the transpose under the right shape: column-major order read as row-major",
+                     lambda x, B, T, D: [x.swapaxes(-1, -2).reshape(x.shape), x.ravel(order="F").reshape(x.shape)]
+                     if x.ndim > 1 else None),
+    "time_first": ("the first two axes are swapped: time comes before batch",
+                   lambda x, B, T, D: x.swapaxes(0, 1) if x.ndim > 2 else None),
+    "heads_last": ("heads and time are swapped: wanted (batch, head, time, channel)",
+                   lambda x, B, T, D: [x.swapaxes(1, 2), x.swapaxes(1, 2).reshape(x.shape)]
+                   if x.ndim == 4 else None),
+    "shifted": ("moved by one place along time",
+                lambda x, B, T, D: [np.roll(x, by, axis=1) for by in (1, -1)] if x.shape[:2] == (B, T) else None),
+    "flattened": ("flattened: the right numbers in the right order under another shape",
+                  lambda x, B, T, D: [x.ravel(), x.reshape(-1, *x.shape[-1:]), x.reshape(1, *x.shape)]),
+}
+# fmt: on
+# Called with the right result, batch size, sequence length and head size.
+ANYWHERE = [Mistake(name, text, "", False, compute) for name, (text, compute) in _ANYWHERE.items()]

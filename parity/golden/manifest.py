@@ -9,7 +9,7 @@ from contract.config import ModelConfig
 from contract.numbers import magnitude
 from contract.weights import weight_table
 from operations.adamw import STEPS
-from parity.golden.origins import CONTINUATIONS, LOSS, NORM, Origin, PassOrigins, given_names
+from parity.golden.origins import CONTINUATIONS, LOSS, NORM, STEP_LOSS, Origin, given_names, pass_origins
 from parity.tolerances import limit
 
 FORMAT = "golden-1"
@@ -61,14 +61,11 @@ def quantity(name: str, config: ModelConfig) -> str:
 
 
 def origins(config: ModelConfig, names) -> dict[str, Origin | None]:
-    """What made each tensor of a pack, in dataflow order; None for those that it starts from.
-
-    A tensor with a row for each step of AdamW stands once, for all of them.
-    """
-    order = dict.fromkeys(given_names(config)) | PassOrigins(config).by_name
+    """What made each tensor of a pack, all steps of AdamW together, in dataflow order; None for what it starts from."""
+    order = dict.fromkeys(given_names(config)) | pass_origins(config)[1]
     order["adamw.learning_rate"] = None
     weights = ["adamw.weights.* of the step before"]
-    order["adamw.loss"] = Origin(LOSS, "the loss with the weights before the step", weights)
+    order["adamw.loss"] = Origin(LOSS, STEP_LOSS, weights)
     order["adamw.gradient_norm"] = Origin(NORM, STEPS[NORM].equation, weights)
     for kind, title in (("m", "AdamW mean"), ("v", "AdamW mean square"), ("weights", "AdamW weight")):
         for name in weight_table(config):
@@ -83,12 +80,12 @@ def origins(config: ModelConfig, names) -> dict[str, Origin | None]:
 
 def manifest(name: str, config: ModelConfig, seed: int, adamw: dict, sampling: dict, tensors: dict) -> dict:
     """The record that describes a pack, ready for JSON, its tensors in dataflow order."""
-    described, flowing = [], 0.0
     known = origins(config, tensors)
+    described, scale = [], 0.0
     for each, origin in known.items():
-        # A tensor of zeros is a difference of terms that cancel: it is held to the size of what flows in.
-        flowing = magnitude(tensors[each]) or flowing
-        described.append(_row(each, tensors[each], origin, config, flowing))
+        # A tensor of zeros is a difference of terms that cancel: its error is relative to the tensor before it.
+        scale = magnitude(tensors[each]) or scale
+        described.append(_row(each, tensors[each], origin, config, scale))
     return {
         "format": FORMAT,
         "name": name,

@@ -1,10 +1,11 @@
-"""Where each tensor of a golden pack comes from: what made it, from which others, and how to make it again.
+"""What made each tensor of a golden pack, from which others, and how to make it again.
 
-Names are those of the trace. `gradient.NAME` is the loss's gradient with respect to the tensor or weight called NAME;
+Names are those of the trace. `gradient.NAME` is the loss's gradient with respect to the tensor or weight NAME;
 `adamw.m.NAME[3]` is what the third step of AdamW left behind.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,16 +18,18 @@ from operations.dataflow import GRADIENT, Dataflow, record
 from operations.operation import Mistake
 
 Wrongs = Iterator[tuple[str, Mistake, np.ndarray]]
+LOSS, NORM, LOGITS = "loss of a step", "gradient norm of a step", "logits of a new token"
+STEP_LOSS = "the loss with the weights before the step"
 
 
 class Origin(NamedTuple):
     """What made a tensor.
 
-    title: the operation in words; equation: what it computes; inputs: the names of the tensors it starts from
-    operations: the names of the operations of the model that take part, in the order in which they do
+    title: the operation in words; equation: what it computes; inputs: the names of the tensors it reads
+    operations: the names of the model's operations that take part, in order
     right: makes it again; None where a tensor is made from all others together
     wrong: operation, mistake and what that mistake makes of the tensor, for all known mistakes
-    gradient, norm: of a step of AdamW, its weight's gradient, which no pack may hold, and the norm that tells of it
+    gradient, norm: of a step of AdamW, its weight's gradient, which no pack may hold, and the norm that covers it
     decays: of a step of AdamW, whether its weight does
     """
 
@@ -41,49 +44,45 @@ class Origin(NamedTuple):
     decays: bool = False
 
 
+def whole(name: str) -> str:
+    """The pack's name of the tensor of which `NAME[3]` is a row."""
+    return name.partition("[")[0]
+
+
 def given_names(config: ModelConfig) -> list[str]:
     """What a pack starts from: the batch and the weights."""
     return ["tokens", "targets", *weight_table(config)]
 
 
-class PassOrigins:
-    """The origins of every tensor of a pass, and the dataflow that they come from.
+def pass_origins(
+    config: ModelConfig, value: Callable[[str], np.ndarray] | None = None
+) -> tuple[Dataflow, dict[str, Origin]]:
+    """The dataflow of a pass, and the origin of each of its tensors by name, in dataflow order.
 
     value: name -> tensor, of every tensor of the pack; None where nothing is made again
     """
+    trace, table = record(config), weight_table(config)
+    forward = [*(["positions"] if config.position == "sinusoidal" else []), *trace.activations]
+    gradients = {GRADIENT + name for name in (*trace.gradients, *table)}
+    known = {*given_names(config), *forward, *gradients}
+    graph = Dataflow(trace.nodes, known.__contains__, value)
+    order = dict.fromkeys(forward)
+    for name in trace.gradients:  # after the gradients of the weights that the same operation reads
+        for node, _ in graph.steps(GRADIENT + name):
+            weights = [each for each in node.inputs if each in table and graph.uses[each][0][0] is node]
+            order |= dict.fromkeys(GRADIENT + weight for weight in weights)
+        order[GRADIENT + name] = None
+    order |= dict.fromkeys(GRADIENT + weight for weight in reversed(table))
+    return graph, {name: _pass_origin(graph, name) for name in order}
 
-    def __init__(self, config: ModelConfig, value: Callable[[str], np.ndarray] | None = None):
-        trace, table = record(config), weight_table(config)
-        forward = [*(["positions"] if config.position == "sinusoidal" else []), *trace.activations]
-        gradients = {GRADIENT + name for name in (*trace.gradients, *table)}
-        known = {*given_names(config), *forward, *gradients}
-        self.graph = Dataflow(trace.nodes, known.__contains__, value)
-        names = [*forward, *self._backward(list(trace.gradients), table)]
-        self.by_name = {name: self._origin(name) for name in names}
 
-    def _backward(self, gradients: list[str], table) -> Iterator[str]:
-        """The gradients in backward order, each after those of the weights that the same operation reads."""
-        first = {name: uses[0][0] for name, uses in self.graph.uses.items()}
-        told = set()
-        for name in gradients:
-            for node, _ in self.graph.steps(GRADIENT + name):
-                for weight in node.inputs:
-                    if weight in table and first[weight] is node and weight not in told:
-                        told.add(weight)
-                        yield GRADIENT + weight
-            yield GRADIENT + name
-        yield from (GRADIENT + weight for weight in reversed(table) if weight not in told)
-
-    def _origin(self, name: str) -> Origin:
-        graph = self.graph
-        steps = graph.steps(name)
-        if not steps:
-            return Origin("start of the backward pass", "1", [], right=lambda: np.ones(()))
-        operations = tuple(dict.fromkeys(node.operation for node, _ in steps))
-        return Origin(
-            graph.title(name), graph.equation(name), graph.inputs(name), operations,
-            lambda: graph.right(name), lambda: iter(graph.wrong(name)),
-        )  # fmt: skip
+def _pass_origin(graph: Dataflow, name: str) -> Origin:
+    steps = graph.steps(name)
+    if not steps:
+        return Origin("start of the backward pass", "1", [], right=lambda: np.ones(()))
+    operations = tuple(dict.fromkeys(node.operation for node, _ in steps))
+    words = graph.title(name), graph.equation(name), graph.inputs(name)
+    return Origin(*words, operations, lambda: graph.right(name), lambda: iter(graph.wrong(name)))
 
 
 # The whole model: new tokens and steps
@@ -92,15 +91,15 @@ class PassOrigins:
 def _model(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> GPT:
     """A model with a copy of `weights`, which are given by name."""
     model = GPT(config, Weights.zeros(config, "float64"))
-    for name in weight_table(config):
-        model.weights[name][...] = weights[name]
+    for name, weight in weights.items():
+        model.weights[name][...] = weight
     return model
 
 
-def pass_of_step(config: ModelConfig, tokens, targets, weights: Mapping[str, np.ndarray]) -> tuple:
-    """returns: loss, and the gradients of `weights`, which are given by name"""
-    model = _model(config, weights)
-    _, loss, cache = model.forward(tokens, targets)
+def pass_of_step(config: ModelConfig, value: Callable, step: int) -> tuple:
+    """returns: the loss of step `step` of AdamW, counted from 1, and its gradients before clipping"""
+    model = _model(config, {name: value(weight_before(name, step)) for name in weight_table(config)})
+    _, loss, cache = model.forward(value("tokens"), value("targets"))
     return loss, model.backward(cache)
 
 
@@ -132,31 +131,24 @@ def continuation_origins(
         window = np.array([*value(prompt), *map(value, tokens)])[-config.context_length :]
         return _model(config, {name: value(name) for name in table}).forward(window[None])[0][0, -1]
 
+    def greedy_token(logits: str):
+        return value(logits).argmax()
+
     def sampled_token(logits: str, draw: str):
         order = np.argsort(-value(logits), kind="stable")[: sampling["top_k"]]
         falling = value(logits)[order]
         sums = np.cumsum(np.exp((falling - falling[0]) / sampling["temperature"]))
         return order[np.searchsorted(sums[:-1], value(draw) * sums[-1], side="right")]
 
-    for title in ("greedy", "sampled"):
-        before, prompt = [], f"{title}.prompt"
+    for kind, equation, choose in (("greedy", _GREEDY, greedy_token), ("sampled", _SAMPLED, sampled_token)):
+        before, prompt = [], f"{kind}.prompt"
         for place in range(1, count + 1):
-            logits, token, draw = (
-                f"{title}.logits[{place}]",
-                f"{title}.tokens[{place}]",
-                f"sampled.draws[{place}]",
-            )
-            origins[logits] = Origin(
-                "logits of a new token", _NEXT, [prompt, *before, *table],
-                right=lambda prompt=prompt, before=tuple(before): next_logits(prompt, before),
-            )  # fmt: skip
-            if title == "greedy":
-                right = lambda logits=logits: value(logits).argmax()  # noqa: E731
-                origins[token] = Origin("greedy token", _GREEDY, [logits], right=right)
-            else:
-                right = lambda logits=logits, draw=draw: sampled_token(logits, draw)  # noqa: E731
-                origins[token] = Origin("sampled token", _SAMPLED, [logits, draw], right=right)
-            before.append(token)
+            logits = f"{kind}.logits[{place}]"
+            read = [logits] if kind == "greedy" else [logits, f"sampled.draws[{place}]"]
+            right = partial(next_logits, prompt, [*before])
+            origins[logits] = Origin(LOGITS, _NEXT, [prompt, *before, *table], right=right)
+            before.append(f"{kind}.tokens[{place}]")
+            origins[before[-1]] = Origin(f"{kind} token", equation, read, right=partial(choose, *read))
     return origins
 
 
@@ -169,11 +161,8 @@ def weight_before(name: str, step: int) -> str:
 
 
 def gradient_of_step(name: str, step: int) -> str:
-    """The name of a weight's gradient, before clipping, in step `step`; a pack holds that of the first alone."""
+    """The name of a weight's gradient, before clipping, in step `step`; a pack holds only that of the first."""
     return f"adamw.gradient.{name}[{step}]" if step > 1 else f"gradient.{name}"
-
-
-LOSS, NORM = "loss of a step", "gradient norm of a step"
 
 
 def step_origins(config: ModelConfig, adamw: Mapping, value: Callable) -> dict[str, Origin]:
@@ -184,18 +173,10 @@ def step_origins(config: ModelConfig, adamw: Mapping, value: Callable) -> dict[s
     table, origins = weight_table(config), {}
     norm, max_norm = STEPS[NORM], adamw["max_norm"]
     for step in range(1, adamw["steps"] + 1):
-        before = {name: weight_before(name, step) for name in table}
-        inputs = ["tokens", "targets", *before.values()]
-
-        def run(before=before):
-            weights = {name: value(each) for name, each in before.items()}
-            return pass_of_step(config, value("tokens"), value("targets"), weights)
-
+        inputs = ["tokens", "targets", *(weight_before(name, step) for name in table)]
+        run = partial(pass_of_step, config, value, step)
         origins[f"adamw.loss[{step}]"] = Origin(
-            LOSS,
-            "the loss with the weights before the step",
-            inputs,
-            right=lambda run=run: np.asarray(run()[0]),
+            LOSS, STEP_LOSS, inputs, right=lambda run=run: np.asarray(run()[0])
         )
         origins[f"adamw.gradient_norm[{step}]"] = Origin(
             NORM, norm.equation, inputs, ("adamw",),
@@ -204,9 +185,8 @@ def step_origins(config: ModelConfig, adamw: Mapping, value: Callable) -> dict[s
         )  # fmt: skip
         for kind in ("m", "v", "weights"):
             for name, spec in table.items():
-                origins[f"adamw.{kind}.{name}[{step}]"] = _step_origin(
-                    kind, name, step, spec.decays, adamw, value
-                )
+                origin = _step_origin(kind, name, step, spec.decays, adamw, value)
+                origins[f"adamw.{kind}.{name}[{step}]"] = origin
     return origins
 
 
@@ -215,31 +195,28 @@ def _step_origin(kind: str, name: str, step: int, decays: bool, adamw: Mapping, 
     weight, rate = weight_before(name, step), f"adamw.learning_rate[{step}]"
     gradient = {"gradient": gradient_of_step(name, step), "norm": f"adamw.gradient_norm[{step}]"}
     if kind == "weights":
-        title = "AdamW weight"
+        title, covers = "AdamW weight", ("", "")
         inputs = {"weight": weight, **{each: f"adamw.{each}.{name}[{step}]" for each in "mv"}, "rate": rate}
         past = {f"v_at_{at}": f"adamw.v.{name}[{at}]" for at in range(1, step)}
         extras = {f"{each}_before": moment for each, moment in moments.items()} | gradient | past
         extras |= {"rates": "adamw.learning_rate"}
     else:
-        title = {"m": "AdamW mean", "v": "AdamW mean square"}[kind]
+        title, covers = {"m": "AdamW mean", "v": "AdamW mean square"}[kind], gradient.values()
         inputs = gradient | ({kind: moments[kind]} if moments else {})
         extras = {"weight": weight, "rate": rate}
-    settings = {"adamw": adamw, "step": step, "decays": decays}
+    known = STEPS[title]
 
-    def values(names):
+    def values(names: Mapping[str, str]) -> dict:
+        settings = {"adamw": adamw, "step": step, "decays": decays}
         return {role: value(each) for role, each in names.items()} | settings
 
-    known = STEPS[title]
     return Origin(
         title, known.equation, list(inputs.values()), ("adamw",),
         lambda: known.right(**values(inputs)),
         lambda: _wrong(known.mistakes, values(extras | inputs)),
-        *([gradient["gradient"], gradient["norm"]] if kind != "weights" else ["", ""]),
-        decays,
+        *covers, decays,
     )  # fmt: skip
 
 
 def _wrong(mistakes: Iterable[Mistake], inputs: Mapping) -> Wrongs:
-    for mistake in mistakes:
-        for form in mistake.forms(**inputs):
-            yield "adamw", mistake, form
+    return (("adamw", mistake, form) for mistake in mistakes for form in mistake.forms(**inputs))

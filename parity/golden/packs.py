@@ -1,8 +1,7 @@
 """Golden packs: a small model's every tensor in float64, to hold a port of the model against.
 
 A pack is two files: NAME.safetensors with the tensors and NAME.json, the manifest, which says of each tensor
-what it is, what made it and how far another program may be from it. PyTorch is not needed to make or to
-check one.
+what it is, what made it and how far another program may be from it. Neither needs PyTorch.
 """
 
 import json
@@ -21,7 +20,7 @@ from contract.schema import checksum, pop_checksum, read_json, require, shown
 from contract.weights import weight_table
 from parity.golden.dumps import read_raw
 from parity.golden.manifest import FORMAT, digest
-from parity.golden.origins import CONTINUATIONS, PassOrigins, given_names
+from parity.golden.origins import CONTINUATIONS, given_names, pass_origins
 
 GOLDEN = Path(__file__).parent
 
@@ -41,7 +40,7 @@ class Pack(NamedTuple):
 def save_pack(pack: Pack, folder: Path, *, overwrite: bool = False):
     """Write NAME.safetensors and NAME.json, both or neither, the same bytes for the same pack.
 
-    Raises UserError where they cannot be written, or where anything stands there that `overwrite` does not give away.
+    Raises UserError where they cannot be written, or would replace anything but a pack with `overwrite`.
     """
     # `ascontiguousarray` would make an array of one number of a scalar.
     tensors = {name: np.array(tensor, order="C") for name, tensor in pack.tensors.items()}
@@ -53,9 +52,9 @@ def save_pack(pack: Pack, folder: Path, *, overwrite: bool = False):
 
 
 def replaceable_pack(name: str, folder: Path, overwrite: bool) -> list[str]:
-    """The names of the two files of an earlier pack NAME in `folder`, which `overwrite` gives away.
+    """The names of the two files of an earlier pack NAME in `folder`.
 
-    Raises UserError where they are there and not given away, or are no pack's.
+    Raises UserError where they are there and `overwrite` is not given, or where they are no pack's.
     """
 
     def foreign(path: Path) -> Path | None:
@@ -64,11 +63,9 @@ def replaceable_pack(name: str, folder: Path, overwrite: bool) -> list[str]:
             return None if path.is_file() and not path.is_symlink() else path
         return path
 
-    names = (f"{name}.json", f"{name}.safetensors")
+    names = dict.fromkeys((f"{name}.json", f"{name}.safetensors"), foreign)
     choose = "choose another NAME or --out"
-    return replaceable_items(
-        folder, dict.fromkeys(names, foreign), overwrite, kind="golden pack", choose=choose
-    )
+    return replaceable_items(folder, names, overwrite, kind="golden pack", choose=choose)
 
 
 def manifest_text(record: dict) -> bytes:
@@ -79,7 +76,7 @@ def manifest_text(record: dict) -> bytes:
 
 
 def find_pack(name: str) -> Path:
-    """The manifest of a committed pack by name, or of any by the path of either file or without its ending,
+    """The manifest of a committed pack by name, or of any by the path of either file, with or without its ending,
     or by the folder of its raw export.
 
     Raises UserError where there is none.
@@ -111,34 +108,38 @@ def committed() -> dict[str, tuple[ModelConfig, int]]:
 
 
 def load_pack(name: str) -> Pack:
-    """Read and verify a pack. Raises UserError where a file is missing, damaged or of another version."""
+    """Read and verify a pack or a raw export. Raises UserError where a file is missing, damaged or of another version.
+
+    An export in float32 has float32's limits in either precision.
+    """
     path = find_pack(name)
-    tensors_path = path.with_suffix(".safetensors")
     try:
-        found = read_json(path)
-        if _is_export(found):
-            return _exported_pack(path.parent, found)
-        record = _verified(found)
-        config = _config_of(record)
-        with open_regular(tensors_path) as file:
-            stored = load(file.read())
-        tensors = {row["name"]: stored[row["name"]] for row in record["tensors"]}
-        damaged = [row["name"] for row in record["tensors"] if not _is_described(tensors[row["name"]], row)]
-        if not damaged:
-            _require_complete(config, record["adamw"], tensors)
+        record = read_json(path)
+        exported = _is_export(record)
+        config = _config_of(_verified(record, sealed=not exported))
+        if exported:
+            tensors = {row["name"]: read_raw(path.parent, row) for row in record["tensors"]}
+        else:
+            with open_regular(path.with_suffix(".safetensors")) as file:
+                stored = load(file.read())
+            tensors = {row["name"]: stored[row["name"]] for row in record["tensors"]}
+        for row in record["tensors"]:
+            _require_described(tensors[row["name"]], row, exported)
+        _require_complete(config, record["adamw"], tensors)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a golden pack or is damaged ({error}); make it again") from None
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); make it again") from None
-    if damaged:
-        raise UserError(f"{tensors_path}: {damaged[0]} is not what the manifest says; make the pack again")
-    return Pack(record, config, tensors)
+    rows = [r | {"float64": r["float32"]} if r["dtype"] == "float32" else r for r in record["tensors"]]
+    types = {"f": np.float64, "i": np.int64}
+    tensors = {name: np.array(tensor, types[tensor.dtype.kind]) for name, tensor in tensors.items()}
+    return Pack(record | {"tensors": rows}, config, tensors)
 
 
-_POSITIVE = range(2**63)
+_COUNT = range(2**63)
 _ROW = {
     "name": str,
-    "shape": [_POSITIVE],
+    "shape": [_COUNT],
     "dtype": str,
     "layout": str,
     "operation": str,
@@ -148,48 +149,40 @@ _ROW = {
     "scale": float,
     "sha256": (str, None),  # raw exports of earlier versions have none
 }
+_REAL = dict.fromkeys(("beta1", "beta2", "eps", "weight_decay", "max_norm"), float)
 _MANIFEST = {
     "format": str,
     "name": str,
     "config": dict,
-    "seed": _POSITIVE,
-    "adamw": {
-        "steps": _POSITIVE,
-        "beta1": float,
-        "beta2": float,
-        "eps": float,
-        "weight_decay": float,
-        "max_norm": float,
-    },
-    "sampling": {"temperature": float, "top_k": _POSITIVE, "seed": _POSITIVE},
+    "seed": _COUNT,
+    "adamw": {"steps": _COUNT, **_REAL},
+    "sampling": {"temperature": float, "top_k": _COUNT, "seed": _COUNT},
     "operations": {str: str},
     "tensors": [_ROW],
 }
 
 
-def _verified(record: dict) -> dict:
-    """The manifest without its checksum. Raises ValueError unless it is whole and has every field that is read."""
-    _require_format(record)
-    if not pop_checksum(record):
-        raise ValueError("its manifest was changed: it does not match its checksum")
-    _require_manifest(record)
-    return record
-
-
-def _require_format(record: dict):
+def _verified(record: dict, sealed: bool = True) -> dict:
+    """The manifest without its checksum. Raises ValueError unless it has every field that is read, no number is
+    below 0 and, if `sealed`, its checksum fits.
+    """
     if record.get("format") != FORMAT:
         raise ValueError(f"it is of format {shown(record.get('format'))}, expected {FORMAT!r}")
-
-
-def _require_manifest(record: dict):
-    """Raise ValueError unless the manifest has every field that is read, and its numbers are not below 0."""
+    if sealed and not pop_checksum(record):
+        raise ValueError("its manifest was changed: it does not match its checksum")
     require(record, _MANIFEST)
-    if Path(record["name"]).name != record["name"] or not record["name"].strip(". "):
+    if not is_plain(record["name"]):
         raise ValueError(f"its name {record['name']!r} is no plain name")
     for values in (record["adamw"], record["sampling"], *record["tensors"]):
         for name, value in values.items():
             if isinstance(value, int | float) and value < 0:
                 raise ValueError(f"{name} is {value}, expected at least 0")
+    return record
+
+
+def is_plain(name: str) -> bool:
+    """Whether a pack may be called so: a file name without a folder."""
+    return Path(name).name == name and bool(name.strip(". "))
 
 
 def _config_of(record: dict) -> ModelConfig:
@@ -203,7 +196,7 @@ def _config_of(record: dict) -> ModelConfig:
 def _require_complete(config: ModelConfig, adamw: dict, tensors: dict[str, np.ndarray]):
     """Raise ValueError unless the tensors are those of a pack with this configuration and so many steps."""
     table, steps = weight_table(config), adamw["steps"]
-    wanted = {*given_names(config), *PassOrigins(config).by_name, *CONTINUATIONS}
+    wanted = {*given_names(config), *pass_origins(config)[1], *CONTINUATIONS}
     wanted |= {"greedy.prompt", "sampled.prompt", "sampled.draws"}
     if steps:
         wanted |= {f"adamw.{name}" for name in ("learning_rate", "loss", "gradient_norm")}
@@ -216,30 +209,13 @@ def _require_complete(config: ModelConfig, adamw: dict, tensors: dict[str, np.nd
             raise ValueError(f"{name} has shape {list(tensor.shape)}")
 
 
-def _is_export(record) -> bool:
-    rows = record.get("tensors") if isinstance(record, dict) else None
-    return (
-        isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) and "file" in row for row in rows)
-    )
+def _is_export(record: dict) -> bool:
+    rows = record.get("tensors")
+    return isinstance(rows, list) and bool(rows) and all(isinstance(r, dict) and "file" in r for r in rows)
 
 
-def _exported_pack(folder: Path, record: dict) -> Pack:
-    """The pack of which `folder` is the raw export; one in float32 has float32's limits alone."""
-    _require_format(record)
-    _require_manifest(record)
-    config = _config_of(record)
-    rows, tensors = [], {}
-    for row in record["tensors"]:
-        tensor = read_raw(folder, row)
-        if row.get("sha256", digest(tensor)) != digest(tensor):
-            raise ValueError(f"{row['file']} is not what was exported: its hash is another")
-        rounded = tensor.dtype == np.float32
-        rows.append(row | {"float64": row["float32"]} if rounded else row)
-        tensors[row["name"]] = np.array(tensor, np.float64 if tensor.dtype.kind == "f" else np.int64)
-    _require_complete(config, record["adamw"], tensors)
-    return Pack(record | {"tensors": rows}, config, tensors)
-
-
-def _is_described(tensor: np.ndarray, row: dict) -> bool:
-    described = list(tensor.shape) == row["shape"] and str(tensor.dtype) == row["dtype"]
-    return described and digest(tensor) == row["sha256"]
+def _require_described(tensor: np.ndarray, row: dict, exported: bool):
+    found = list(tensor.shape), tensor.dtype.name, digest(tensor)
+    described = row["shape"], row["dtype"], row.get("sha256", found[-1] if exported else None)
+    if found != described:
+        raise ValueError(f"{row['name']} is not what the manifest says")

@@ -1,10 +1,10 @@
 """Telling what a check found: a few lines for a person, a record for machines."""
 
 from difflib import get_close_matches
-from math import isfinite
 
 from parity.compare import Row
 from parity.golden.check import Finding, Report
+from parity.golden.origins import whole
 
 
 def describe(report: Report) -> list[str]:
@@ -29,16 +29,19 @@ def describe(report: Report) -> list[str]:
         lines += ["", f"{heading}: {_place(fault.row)}", *_reasons(fault)]
         lines += _shared(fault, report.faults)
     told = {name for fault in report.faults for name in (fault.row.name, *fault.elsewhere)}
-    rest = list(_whole([row for row in diverging if row.name not in told]))
-    if rest:
+    if rest := _whole([row for row in diverging if row.name not in told]):
         lines += ["", f"and what follows from it: {_few(rest)}"]
-    hint = _precision_hint(report)
-    return [*lines, hint] if hint else lines
+    explained = any(fault.explanations for fault in report.faults)
+    if diverging and report.dtype == "float64" and report.within_float32 and not explained:
+        lines.append(
+            "every error is as small as float32's rounding: if that is what you computed in, --dtype float32"
+        )
+    return lines
 
 
-def _whole(rows: list[Row]) -> dict[str, None]:
+def _whole(rows: list[Row]) -> list[str]:
     """The names of the tensors in order, those with a row for each step of AdamW once."""
-    return dict.fromkeys(row.name.partition("[")[0] for row in rows)
+    return list(dict.fromkeys(whole(row.name) for row in rows))
 
 
 def _place(row: Row) -> str:
@@ -53,12 +56,9 @@ def _place(row: Row) -> str:
 
 def _reasons(fault: Finding) -> list[str]:
     lines = []
-    if fault.origin is None:
-        if not any(each.name == "bytes_swapped" for each in fault.explanations):
-            lines.append("  the pack gives this one: your program loaded it otherwise")
-    else:
-        lines.append(f"  {fault.origin.title}: {fault.origin.equation}")
+    if fault.origin:
         states = [f"{name} ({state})" for name, state in fault.inputs.items()]
+        lines.append(f"  {fault.origin.title}: {fault.origin.equation}")
         lines.append(f"  from {_few(states)}" if states else "  from nothing but the configuration")
         absent = [name for name, state in fault.inputs.items() if state == "not in the dump"]
         if fault.own:
@@ -67,41 +67,30 @@ def _reasons(fault: Finding) -> list[str]:
         elif fault.own is False:
             lines.append("  they give these numbers: small errors in them grew")
         elif absent:
-            taken = "it" if len(absent) == 1 else "them"
+            they = "it" if len(absent) == 1 else "them"
             lines.append(
-                f"  in this operation, if {_few(absent)} came from the pack; else dump {taken} to know"
+                f"  in this operation, if {_few(absent)} came from the pack; else dump {they} to know"
             )
+    elif not any(each.name == "bytes_swapped" for each in fault.explanations):
+        lines.append("  the pack gives this one: your program loaded it otherwise")
     if fault.elsewhere:
         lines.append(f"  the same operation is wrong in {_few(fault.elsewhere)}")
     if fault.sound:
-        wrong = dict.fromkeys(_weight(name) for name in (fault.row.name, *fault.elsewhere))
-        lines.append(f"  of the weights: wrong in {_few(list(wrong))}; right in {_few(fault.sound)}")
-    for explanation in fault.explanations:
-        lines.append(f"  fits to {explanation.error:.1g}: {explanation.text}")
-    if not fault.explanations:
-        lines.append("  none of the known mistakes gives your numbers")
-    return lines
+        names = [whole(name).removeprefix("adamw.weights.") for name in (fault.row.name, *fault.elsewhere)]
+        wrong = list(dict.fromkeys(names))
+        lines.append(f"  of the weights: wrong in {_few(wrong)}; right in {_few(fault.sound)}")
+    fits = [f"  fits to {each.error:.1g}: {each.text}" for each in fault.explanations]
+    return lines + (fits or ["  none of the known mistakes gives your numbers"])
 
 
 def _shared(cause: Finding, faults: list[Finding]) -> list[str]:
     """That the backward pass has a forward mistake too, in a line, and where it probably has it."""
-    shared = [fault for fault in faults if fault.cause == cause.row.name]
     lines = []
     for proven, words in ((True, "its backward has the same mistake"), (False, "probably the same mistake")):
-        names = [
-            name
-            for fault in shared
-            if bool(fault.explanations) == proven
-            for name in (fault.row.name, *fault.elsewhere)
-        ]
-        if names:
-            lines.append(f"  {words}: {_few(names)}")
+        shared = [f for f in faults if f.cause == cause.row.name and bool(f.explanations) == proven]
+        names = [name for fault in shared for name in (fault.row.name, *fault.elsewhere)]
+        lines += [f"  {words}: {_few(names)}"] if names else []
     return lines
-
-
-def _weight(name: str) -> str:
-    """The weight that `adamw.weights.NAME[3]` is about."""
-    return name.removeprefix("adamw.weights.").partition("[")[0]
 
 
 def _few(names: list[str], most: int = 4) -> str:
@@ -111,34 +100,24 @@ def _few(names: list[str], most: int = 4) -> str:
 
 def _suggest(name: str, report: Report) -> str:
     """A name from outside, cut and made printable, with the pack's name nearest to it."""
-    known = [row.name for row in report.rows] + report.missing
-    near = get_close_matches(name, known, 1)
+    near = get_close_matches(name, [row.name for row in report.rows] + report.missing, 1)
     shown = "".join(each if each.isprintable() else "?" for each in name[:80])
     return f"{shown} (did you mean {near[0]}?)" if near else shown
 
 
-def _precision_hint(report: Report) -> str:
-    explained = any(fault.explanations for fault in report.faults)
-    if report.diverging and report.dtype == "float64" and report.within_float32 and not explained:
-        return (
-            "every error is as small as float32's rounding: if that is what you computed in, --dtype float32"
-        )
-    return ""
-
-
 def as_record(report: Report) -> dict:
-    """The report by field; numbers that JSON lacks become null."""
+    """The report by field, ready for JSON."""
     return {
         "golden": report.pack,
         "dtype": report.dtype,
         "holds": not report.diverging,
         "compared": len(_whole(report.rows)),
-        "diverging": [_json_row(row) for row in report.diverging],
+        "diverging": [_row_record(row) for row in report.diverging],
         "missing": report.missing,
         "unknown": report.unknown,
         "faults": [
             {
-                **_json_row(fault.row),
+                **_row_record(fault.row),
                 "operation": fault.origin.title if fault.origin else None,
                 "equation": fault.origin.equation if fault.origin else None,
                 "inputs": fault.inputs,
@@ -153,10 +132,7 @@ def as_record(report: Report) -> dict:
     }
 
 
-def _json_row(row: Row) -> dict:
-    values = {"name": row.name, "index": row.index, "golden": row.reference, "yours": row.twin}
-    values |= {"error": row.error, "limit": row.limit, "problem": row.problem or None}
-    return {
-        name: None if isinstance(value, float) and not isfinite(value) else value
-        for name, value in values.items()
-    }
+def _row_record(row: Row) -> dict:
+    own = {"golden": "reference", "yours": "twin"}
+    fields, record = ("name", "index", "golden", "yours", "error", "limit", "problem"), row.as_record()
+    return {name: record[own.get(name, name)] for name in fields} | {"problem": row.problem or None}

@@ -1,10 +1,10 @@
 """Is a wrong gradient the exact derivative of a forward mistake already reported? Then report it once.
 
 Who computes something else forward usually differentiates that something. Its derivative is taken here by complex
-steps, a number at a time and exact to rounding, from the functions that explain a forward pass.
+steps, one number at a time and exact to rounding, of the functions that explain a forward pass.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,20 +23,20 @@ _STEP = 1e-30
 def same_mistake(
     tensors: Tensors, gradient: str, explanations: list[Explanation], close: float
 ) -> list[Explanation]:
-    """Of the mistakes found in a forward operation, those that give this gradient, too.
+    """Of the mistakes found in a forward operation, those that also give this gradient.
 
-    gradient: name of a tensor, such as "gradient.final_norm.weight"; close: how far it may be off
+    gradient: name of a tensor, such as "gradient.final_norm.weight"; close: the largest relative error
     """
     name, found = gradient.removeprefix(GRADIENT), tensors.found[gradient]
     if found.shape != tensors.golden[gradient].shape or not np.isfinite(found).all() or not np.any(found):
         return []
     places = np.unique(np.linspace(0, found.size - 1, min(found.size, MAX_NUMBERS)).astype(int))
-    scale, fitting = magnitude(found), []
+    fitting = []
     for explanation in explanations:
         if explanation.operation in OPERATIONS:
             mistake = OPERATIONS[explanation.operation].find(explanation.name)
             forms = gradients_with(tensors, name, explanation.operation, mistake, places)
-            errors = [relative_error(found.flat[places], form, scale) for form in forms]
+            errors = [relative_error(found.flat[places], form, magnitude(found)) for form in forms]
             if errors and min(errors) <= close:
                 fitting.append(explanation._replace(error=min(errors)))
     return fitting
@@ -45,7 +45,11 @@ def same_mistake(
 def gradients_with(tensors: Tensors, name: str, operation: str, mistake: Mistake, places) -> np.ndarray:
     """The gradient of the tensor at `places` where an operation has the mistake, a row for each of its forms."""
     graph, total = tensors.graph, np.zeros((1, len(places)))
-    for result in _readers(graph, name, operation, mistake):
+    readers = graph.readers(name)
+    for node in graph.nodes:  # those to which the mistake alone leads
+        if node.operation == operation and Named(name) in graph.others(mistake, node).values():
+            readers += node.results
+    for result in dict.fromkeys(readers):
         if not tensors.repeatable(tensors.origins[result]):
             continue
         wrong = any(node.operation == operation for node, _ in graph.steps(result))
@@ -61,15 +65,6 @@ def gradients_with(tensors: Tensors, name: str, operation: str, mistake: Mistake
     return total
 
 
-def _readers(graph: Dataflow, name: str, operation: str, mistake: Mistake) -> list[str]:
-    """The results that are made of the tensor, those to which the mistake alone leads included."""
-    found = graph.readers(name)
-    for node in graph.nodes:
-        if node.operation == operation and Named(name) in graph.others(mistake, node).values():
-            found += node.results
-    return list(dict.fromkeys(found))
-
-
 def _derivative(compute: Callable, value: Callable, name: str, dy: np.ndarray, places) -> np.ndarray:
     """The derivative of Σ dy · y by the numbers of a tensor, for each of the y that `compute` makes; nan where y has
     another shape than dy.
@@ -77,14 +72,12 @@ def _derivative(compute: Callable, value: Callable, name: str, dy: np.ndarray, p
     compute: name -> value of a tensor -> the y
     """
     columns, start = [], value(name).astype(complex)
-
-    def moved_value(place: int) -> Mapping:
+    for place in places:
         moved = start.copy()
         moved.flat[place] += 1j * _STEP
-        return lambda each: moved if each == name else value(each)
-
-    with np.errstate(all="ignore"):
-        for place in places:
-            values = map(np.asarray, compute(moved_value(place)))
+        with np.errstate(all="ignore"):
+            values = map(
+                np.asarray, compute(lambda each, moved=moved: moved if each == name else value(each))
+            )
             columns.append([np.sum(dy * y.imag) / _STEP if y.shape == dy.shape else np.nan for y in values])
     return np.array(columns).reshape(len(places), -1).T

@@ -1,4 +1,4 @@
-"""A golden pack and a dump laid out in the order in which their numbers come about."""
+"""A golden pack and a dump, tensor by tensor, in dataflow order."""
 
 from collections.abc import Mapping
 
@@ -9,13 +9,13 @@ from contract.weights import weight_table
 from parity.golden.origins import (
     CONTINUATIONS,
     Origin,
-    PassOrigins,
     continuation_origins,
     given_names,
     gradient_of_step,
     pass_of_step,
+    pass_origins,
     step_origins,
-    weight_before,
+    whole,
 )
 from parity.golden.packs import Pack
 
@@ -46,31 +46,27 @@ class Tensors:
 
     order: names, those of AdamW's steps and of new tokens one by one; origins: what made each, by name
     given: names of what a pack starts from; golden, found: tensors of the pack and of the dump
-    limits, scales: how far the dump may be off, and in units of what; graph: of the forward pass
+    limits, scales: the largest error allowed, and what it is relative to; graph: of the forward pass
     """
 
     def __init__(self, pack: Pack, dtype: str, dump: Mapping[str, np.ndarray]):
-        config, adamw = pack.config, pack.manifest["adamw"]
+        config, manifest = pack.config, pack.manifest
         golden = split_steps(pack.tensors, pack)
         rows_given = [name for name in golden if name.startswith(("adamw.learning_rate[", "sampled.draws["))]
         self.pack = pack
         self.given = [*given_names(config), *rows_given, "greedy.prompt", "sampled.prompt"]
-        count, sampling = len(pack.tensors["greedy.tokens"]), pack.manifest["sampling"]
-        recorded = PassOrigins(config, self.tensor)
-        self.graph = recorded.graph
-        self.origins: dict[str, Origin] = recorded.by_name | step_origins(config, adamw, self.tensor)
-        self.origins |= continuation_origins(config, count, sampling, self.tensor) | CONTINUATIONS
+        self.graph, self.origins = pass_origins(config, self.tensor)
+        self.origins |= step_origins(config, manifest["adamw"], self.tensor)
+        count = len(pack.tensors["greedy.tokens"])
+        self.origins |= continuation_origins(config, count, manifest["sampling"], self.tensor) | CONTINUATIONS
         # The uncut ones too: a dump's may have a shape that cannot be cut.
         self.golden, self.found = golden | pack.tensors, split_steps(dump, pack)
         order = dict.fromkeys([*self.given, *self.origins, *self.golden])
         self.order = [name for name in order if name in self.golden]
-        self.limits, self.scales = {}, {}
-        rows = {row["name"]: row for row in pack.manifest["tensors"]}
-        for name in self.order:
-            row = rows[name.partition("[")[0]]
-            self.limits[name] = float(row[dtype])
-            self.scales[name] = magnitude(self.golden[name]) or float(row["scale"])
-        self.vocabulary = config.vocab_size
+        rows = {row["name"]: row for row in manifest["tensors"]}
+        rows = {name: rows[whole(name)] for name in self.order}
+        self.limits = {name: float(row[dtype]) for name, row in rows.items()}
+        self.scales = {n: magnitude(self.golden[n]) or float(row["scale"]) for n, row in rows.items()}
         self._gradients = {}
 
     def repeatable(self, origin: Origin | None) -> bool:
@@ -86,22 +82,22 @@ class Tensors:
             return False
         if golden.dtype.kind != "i":
             return True
-        return bool(found.min() >= 0 and found.max() < self.vocabulary and (found % 1 == 0).all())
+        return bool(found.min() >= 0 and found.max() < self.pack.config.vocab_size and (found % 1 == 0).all())
 
     def tensor(self, name: str) -> np.ndarray:
         """A tensor in float64 or int64: the dump's where it can be used, the pack's where not."""
         if name not in self.golden:
             return self._gradient(name)
         golden = self.golden[name]
-        return np.asarray(
-            self.found[name] if name in self.found and self._usable(name) else golden, golden.dtype
-        )
+        usable = name in self.found and self._usable(name)
+        return np.asarray(self.found[name] if usable else golden, golden.dtype)
 
     def _gradient(self, name: str) -> np.ndarray:
         """A gradient of a later step, which no pack holds: it follows from the weights before that step."""
         if name not in self._gradients:
             config, step = self.pack.config, int(name.rpartition("[")[2].rstrip("]"))
-            weights = {each: self.tensor(weight_before(each, step)) for each in weight_table(config)}
-            _, gradients = pass_of_step(config, self.golden["tokens"], self.golden["targets"], weights)
-            self._gradients |= {gradient_of_step(each, step): gradients[each] for each in weights}
+            _, gradients = pass_of_step(config, self.tensor, step)
+            self._gradients |= {
+                gradient_of_step(each, step): gradients[each] for each in weight_table(config)
+            }
         return self._gradients[name]

@@ -74,7 +74,7 @@ MISTAKES = [
     # names
     (f"{TRAIN} --tokenizer gpt3", 2, "unknown tokenizer 'gpt3'"),
     (f"{TRAIN} --tokenizer none.tiktoken", 1, "none.tiktoken: the ranks file cannot be read"),
-    (f"{TRAIN} --tokenizer bad.tiktoken", 1, "bad.tiktoken: not a ranks file, line 1"),
+    (f"{TRAIN} --tokenizer bad.tiktoken", 1, "bad.tiktoken: not a ranks file (line 1: "),
     (f"{TRAIN} --preset huge", 2, "unknown preset 'huge'; choose one of tense, nano"),
     (f"{TRAIN} --backend jax", 2, "unknown backend 'jax'; choose numpy or torch"),
     (f"{TRAIN} --activation gelu", 2, "activation 'gelu' is the exact-erf GELU"),

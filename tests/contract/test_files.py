@@ -2,18 +2,17 @@
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from contract.presets import preset
 from contract.errors import ConfigError, UserError
 from contract.files import (
     open_regular,
@@ -22,9 +21,7 @@ from contract.files import (
     write_file,
     write_into,
 )
-from contract.presets import preset
-from contract.schema import read_json, require
-from contract.staging import STAGED, clear_leftovers
+from contract.staging import STAGED
 from contract.weights import initial_weights
 from data.prepare import DEFAULT_RANKS, prepare
 from data.tokenizers import load_ranks, save_ranks
@@ -36,25 +33,12 @@ from learn.exercises.catalogue import find_exercise
 from learn.exercises.start import write_starter
 from parity.golden.export import export_pack
 from parity.golden.packs import load_pack, save_pack
+from tests.contract.files_on_disk import PowerCut, fingerprint
 
 posix = pytest.mark.skipif(
     os.name == "nt", reason="needs Linux or macOS (Windows has no such files or signals)"
 )
 ROOT = Path(__file__).parents[2]
-
-
-def fingerprint(folder: Path) -> dict[str, tuple]:
-    """Every entry below a folder: its kind, its contents, where a link leads; without the lock of a run."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = "link", os.readlink(path)
-        elif path.is_dir():
-            found[name] = ("folder",)
-        elif path.name != ".lock":
-            found[name] = "file", path.read_bytes() if path.is_file() else None
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +51,12 @@ def made(tmp_path_factory):
     (folder / "text.txt").write_text("One, two.\n" * 99)
     with MetricsLog(folder / "metrics.jsonl") as log:
         log.write(step=1, loss=1.0, learning_rate=0.1, gradient_norm=1.0)
-    return folder, checkpoint, load_pack("untied-no-bias")
+    plot_metrics(folder / "metrics.jsonl", folder / "loss.png")
+    figure = Mock()  # drawn once, as hundreds of plots are written here
+    figure.return_value.savefig.side_effect = lambda file, **_: file.write((folder / "loss.png").read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure", figure)
+        yield folder, checkpoint, load_pack("untied-no-bias")
 
 
 # Every file and folder that the program ever writes under a name of its own.
@@ -368,46 +357,6 @@ def test_what_appears_in_the_meantime_is_kept(tmp_path):
     }
 
 
-class PowerCut(BaseException):
-    """No handler of ours may catch it."""
-
-
-@pytest.mark.parametrize("names", [("a", "b", "c"), ("d", "e"), ("a",), ()], ids=str)
-def test_a_change_of_several_files_is_whole(tmp_path, monkeypatch, names):
-    """Whenever the process dies, the next writer finds all of the old files or all of the new ones."""
-    folder, old = tmp_path / "folder", dict.fromkeys(("a", "b", "c"), b"old")
-
-    def write(text, names):
-        with write_into(folder, lambda: [path.name for path in folder.iterdir() if path.is_file()]) as new:
-            for name in names:
-                (new / name).write_text(text)
-
-    replace = os.replace
-    for stage in range(20):
-        write("old", old)
-        calls = iter(range(20))
-
-        def dying(source, target, calls=calls, stage=stage):
-            if next(calls) >= stage:
-                raise PowerCut
-            replace(source, target)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", dying)
-            try:
-                write("new", names)
-                finished = True
-            except PowerCut:
-                finished = False
-        clear_leftovers(folder)
-        found = {name: value[1] for name, value in fingerprint(folder).items()}
-        new = dict.fromkeys(names, b"new")
-        assert found == new or (not finished and found == old), stage
-        if finished:
-            break
-    assert stage >= 5
-
-
 @pytest.mark.parametrize("writer", ["run", "export npz", "tokens", "pack"])
 def test_a_half_made_change_is_finished_before_anybody_looks(tmp_path, made, monkeypatch, writer):
     """Wherever a process dies in replacing its own, the next one replaces it: the folder never locks itself."""
@@ -434,58 +383,6 @@ def test_a_half_made_change_is_finished_before_anybody_looks(tmp_path, made, mon
         write()
     assert not list(folder.glob(f".*{STAGED}"))
     assert stage >= 4
-
-
-@posix
-def test_leftovers_of_dead_processes(tmp_path):
-    """The next writer clears what a killed one left, and nothing of a living one's or of the user's."""
-    program = (
-        "import sys\nfrom contract.files import write_file\n"
-        "with write_file(sys.argv[1]) as file: print('there', flush=True); input()"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "page")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    (tmp_path / f".mine{STAGED}").mkdir()  # a folder of the user's, whatever its name
-    with subprocess.Popen(command, **pipes) as dead, subprocess.Popen(command, **pipes) as living:
-        assert [process.stdout.readline() for process in (dead, living)] == ["there\n"] * 2
-        dead.send_signal(signal.SIGKILL)
-        dead.wait()
-        assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3
-        with write_file(tmp_path / "other") as file:
-            file.write(b"next")
-        assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
-        living.communicate("\n")
-        assert living.returncode == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".mine{STAGED}", "other", "page"]
-
-
-def test_a_planted_staging_folder_removes_nothing(tmp_path):
-    """One that came with somebody's archive can add files, which the archive could too, but replace or remove none."""
-    place = tmp_path / f".0000000000000000{STAGED}"
-    for part in ("go", "old"):
-        (place / part).mkdir(parents=True)
-        for name in ("thesis.txt", "new.txt"):
-            (place / part / name).write_text("planted")
-    (tmp_path / "thesis.txt").write_text("mine")
-    clear_leftovers(tmp_path)
-    assert (tmp_path / "thesis.txt").read_text() == "mine"
-    assert not place.exists() or os.name == "nt"
-
-
-def test_many_writers_in_one_folder(tmp_path):
-    """Writers that begin and end at once do not take each other's staging folders for a dead one's."""
-
-    def write(name):
-        for number in range(40):
-            with write_file(tmp_path / f"{name}-{number}") as file:
-                file.write(b"whole")
-
-    with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(write, name) for name in "abcd"]:
-            done.result()
-    found = fingerprint(tmp_path)
-    assert len(found) == 160
-    assert set(found.values()) == {("file", b"whole")}
 
 
 def test_a_file_in_memory_is_no_device(tmp_path):
@@ -535,38 +432,3 @@ def test_a_raw_pack_knows_its_numbers(tmp_path, packs):
     path.write_bytes(data[:7] + bytes([data[7] ^ 1]) + data[8:])
     with pytest.raises(UserError, match=r"final_norm\.weight\.bin is not what was exported"):
         load_pack(str(tmp_path / "pack"))
-
-
-@pytest.mark.parametrize(
-    ("value", "schema", "words"),
-    [
-        ({"a": 1}, {"a": str}, "a is 1, expected text"),
-        ({"a": [1, "x"]}, {"a": [int]}, "a[1] is 'x', expected a whole number"),
-        ({"a": {"b": True}}, {"a": {str: int}}, "a.b is True, expected a whole number"),
-        ({}, {"a": int}, "a is missing, expected a whole number"),
-        ({"a": 3}, {"a": range(3)}, "a is 3, expected a whole number from 0 to 2"),
-        ({"a": float("nan")}, {"a": float}, "a is nan, expected a finite number"),
-        ({"a": 10**400}, {"a": float}, "expected a finite number"),
-        ({"a": []}, {"a": (str, None)}, "a is [], expected text or nothing"),
-        ([], dict, "it is [], expected an object"),
-    ],
-)
-def test_a_schema_names_what_is_wrong(value, schema, words):
-    """Place, value and what was expected."""
-    with pytest.raises(ValueError, match=re.escape(words)):
-        require(value, schema)
-
-
-def test_a_schema_lets_pass_what_fits():
-    require(
-        {"a": None, "c": 1, "d": {"x": [1.5, 2]}, "e": "more"},
-        {"a": (str, None), "b": (int, None), "c": float},
-    )
-    require({"d": {"x": [1.5, 2]}}, {"d": {str: [float]}})
-
-
-@pytest.mark.parametrize("text", [b"[" * 200_000, b"{", b"\xff", b""])
-def test_bad_json_is_a_value_error(tmp_path, text):
-    (tmp_path / "a.json").write_bytes(text)
-    with pytest.raises(ValueError, match=r"nested|Expecting|decode|property"):
-        read_json(tmp_path / "a.json")

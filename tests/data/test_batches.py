@@ -227,7 +227,9 @@ def test_a_sliding_window_predicts_every_token_once(count, stride, batch_size):
 @pytest.mark.parametrize("stride", [0, -1, 9])
 def test_impossible_stride(stride):
     """A window that stands still, or leaves tokens out, is refused."""
-    with pytest.raises(ConfigError, match=f"from 1 to the context length, 8, got {stride}"):
+    with pytest.raises(
+        ConfigError, match=rf"at most the context length\) must be a whole number from 1 to 8, got {stride}"
+    ):
         list(evaluation_batches(corpus(61), 8, 4, stride=stride))
 
 

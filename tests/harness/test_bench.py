@@ -85,15 +85,23 @@ def test_who_takes_part(recipe, compiled, names):
 
 
 @pytest.fixture(scope="module")
-def trained():
-    """Two turns of a training recipe, measured."""
-    return bench.run_recipe(Recipe("train", TINY, batch_size=2), turns=2, threads=1)
+def measure():
+    """A function that measures a recipe in two turns of three units, as nobody reads the figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "TURN_SECONDS", 0)
+        yield lambda recipe: bench.run_recipe(recipe, turns=2, threads=1)
 
 
 @pytest.fixture(scope="module")
-def written():
-    """Two turns of a generating recipe, measured; `transformers` takes long to import."""
-    return bench.run_recipe(Recipe("write", TINY, prompt_tokens=2, new_tokens=3), turns=2, threads=1)
+def trained(measure):
+    """A training recipe, measured."""
+    return measure(Recipe("train", TINY, batch_size=2))
+
+
+@pytest.fixture(scope="module")
+def written(measure):
+    """A generating recipe, measured; `transformers` takes long to import."""
+    return measure(Recipe("write", TINY, prompt_tokens=2, new_tokens=3))
 
 
 @pytest.mark.parametrize("measured", ["trained", pytest.param("written", marks=pytest.mark.slow)])

@@ -11,7 +11,9 @@ from contract.presets import preset
 from contract.randomness import DropoutKey
 from contract.weights import parameter_count, weight_table
 from harness.training.backend import open_backend
-from harness.training.numpy_backend import PROCESS_BYTES, NumpyBackend, _split
+from harness.training.memory import PROCESS_BYTES, estimate_memory
+from harness.training.numpy_backend import _split
+from harness.training.settings import TrainingSettings
 from numpy_llm.adam import AdamW
 from numpy_llm.model import GPT
 
@@ -272,13 +274,9 @@ def test_split(count, parts):
 
 
 def estimate(tiny_config, *, batch_size=12, accumulate=1, threads=2, dtype="float32", **changes):
-    return NumpyBackend.estimate_memory(
-        tiny_config(**{"d_model": 64, "d_ff": 64, "n_head": 2, "context_length": 32, **changes}),
-        batch_size=batch_size,
-        accumulate=accumulate,
-        threads=threads,
-        dtype=dtype,
-    )
+    config = tiny_config(**{"d_model": 64, "d_ff": 64, "n_head": 2, "context_length": 32, **changes})
+    settings = TrainingSettings(batch_size=batch_size, accumulate=accumulate, dtype=dtype)
+    return estimate_memory("numpy", config, settings, threads)
 
 
 @pytest.mark.parametrize(
@@ -339,5 +337,7 @@ def test_memory_estimate_is_what_a_step_takes(changes, settings):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    expected = NumpyBackend.estimate_memory(config, batch_size=12, **settings) - PROCESS_BYTES
+    threads = settings.pop("threads")
+    training = TrainingSettings(batch_size=12, **settings)
+    expected = estimate_memory("numpy", config, training, threads) - PROCESS_BYTES["numpy"]
     assert 0.8 * peak < expected < 1.2 * peak

@@ -20,27 +20,27 @@ class Slip(NamedTuple):
 
 
 ANSWERS = {
-    "relu": "return dy * (x > 0)",
+    "relu": "return dy * (y > 0)",
     "linear": """
-rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+drows = dy.reshape(-1, dy.shape[-1])
 dx = dy @ weight
 dweight = drows.T @ rows
 dbias = drows.sum(axis=0)
 return dx, dweight, dbias
 """,
     "embedding": """
-dweight = np.zeros(weight_shape)
+dweight = np.zeros(shape)
 np.add.at(dweight, tokens, dy)
 return dweight
 """,
     "position": """
-dtable = np.zeros(table_shape)
+dtable = np.zeros(shape)
 dtable[start : start + T] = dy.sum(axis=0)
 return dy, dtable
 """,
     "residual": """
 dx = dy + dy @ weight
-dweight = np.einsum("bto,bti->oi", dy, x)
+dweight = (dy.reshape(len(rows), -1).T @ rows)
 return dx, dweight, dy.sum(axis=(0, 1))
 """,
     "softmax": "return y * (dy - (dy * y).sum(axis=-1, keepdims=True))",
@@ -64,12 +64,12 @@ dx = inverse_deviation * (dnormal - mean - deviation)
 return dx, (dy * normal).sum(axis=(0, 1)), dy.sum(axis=(0, 1))
 """,
     "rms-norm": """
-dnormal = dy * cache.weight
-through = cache.normal * (dnormal * cache.normal).mean(axis=-1, keepdims=True)
-return (dnormal - through) * cache.inverse_rms, (dy * cache.normal).sum(axis=(0, 1))
+dnormal = dy * weight
+through = normal * (dnormal * normal).mean(axis=-1, keepdims=True)
+return (dnormal - through) * inverse_rms, (dy * normal).sum(axis=(0, 1))
 """,
     "split-heads": "return dy.transpose(1, 3, 0, 2, 4).reshape(B, T, -1)",
-    "merge-heads": "return dy.reshape(B, T, H, D).swapaxes(1, 2)",
+    "merge-heads": "B, H, T, D = shape\nreturn dy.reshape(B, T, H, D).swapaxes(1, 2)",
     "scores": """
 scale = 1 / np.sqrt(query.shape[-1])
 dscores = softmax_backward(dy, softmax_cache)
@@ -77,11 +77,11 @@ dscores = dscores * scale
 return dscores @ key, dscores.swapaxes(-1, -2) @ query
 """,
     "tied-output": """
-dhidden = dy @ weight
-output = np.einsum("btv,btc->vc", dy, hidden)
-dmix = np.einsum("bto,bti->oi", dhidden, x)
-lookup = np.zeros_like(weight)
-np.add.at(lookup, tokens, dhidden @ mix)
+dhidden, output, _ = linear_backward(dy, output_cache)
+dx, dmix, _ = linear_backward(dhidden, mix_cache)
+tokens, shape = lookup_cache
+lookup = np.zeros(shape)
+np.add.at(lookup, tokens, dx)
 return lookup + output, dmix
 """,
     "adam": """
@@ -117,7 +117,7 @@ dhidden = gelu_tanh_backward(dactive, gelu_cache)
 dnormed, gradients["feed_forward.up.weight"], gradients["feed_forward.up.bias"] = linear_backward(dhidden, up_cache)
 dmiddle, gradients["norm_2.weight"], gradients["norm_2.bias"] = layer_norm_backward(dnormed, norm_2_cache)
 dmiddle = dmiddle + dy
-dnormed, attention_gradients = attention_backward(dmiddle, attention_cache)
+dnormed, attention_gradients = attention.attention_backward(dmiddle, attention_cache)
 dx, gradients["norm_1.weight"], gradients["norm_1.bias"] = layer_norm_backward(dnormed, norm_1_cache)
 dx = dx + dmiddle
 return dx, gradients | attention_gradients
@@ -126,15 +126,15 @@ return dx, gradients | attention_gradients
 
 # fmt: off
 SLIPS = [
-    Slip("relu", "x > 0", "dy > 0", "dx", "the gate is open where x was positive"),
-    Slip("relu", "dy * (x > 0)", "(x > 0) * 1.0", "dx", "this is the slope alone"),
-    Slip("relu", "(x > 0)", "np.maximum(x, 0)", "dx", "is 1 where x > 0, not x"),
-    Slip("relu", "x > 0", "x < 0", "dx", "upside down"),
-    Slip("relu", "dy * (x > 0)", "dy", "dx", "nothing comes back"),
+    Slip("relu", "y > 0", "dy > 0", "dx", "the gate is open where x was positive"),
+    Slip("relu", "dy * (y > 0)", "(y > 0) * 1.0", "dx", "this is the slope alone"),
+    Slip("relu", "(y > 0)", "y", "dx", "is 1 where x > 0, not x"),
+    Slip("relu", "y > 0", "y == 0", "dx", "upside down"),
+    Slip("relu", "dy * (y > 0)", "dy", "dx", "nothing comes back"),
     Slip("relu", "return dy", "return -dy", "dx", "the sign is wrong"),
-    Slip("relu", "dy * (x > 0)", "dy * 0", "dx", "all zeros"),
-    Slip("relu", "dy * (x > 0)", "(dy * (x > 0)).astype(np.float32)", "dx", "float32"),
-    Slip("relu", "dy * (x > 0)", "(dy * (x > 0)).sum(axis=-1)", "dx", "a gradient has the shape of"),
+    Slip("relu", "dy * (y > 0)", "dy * 0", "dx", "all zeros"),
+    Slip("relu", "dy * (y > 0)", "(dy * (y > 0)).astype(np.float32)", "dx", "float32"),
+    Slip("relu", "dy * (y > 0)", "(dy * (y > 0)).sum(axis=-1)", "dx", "a gradient has the shape of"),
     Slip("linear", "dy.reshape(-1, dy.shape[-1])", "np.tanh(dy.reshape(-1, dy.shape[-1]))", "dweight", "largest error"),
     Slip("linear", "drows.T @ rows", "rows.T @ drows", "dweight", "transposed, otherwise right"),
     Slip("linear", "drows.T @ rows", "drows.T @ rows / len(rows)", "dweight", "factor of 1/(B·T)"),
@@ -143,14 +143,14 @@ SLIPS = [
     Slip("linear", "drows.sum(axis=0)", "dy.sum(axis=0)", "dbias", "not summed over the leading axis; summed, it"),
     Slip("linear", "drows.sum(axis=0)", "dy", "dbias", "not summed over the leading 2 axes"),
     Slip("linear", "sum(axis=0)", "sum(axis=0, keepdims=True)", "dbias", "an axis of length 1 too many"),
-    Slip("linear", "drows.T @ rows", "dy[0].T @ x[0]", "dweight", "only the first or the last sequence"),
+    Slip("linear", "drows.T @ rows", "dy[0].T @ rows[: dy.shape[1]]", "dweight", "only the first or the last sequence"),
     Slip("linear", "drows.sum(axis=0)", "np.ones(drows.shape[1])", "dbias", "multiply by dy"),
     Slip("linear", "dx = dy @ weight", "dx = rows @ (weight.T @ weight)", "dx", "a reshape at the end is missing"),
     Slip("embedding", "np.add.at(dweight, tokens, dy)", "dweight[tokens] = dy", "dweight", "overwrites"),
     Slip("embedding", "np.add.at(dweight, tokens, dy)", "dweight[tokens] += dy", "dweight", "np.add.at"),
     Slip("embedding", "np.add.at(dweight, tokens, dy)", "for b in range(len(tokens)):\n    dweight[tokens[b]] += dy[b]",
          "dweight", "within its sequence counts once"),
-    Slip("embedding", "np.zeros(weight_shape)", "np.ones(weight_shape)", "dweight", "every number is off by 1, all"),
+    Slip("embedding", "np.zeros(shape)", "np.ones(shape)", "dweight", "every number is off by 1, all"),
     Slip("embedding", "return dweight",
          "return dweight / np.maximum(np.bincount(tokens.ravel(), minlength=len(dweight)), 1)[:, None]",
          "dweight", "take the sum"),
@@ -166,7 +166,7 @@ SLIPS = [
     Slip("residual", "dy + dy @ weight", "dy - dy @ weight", "dx", "the path through the branch has the wrong sign"),
     Slip("residual", "dy + dy @ weight", "2 * dy + dy @ weight", "dx", "x itself, counts 2 times instead of once"),
     Slip("residual", "dy + dy @ weight", "dy + dy @ weight.T", "dx", "weight is transposed on the way back"),
-    Slip("residual", '"bto,bti->oi"', '"bto,bti->io"', "dweight", "transposed, all else is right"),
+    Slip("residual", "@ rows)", "@ rows).T", "dweight", "transposed, all else is right"),
     Slip("softmax", "dy - (dy * y).sum(axis=-1, keepdims=True)", "dy * (1 - y)", "dx", "its own probability alone"),
     Slip("softmax", "(dy * y).sum(axis=-1, keepdims=True)", "(dy * y).sum()", "dx", "each row has its own sum"),
     Slip("softmax", "axis=-1", "axis=0", "dx", "softmax runs along the last one"),
@@ -232,9 +232,9 @@ SLIPS = [
     Slip("layer-norm", "(dy * normal).sum", "(dy * (normal / inverse_deviation)).sum", "dweight",
          "divided by the deviation too"),
     Slip("layer-norm", "(dy * normal).sum(axis=(0, 1))", "dy * normal", "dweight", "not summed over the leading 2"),
-    Slip("rms-norm", "dnormal = dy * cache.weight", "dnormal = dy", "dx", "weight is left out"),
+    Slip("rms-norm", "dnormal = dy * weight", "dnormal = dy", "dx", "weight is left out"),
     Slip("rms-norm", "dnormal - through", "dnormal", "dx", "the path through the root mean square is missing"),
-    Slip("rms-norm", "cache.normal * (dnormal", "(dnormal", "dx", "is multiplied by normal once more"),
+    Slip("rms-norm", "through = normal * (dnormal", "through = (dnormal", "dx", "is multiplied by normal once more"),
     Slip("split-heads", "dy.transpose(1, 3, 0, 2, 4).reshape", "dy.reshape", "dqkv", "without transposing back"),
     Slip("split-heads", "1, 3, 0, 2, 4", "1, 3, 2, 0, 4", "dqkv", "query, key and value are the outer axis"),
     Slip("split-heads", "1, 3, 0, 2, 4", "2, 0, 3, 1, 4", "dqkv", "needs its inverse"),
@@ -255,10 +255,10 @@ SLIPS = [
     Slip("scores", "swapaxes(-1, -2) @ query", "swapaxes(-1, -2) @ key", "dkey", "yours takes the tensor itself"),
     Slip("tied-output", "lookup + output", "output", "dweight", "the use of weight as the embedding is missing"),
     Slip("tied-output", "lookup + output", "lookup", "dweight", "the use of weight at the output is missing"),
-    Slip("tied-output", "np.add.at(lookup, tokens, dhidden @ mix)", "lookup[tokens] += dhidden @ mix", "dweight",
+    Slip("tied-output", "np.add.at(lookup, tokens, dx)", "lookup[tokens] += dx", "dweight",
          "occurs again overwrites"),
-    Slip("tied-output", "dhidden @ mix", "dhidden", "dweight", "between the lookup and hidden stands mix"),
-    Slip("tied-output", '"bto,bti->oi"', '"bto,bti->io"', "dmix", "transposed, all else is right"),
+    Slip("tied-output", "tokens, dx", "tokens, dhidden", "dweight", "between the lookup and hidden stands mix"),
+    Slip("tied-output", "output, dmix", "output, dmix.T", "dmix", "transposed, all else is right"),
     Slip("adam", "(np.sqrt(second) + eps)", "np.sqrt(second + eps)", "weight", "eps stands inside the root"),
     Slip("adam", "m / (1 - beta1**step), v / (1 - beta2**step)", "m, v", "weight", "the bias correction is missing"),
     Slip("adam", "m / (1 - beta1**step)", "m", "weight", "m's bias is not corrected"),

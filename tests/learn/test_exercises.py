@@ -11,6 +11,7 @@ from exercise_answers import ANSWERS, SLIPS
 from contract.numbers import magnitude, relative_error
 from learn.exercises import runner
 from learn.exercises.catalogue import COURSE, EXERCISES
+from learn.exercises.composites import MISTAKES
 from learn.exercises.diagnosis import diagnose
 from learn.exercises.exercise import Instance, finite_differences
 from learn.exercises.grade import judge
@@ -43,14 +44,12 @@ def mark(tmp_path):
         request = json.loads((tmp_path / "request.json").read_text())
         with np.load(tmp_path / "request.npz") as file:
             sent = dict(file)
-        problems, changed, arrays = [], [], {}
+        changed, arrays = [], {}
         for place in range(len(trials)):
-            found = runner.run_trial(module, request, sent, place)
-            values = {name: runner.as_array(value) for name, value in found["outputs"].items()}
-            arrays |= {f"{place}/{name}": value for name, value in values.items()}
-            problems.append({})
-            changed += found["changed"]
-        reply = Reply("", True, problems, changed, arrays)
+            outputs, changed_now = runner.run_trial(module, request, sent, place)
+            arrays |= {f"{place}/{name}": runner.as_array(value) for name, value in outputs.items()}
+            changed += changed_now
+        reply = Reply("", True, {}, changed, arrays)
         return {each.name: each for each in judge(exercise, trials, seed, reply)}
 
     return run
@@ -104,7 +103,9 @@ def test_mistakes_are_mistakes(exercise):
     """Every known mistake changes an output by far more than the limit, and no two but forms of one are the same."""
     instance = Instance(exercise, exercise.trials(5))
     (wanted, _), seen = instance.solutions, []
-    assert len(instance.wrong) >= len(exercise.mistakes) + len(exercise.operations)
+    assert len(instance.wrong) >= len(
+        {mistake.name for mistake in exercise.mistakes if mistake.name in MISTAKES}
+    ) + len(exercise.operations)
     for mistake in instance.wrong:
         wrong = mistake.trials[0]
         changes = [
@@ -139,7 +140,7 @@ def test_known_mistakes_are_diagnosed():
                 for name, value in (right | wrong).items()
             }
             hints = [
-                mark.hint for mark in judge(exercise, instance.trials, 0, Reply("", True, [], [], arrays))
+                mark.hint for mark in judge(exercise, instance.trials, 0, Reply("", True, {}, [], arrays))
             ]
             assert any(
                 text in hint
@@ -261,4 +262,5 @@ def test_every_known_mistake_is_made_in_some_answer():
     for exercise in COURSE:
         expected = [slip.hint for slip in SLIPS if slip.exercise == exercise.name]
         for mistake in exercise.mistakes:
-            assert any(hint in mistake.hint for hint in expected), mistake.hint
+            if mistake.name in MISTAKES:
+                assert any(hint in mistake.hint for hint in expected), mistake.hint

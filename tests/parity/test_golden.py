@@ -22,7 +22,7 @@ from harness.training.checkpoint import Checkpoint, save_checkpoint
 from numpy_llm import GPT
 from parity.golden.making import SAMPLING, make_pack
 from parity.golden.manifest import origins
-from parity.golden.origins import PassOrigins
+from parity.golden.origins import pass_origins
 from parity.golden.packs import GOLDEN, Pack, committed, load_pack, pack_names, save_pack
 from parity.golden.tensors import Tensors
 from parity.tolerances import limit, observe
@@ -140,7 +140,7 @@ def test_operations_are_those_of_a_trace(config):
     model, trace = GPT(config, dtype="float64"), Trace()
     _, _, cache = model.forward(np.zeros((1, 3), int), np.ones((1, 3), int), trace=trace)
     gradients = model.backward(cache, trace=trace)
-    operations = list(PassOrigins(config).by_name)
+    operations = list(pass_origins(config)[1])
     forward = [name for name in operations if not name.startswith("gradient.") and name != "positions"]
     assert forward == list(trace.activations)
     backward = [name.removeprefix("gradient.") for name in operations if name.startswith("gradient.")]

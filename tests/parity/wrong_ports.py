@@ -16,7 +16,7 @@ from parity.fault_table import FAULTS
 from parity.faults import Fault, injected
 from parity.golden.check import Report, compare_dump
 from parity.golden.making import computed
-from parity.golden.origins import PassOrigins
+from parity.golden.origins import Origin, pass_origins
 from parity.golden.packs import Pack
 
 
@@ -63,8 +63,8 @@ def first_shown(port: Port, packs: dict[str, Pack]) -> Report | None:
         for name, pack in packs.items():
             if name != ONLY_IN.get(port.explanation, name):
                 continue
-            origins = PassOrigins(pack.config)
-            if port.operation in OPERATIONS and port.operation not in _operations(origins):
+            graph, origins = pass_origins(pack.config)
+            if port.operation in OPERATIONS and not any(n.operation == port.operation for n in graph.nodes):
                 continue
             report = compare_dump(dump_of(pack, dtype, port), pack)
             if report.diverging and port.operation in _makers(report.diverging[0].name, origins):
@@ -72,14 +72,10 @@ def first_shown(port: Port, packs: dict[str, Pack]) -> Report | None:
     return None
 
 
-def _operations(origins: PassOrigins) -> set[str]:
-    return {node.operation for node in origins.graph.nodes}
-
-
-def _makers(name: str, origins: PassOrigins) -> tuple[str, ...]:
+def _makers(name: str, origins: dict[str, Origin]) -> tuple[str, ...]:
     if name.startswith("adamw."):
         return ("adamw",)
-    return (*origins.by_name[name].operations, "uses") if name in origins.by_name else ()
+    return (*origins[name].operations, "uses") if name in origins else ()
 
 
 # Ports

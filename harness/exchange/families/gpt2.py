@@ -4,7 +4,6 @@ Everything here is a translation that import and export both read; the files are
 """
 
 from dataclasses import replace
-from math import inf
 from typing import NamedTuple
 
 from contract.components import choices
@@ -64,20 +63,20 @@ def is_mask(name: str) -> bool:
 
 # --- configuration ---
 
-# GPT2Config's defaults, for fields that a file omits.
-_DEFAULTS = {
-    "vocab_size": VOCAB_SIZE,
-    "n_positions": 1024,
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_inner": None,
-    "activation_function": "gelu_new",
-    "resid_pdrop": 0.1,
-    "embd_pdrop": 0.1,
-    "attn_pdrop": 0.1,
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
+# Their fields by ours, with GPT2Config's defaults for those that a file omits.
+_FIELDS = {
+    "vocab_size": ("vocab_size", VOCAB_SIZE),
+    "n_positions": ("context_length", 1024),
+    "n_embd": ("d_model", 768),
+    "n_layer": ("n_layer", 12),
+    "n_head": ("n_head", 12),
+    "n_inner": ("d_ff", None),
+    "activation_function": ("activation", "gelu_new"),
+    "resid_pdrop": ("dropout", 0.1),
+    "embd_pdrop": ("dropout", 0.1),
+    "attn_pdrop": ("dropout", 0.1),
+    "layer_norm_epsilon": ("norm_eps", 1e-5),
+    "tie_word_embeddings": ("tie_embeddings", True),
 }
 _SYNONYMS = {
     "n_positions": "max_position_embeddings",
@@ -85,12 +84,11 @@ _SYNONYMS = {
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
 }
-_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
-# Fields that compute another function, with the only value that does not. All others that GPT2Config knows
-# say how the model was initialised, is loaded, summarises or generates. `reorder_and_upcast_attn` is one of
-# them: it changes where half precision is widened, and here nothing is half.
+# Fields that compute another function, with the only value that does not. The others that GPT2Config knows
+# say how the model is initialised, loaded or summarised, and how it generates.
 _FIXED = {
     "model_type": "gpt2",
     "scale_attn_weights": True,
@@ -103,6 +101,17 @@ _FIXED = {
 }
 _ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+# What a GPT-2 file can say, by slot of the table of components; sinusoids are written as learned positions.
+_EXPRESSIBLE = {
+    "model": ("gpt",),
+    "position": ("learned", "sinusoidal"),
+    "block": ("pre_norm",),
+    "norm": ("layer_norm",),
+    "attention": ("multi_head",),
+    "feed_forward": ("two_layers",),
+    "activation": ("gelu_tanh", "relu"),
+    "output": ("tied", "untied"),
+}
 
 
 def config_from_published(fields: dict, dropout: float | None = None) -> ModelConfig:
@@ -115,21 +124,15 @@ def config_from_published(fields: dict, dropout: float | None = None) -> ModelCo
     values = _read_values(fields)
     if dropout is None:
         dropout = _common_dropout(values)
+    ours = {name: values[theirs] for theirs, (name, _) in _FIELDS.items()}
+    ours |= {
+        "activation": _ACTIVATIONS[ours["activation"]],
+        "dropout": dropout,
+        "position": "learned",
+        "bias": True,
+    }
     try:
-        return ModelConfig(
-            vocab_size=values["vocab_size"],
-            context_length=values["n_positions"],
-            n_layer=values["n_layer"],
-            n_head=values["n_head"],
-            d_model=values["n_embd"],
-            d_ff=values["n_inner"] or 4 * values["n_embd"],
-            activation=_ACTIVATIONS[values["activation_function"]],
-            position="learned",
-            bias=True,
-            tie_embeddings=values["tie_word_embeddings"],
-            norm_eps=values["layer_norm_epsilon"],
-            dropout=dropout,
-        )
+        return ModelConfig(**ours)
     except ConfigError as error:
         raise UserError(f"{CONFIG}: {error}") from None
 
@@ -149,7 +152,7 @@ def _check_function(fields: dict):
             f"{CONFIG}: architectures is {shortened(architectures)}; only a language model can be imported: "
             f"{' or '.join(_ARCHITECTURES)}"
         )
-    activation = fields.get("activation_function", _DEFAULTS["activation_function"])
+    activation = fields.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         exact = " (the exact-erf GELU, a different function from GPT-2's tanh form)" * (activation == "gelu")
         raise UserError(
@@ -159,15 +162,20 @@ def _check_function(fields: dict):
 
 
 def _read_values(fields: dict) -> dict:
-    """The fields that `_DEFAULTS` names, the sizes among them whole numbers."""
-    values = {name: fields.get(name, fields.get(_SYNONYMS.get(name), _DEFAULTS[name])) for name in _DEFAULTS}
+    """The values of `_FIELDS`, the sizes among them whole numbers."""
+    values = {
+        name: fields.get(name, fields.get(_SYNONYMS.get(name), default))
+        for name, (_, default) in _FIELDS.items()
+    }
     for name, synonym in _SYNONYMS.items():
         if synonym in fields and fields[synonym] != values[name]:
             raise UserError(
                 f"{CONFIG}: {name} is {shortened(values[name])} but {synonym} {shortened(fields[synonym])}"
             )
-    for name in _SIZES + ("n_inner",) * (values["n_inner"] is not None):
-        if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
+    for name in _SIZES:
+        if name == "n_inner" and values[name] is None:
+            values[name] = 4 * values["n_embd"]
+        if type(values[name]) is not int or values[name] < 1:
             raise UserError(
                 f"{CONFIG}: {name} must be a whole number of at least 1, got {shortened(values[name])}"
             )
@@ -176,27 +184,15 @@ def _read_values(fields: dict) -> dict:
 
 def _common_dropout(values: dict):
     """The one rate of all three places."""
-    rates = {name: _as_float(values[name]) for name in _DROPOUTS}
-    if len(set(map(repr, rates.values()))) > 1:
-        found = ", ".join(f"{name} {shortened(values[name])}" for name in rates)
+    rates = [values[name] for name in _DROPOUTS]
+    rates = [float(rate) if type(rate) is int and abs(rate) < 2**53 else rate for rate in rates]
+    if len(set(map(repr, rates))) > 1:
+        found = ", ".join(f"{name} {shortened(values[name])}" for name in _DROPOUTS)
         raise UserError(
             f"{CONFIG}: three different dropout rates, {found}, and this project has one for all places; "
             "choose one for later training with --dropout (predictions need none)"
         )
-    return rates["resid_pdrop"]
-
-
-# What a GPT-2 file can say, by slot of the table of components; sinusoids are written as learned positions.
-_EXPRESSIBLE = {
-    "model": ("gpt",),
-    "position": ("learned", "sinusoidal"),
-    "block": ("pre_norm",),
-    "norm": ("layer_norm",),
-    "attention": ("multi_head",),
-    "feed_forward": ("two_layers",),
-    "activation": ("gelu_tanh", "relu"),
-    "output": ("tied", "untied"),
-}
+    return rates[0]
 
 
 def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -> dict:
@@ -213,20 +209,12 @@ def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -
             f"GPT-2's files need n_head · head_size = d_model, got {config.n_head} · {config.head_size} and "
             f"{config.d_model}; choose --format npz or torch"
         )
-    activations = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    theirs = {name: getattr(config, ours) for name, (ours, _) in _FIELDS.items()}
+    activation = next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation)
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context_length,
-        "n_embd": config.d_model,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_inner": config.d_ff,
-        "activation_function": activations[config.activation],
-        **dict.fromkeys(_DROPOUTS, config.dropout),
-        "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
+        **theirs | {"activation_function": activation},
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "dtype": dtype,
@@ -235,14 +223,5 @@ def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -
 
 
 def published_terms(config: ModelConfig) -> ModelConfig:
-    """The configuration that computes the same as `config` in the terms that GPT-2's files have.
-
-    Positions are a table of weights there, and every layer has biases, if only zeros.
-    """
+    """The same function in the terms of GPT-2's files: positions as weights, and biases, if only zeros."""
     return replace(config, position="learned", bias=True)
-
-
-def _as_float(value):
-    if isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 2**53 else inf
-    return value

@@ -1,9 +1,8 @@
+# ruff: noqa
 """Exercise block: attention and a feed-forward layer, each on a normed copy of the stream, each added to it.
 
     middle = x + attention(norm_1(x))
     y = middle + feed_forward(norm_2(middle)),   feed_forward(x) = gelu(x W_upᵀ + b_up) W_downᵀ + b_down
-
-@SHAPES@
 
 Write `block_backward`.
 """
@@ -11,12 +10,17 @@ Write `block_backward`.
 from types import SimpleNamespace
 
 from numpy_llm.attention import attention_backward, attention_forward  # earlier steps
-from numpy_llm.feed_forward import gelu_tanh_backward, gelu_tanh_forward
-from numpy_llm.layers import linear_backward, linear_forward
-from numpy_llm.norms import layer_norm_backward, layer_norm_forward
+from numpy_llm.layers import (
+    gelu_backward,
+    gelu_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+    linear_backward,
+    linear_forward,
+)
 
 EXERCISE = "block"
-SEED = 0
+SEED = 3
 EPS = 1e-5
 
 
@@ -29,7 +33,7 @@ def block_forward(x, weights, n_head):
     normed, norm_2_cache = layer_norm_forward(middle, weights["norm_2.weight"], weights["norm_2.bias"], EPS)
     up, down = "feed_forward.up", "feed_forward.down"
     hidden, up_cache = linear_forward(normed, weights[f"{up}.weight"], weights[f"{up}.bias"])
-    active, gelu_cache = gelu_tanh_forward(hidden)
+    active, gelu_cache = gelu_forward(hidden)
     branch, down_cache = linear_forward(active, weights[f"{down}.weight"], weights[f"{down}.bias"])
     y = middle + branch
     return y, (norm_1_cache, attention_cache, norm_2_cache, up_cache, gelu_cache, down_cache)
@@ -41,7 +45,20 @@ def block_backward(dy, cache):
     returns: dx, and a dict of the weights' gradients by the names that they have in `weights`
 
     attention_backward(dy, its cache) returns dx and such a dict, its names beginning with "attention.";
-    layer_norm_backward and linear_backward return dx, dweight, dbias; gelu_tanh_backward returns dx.
+    layer_norm_backward and linear_backward return dx, dweight, dbias; gelu_backward returns dx.
     """
     norm_1_cache, attention_cache, norm_2_cache, up_cache, gelu_cache, down_cache = cache
-    raise NotImplementedError("write this function")
+    gradients = {}
+    dactive, gradients["feed_forward.down.weight"], gradients["feed_forward.down.bias"] = linear_backward(
+        dy, down_cache
+    )
+    dhidden = gelu_backward(dactive, gelu_cache)
+    dnormed, gradients["feed_forward.up.weight"], gradients["feed_forward.up.bias"] = linear_backward(
+        dhidden, up_cache
+    )
+    dmiddle, gradients["norm_2.weight"], gradients["norm_2.bias"] = layer_norm_backward(dnormed, norm_2_cache)
+    dmiddle = dmiddle + dy
+    dnormed, attention_gradients = attention_backward(dmiddle, attention_cache)
+    dx, gradients["norm_1.weight"], gradients["norm_1.bias"] = layer_norm_backward(dnormed, norm_1_cache)
+    dx = dx + dmiddle
+    return dx, gradients | attention_gradients

@@ -1,8 +1,7 @@
+# ruff: noqa
 """Exercise relu: a gate that is open or shut.
 
     y = max(x, 0)
-
-@SHAPES@
 
 Write `relu_backward`; at the kink, x = 0, take the slope 0.
 """
@@ -10,7 +9,7 @@ Write `relu_backward`; at the kink, x = 0, take the slope 0.
 import numpy as np
 
 EXERCISE = "relu"
-SEED = 0
+SEED = 3
 
 
 def relu_forward(x):
@@ -22,4 +21,4 @@ def relu_forward(x):
 def relu_backward(dy, cache):
     """dy: the gradient of the loss with respect to y. returns: dx, of x's shape"""
     x = cache
-    raise NotImplementedError("write this function")
+    return dy * (x > 0)

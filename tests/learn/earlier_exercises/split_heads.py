@@ -1,8 +1,7 @@
+# ruff: noqa
 """Exercise split-heads: the columns of a token become query, key and value, each with H heads of D channels.
 
     y[i, b, h, t, d] = qkv[b, t, (i H + h) D + d]   with i = 0 for query, 1 for key, 2 for value
-
-@SHAPES@
 
 Write `split_heads_backward`.
 """
@@ -10,7 +9,7 @@ Write `split_heads_backward`.
 import numpy as np
 
 EXERCISE = "split-heads"
-SEED = 0
+SEED = 3
 
 
 def split_heads_forward(qkv, n_head):
@@ -24,4 +23,4 @@ def split_heads_forward(qkv, n_head):
 def split_heads_backward(dy, cache):
     """dy: the gradient of the loss with respect to y. returns: dqkv"""
     B, T, n_head, D = cache
-    raise NotImplementedError("write this function")
+    return dy.transpose(1, 3, 0, 2, 4).reshape(B, T, -1)
