@@ -181,8 +181,9 @@ def attend_forward(query, key, value, name, config, window=None, dropout=None, t
     returns: heads (B, H, T, D), cache
     Source: Vaswani et al. 2017, equation 1. Twin: torch_llm.attend.attend
     """
-    scores, scores_cache = scores_forward(query, key, config.score_scale)
-    trace.record(f"{name}.scores", scores, "scores", query, key, config.score_scale)
+    scale = config.score_scale
+    scores, scores_cache = scores_forward(query, key, scale)
+    trace.record(f"{name}.scores", scores, "scores", query, key, scale)
     cap_cache = None
     if config.score_cap is not None:
         capped, cap_cache = soft_cap_forward(scores, config.score_cap)

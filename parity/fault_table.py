@@ -2,16 +2,17 @@
 
 from parity.faults import Fault
 
-_MODEL, _ATTENTION, _GENERATE = "numpy_llm.model", "numpy_llm.attention", "numpy_llm.generate"
+_MODEL, _BLOCK, _GENERATE = "numpy_llm.model", "numpy_llm.block", "numpy_llm.generate"
+_ATTEND, _ATTENTION = "numpy_llm.attend", "numpy_llm.attention"
 
 # fmt: off
 MODEL_FAULTS = [
-    Fault("residual: branch added to the norm", f"{_MODEL}.block_forward",
-          "residual_forward(x, branch)", "residual_forward(normed, branch)"),
-    Fault("attention: dvalue before dropout", f"{_ATTENTION}.attend_backward",
+    Fault("residual: branch added to the norm", f"{_BLOCK}.block_forward",
+          "_add_forward(x, branch", "_add_forward(read, branch"),
+    Fault("attention: dvalue before dropout", f"{_ATTEND}.attend_backward",
           "cache.weighted_sum, out", "cache.weighted_sum._replace(probabilities=cache.softmax.y), out"),
-    Fault("dropout: one mask for all places", f"{_MODEL}._dropout",
-          "arguments = x, config.dropout, key, site", 'arguments = x, config.dropout, key, "blocks.0.dropout_1"'),
+    Fault("dropout: one mask for all places", f"{_BLOCK}._add_forward",
+          'dropout, f"{name}.dropout_{place}"', 'dropout, "blocks.0.dropout_1"'),
     Fault("embedding: positions' gradient lost", f"{_MODEL}.GPT.backward",
           '_add(gradients, {"position_embedding.weight": dpositions}, turn)', "pass", "transformers"),
     Fault("tied: the output's gradient lost", f"{_MODEL}.GPT.backward",
@@ -23,6 +24,30 @@ MODEL_FAULTS = [
           'self.config.tie_embeddings or _add(gradients, {"token_embedding.weight"', "transformers"),
     Fault("gradients overwritten, not added", f"{_MODEL}._add", "total += gradient", "total[...] = gradient",
           "accumulation"),
+    Fault("windows and thetas on the wrong layers", f"{_MODEL}.GPT.stream_forward",
+          "config.layer(place)", "config.layer(place + 1)"),
+    Fault("gate and up exchanged", "numpy_llm.feed_forward._linear_forward",
+          'parameters = weights[f"{name}.weight"]',
+          'other = {"gate": "up", "up": "gate"}.get(name.rpartition(".")[2], "")\n'
+          '    other = f"{name.rpartition(".")[0]}.{other}.weight"\n'
+          '    parameters = weights.get(other, weights[f"{name}.weight"])'),
+    Fault("heads normed after they are turned", f"{_ATTENTION}._place_forward",
+          'if config.query_key_norm == "head":',
+          'if rotary is not None:\n'
+          '        query, query_rotation = _rotate(query, rotary, start, f"{name}.rotated_query", trace)\n'
+          '        key, key_rotation = _rotate(key, rotary, start, f"{name}.rotated_key", trace)\n'
+          '        rotary = None\n'
+          '    if config.query_key_norm == "head":'),
+    Fault("scaled by C/H for the head size", f"{_ATTEND}.attend_forward",
+          "config.score_scale", "(config.d_model / config.n_head) ** -0.5"),
+    Fault("the model's own scale of scores ignored", f"{_ATTEND}.attend_forward",
+          "config.score_scale", "config.head_size**-0.5"),
+    Fault("bias of query, key and value left out", f"{_ATTENTION}.attention_forward",
+          'weights.get(f"{name}.query_key_value.bias")', "None"),
+    Fault("norm behind a branch put behind the sum", f"{_BLOCK}._add_forward",
+          "norms_after, branch,", "norms_after, x + branch if norms_after else branch,"),
+    Fault("soft cap on the way forward alone", f"{_MODEL}.GPT._output_backward",
+          "if cache.cap is not None", "if False"),
     Fault("decay decoupled in Adam", "numpy_llm.adam.Adam", "decoupled = False", "decoupled = True", "adam"),
     Fault("sign of the decay in Adam", "numpy_llm.adam.update_piece", "g + decay * weight", "g - decay * weight",
           "adam"),
@@ -31,13 +56,15 @@ MODEL_FAULTS = [
 DECODING_FAULTS = [
     Fault("cache: one position short", f"{_GENERATE}.next_token_logits",
           "+= len(tokens)", "+= len(tokens) - 1", "generation"),
-    Fault("cache: keys for values", f"{_GENERATE}.KeyValueCache.extend",
-          "values[:, :, self.length : stop] = value", "values[:, :, self.length : stop] = key", "generation"),
+    Fault("cache: keys for values", f"{_GENERATE}._LayerCache.extend",
+          "(key, value)", "(key, key)", "generation"),
+    Fault("cache: a window one token short", f"{_GENERATE}._LayerCache.extend",
+          "self._window - 1", "self._window - 2", "generation"),
     Fault("cache: position of the new token lost", f"{_MODEL}.GPT.stream_forward",
           "kv_cache.length if kv_cache is not None else 0", "0", "generation"),
     Fault("window one token short", "contract.decoding._decode",
           "tokens[-context_length:]", "tokens[1 - context_length :]", "generation"),
-    Fault("logits of the first token", f"{_GENERATE}.next_token_logits", "x[0, -1]", "x[0, 0]", "generation"),
+    Fault("logits of the first token", f"{_GENERATE}.next_token_logits", "x[0, -1:]", "x[0, :1]", "generation"),
     Fault("draw of another position", "contract.decoding._decode",
           "position=len(tokens)", "position=len(tokens) - 1", "generation"),
     Fault("draw of another sequence", f"{_GENERATE}.generate", "seed, sequence)", "seed, 0)", "generation"),
@@ -45,13 +72,13 @@ DECODING_FAULTS = [
 ]
 
 TWIN_FAULTS = [
-    Fault("twin: fused attention not causal", "torch_llm.attention.Attention.forward",
-          "is_causal=T > 1", "is_causal=False"),
-    Fault("twin: mask sees one token of the future", "torch_llm.attention.causal_mask", "1 + S - T", "2 + S - T"),
-    Fault("twin: 1/√D forgotten where written out", "torch_llm.attention.attend",
-          "config.head_size**-0.5", "1.0"),
-    Fault("twin: values half cut from the graph", "torch_llm.attention.weighted_sum",
-          "probabilities @ value", "probabilities @ ((value + value.detach()) / 2)"),
+    Fault("twin: fused attention not causal", "torch_llm.attention._attend_fused",
+          "is_causal=causal", "is_causal=False"),
+    Fault("twin: mask sees one token of the future", "torch_llm.attend.causal_mask", "1 + S - T", "2 + S - T"),
+    Fault("twin: 1/√D forgotten where written out", "torch_llm.attend.attend",
+          "config.score_scale", "1.0"),
+    Fault("twin: values half cut from the graph", "torch_llm.attend.weighted_sum",
+          "_repeated(value,", "_repeated((value + value.detach()) / 2,"),
     Fault("twin: erf for tanh", "torch_llm.feed_forward.gelu_tanh", '"tanh"', '"none"'),
     Fault("twin: norm_eps ignored", "torch_llm.norms.layer_norm",
           ".shape, weight, bias, eps)", ".shape, weight, bias)"),

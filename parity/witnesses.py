@@ -4,8 +4,8 @@ import numpy as np
 
 from contract.components import COMPONENTS
 from contract.config import ModelConfig
-from contract.presets import preset
 from contract.numbers import slope
+from contract.presets import preset
 from harness.exchange.families.gpt2 import PREFIX, published_config, published_places
 from parity.cases import Case, small
 from parity.compare import Comparison, ParityError, compare

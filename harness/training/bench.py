@@ -23,9 +23,9 @@ from threadpoolctl import threadpool_limits
 
 from contract.components import shape, sizes, weight_rows
 from contract.config import ModelConfig
-from contract.presets import preset
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
+from contract.presets import preset
 from harness.training.backend import open_backend, thread_count
 from harness.training.machine import peak_memory, versions
 

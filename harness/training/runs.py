@@ -10,8 +10,8 @@ from pathlib import Path
 import tiktoken
 
 from contract.config import ModelConfig, read_config
-from contract.presets import preset
 from contract.errors import ConfigError, UserError
+from contract.presets import preset
 from contract.schema import require
 from contract.staging import clear_leftovers
 from data.batches import windows_per_epoch

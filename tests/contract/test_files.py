@@ -12,7 +12,6 @@ from unittest.mock import Mock
 
 import pytest
 
-from contract.presets import preset
 from contract.errors import ConfigError, UserError
 from contract.files import (
     open_regular,
@@ -21,6 +20,7 @@ from contract.files import (
     write_file,
     write_into,
 )
+from contract.presets import preset
 from contract.staging import STAGED
 from contract.weights import initial_weights
 from data.prepare import DEFAULT_RANKS, prepare

@@ -23,7 +23,7 @@ from parity.tolerances import observe
 _UNSCALED = of_fault(
     "scale_missing",
     "scores",
-    Fault("", "numpy_llm.attention.attend_forward", "config.head_size**-0.5", "1.0"),
+    Fault("", "numpy_llm.attend.attend_forward", "config.score_scale", "1.0"),
 )
 
 

@@ -119,7 +119,8 @@ PLUMBING = [
     of_fault("residual_of_norm", "residual", _BY_TITLE["residual: branch added to the norm"]),
     of_fault("use_missing", "uses", _BY_TITLE["tied: the output's gradient lost"]),
     of_fault("use_of_other", "uses", Fault(
-        "", "numpy_llm.model.block_backward", "residual_backward(dx, cache.residual_1)", "dy, dx"
+        "", "numpy_llm.block.block_backward", "_add_backward(dx, cache.add_1, trace)",
+        "dy, *_add_backward(dx, cache.add_1, trace)[1:]"
     )),
 ]  # fmt: skip
 # No pack has dropout, a key/value cache or a part of a batch: these mistakes leave every tensor as it is.
