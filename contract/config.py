@@ -39,6 +39,9 @@ class Layer(NamedTuple):
     rotary: Rotary | None = None
 
 
+PLAIN_LAYER = Layer()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder: embedding, L blocks of attention and feed-forward, final norm, output.

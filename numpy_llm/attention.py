@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from contract.config import Layer
+from contract.config import PLAIN_LAYER
 from contract.trace import NO_TRACE
 from numpy_llm.attend import AttendCache, attend_backward, attend_forward
 from numpy_llm.layers import LinearCache, linear_backward, linear_forward
@@ -131,7 +131,7 @@ class AttentionCache(NamedTuple):
     output: LinearCache
 
 
-def attention_forward(x, weights, name, config, layer=Layer(), dropout=None, kv_cache=None, trace=NO_TRACE):
+def attention_forward(x, weights, name, config, layer=PLAIN_LAYER, dropout=None, kv_cache=None, trace=NO_TRACE):
     """Each token gathers the values of the tokens up to itself, weighted by how its query fits their keys.
 
         query, key, value = split_heads(x W_qkvᵀ + b_qkv)

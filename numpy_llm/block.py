@@ -6,7 +6,7 @@ The dimension letters are explained in `contract/config.py`.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from contract.config import Layer
+from contract.config import PLAIN_LAYER
 from contract.trace import NO_TRACE
 from numpy_llm.attention import AttentionCache, attention_backward, attention_forward
 from numpy_llm.feed_forward import FEED_FORWARDS
@@ -41,7 +41,7 @@ class BlockCache(NamedTuple):
     add_2: AddCache
 
 
-def block_forward(x, weights, name, config, layer=Layer(), dropout=None, kv_cache=None, trace=NO_TRACE):
+def block_forward(x, weights, name, config, layer=PLAIN_LAYER, dropout=None, kv_cache=None, trace=NO_TRACE):
     """One transformer block: two branches, each of which reads a normed copy and adds to the stream.
 
         x = x + dropout(attention(norm_1(x)))
