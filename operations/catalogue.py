@@ -18,21 +18,7 @@ from operations.split_heads import SPLIT_HEADS
 from operations.weighted_sum import WEIGHTED_SUM
 
 _ALL = (
-    SINUSOIDAL_POSITIONS,
-    EMBEDDING,
-    POSITION,
-    DROPOUT,
-    LAYER_NORM,
-    RMS_NORM,
-    LINEAR,
-    SPLIT_HEADS,
-    SCORES,
-    MASKED_SOFTMAX,
-    WEIGHTED_SUM,
-    MERGE_HEADS,
-    RESIDUAL,
-    RELU,
-    GELU_TANH,
-    CROSS_ENTROPY,
-)
+    SINUSOIDAL_POSITIONS, EMBEDDING, POSITION, DROPOUT, LAYER_NORM, RMS_NORM, LINEAR, SPLIT_HEADS, SCORES,
+    MASKED_SOFTMAX, WEIGHTED_SUM, MERGE_HEADS, RESIDUAL, RELU, GELU_TANH, CROSS_ENTROPY,
+)  # fmt: skip
 OPERATIONS = {operation.name: operation for operation in _ALL}

@@ -8,53 +8,34 @@ from numpy_llm.attention import split_heads_backward, split_heads_forward
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
 
+def _parts(qkv, n_head):
+    return split_heads_forward(qkv, n_head)[:3]
+
+
+def _other_orders(parts):
+    return [tuple(parts[place] for place in order) for order in permutations(range(3)) if order != (0, 1, 2)]
+
+
 def _read(qkv, axes, order):
     """Query, key and value of a token's channels read along `axes`, which are then put in another order."""
     return tuple(qkv.reshape(*qkv.shape[:2], *axes).transpose(order))
 
 
-@wrong_forward(
-    "query, key and value are taken in another order; the rows of the weight are query, key, value"
-)
-def qkv_order(qkv, n_head):
-    return _others_in_order(split_heads_forward(qkv, n_head)[:3])
-
-
-def _others_in_order(parts):
-    return [tuple(parts[place] for place in order) for order in permutations(range(3)) if order != (0, 1, 2)]
-
-
-@wrong_forward("query, key and value are interleaved head by head; all queries come first, then all keys")
-def qkv_interleaved(qkv, n_head):
-    D = qkv.shape[-1] // (3 * n_head)
+def _interleaved(qkv, n_head):
     return [
-        _read(qkv, (n_head, 3, D), (3, 0, 2, 1, 4)),
-        _read(qkv, (n_head, D, 3), (4, 0, 2, 1, 3)),
-        _read(qkv, (D, 3, n_head), (3, 0, 4, 1, 2)),
+        _read(qkv, (n_head, 3, -1), (3, 0, 2, 1, 4)),
+        _read(qkv, (n_head, -1, 3), (4, 0, 2, 1, 3)),
+        _read(qkv, (-1, 3, n_head), (3, 0, 4, 1, 2)),
     ]
 
 
-@wrong_forward("the heads are in another order: reversed, or moved by one")
-def heads_order(qkv, n_head):
-    parts = split_heads_forward(qkv, n_head)[:3]
-    moved = [tuple(np.roll(each, step, axis=1) for each in parts) for step in (1, -1)]
-    return [tuple(each[:, ::-1] for each in parts), *moved]
+def _heads_moved(qkv, n_head):
+    parts = np.stack(_parts(qkv, n_head))
+    return [*map(tuple, (parts[:, :, ::-1], np.roll(parts, 1, axis=2), np.roll(parts, -1, axis=2)))]
 
 
-@wrong_forward("heads are interleaved: head h has channels h·D to (h+1)·D, not every H-th")
-def heads_interleaved(qkv, n_head):
-    return _read(qkv, (3, qkv.shape[-1] // (3 * n_head), n_head), (2, 0, 4, 1, 3))
-
-
-@wrong_forward(
-    "heads are split by a reshape to (B, H, T, D) alone; reshape to (B, T, H, D), then swap T and H"
-)
-def heads_split_without_swap(qkv, n_head):
-    B, T, _ = qkv.shape
-    return tuple(each.reshape(B, n_head, T, -1) for each in np.split(qkv, 3, axis=-1))
-
-
-# Backward
+def _without_swap(qkv, n_head):
+    return tuple(each.reshape(len(qkv), n_head, qkv.shape[1], -1) for each in np.split(qkv, 3, axis=-1))
 
 
 def _joined(parts, cache, order=(1, 3, 0, 2, 4)):
@@ -62,66 +43,51 @@ def _joined(parts, cache, order=(1, 3, 0, 2, 4)):
     return {"qkv": np.stack(parts).transpose(order).reshape(cache.shape)}
 
 
-@wrong_backward(
-    "the gradients of query, key and value are joined in another order",
-    "query, key and value stand in another order in dqkv than the forward pass read them",
-)
-def djoin_order(dquery, dkey, dvalue, cache):
-    return [_joined(parts, cache) for parts in _others_in_order((dquery, dkey, dvalue))]
+def _joined_by(*order):
+    return lambda dquery, dkey, dvalue, cache: _joined((dquery, dkey, dvalue), cache, order)
 
 
-@wrong_backward(
-    "one of the three gradients is lost, or two: query, key and value all flow into x",
-    "a path is missing: x reaches query, key and value, so dqkv holds the gradients of all three",
-)
-def djoin_part(dquery, dkey, dvalue, cache):
+def _some(dquery, dkey, dvalue, cache):
+    """One of the three alone, or all but one."""
     parts = np.stack((dquery, dkey, dvalue))
     alone = np.eye(3, dtype=parts.dtype).reshape(3, 3, 1, 1, 1, 1)
     return [_joined(parts * kept, cache) for kept in (*alone, *(1 - alone))]
 
 
-@wrong_backward(
-    "the heads' gradients are merged without swapping time and heads first",
-    "each of dquery, dkey and dvalue is reshaped straight to (B, T, C), which mixes the tokens; swap H and T first",
-)
-def djoin_without_swap(dquery, dkey, dvalue, cache):
+def _joined_without_swap(dquery, dkey, dvalue, cache):
     rows = [each.reshape(*cache.shape[:2], -1) for each in (dquery, dkey, dvalue)]
     return {"qkv": np.concatenate(rows, axis=-1)}
 
 
-@wrong_backward(
-    "the gradients (3, B, H, T, D) are reshaped to (B, T, 3·C) without a transpose first",
-    "dqkv is reshaped without transposing back first: the numbers keep the order (3, B, H, T, D)",
-)
-def djoin_without_transpose(dquery, dkey, dvalue, cache):
-    return _joined((dquery, dkey, dvalue), cache, range(5))
-
-
-@wrong_backward(
-    "the gradients of query, key and value are interleaved head by head; all of query's come first",
-    "the columns of dqkv come as (H, 3, D); the forward pass read them as (3, H, D): query, key and value are the "
-    "outer axis",
-)
-def djoin_interleaved(dquery, dkey, dvalue, cache):
-    return _joined((dquery, dkey, dvalue), cache, (1, 3, 2, 0, 4))
-
-
-@wrong_backward(
-    "the gradients are transposed by the forward pass's order again; the way back is its inverse",
-    "you transpose by the forward pass's own order again; the way back needs its inverse",
-)
-def djoin_transposed_again(dquery, dkey, dvalue, cache):
-    return _joined((dquery, dkey, dvalue), cache, (2, 0, 3, 1, 4))
-
-
 SPLIT_HEADS = Operation(
-    "split_heads",
-    split_heads_forward,
-    split_heads_backward,
+    "split_heads", split_heads_forward, split_heads_backward,
     "query, key, value = the thirds of qkv, head h in channels h·D to (h+1)·D of each",
     {"qkv": Gradient("dqkv = join(dquery, dkey, dvalue), as qkv was split")},
     (
-        qkv_order, qkv_interleaved, heads_order, heads_interleaved, heads_split_without_swap, djoin_order,
-        djoin_part, djoin_without_swap, djoin_without_transpose, djoin_interleaved, djoin_transposed_again,
+        wrong_forward("qkv_order", lambda qkv, n_head: _other_orders(_parts(qkv, n_head)),
+            "query, key and value are taken in another order; the rows of the weight are query, key, value"),
+        wrong_forward("qkv_interleaved", _interleaved,
+            "query, key and value are interleaved head by head; all queries come first, then all keys"),
+        wrong_forward("heads_order", _heads_moved, "the heads are in another order: reversed, or moved by one"),
+        wrong_forward("heads_interleaved", lambda qkv, n_head: _read(qkv, (3, -1, n_head), (2, 0, 4, 1, 3)),
+            "heads are interleaved: head h has channels h·D to (h+1)·D, not every H-th"),
+        wrong_forward("heads_split_without_swap", _without_swap,
+            "heads are split by a reshape to (B, H, T, D) alone; reshape to (B, T, H, D), then swap T and H"),
+        wrong_backward("djoin_order",
+            lambda *gradients: [_joined(parts, gradients[3]) for parts in _other_orders(gradients[:3])],
+            "query, key and value stand in another order in dqkv than the forward pass read them"),
+        wrong_backward("djoin_part", _some,
+            "a path is missing: x reaches query, key and value, so dqkv holds the gradients of all three"),
+        wrong_backward("djoin_without_swap", _joined_without_swap,
+            "the heads' gradients are merged without swapping time and heads first",
+            "each of the three is reshaped straight to (B, T, C), which mixes the tokens; swap H and T first"),
+        wrong_backward("djoin_without_transpose", _joined_by(0, 1, 2, 3, 4),
+            "the gradients (3, B, H, T, D) are reshaped to (B, T, 3·C) without a transpose first",
+            "dqkv is reshaped without transposing back first: the numbers keep the order (3, B, H, T, D)"),
+        wrong_backward("djoin_interleaved", _joined_by(1, 3, 2, 0, 4),
+            "the gradients of query, key and value are interleaved head by head; all of query's come first",
+            "dqkv's columns come as (H, 3, D), not (3, H, D): query, key and value are the outer axis"),
+        wrong_backward("djoin_transposed_again", _joined_by(2, 0, 3, 1, 4),
+            "you transpose by the forward pass's own order again; the way back needs its inverse"),
     ),
 )  # fmt: skip

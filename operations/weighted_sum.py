@@ -6,38 +6,33 @@ from numpy_llm.attention import weighted_sum_backward, weighted_sum_forward
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
 
-def _square(probabilities):
-    return probabilities.shape[-1] == probabilities.shape[-2]
+def _transposed(probabilities, value):
+    T, S = probabilities.shape[-2:]
+    return probabilities.swapaxes(-1, -2) @ value if T == S else None
 
 
-@wrong_forward("the probabilities are transposed before they weigh the values")
-def heads_transposed(probabilities, value):
-    return probabilities.swapaxes(-1, -2) @ value if _square(probabilities) else None
+def _other_heads(probabilities, value):
+    others = value[:, ::-1], np.roll(value, 1, axis=1), np.roll(value, -1, axis=1)
+    return [probabilities @ other for other in others]
 
 
-@wrong_forward("the values of another head are weighed: their heads are reversed or moved by one")
-def values_order(probabilities, value):
-    return [
-        probabilities @ each for each in (value[:, ::-1], *(np.roll(value, by, axis=1) for by in (1, -1)))
-    ]
-
-
-@wrong_backward(
-    "the probabilities are not transposed: dvalue = probabilitiesᵀ dheads",
-    "dvalue needs probabilitiesᵀ: value s collects from every token t that looked at it",
-)
-def dvalue_transposed(dheads, cache):
-    return {"value": cache.probabilities @ dheads} if _square(cache.probabilities) else None
+def _dvalue_transposed(dheads, cache):
+    T, S = cache.probabilities.shape[-2:]
+    return {"value": cache.probabilities @ dheads} if T == S else None
 
 
 WEIGHTED_SUM = Operation(
-    "weighted_sum",
-    weighted_sum_forward,
-    weighted_sum_backward,
-    "heads = probabilities value",
+    "weighted_sum", weighted_sum_forward, weighted_sum_backward, "heads = probabilities value",
     {
         "probabilities": Gradient("dprobabilities = dheads valueᵀ", ("value",)),
         "value": Gradient("dvalue = probabilitiesᵀ dheads", ("probabilities",)),
     },
-    (heads_transposed, values_order, dvalue_transposed),
-)
+    (
+        wrong_forward("heads_transposed", _transposed,
+            "the probabilities are transposed before they weigh the values"),
+        wrong_forward("values_order", _other_heads,
+            "the values of another head are weighed: their heads are reversed or moved by one"),
+        wrong_backward("dvalue_transposed", _dvalue_transposed,
+            "dvalue needs probabilitiesᵀ: value s collects from every token t that looked at it"),
+    ),
+)  # fmt: skip

@@ -119,7 +119,7 @@ def scaled(operation: Operation, role: str, factor: float) -> Mistake:
     """The gradient of one argument times a factor."""
 
     def compute(*arguments):
-        gradient = operation.differentiate(arguments[:-1], arguments[-1])[role]
+        gradient = operation.differentiate(*arguments)[role]
         return None if gradient is None else {role: factor * gradient}
 
     return Mistake(f"{operation.name}: d{role} times {factor:g}", "", "", True, compute)
