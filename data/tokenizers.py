@@ -1,19 +1,21 @@
 """Tokenizers: GPT-2's own, ranks trained on a text, or a text's bytes; every one a `tiktoken.Encoding`.
 
-A ranks file (`.tiktoken`) has one token a line, its bytes in base64, a space and its rank, which is the
-token's id and its place in the order of merges. Words are split by GPT-2's pattern in all three.
+A ranks file (`.tiktoken`) has one token a line, its bytes in base64, a space and its rank: its id and its place in the
+order of merges. Words are split by GPT-2's pattern in all three.
 """
 
 import base64
 import codecs
 import contextlib
 import hashlib
+import marshal
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import chain
 from os import PathLike
 
 import numpy as np
@@ -90,8 +92,7 @@ def train_tokenizer(
     """
     if not 256 <= vocab_size <= MAX_VOCAB_SIZE:
         raise ConfigError(
-            f"a vocabulary of {vocab_size} tokens cannot be trained; it holds the 256 bytes and the merges: "
-            f"ask for 256 to {MAX_VOCAB_SIZE}"
+            f"a vocabulary of {vocab_size} tokens cannot be trained: ask for 256 (the bytes) to {MAX_VOCAB_SIZE}"
         )
     pieces = (_splittable(piece) for piece in stream_text(text, progress))
     return encoding_of("ranks", _merge(pieces, vocab_size))
@@ -103,11 +104,10 @@ def _merge(pieces: Iterator[str], vocab_size: int) -> list[bytes]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, **pipes, start_new_session=True)
     try:
-        for piece in pieces:
-            merging.write_piece(process.stdin, piece.encode())
-        merging.write_piece(process.stdin, b"")
+        for piece in chain(pieces, [None]):
+            marshal.dump(piece, process.stdin)
         process.stdin.close()
-        return list(merging.read_pieces(process.stdout))
+        return marshal.load(process.stdout)
     except (BrokenPipeError, EOFError):
         raise UserError(
             f"the process that learns the merges ended (exit code {process.wait()}), perhaps out of memory; "
