@@ -74,10 +74,10 @@ def _open_bytes(text: str | PathLike) -> tiktoken.Encoding:
             f"{text}: a pipe can be read only once, and the tokenizer 'bytes' needs the text twice; save it to a "
             "file and give that, or use the tokenizer gpt2 or a ranks file"
         )
-    seen = set()
+    seen = np.zeros(256, bool)
     for piece in stream_text(text, cut_anywhere=True):
-        seen.update(piece.encode())
-    return encoding_of("bytes", [bytes([byte]) for byte in sorted(seen)])
+        seen[np.frombuffer(piece.encode(), np.uint8)] = True
+    return encoding_of("bytes", [bytes([byte]) for byte in np.flatnonzero(seen)])
 
 
 def train_tokenizer(
