@@ -258,9 +258,14 @@ def is_bytewise(encoding: tiktoken.Encoding) -> bool:
 class MissingSymbols(UserError):
     """A text holds symbols that the tokenizer lacks; `problem` is the message without its advice."""
 
-    def __init__(self, problem: str):
-        self.problem = problem
-        super().__init__(f"{problem}; omit them, or use a tokenizer of every byte (gpt2 or trained ranks)")
+    def __init__(self, encoding: tiktoken.Encoding, text: str):
+        byte_ids = _byte_ids(encoding)
+        missing = [c for c in dict.fromkeys(text) if any(byte_ids[byte] < 0 for byte in c.encode())]
+        shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        self.problem = f"the tokenizer {encoding.name!r} has no token for {shown}{more}"
+        advice = "omit them, or use a tokenizer that knows every byte (gpt2 or trained ranks)"
+        super().__init__(f"{self.problem}; {advice}")
 
 
 @contextlib.contextmanager
@@ -286,7 +291,7 @@ def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
         ) from error
     byte_ids = _byte_ids(encoding)
     if byte_ids.min() < 0 and (byte_ids[data] < 0).any():  # tiktoken would panic
-        raise _missing_symbols(encoding, text)
+        raise MissingSymbols(encoding, text)
     if is_bytewise(encoding):
         # A table look-up runs at 300 MB/s; tiktoken, which would split words first, at 13.
         return byte_ids.astype(token_dtype(encoding))[data]
@@ -296,14 +301,6 @@ def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     except ValueError as error:
         raise _whitespace_error() from error
     return tokens.astype(token_dtype(encoding))
-
-
-def _missing_symbols(encoding: tiktoken.Encoding, text: str) -> MissingSymbols:
-    byte_ids = _byte_ids(encoding)
-    missing = [c for c in dict.fromkeys(text) if any(byte_ids[byte] < 0 for byte in c.encode())]
-    shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in missing[:5])
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return MissingSymbols(f"the tokenizer {encoding.name!r} has no token for {shown}{more}")
 
 
 class TextDecoder:
