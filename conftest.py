@@ -1,5 +1,6 @@
 """What holds for the whole suite: its threads, its signals, and the last line, which says what was not tried."""
 
+import gc
 import signal
 import sys
 from collections import Counter
@@ -21,6 +22,12 @@ def pytest_configure():
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """Spare the collector of garbage all that was imported: a fifth of the time went into looking through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

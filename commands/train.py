@@ -149,10 +149,8 @@ def _resumed(given: dict):
     accepted = ("out", "text", *Machine._fields)
     for name in given:
         if name not in ("resume", *accepted, *MODEL_FLAGS, *SETTINGS):
-            raise ConfigError(
-                f"--{name.strip('_').replace('_', '-')} does not go with --resume: the run keeps its own settings; "
-                "omit it"
-            )
+            flag = f"--{name.strip('_').replace('_', '-')}"
+            raise ConfigError(f"{flag} does not go with --resume: the run keeps its own settings; omit it")
     if "out" not in given:
         raise ConfigError("--resume needs --out, the folder of the run to continue")
     return resume_run(
@@ -176,9 +174,8 @@ def _train(trainer):
     if outcome.plot_problem:
         say(f"could not draw the plot {run.plot}: {outcome.plot_problem}")
     if not outcome.finished:
-        say(
-            f"stopped at step {outcome.step:,}; continue with: {command_line('train', '--resume', '--out', run.path)}"
-        )
+        again = command_line("train", "--resume", "--out", run.path)
+        say(f"stopped at step {outcome.step:,}; continue with: {again}")
         raise typer.Exit(130)
     validation, held_out = outcome.validation, len(trainer.validation)
     part = "all" if validation.tokens == held_out - 1 else f"{validation.tokens:,} of"
@@ -199,32 +196,22 @@ def _plan(trainer):
     backend, settings = trainer.backend, trainer.settings
     config, steps, rate = backend.config, settings.steps, settings.rate
     yield "model", f"{parameter_count(config):,} parameters, {backend.name}, {settings.dtype}"
-    yield (
-        "text",
-        f"{len(trainer.windows.tokens):,} tokens to train on, {len(trainer.validation):,} held out, "
-        f"vocabulary {config.vocab_size:,}",
-    )
-    yield (
-        "training",
-        f"steps {trainer.step:,} to {steps:,}, {settings.batch_size} x {config.context_length} tokens each, "
-        f"{trainer.epochs:.1f} epochs in all",
-    )
+    tokens = f"{len(trainer.windows.tokens):,} tokens to train on, {len(trainer.validation):,} held out"
+    yield "text", f"{tokens}, vocabulary {config.vocab_size:,}"
+    batch = f"{settings.batch_size} x {config.context_length} tokens each"
+    yield "training", f"steps {trainer.step:,} to {steps:,}, {batch}, {trainer.epochs:.1f} epochs in all"
     memory = trainer.estimated_memory / 1e6
     yield "machine", f"{backend.threads} threads, about {memory:,.0f} MB of memory at the peak"
     yield "run", f"{trainer.run.path}"
     if settings.warmup_steps > steps:
-        yield (
-            "warm-up",
-            f"{settings.warmup_steps:,} steps exceed the training's {steps:,}: the learning rate only reaches "
-            f"{rate(steps - 1):.1e} of {settings.learning_rate:.1e}",
-        )
-    before, after = trainer.rate_change or (0.0, 0.0)
-    if f"{before:.1e}" != f"{after:.1e}":
-        yield (
-            "schedule",
-            f"learning rate goes from {before:.1e} {'up' if after > before else 'down'} to {after:.1e}: the schedule "
-            f"now ends at step {steps:,}, at {settings.min_learning_rate:.1e}",
-        )
+        reached = f"{rate(steps - 1):.1e} of {settings.learning_rate:.1e}"
+        exceed = f"{settings.warmup_steps:,} steps exceed the training's {steps:,}"
+        yield "warm-up", f"{exceed}: the learning rate only reaches {reached}"
+    before, after = (f"{rate:.1e}" for rate in trainer.rate_change or (0.0, 0.0))
+    if before != after:
+        direction = "up" if float(after) > float(before) else "down"
+        end = f"the schedule now ends at step {steps:,}, at {settings.min_learning_rate:.1e}"
+        yield "schedule", f"learning rate goes from {before} {direction} to {after}: {end}"
 
 
 def _write_sample(trainer):

@@ -61,13 +61,10 @@ def check_batch(tokens, targets, config, array_type=np.ndarray, as_numpy=lambda 
     array_type: the twin's kind of array
     as_numpy: a function from such an array to NumPy's, or to None if reading it would wait for a device
     """
-    context = config.context_length
-    shape = _integer_shape(tokens, array_type)
+    shape, context = _integer_shape(tokens, array_type), config.context_length
     if not shape or len(shape) != 2 or shape[0] < 1 or not 1 <= shape[1] <= context:
-        raise ConfigError(
-            f"tokens must be an array of integers, (B, T) with B at least 1 and T from 1 to the context length, "
-            f"{context}, got {_description(tokens, array_type)}"
-        )
+        wanted = f", (B, T) with B at least 1 and T from 1 to the context length, {context}"
+        raise _no_integers("tokens", wanted, tokens, array_type)
     _check_ids("tokens", as_numpy(tokens), config)
     if targets is not None:
         check_targets(targets, shape, config, array_type, as_numpy)
@@ -76,10 +73,7 @@ def check_batch(tokens, targets, config, array_type=np.ndarray, as_numpy=lambda 
 def check_targets(targets, shape, config, array_type=np.ndarray, as_numpy=lambda array: array):
     """Accept integers from 0 to V - 1 in an array of the given shape; the rest as in `check_batch`."""
     if _integer_shape(targets, array_type) != shape:
-        raise ConfigError(
-            f"targets must be an array of integers of the tokens' shape, {shape}, "
-            f"got {_description(targets, array_type)}"
-        )
+        raise _no_integers("targets", f" of the tokens' shape, {shape}", targets, array_type)
     _check_ids("targets", as_numpy(targets), config)
 
 
@@ -105,10 +99,11 @@ def _integer_shape(array, array_type) -> tuple[int, ...] | None:
     return tuple(array.shape)
 
 
-def _description(array, array_type) -> str:
-    if not isinstance(array, array_type):
-        return type(array).__name__
-    return f"{_dtype_name(array)} {tuple(array.shape)}"
+def _no_integers(name: str, wanted: str, found, array_type) -> ConfigError:
+    kind = type(found).__name__
+    if isinstance(found, array_type):
+        kind = f"{_dtype_name(found)} {tuple(found.shape)}"
+    return ConfigError(f"{name} must be an array of integers{wanted}, got {kind}")
 
 
 def _dtype_name(array) -> str:

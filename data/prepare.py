@@ -20,7 +20,7 @@ from contract.errors import ConfigError, UserError, explaining
 from contract.files import replaceable_items, write_into
 from contract.schema import pop_checksum, read_json, require, write_record
 from data.text import stream_text
-from data.token_store import StoredTokens, TokenStore
+from data.token_store import AGAIN, StoredTokens, TokenStore
 from data.tokenizers import (
     encode,
     identity,
@@ -249,13 +249,12 @@ def open_tokens(path: str | PathLike) -> TokenFile:
     """
     path = Path(path)
     info = _read_info(path)
-    again = "prepare the text again with --overwrite"
-    with explaining(f"{path}: cannot be read", again):
+    with explaining(f"{path}: cannot be read", AGAIN):
         store = TokenStore(path, _DTYPES[info.dtype], info.tokens, info.tokens_sha256)
     if store.largest >= info.tokenizer["vocab_size"]:
         raise UserError(
             f"{path}: holds the token {store.largest}, but the vocabulary that {info_path(path).name} names "
-            f"ends at {info.tokenizer['vocab_size'] - 1}; {again}"
+            f"ends at {info.tokenizer['vocab_size'] - 1}; {AGAIN}"
         )
     train = StoredTokens(store, 0, info.train_tokens)
     validation = StoredTokens(store, info.train_tokens, info.tokens)

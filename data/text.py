@@ -54,8 +54,6 @@ def stream_text(
 ) -> Iterator[str]:
     """Yield a UTF-8 file's text, without a byte order mark, in pieces whose tokens together are the whole text's.
 
-    Pieces have about `BLOCK_BYTES`, and at most `PIECE_BYTES` more.
-
     progress: called with the number of bytes read so far, after every block
     cut_anywhere: pieces may end anywhere, for a tokenizer that encodes every byte by itself
     Raises UserError if the file cannot be read, is empty, is not UTF-8 text, or holds a longer run of one class of

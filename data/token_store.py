@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.errors import UserError, reason_of
+from contract.errors import UserError, explaining
 from contract.files import open_regular
 
+AGAIN = "prepare the text again with --overwrite"
 SCAN_BYTES = 1 << 20  # read at a time when a file is hashed; a multiple of every token's size
 
 
@@ -27,47 +28,42 @@ class TokenStore:
         self._stamp = self._find_stamp()
         if self._stamp[0] != tokens * dtype.itemsize:
             raise UserError(
-                f"{path}: {self._stamp[0]:,} bytes, but its JSON says {tokens * dtype.itemsize:,}; "
-                "prepare the text again with --overwrite"
+                f"{path}: {self._stamp[0]:,} bytes, but its JSON says {tokens * dtype.itemsize:,}; {AGAIN}"
             )
         found, self.largest = self._scan()
         if found != sha256:
             raise UserError(
                 f"{path}: its contents are not those that its JSON describes "
-                f"(SHA-256 {found[:12]}…, expected {sha256[:12]}…); prepare the text again with --overwrite"
+                f"(SHA-256 {found[:12]}…, expected {sha256[:12]}…); {AGAIN}"
             )
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The tokens `start` to `stop`, read-only. Raises UserError if the file has changed."""
         size, pieces = max(0, stop - start) * self.dtype.itemsize, []
-        try:
+        with self._naming_changes():
             if self._find_stamp() != self._stamp:
                 self.verify()
             self._file.seek(start * self.dtype.itemsize)
             while size > 0 and (piece := self._file.read(size)):  # no more than 2 GB come at once
                 pieces.append(piece)
                 size -= len(piece)
-        except OSError as error:
-            raise self._changed(reason_of(error)) from error
-        if size > 0:
-            raise self._changed("it is shorter now")
+            if size > 0:
+                raise OSError("it is shorter now")
         return np.frombuffer(b"".join(pieces), self.dtype)
 
     def verify(self):
         """Raise UserError if the hash has changed since opening."""
-        try:
+        with self._naming_changes():
             stamp = self._find_stamp()  # before hashing, so that a later change is found by the next reading
             found, _ = self._scan()
-        except OSError as error:
-            raise self._changed(reason_of(error)) from error
-        if found != self._sha256:
-            raise self._changed(f"SHA-256 {found[:12]}…, expected {self._sha256[:12]}…")
+            if found != self._sha256:
+                raise OSError(f"SHA-256 {found[:12]}…, expected {self._sha256[:12]}…")
         self._stamp = stamp
 
-    def _changed(self, found: str) -> UserError:
-        return UserError(
-            f"{self.path}: the token file has changed while it was in use ({found}); put it back as it was, or "
-            "prepare the same text again with --overwrite, then go on"
+    def _naming_changes(self):
+        return explaining(
+            f"{self.path}: the token file has changed while it was in use",
+            "put it back as it was, or prepare the same text again with --overwrite, then go on",
         )
 
     def _find_stamp(self) -> tuple[int, int, int]:

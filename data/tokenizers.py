@@ -1,19 +1,21 @@
 """Tokenizers: GPT-2's own, ranks trained on a text, or a text's bytes; every one a `tiktoken.Encoding`.
 
-A ranks file (`.tiktoken`) has one token a line, its bytes in base64, a space and its rank, which is the
-token's id and its place in the order of merges. Words are split by GPT-2's pattern in all three.
+A ranks file (`.tiktoken`) has one token a line, its bytes in base64, a space and its rank: its id and its place in the
+order of merges. Words are split by GPT-2's pattern in all three.
 """
 
 import base64
 import codecs
 import contextlib
 import hashlib
+import marshal
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import chain
 from os import PathLike
 
 import numpy as np
@@ -72,10 +74,10 @@ def _open_bytes(text: str | PathLike) -> tiktoken.Encoding:
             f"{text}: a pipe can be read only once, and the tokenizer 'bytes' needs the text twice; save it to a "
             "file and give that, or use the tokenizer gpt2 or a ranks file"
         )
-    seen = set()
+    seen = np.zeros(256, bool)
     for piece in stream_text(text, cut_anywhere=True):
-        seen.update(piece.encode())
-    return encoding_of("bytes", [bytes([byte]) for byte in sorted(seen)])
+        seen[np.frombuffer(piece.encode(), np.uint8)] = True
+    return encoding_of("bytes", [bytes([byte]) for byte in np.flatnonzero(seen)])
 
 
 def train_tokenizer(
@@ -90,8 +92,7 @@ def train_tokenizer(
     """
     if not 256 <= vocab_size <= MAX_VOCAB_SIZE:
         raise ConfigError(
-            f"a vocabulary of {vocab_size} tokens cannot be trained; it holds the 256 bytes and the merges: "
-            f"ask for 256 to {MAX_VOCAB_SIZE}"
+            f"a vocabulary of {vocab_size} tokens cannot be trained: ask for 256 (the bytes) to {MAX_VOCAB_SIZE}"
         )
     pieces = (_splittable(piece) for piece in stream_text(text, progress))
     return encoding_of("ranks", _merge(pieces, vocab_size))
@@ -103,11 +104,10 @@ def _merge(pieces: Iterator[str], vocab_size: int) -> list[bytes]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, **pipes, start_new_session=True)
     try:
-        for piece in pieces:
-            merging.write_piece(process.stdin, piece.encode())
-        merging.write_piece(process.stdin, b"")
+        for piece in chain(pieces, [None]):
+            marshal.dump(piece, process.stdin)
         process.stdin.close()
-        return list(merging.read_pieces(process.stdout))
+        return marshal.load(process.stdout)
     except (BrokenPipeError, EOFError):
         raise UserError(
             f"the process that learns the merges ended (exit code {process.wait()}), perhaps out of memory; "
@@ -258,9 +258,14 @@ def is_bytewise(encoding: tiktoken.Encoding) -> bool:
 class MissingSymbols(UserError):
     """A text holds symbols that the tokenizer lacks; `problem` is the message without its advice."""
 
-    def __init__(self, problem: str):
-        self.problem = problem
-        super().__init__(f"{problem}; omit them, or use a tokenizer of every byte (gpt2 or trained ranks)")
+    def __init__(self, encoding: tiktoken.Encoding, text: str):
+        byte_ids = _byte_ids(encoding)
+        missing = [c for c in dict.fromkeys(text) if any(byte_ids[byte] < 0 for byte in c.encode())]
+        shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        self.problem = f"the tokenizer {encoding.name!r} has no token for {shown}{more}"
+        advice = "omit them, or use a tokenizer that knows every byte (gpt2 or trained ranks)"
+        super().__init__(f"{self.problem}; {advice}")
 
 
 @contextlib.contextmanager
@@ -286,7 +291,7 @@ def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
         ) from error
     byte_ids = _byte_ids(encoding)
     if byte_ids.min() < 0 and (byte_ids[data] < 0).any():  # tiktoken would panic
-        raise _missing_symbols(encoding, text)
+        raise MissingSymbols(encoding, text)
     if is_bytewise(encoding):
         # A table look-up runs at 300 MB/s; tiktoken, which would split words first, at 13.
         return byte_ids.astype(token_dtype(encoding))[data]
@@ -296,14 +301,6 @@ def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     except ValueError as error:
         raise _whitespace_error() from error
     return tokens.astype(token_dtype(encoding))
-
-
-def _missing_symbols(encoding: tiktoken.Encoding, text: str) -> MissingSymbols:
-    byte_ids = _byte_ids(encoding)
-    missing = [c for c in dict.fromkeys(text) if any(byte_ids[byte] < 0 for byte in c.encode())]
-    shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in missing[:5])
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return MissingSymbols(f"the tokenizer {encoding.name!r} has no token for {shown}{more}")
 
 
 class TextDecoder:

@@ -131,7 +131,9 @@ class AttentionCache(NamedTuple):
     output: LinearCache
 
 
-def attention_forward(x, weights, name, config, layer=PLAIN_LAYER, dropout=None, kv_cache=None, trace=NO_TRACE):
+def attention_forward(
+    x, weights, name, config, layer=PLAIN_LAYER, dropout=None, kv_cache=None, trace=NO_TRACE
+):
     """Each token gathers the values of the tokens up to itself, weighted by how its query fits their keys.
 
         query, key, value = split_heads(x W_qkvᵀ + b_qkv)

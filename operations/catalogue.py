@@ -3,6 +3,7 @@
 from operations.cross_entropy import CROSS_ENTROPY
 from operations.dropout import DROPOUT
 from operations.embedding import EMBEDDING
+from operations.gate import GATE
 from operations.gelu_tanh import GELU_TANH
 from operations.layer_norm import LAYER_NORM
 from operations.linear import LINEAR
@@ -12,27 +13,19 @@ from operations.position import POSITION
 from operations.relu import RELU
 from operations.residual import RESIDUAL
 from operations.rms_norm import RMS_NORM
+from operations.rms_norm_plus_one import RMS_NORM_PLUS_ONE
+from operations.rotate import ROTATE
+from operations.scale import SCALE
 from operations.scores import SCORES
+from operations.silu import SILU
 from operations.sinusoidal_positions import SINUSOIDAL_POSITIONS
+from operations.soft_cap import SOFT_CAP
 from operations.split_heads import SPLIT_HEADS
 from operations.weighted_sum import WEIGHTED_SUM
 
 _ALL = (
-    SINUSOIDAL_POSITIONS,
-    EMBEDDING,
-    POSITION,
-    DROPOUT,
-    LAYER_NORM,
-    RMS_NORM,
-    LINEAR,
-    SPLIT_HEADS,
-    SCORES,
-    MASKED_SOFTMAX,
-    WEIGHTED_SUM,
-    MERGE_HEADS,
-    RESIDUAL,
-    RELU,
-    GELU_TANH,
-    CROSS_ENTROPY,
-)
+    SINUSOIDAL_POSITIONS, EMBEDDING, SCALE, POSITION, DROPOUT, LAYER_NORM, RMS_NORM, RMS_NORM_PLUS_ONE, LINEAR,
+    SPLIT_HEADS, ROTATE, SCORES, SOFT_CAP, MASKED_SOFTMAX, WEIGHTED_SUM, MERGE_HEADS, RESIDUAL, RELU, GELU_TANH, SILU,
+    GATE, CROSS_ENTROPY,
+)  # fmt: skip
 OPERATIONS = {operation.name: operation for operation in _ALL}

@@ -5,7 +5,7 @@ of which turns the gradients of its results into that of the tensor. So the way 
 Tensors that the pass only notes, such as query, key and value before they are split, are computed on the way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from contract.trace import Named, Node, Trace
 from contract.weights import Weights
 from numpy_llm import GPT
 from operations.catalogue import OPERATIONS
-from operations.operation import Mistake, Operation
+from operations.operation import Mistake
 from operations.uses import WRONG_SUMS
 
 GRADIENT = "gradient."
@@ -52,14 +52,9 @@ class Dataflow:
         self.makers = {name: node for node in nodes for name in node.results}
         self.uses: dict[str, list[tuple[Node, str]]] = {}
         for node in nodes:
-            for role, argument in zip(self.operation(node).roles, node.arguments, strict=True):
+            for role, argument in zip(OPERATIONS[node.operation].roles, node.arguments, strict=True):
                 if isinstance(argument, Named):
                     self.uses.setdefault(argument.name, []).append((node, role))
-
-    @staticmethod
-    def operation(node: Node) -> Operation:
-        """What is known of a node's operation."""
-        return OPERATIONS[node.operation]
 
     # What made a tensor
 
@@ -67,44 +62,50 @@ class Dataflow:
         """The operations between known tensors and this one, first to last, each with the argument that a gradient is
         taken by, "" forward.
         """
-        if name.startswith(GRADIENT):
-            found = []
-            for node, role in self._differentiable(name.removeprefix(GRADIENT)):
-                for result in node.results:
-                    found += [] if self.known(GRADIENT + result) else self.steps(GRADIENT + result)
-                found.append((node, role))
-            return list({id(node): (node, role) for node, role in found}.values())
-        node = self.makers[name]
-        before = [step for each in node.inputs if self._hidden(each) for step in self.steps(each)]
-        return [*before, (node, "")]
+        if not name.startswith(GRADIENT):
+            node = self.makers[name]
+            return [*self._steps_to(node.inputs), (node, "")]
+        found = []
+        for node, role in self._backward_uses(name):
+            found += [*self._steps_to([GRADIENT + each for each in node.results]), (node, role)]
+        return list({id(node): (node, role) for node, role in found}.values())
+
+    def _steps_to(self, names: Iterable[str]) -> list[tuple[Node, str]]:
+        return [step for name in names if self._hidden(name) for step in self.steps(name)]
 
     def _hidden(self, name: str) -> bool:
-        return name in self.makers and not self.known(name)
+        """Whether a tensor or gradient is computed on the way."""
+        return not self.known(name) and (name in self.makers or name.startswith(GRADIENT))
 
-    def _differentiable(self, name: str) -> list[tuple[Node, str]]:
-        return [
-            (node, role) for node, role in self.uses.get(name, []) if role in self.operation(node).gradients
-        ]
+    def _backward_uses(self, gradient: str) -> list[tuple[Node, str]]:
+        """The operations whose backward passes make this gradient, and the arguments by which they read the tensor."""
+        uses = self.uses.get(gradient.removeprefix(GRADIENT), [])
+        return [(node, role) for node, role in uses if role in OPERATIONS[node.operation].gradients]
 
     def inputs(self, name: str) -> list[str]:
         """The known tensors that this one is made of."""
         if not name.startswith(GRADIENT):
             return self._visible(self.makers[name].inputs)
         found = []
-        for node, role in self._differentiable(name.removeprefix(GRADIENT)):
-            for result in node.results:
-                gradient = GRADIENT + result
-                found += [gradient] if self.known(gradient) else self.inputs(gradient)
-            roles = dict(zip(self.operation(node).roles, node.arguments, strict=True))
-            for need in self.operation(node).gradients[role].needs:
+        for node, role in self._backward_uses(name):
+            found += [GRADIENT + each for each in node.results]
+            arguments = dict(zip(OPERATIONS[node.operation].roles, node.arguments, strict=True))
+            for need in OPERATIONS[node.operation].gradients[role].needs:
                 if need == "y":
                     found += node.results
-                elif isinstance(roles[need], Named):
-                    found += self._visible([roles[need].name])
-        return list(dict.fromkeys(found))
+                elif isinstance(arguments[need], Named):
+                    found.append(arguments[need].name)
+        return self._visible(found)
 
     def _visible(self, names: list[str]) -> list[str]:
+        """These tensors, or what they are made of where they are hidden."""
         found = [each for name in names for each in (self.inputs(name) if self._hidden(name) else [name])]
+        return list(dict.fromkeys(found))
+
+    def readers(self, name: str) -> list[str]:
+        """The known tensors that are made of this one."""
+        results = [result for node, _ in self.uses.get(name, []) for result in node.results]
+        found = [each for made in results for each in (self.readers(made) if self._hidden(made) else [made])]
         return list(dict.fromkeys(found))
 
     def title(self, name: str) -> str:
@@ -118,7 +119,7 @@ class Dataflow:
     def equation(self, name: str) -> str:
         """The equations of these operations."""
         equations = [
-            self.operation(node).gradients[role].equation if role else self.operation(node).equation
+            (OPERATIONS[node.operation].gradients[role] if role else OPERATIONS[node.operation]).equation
             for node, role in self.steps(name)
         ]
         return "; ".join(dict.fromkeys(equations))
@@ -127,58 +128,49 @@ class Dataflow:
 
     def right(self, name: str) -> np.ndarray:
         """The tensor or gradient, computed from known ones."""
-        return self._right_gradient(name) if name.startswith(GRADIENT) else self._right_forward(name)
+        if name.startswith(GRADIENT):
+            return sum(self._parts(name)) if self._backward_uses(name) else np.ones(())
+        node = self.makers[name]
+        return OPERATIONS[node.operation].run(*self._values(node.arguments))[node.results.index(name)]
 
     def wrong(self, name: str) -> Iterator[Wrong]:
         """What each known mistake makes of it, in one of the operations that made it."""
         return self._wrong_gradient(name) if name.startswith(GRADIENT) else self._wrong_forward(name)
 
-    def readers(self, name: str) -> list[str]:
-        """The known tensors that are made of this one."""
-        results = [result for node, _ in self.uses.get(name, []) for result in node.results]
-        found = [
-            each
-            for result in results
-            for each in (self.readers(result) if self._hidden(result) else [result])
-        ]
-        return list(dict.fromkeys(found))
-
     def _get(self, name: str) -> np.ndarray:
-        return self.value(name) if self.known(name) or name not in self.makers else self._right_forward(name)
+        return self.right(name) if self._hidden(name) else self.value(name)
 
-    def _arguments(self, node: Node) -> list:
-        return [self._get(each.name) if isinstance(each, Named) else each for each in node.arguments]
-
-    def _right_forward(self, name: str) -> np.ndarray:
-        node = self.makers[name]
-        return self.operation(node).run(*self._arguments(node))[node.results.index(name)]
+    def _values(self, arguments: Iterable) -> list:
+        return [self._get(each.name) if isinstance(each, Named) else each for each in arguments]
 
     def _wrong_forward(self, name: str) -> Iterator[Wrong]:
         node = self.makers[name]
-        operation, arguments = self.operation(node), self._arguments(node)
-        place = node.results.index(name)
-        for mistake in operation.mistakes:
-            if not mistake.backward:
-                for form in mistake.forms(*arguments, **self._others(mistake, node)):
-                    yield Wrong(operation.name, mistake, form[place] if isinstance(form, tuple) else form)
+        operation, place = OPERATIONS[node.operation], node.results.index(name)
+        for mistake, form in self._forms(node, False, *self._values(node.arguments)):
+            yield Wrong(operation.name, mistake, form[place] if isinstance(form, tuple) else form)
         for wrong, changed in self._wrong_arguments(node):
             yield wrong._replace(value=operation.run(*changed)[place])
 
+    def _forms(self, node: Node, backward: bool, *arguments) -> Iterator[tuple[Mistake, object]]:
+        """The known mistakes of a node's operation in one direction, and what each makes of the arguments."""
+        for mistake in OPERATIONS[node.operation].mistakes:
+            if mistake.backward == backward:
+                others = self.others(mistake, node)
+                values = dict(zip(others, self._values(others.values()), strict=True))
+                for form in mistake.forms(*arguments, **values):
+                    yield mistake, form
+
     def _wrong_arguments(self, node: Node) -> Iterator[tuple[Wrong, list]]:
         """A node's arguments with one that is computed on the way made wrong, and what is wrong with it."""
-        arguments = self._arguments(node)
-        for at, argument in enumerate(node.arguments):
-            if isinstance(argument, Named) and self._hidden(argument.name):
-                for wrong in self._wrong_forward(argument.name):
-                    if np.shape(wrong.value) == np.shape(arguments[at]):
-                        yield wrong, [*arguments[:at], wrong.value, *arguments[at + 1 :]]
+        names = [each.name if isinstance(each, Named) else "" for each in node.arguments]
+        return self._one_wrong(names, self._values(node.arguments))
 
-    def _others(self, mistake: Mistake, node: Node) -> dict:
-        """The values of what a program with the mistake reads beside the arguments."""
-        others = self.others(mistake, node)
-        return {
-            role: self._get(each.name) if isinstance(each, Named) else each for role, each in others.items()
-        }
+    def _one_wrong(self, names: list[str], values: list) -> Iterator[tuple[Wrong, list]]:
+        """The values of these tensors with one hidden one made wrong, and what is wrong with it."""
+        for at, name in enumerate(names):
+            for wrong in self.wrong(name) if self._hidden(name) else ():
+                if np.shape(wrong.value) == np.shape(values[at]):
+                    yield wrong, [*values[:at], wrong.value, *values[at + 1 :]]
 
     def others(self, mistake: Mistake, node: Node) -> dict:
         """What a program with the mistake reads beside the arguments, by the names that it has for it.
@@ -186,72 +178,56 @@ class Dataflow:
         normed: of the norm that reads the stream at this place; an argument, such as scale, of the operation that
         made the first argument; or any tensor by its name.
         """
+        first = getattr(node.arguments[0], "name", "")
+        maker = self.makers.get(first)
+        known = dict(zip(OPERATIONS[maker.operation].roles, maker.arguments, strict=True)) if maker else {}
+        norms = [Named(each.results[0]) for each, _ in self.uses.get(first, []) if "norm" in each.operation]
+        known["normed"] = norms[0] if norms else None
         names = getattr(mistake.compute, "__kwdefaults__", None) or {}
-        return {name: self._other(name, node) for name in names}
-
-    def _other(self, name: str, node: Node):
-        first = node.arguments[0]
-        if name == "normed":
-            norms = [each.results[0] for each, _ in self.uses[first.name] if "norm" in each.operation]
-            return Named(norms[0]) if norms else None
-        maker = self.makers.get(first.name)
-        arguments = dict(zip(self.operation(maker).roles, maker.arguments, strict=True)) if maker else {}
-        return arguments.get(name, Named(name))
+        return {name: known.get(name, Named(name)) for name in names}
 
     def _cache(self, node: Node):
-        operation = self.operation(node)
-        if operation.cache:
-            return operation.cache(*map(self._get, node.results))
-        return (operation.rich or operation.forward)(*self._arguments(node))[-1]
+        operation = OPERATIONS[node.operation]
+        if operation.cache_of:
+            return operation.cache_of(*map(self._get, node.results))
+        return operation.run_keeping(*self._values(node.arguments))[-1]
 
-    def _gradient_of_result(self, name: str) -> np.ndarray:
-        return self.value(GRADIENT + name) if self.known(GRADIENT + name) else self._right_gradient(name)
+    def _dresults(self, node: Node) -> list[np.ndarray]:
+        return [self._get(GRADIENT + result) for result in node.results]
 
-    def _right_parts(self, tensor: str) -> list[np.ndarray]:
-        parts = []
-        for node, role in self._differentiable(tensor):
-            dresults = tuple(map(self._gradient_of_result, node.results))
-            parts.append(self.operation(node).differentiate(dresults, self._cache(node))[role])
-        return parts
-
-    def _right_gradient(self, name: str) -> np.ndarray:
-        tensor = name.removeprefix(GRADIENT)
-        return sum(self._right_parts(tensor)) if self._differentiable(tensor) else np.ones(())
+    def _parts(self, gradient: str) -> list[np.ndarray]:
+        """The parts of a gradient, one for each use of the tensor."""
+        return [
+            OPERATIONS[node.operation].differentiate(*self._dresults(node), self._cache(node))[role]
+            for node, role in self._backward_uses(gradient)
+        ]
 
     def _wrong_gradient(self, name: str) -> Iterator[Wrong]:
-        tensor = name.removeprefix(GRADIENT)
-        parts = self._right_parts(tensor)
-        for at, (node, role) in enumerate(self._differentiable(tensor)):
+        parts = self._parts(name)
+        for at, (node, role) in enumerate(self._backward_uses(name)):
             rest = sum(parts[:at] + parts[at + 1 :])
             for wrong in self._wrong_part(node, role):
                 if len(parts) == 1 or np.shape(wrong.value) == np.shape(rest):
                     yield wrong._replace(value=wrong.value + rest)
         if len(parts) > 1:
-            near = [self._get(GRADIENT + each) for each in self._near(tensor) if self.known(GRADIENT + each)]
+            near = [self._get(each) for each in self._near(name) if self.known(each)]
             for mistake in WRONG_SUMS:
                 for form in mistake.forms(parts, near):
                     yield Wrong("uses", mistake, form)
 
     def _wrong_part(self, node: Node, role: str) -> Iterator[Wrong]:
-        operation, cache = self.operation(node), self._cache(node)
-        dresults = tuple(map(self._gradient_of_result, node.results))
-        for mistake in operation.mistakes:
-            if mistake.backward:
-                for form in mistake.forms(*dresults, cache, **self._others(mistake, node)):
-                    if role in form:
-                        yield Wrong(operation.name, mistake, form[role])
+        operation, cache, dresults = OPERATIONS[node.operation], self._cache(node), self._dresults(node)
+        for mistake, form in self._forms(node, True, *dresults, cache):
+            if role in form:
+                yield Wrong(operation.name, mistake, form[role])
         for wrong, changed in self._wrong_arguments(node):
-            wrong_cache = (operation.rich or operation.forward)(*changed)[-1]
-            yield wrong._replace(value=operation.differentiate(dresults, wrong_cache)[role])
-        for at, result in enumerate(node.results):
-            if not self.known(GRADIENT + result):
-                for wrong in self._wrong_gradient(GRADIENT + result):
-                    if np.shape(wrong.value) == np.shape(dresults[at]):
-                        changed = (*dresults[:at], wrong.value, *dresults[at + 1 :])
-                        yield wrong._replace(value=operation.differentiate(changed, cache)[role])
+            wrong_cache = operation.run_keeping(*changed)[-1]
+            yield wrong._replace(value=operation.differentiate(*dresults, wrong_cache)[role])
+        for wrong, changed in self._one_wrong([GRADIENT + each for each in node.results], dresults):
+            yield wrong._replace(value=operation.differentiate(*changed, cache)[role])
 
-    def _near(self, tensor: str) -> list[str]:
-        """The tensors whose gradients are at hand where those of `tensor`'s uses are added up."""
-        results = [name for node, _ in self.uses[tensor] for name in node.results]
+    def _near(self, gradient: str) -> list[str]:
+        """The gradients that are at hand where those of a tensor's uses are added up."""
+        results = [name for node, _ in self.uses[gradient.removeprefix(GRADIENT)] for name in node.results]
         after = [name for each in results for node, _ in self.uses.get(each, []) for name in node.results]
-        return [*results, *after]
+        return [GRADIENT + each for each in (*results, *after)]

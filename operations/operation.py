@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from inspect import signature, unwrap
+from contextlib import contextmanager, nullcontext
+from inspect import signature
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 class Mistake(NamedTuple):
     """What people get wrong in an operation.
 
-    name: of the function; text: what is wrong and what would be right, for an engineer who ports the model
+    name: as a check tells it; text: what is wrong and what would be right, for an engineer who ports the model
     hint: the same for a student who writes the operation; "" where the text will do
     backward: whether it is a mistake of the backward function
     compute: called like the right function; returns what a program with this mistake computes, one form of it or a
@@ -37,14 +38,14 @@ class Mistake(NamedTuple):
         return [each for each in found if each is not None]
 
 
-def wrong_forward(text: str, hint: str = "") -> Callable:
-    """A decorator: the function below is a mistake of a forward pass."""
-    return lambda compute: Mistake(compute.__name__, text, hint, False, compute)
+def wrong_forward(name: str, compute: Callable, text: str, hint: str = "") -> Mistake:
+    """A mistake of a forward pass: `compute` is called like the right function."""
+    return Mistake(name, text, hint, False, compute)
 
 
-def wrong_backward(text: str, hint: str = "") -> Callable:
-    """A decorator: the function below is a mistake of a backward pass."""
-    return lambda compute: Mistake(compute.__name__, text, hint, True, compute)
+def wrong_backward(name: str, compute: Callable, text: str, hint: str = "") -> Mistake:
+    """A mistake of a backward pass: `compute` is called like the right function, with the cache of `run_keeping`."""
+    return Mistake(name, text, hint, True, compute)
 
 
 class Gradient(NamedTuple):
@@ -62,8 +63,7 @@ class Operation(NamedTuple):
     equation: what it computes, in a line
     gradients: argument -> its gradient, in the order in which `backward` returns them
     mistakes: what people get wrong, the likeliest first
-    cache: results -> cache, where the backward pass needs nothing but the results
-    rich: the forward function with more in its cache, where the mistakes of the backward pass need it
+    cache_of: results -> cache, where the backward pass needs nothing but the results
     """
 
     name: str
@@ -72,21 +72,26 @@ class Operation(NamedTuple):
     equation: str
     gradients: Mapping[str, Gradient] = {}
     mistakes: tuple[Mistake, ...] = ()
-    cache: Callable | None = None
-    rich: Callable | None = None
+    cache_of: Callable | None = None
 
     @property
     def roles(self) -> list[str]:
-        """The names of the forward function's arguments, buffers to write to left out."""
-        return [each.name for each in signature(self.forward).parameters.values() if each.name != "out"]
+        """The names of the forward function's arguments."""
+        return list(signature(self.forward).parameters)
 
     def run(self, *arguments) -> tuple:
         """The results of the forward pass, without the cache."""
-        return self.forward(*arguments)[:-1]
+        return self.run_keeping(*arguments)[:-1]
 
-    def differentiate(self, dresults: tuple, cache) -> dict[str, np.ndarray]:
-        """The gradients by argument."""
-        found = self.backward(*dresults, cache)
+    def run_keeping(self, *arguments, **named) -> tuple:
+        """Results and cache; beside what the forward pass keeps the arguments by name: mistakes are made with both."""
+        read = signature(self.forward).bind(*arguments, **named).arguments
+        *results, kept = self.forward(**read) if self.backward else (self.forward(**read), None)
+        return *results, SimpleNamespace(**read | (kept._asdict() if kept else {}))
+
+    def differentiate(self, *arguments) -> dict[str, np.ndarray]:
+        """The gradients by argument, from those of the results and the cache."""
+        found = self.backward(*arguments)
         return dict(zip(self.gradients, found if isinstance(found, tuple) else (found,), strict=True))
 
     def find(self, name: str) -> Mistake:
@@ -94,48 +99,50 @@ class Operation(NamedTuple):
         return next(each for each in self.mistakes if each.name == name)
 
 
+def one_form(mistake: Mistake, form: int, made_in: list[int], **others) -> Callable:
+    """A function that computes one of a mistake's forms, None where the arguments do not allow it.
+
+    made_in: gets, of each call that allows it, how many forms the mistake has there
+    others: what the mistake reads beside the arguments, such as scale
+    """
+
+    def compute(*arguments, **more):
+        forms = mistake.forms(*arguments, **others, **more)
+        if len(forms) <= form:
+            return None
+        made_in.append(len(forms))
+        return forms[form]
+
+    return compute
+
+
 @contextmanager
 def made(operation: Operation, mistake: Mistake, form: int = 0, **others) -> Iterator[list[int]]:
     """Make a mistake wherever `numpy_llm` calls the operation; undone at the end.
 
-    form: which of the mistake's forms; a call with arguments that do not allow it is made rightly
-    others: what the mistake reads beside the arguments, such as scale
+    form, others: as in `one_form`; a call that does not allow the form is made rightly
     yields: a list that gets, of each call in which the mistake was made, how many forms it has there
     """
     made_in = []
-    function = unwrap(operation.forward)
+    compute = one_form(mistake, form, made_in, **others)
 
-    def forward(*arguments, out=None):
-        right = operation.forward(*arguments)
-        forms = mistake.forms(*arguments, **others)
-        if len(forms) <= form:
-            return right if function is operation.forward else right[0]
-        made_in.append(len(forms))
-        wrong = forms[form] if isinstance(forms[form], tuple) else (forms[form],)
-        results = [_like(each, beside) for each, beside in zip(wrong, right, strict=False)]
-        if function is not operation.forward:  # a function that keeps no cache
-            return results[0]
-        return *results, operation.cache(*results) if operation.cache else right[-1]
+    def forward(*arguments, **named):
+        *results, cache = operation.run_keeping(*arguments, **named)
+        wrong = None if mistake.backward else compute(*arguments, **named)
+        if wrong is not None:
+            results = [*map(_like, wrong if isinstance(wrong, tuple) else (wrong,), results)]
+            cache = operation.cache_of(*results) if operation.cache_of else cache
+        return (*results, cache) if operation.backward else results[0]
 
     def backward(*arguments, **buffers):
-        right = operation.backward(*arguments)
-        several = isinstance(right, tuple)
-        gradients = dict(zip(operation.gradients, right if several else (right,), strict=True))
-        forms = mistake.forms(*arguments, **others)
-        if len(forms) > form:
-            made_in.append(len(forms))
-            gradients |= {
-                role: _like(value, gradients[role])
-                for role, value in forms[form].items()
-                if gradients[role] is not None
-            }
-        return tuple(gradients.values()) if several else gradients[next(iter(gradients))]
+        right = operation.differentiate(*arguments)
+        for role, gradient in (compute(*arguments) or {}).items():
+            if right[role] is not None:
+                right[role] = _like(gradient, right[role])
+        return tuple(right.values()) if len(right) > 1 else right[next(iter(right))]
 
-    with ExitStack() as stack:
-        if mistake.backward and operation.rich:
-            stack.enter_context(replaced(operation.forward, operation.rich))
-        right, wrong = (operation.backward, backward) if mistake.backward else (function, forward)
-        stack.enter_context(replaced(right, wrong))
+    both = replaced(operation.backward, backward) if mistake.backward else nullcontext()
+    with replaced(operation.forward, forward), both:
         yield made_in
 
 

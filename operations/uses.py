@@ -5,22 +5,21 @@ import numpy as np
 from operations.operation import wrong_backward
 
 
-@wrong_backward(
-    "the gradient of one of its uses is lost: the tensor is used more than once, add up all of them"
-)
-def use_missing(parts, near):
+def _without_one(parts):
     return [sum(parts[:at] + parts[at + 1 :]) for at in range(len(parts))]
 
 
-@wrong_backward("the gradients of its uses are averaged; wanted: their sum")
-def uses_averaged(parts, near):
-    return sum(parts) / len(parts)
+def _other_for_one(parts, near):
+    return [
+        part + other for part in _without_one(parts) for other in near if np.shape(other) == np.shape(part)
+    ]
 
 
-@wrong_backward("one of its uses has another tensor's gradient: add that of what this use made")
-def use_of_other(parts, near):
-    rest = [sum(parts[:at] + parts[at + 1 :]) for at in range(len(parts))]
-    return [each + other for each in rest for other in near if np.shape(other) == np.shape(each)]
-
-
-WRONG_SUMS = (use_missing, uses_averaged, use_of_other)
+WRONG_SUMS = (
+    wrong_backward("use_missing", lambda parts, near: _without_one(parts),
+        "the gradient of one of its uses is lost: the tensor is used more than once, add up all of them"),
+    wrong_backward("uses_averaged", lambda parts, near: sum(parts) / len(parts),
+        "the gradients of its uses are averaged; wanted: their sum"),
+    wrong_backward("use_of_other", _other_for_one,
+        "one of its uses has another tensor's gradient: add that of what this use made"),
+)  # fmt: skip

@@ -12,51 +12,15 @@ from unittest.mock import patch
 
 import numpy as np
 
+import numpy_llm
 from contract.config import ModelConfig
 from contract.weights import weight_table
+from parity.cases import FAMILIES, family_case
+from parity.compare import Comparison, compare
 
-# What each family computes, on shapes that can see its porters' mistakes: texts longer than the window, H·D ≠ C,
-# 1 < K < H, positions past the scaling's knee, several layers of each kind.
-_SHAPE = {
-    "vocab_size": 19, "context_length": 80, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "d_model": 16, "d_ff": 20,
-    "head_size": 6, "activation": "silu", "position": "rotary", "norm": "rms_norm", "feed_forward": "gated",
-    "bias": False,
-}  # fmt: skip
-_GEMMA = {
-    "norm": "rms_norm_plus_one", "block": "sandwich", "activation": "gelu_tanh", "norm_eps": 1e-6, "window": 5,
-    "embedding_scale": 4.0,
-}  # fmt: skip
-_LLAMA_3 = {"scaling": "llama3", "theta": 50.0, "factor": 8.0, "original_context_length": 24}
-FAMILIES: dict[str, tuple[str, dict]] = {
-    "Llama": ("llama", {}),
-    "Llama 3": ("llama", {"rotary": _LLAMA_3, "tie_embeddings": False}),
-    "Llama, linear scaling": ("llama", {"rotary": {"scaling": "linear", "factor": 4.0}, "norm_eps": 1e-3}),
-    "Mistral": ("mistral", {"window": 5, "layer_pattern": ["sliding"], "tie_embeddings": False}),
-    "Qwen 2": ("qwen2", {"query_key_value_bias": True, "rotary": {"theta": 100.0}, "head_size": 4}),
-    "Qwen 3": ("qwen3", {"query_key_norm": "head", "rotary": {"theta": 100.0}, "d_model": 18}),
-    "Gemma 2": (
-        "gemma2",
-        _GEMMA | {
-            "score_cap": 2.0, "logit_cap": 3.0, "attention_scale": 11**-0.5, "layer_pattern": ["sliding", "full"],
-        },
-    ),
-    "Gemma 3": (
-        "gemma3",
-        _GEMMA | {
-            "query_key_norm": "head", "attention_scale": 11**-0.5, "layer_pattern": ["sliding", "sliding", "full"],
-            "rotary": {"theta": 300.0, "scaling": "linear", "factor": 2.0}, "local_rotary": {"theta": 30.0},
-            "n_layer": 6,
-        },
-    ),
-}  # fmt: skip
 _CLASSES = {
     "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma2": "Gemma2", "gemma3": "Gemma3",
 }  # fmt: skip
-
-
-def family_config(title: str) -> ModelConfig:
-    """The configuration of one of `FAMILIES`."""
-    return ModelConfig(**{**_SHAPE, **FAMILIES[title][1]})
 
 
 def published_model(title: str, weights, dtype: str):
@@ -65,7 +29,7 @@ def published_model(title: str, weights, dtype: str):
     import transformers
 
     family, _ = FAMILIES[title]
-    config, text = family_config(title), "Text" if family == "gemma3" else ""
+    config, text = family_case(title).config, "Text" if family == "gemma3" else ""
     name = _CLASSES[family]
     settings = getattr(transformers, f"{name}{text}Config")(**_fields(family, config))
     model = getattr(transformers, f"{name}ForCausalLM")(settings).to(getattr(torch, dtype)).eval()
@@ -76,16 +40,6 @@ def published_model(title: str, weights, dtype: str):
                 parameter.copy_(torch.tensor(rows[: len(parameter)]))
                 rows = rows[len(parameter) :]
     return model
-
-
-def published_gradients(title: str, model) -> dict[str, np.ndarray]:
-    """Its gradients by our names, in our layout."""
-    family, _ = FAMILIES[title]
-    places = _places(family, family_config(title))
-    return {
-        ours: np.concatenate([model.get_parameter(name).grad.numpy() for name in theirs])
-        for ours, theirs in places.items()
-    }
 
 
 def _fields(family: str, config: ModelConfig) -> dict:
@@ -201,3 +155,38 @@ def lifted() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(default)
+
+
+def check_families(twins):
+    """Logits, loss and every weight's gradient of each family, in float64 with their casts lifted."""
+    with lifted():
+        for title in FAMILIES:
+            hold(title, "float64", twins.reference)
+
+
+def hold(title: str, dtype: str, package: ModuleType = numpy_llm):
+    """Raise ParityError unless one family's logits, loss and gradients are Hugging Face's."""
+    case = family_case(title)
+    inputs = case.inputs(dtype)
+    model = package.GPT(case.config, inputs.weights)
+    logits, loss, cache = model.forward(inputs.tokens, inputs.targets)
+    found, gradients = published_pass(title, inputs, dtype)
+    rows = compare("family output", {"logits": logits, "loss": np.asarray(loss)}, found, dtype)
+    rows += compare("family gradient", model.backward(cache), gradients, dtype)
+    Comparison(title, dtype, case.seed, rows).require()
+
+
+def published_pass(title: str, inputs, dtype: str) -> tuple[dict, dict]:
+    """returns: their logits and loss, and their gradients by our names in our layout"""
+    import torch
+
+    family, _ = FAMILIES[title]
+    model = published_model(title, inputs.weights, dtype)
+    logits = model(torch.tensor(inputs.tokens)).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(inputs.targets).flatten())
+    loss.backward()
+    gradients = {
+        ours: np.concatenate([model.get_parameter(name).grad.numpy() for name in theirs])
+        for ours, theirs in _places(family, family_case(title).config).items()
+    }
+    return {"logits": logits.detach().numpy(), "loss": loss.detach().numpy()}, gradients

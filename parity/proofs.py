@@ -9,6 +9,7 @@ from contract.weights import Weights
 from parity.cases import CASES, Case
 from parity.compare import Comparison, compare
 from parity.decoding import check_cache, check_generation
+from parity.families import check_families
 from parity.optimizers import check_adam, check_adamw
 from parity.passes import Twins, compare_case, reference_pass
 from parity.witnesses import check_differences, check_transformers
@@ -66,4 +67,5 @@ CHECKS: dict[str, Callable[[Twins], None]] = {
     "generation": check_generation,
     "differences": check_differences,
     "transformers": check_transformers,
+    "families": check_families,
 }

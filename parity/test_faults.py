@@ -34,6 +34,12 @@ WITNESSES = {
         "dweight_transposed", "norm_eps_outside", "norm_unbiased", "gelu_erf", "gelu_constants", "loss_unshifted",
         "mask_off_by_one", "scale_missing", "qkv_order", "merge_without_swap",
     ),
+    "families": (
+        "rotate_interleaved", "drotate_missing", "drotate_same_way", "theta_other", "scaling_ignored", "keys_misread",
+        "values_misread", "dkey_of_group", "dvalue_of_group", "rms_eps_other", "rms_with_mean", "drms_without_weight",
+        "one_missing", "one_twice", "done_missing", "embedding_unscaled", "window_other", "cap_missing", "cap_times_x",
+        "dcap_missing", "silu_is_gelu", "dsilu_gate_alone", "gelu_erf", "dgate_exchanged",
+    ),
 }  # fmt: skip
 # Decay is Adam's and AdamW's difference, so a mistake of AdamW's in it is none of Adam's.
 DECAY = {"decay_coupled", "decay_on_vectors", "decay_missing", "decay_without_rate", "decay_after_step"}
@@ -119,7 +125,7 @@ def scaled(operation: Operation, role: str, factor: float) -> Mistake:
     """The gradient of one argument times a factor."""
 
     def compute(*arguments):
-        gradient = operation.differentiate(arguments[:-1], arguments[-1])[role]
+        gradient = operation.differentiate(*arguments)[role]
         return None if gradient is None else {role: factor * gradient}
 
     return Mistake(f"{operation.name}: d{role} times {factor:g}", "", "", True, compute)

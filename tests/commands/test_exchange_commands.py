@@ -50,16 +50,6 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture
-def succeed(run_cli):
-    def run(*arguments):
-        code, out, err = run_cli(*arguments)
-        assert code == 0, err
-        return out, err
-
-    return run
-
-
-@pytest.fixture
 def fail(run_cli):
     """A function that runs what must fail with this exit code; its one line of complaint."""
 

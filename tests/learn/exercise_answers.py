@@ -221,7 +221,7 @@ SLIPS = [
          "the value itself and the path through the deviation take dy where"),
     Slip("layer-norm", "dnormal.mean(axis=-1, keepdims=True)", "dnormal.sum(axis=-1, keepdims=True)", "dx",
          "the path through the mean counts C times instead of once"),
-    Slip("layer-norm", ".mean(axis=-1", ".sum(axis=-1", "dx", "you sum over the channels"),
+    Slip("layer-norm", ".mean(axis=-1", ".sum(axis=-1", "dx", "a sum over the channels"),
     Slip("layer-norm", ".mean(axis=-1, keepdims=True)", ".mean()", "dx", "or the whole array"),
     Slip("layer-norm", "axis=-1", "axis=0", "dx", "your means run over the batch"),
     Slip("layer-norm", "inverse_deviation * (", "inverse_deviation**2 * (", "dx", "counts twice"),

@@ -1,0 +1,45 @@
+"""RMS norm of 1 + weight: its equations and what people get wrong in it, beside the mistakes of RMS norm."""
+
+from numpy_llm.norms import (
+    RMSNormCache,
+    layer_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+    rms_norm_plus_one_backward,
+    rms_norm_plus_one_forward,
+)
+from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
+
+
+def _with(factor):
+    return lambda x, weight, eps: rms_norm_forward(x, factor(weight), eps)[0]
+
+
+def _without_one(cache):
+    return RMSNormCache(cache.normal, cache.inverse_rms, cache.weight - 1)
+
+
+RMS_NORM_PLUS_ONE = Operation(
+    "rms_norm_plus_one", rms_norm_plus_one_forward, rms_norm_plus_one_backward,
+    "y = x / √(mean(x²) + norm_eps) · (1 + weight)",
+    {
+        "x": Gradient(
+            "dx = (dn - n · mean(dn · n)) / √(mean(x²) + norm_eps), n = normalised x, dn = dy · (1 + weight)",
+            ("x", "weight"),
+        ),
+        "weight": Gradient("dweight = Σ dy · n over B and T, n = normalised x", ("x",)),
+    },
+    (
+        wrong_forward("one_missing", _with(lambda weight: weight), "the 1 is missing: the factor is 1 + weight"),
+        wrong_forward("one_twice", _with(lambda weight: 2 + weight),
+            "the 1 is added twice: GGUF's files have it in the weight already"),
+        wrong_forward("plus_one_layer_norm",
+            lambda x, weight, eps: layer_norm_forward(x, 1 + weight, None, eps)[0],
+            "the mean is subtracted: this is layer norm, RMS norm keeps the mean"),
+        wrong_backward("done_missing",
+            lambda dy, cache: {"x": rms_norm_backward(dy, _without_one(cache))[0]},
+            "the 1 is missing on the way back: dn = dy · (1 + weight)"),
+        wrong_backward("dplus_one_weight_lost", lambda dy, cache: {"weight": 0 * cache.weight},
+            "the norm's weight gets no gradient"),
+    ),
+)  # fmt: skip
