@@ -63,12 +63,8 @@ def import_gpt2(
     _check_tied_output(others.get(OUTPUT), weights)
     dtype = weights.flat.dtype
     config, weights = _restore(fields.get(OWN_CONFIG), config, weights, note)
-    return Checkpoint(
-        config=config,
-        weights=weights,
-        tokenizer=_tokenizer(folder, config, note),
-        training={"dtype": str(dtype)} | (origin or {"source": folder.resolve().name}),
-    )
+    training = {"dtype": str(dtype)} | (origin or {"source": folder.resolve().name})
+    return Checkpoint(config, weights, _tokenizer(folder, config, note), training=training)
 
 
 def _read_weights(stored: dict[str, StoredTensor], config: ModelConfig, note) -> Weights:
@@ -221,14 +217,14 @@ def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[
 
 def _tokenizer(folder: Path, config: ModelConfig, note):
     encoding = read_vocabulary(folder)
-    if encoding is None and config.vocab_size == VOCAB_SIZE:
+    if encoding is None:
+        if config.vocab_size != VOCAB_SIZE:
+            raise UserError(
+                f"{folder} has no vocabulary files, and a vocabulary of {config.vocab_size:,} is not GPT-2's; put its "
+                "vocab.json and merges.txt there"
+            )
         note(f"{folder} has no vocabulary files; taking tiktoken's gpt2")
         encoding = open_tokenizer("gpt2")
-    if encoding is None:
-        raise UserError(
-            f"{folder} has no vocabulary files, and a vocabulary of {config.vocab_size:,} is not GPT-2's; put its "
-            "vocab.json and merges.txt there"
-        )
     if encoding.n_vocab > config.vocab_size:
         raise UserError(
             f"{folder}: the vocabulary files have {encoding.n_vocab:,} tokens, but vocab_size in {CONFIG} is "
