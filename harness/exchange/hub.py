@@ -6,8 +6,8 @@ from pathlib import Path
 
 from contract.errors import ConfigError, UserError, needs
 from data.vocabulary import FILE_NAMES, SETTINGS_FILE, TOKENIZER_FILE
-from harness.exchange.families.gpt2 import CONFIG, INDEX, MODEL
 
+CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # What is fetched of a published model; its folder also holds the same weights for other programs.
 _FETCHED = [
     *(CONFIG, MODEL, INDEX, "model-*-of-*.safetensors"),

@@ -272,9 +272,6 @@ def plot_metrics(metrics: Path, image: Path):
         figure.savefig(file, format="png", metadata={"Software": _SOFTWARE})
 
 
-# Recognising what a run wrote
-
-
 def _beginning(path: Path, size: int) -> bytes | None:
     """The first bytes of a file, None if it cannot be read."""
     with suppress(OSError), open_regular(path) as file:

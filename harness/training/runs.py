@@ -168,7 +168,6 @@ def resume_run(
         grow, in `CHANGEABLE_RATES`
     text: the token file that the run was started with, if `run_corpus` cannot find it
     machine: fields of Machine, by default the run's; another sums in another order, so the last bits may differ
-
     Raises UserError if there is nothing to continue, ConfigError naming a setting that would change the run.
     """
     run = RunFolder(out)

@@ -34,7 +34,6 @@ class TrainingSettings:
     eval_interval: steps between evaluations, each of which also writes a checkpoint
     eval_tokens: held-out tokens of the final evaluation, None for `Trainer`'s default
     seed: of initial weights, order of windows and dropout; dtype: "float32" or "float64"
-
     Raises ConfigError naming the setting, what was found and what fits.
     """
 
