@@ -150,8 +150,11 @@ def _replaceable(out: Path, encoding: tiktoken.Encoding, overwrite: bool) -> lis
     paths = [out.with_suffix(ending) for ending in TOKEN_ENDINGS]
     if _holds(paths[-1], identity(encoding)):
         del paths[-1]
-    foreign = {path.name: lambda path: None if path in token_files(out) else path for path in paths}
-    return replaceable_items(out.parent, foreign, overwrite, kind="token file")
+
+    def foreign(path: Path) -> Path | None:
+        return None if path in token_files(out) else path
+
+    return replaceable_items(paths, foreign, overwrite, kind="token file")
 
 
 def token_files(out: Path) -> set[Path]:
