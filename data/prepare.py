@@ -101,8 +101,7 @@ def prepare(
     out: the token file to write, ending in `.bin`; overwrite: replace an earlier one there
     validation_fraction: of the tokens, from the text's end, 0 to less than 1; `_find_split` says where exactly
     progress: called with the number of bytes read so far
-    Raises ConfigError for an impossible setting; UserError if a file cannot be read or written, would be lost, or
-    the text holds symbols that the tokenizer lacks.
+    Raises ConfigError for an impossible setting, UserError for what cannot be read, written, replaced or encoded.
     """
     text, out = Path(text), Path(out)
     tokenizer = default_tokenizer(text) if tokenizer is None else tokenizer
