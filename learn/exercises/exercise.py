@@ -16,6 +16,7 @@ from contract.errors import ConfigError
 from contract.numbers import relative_error, slope
 from contract.randomness import generator
 from learn.exercises.inputs import draw, instance_sizes
+from learn.exercises.runner import flat
 from operations.operation import Operation
 
 TRIALS = 2
@@ -71,8 +72,8 @@ class Exercise:
     omissions: Mapping[str, Callable] = field(default_factory=dict)
     rest: str = ""
     decompose: Callable[[Trial, Outputs], Mapping[str, Outputs]] | None = None
-    mistakes: tuple[Mistake, ...] = ()
-    operations: tuple[Operation, ...] = ()
+    mistakes: list[Mistake] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
     withheld: list[str] = field(default_factory=list)
     chained: bool = False
 
@@ -204,9 +205,5 @@ def finite_differences(exercise: Exercise, trial: Trial, seed: int) -> dict[str,
 
 def float_tensors(inputs: dict) -> Outputs:
     """The float arrays among the arguments, those in a dict by their name in it."""
-    return {
-        inner: tensor
-        for name, value in inputs.items()
-        for inner, tensor in (value if isinstance(value, dict) else {name: value}).items()
-        if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f"
-    }
+    tensors = flat(inputs, "{1}").items()
+    return {name: each for name, each in tensors if isinstance(each, np.ndarray) and each.dtype.kind == "f"}
