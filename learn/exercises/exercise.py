@@ -28,12 +28,7 @@ Outputs = dict[str, np.ndarray]
 
 
 class Trial(NamedTuple):
-    """One set of arguments.
-
-    inputs: the forward pass's arguments by name: arrays, a dict of arrays (weights by name), numbers
-    dy: the gradient of the loss with respect to y, handed to the backward pass; None where there is none
-    sizes: the dimension letters of `contract/config.py` -> int
-    """
+    """inputs: arguments of the forward pass; dy: of the backward pass, or None; sizes: dimension letter -> int"""
 
     inputs: dict
     dy: np.ndarray | float | None
@@ -139,7 +134,7 @@ class WrongOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Instance:
-    """An exercise with the trials that a seed draws, and what its outputs are, rightly and wrongly computed."""
+    """An exercise with the trials that a seed draws, and its outputs, right and wrong."""
 
     exercise: Exercise
     trials: list[Trial]
@@ -184,10 +179,7 @@ class Differences(NamedTuple):
 
 
 def finite_differences(exercise: Exercise, trial: Trial, seed: int) -> dict[str, Differences]:
-    """The gradient of Σ dy · y by every float input, from the forward pass alone, at `PLACES` of its elements.
-
-    returns: "d" + input's name -> differences; nothing for an exercise without a backward pass
-    """
+    """The gradient of Σ dy · y by every float input, at `PLACES` of its elements: "d" + input's name -> differences"""
     if exercise.backward is None:
         return {}
     random = generator(seed, f"exercise.{exercise.name}.places")

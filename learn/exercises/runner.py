@@ -241,10 +241,9 @@ def message_of(error: BaseException, path: Path) -> str:
 
 
 def place_of(error: BaseException, path: Path) -> tuple[str, str]:
-    """Where in the file an error came from: the innermost of its functions and lines.
+    """The innermost function of the file that an error came from, and its line such as "line 30 (x (2, 3)): ".
 
-    returns: the function's name, and a place such as "line 30: ", with the shapes of the arrays that the line
-        names where these may be the matter; "" twice where no line of the file took part
+    The shapes are those of the arrays in the line, if they may be the matter. "" twice for an error from elsewhere.
     """
     function, number, values = "", 0, {}
     for frame, line in traceback.walk_tb(error.__traceback__):
