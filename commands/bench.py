@@ -57,13 +57,11 @@ def _table(result):
     times = f"ms per {unit} (range)"
     yield f"{recipe.name:<14} {times:<24} {'tokens/s':>9} {'of peak':>8} {'memory':>9}  NumPy is"
     for each in result.contestants:
-        seconds, typical = each.seconds, median(each.seconds)
-        times = f"{1e3 * typical:.1f} ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
-        share = recipe.flops / typical / result.peak_flops
-        ratios = result.ratios(each)
+        row, seconds, ratios = result.row(each), each.seconds, result.ratios(each)
+        times = f"{1e3 * median(seconds):.1f} ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
         ratio = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) x as fast"
         yield (
-            f"  {each.name:<12} {times:<24} {recipe.tokens / typical:>9,.0f} {share:>8.0%} "
+            f"  {each.name:<12} {times:<24} {row['tokens_per_second']:>9,.0f} {row['share_of_peak']:>8.0%} "
             f"{each.peak_memory / 1e6:>6,.0f} MB  {ratio if each is not result.contestants[0] else ''}"
         ).rstrip()
     yield f"  peak {result.peak_flops / 1e9:,.0f} GFLOP/s, a float32 matrix product in NumPy"

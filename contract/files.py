@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
@@ -237,29 +237,28 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def replaceable_items(
-    folder: Path,
-    foreign: Mapping[str, Callable[[Path], Path | None]],
+    paths: list[Path],
+    foreign: Callable[[Path], Path | None],
     overwrite: bool,
     *,
     kind: str,
     choose: str = "choose another --out",
-    taken: Callable[[], str] | None = None,
+    taken: str = "",
 ) -> list[str]:
-    """The names in `folder` that a new KIND replaces: those of an earlier one.
+    """The names of those `paths`, all in one folder, that a new KIND replaces: those of an earlier one.
 
-    foreign: for each name that a KIND uses, a function from its path to what no KIND wrote there, or None
-    choose: what else to do; taken: the message if `overwrite` is off, instead of the usual one
+    foreign: what no KIND wrote at a path, or None; choose: what else to do, for the message
+    taken: the message if `overwrite` is off, instead of the usual one
     Raises UserError if an earlier KIND must not be overwritten, or something else has one of its names.
     """
-    clear_leftovers(folder)
-    found = [name for name in foreign if os.path.lexists(folder / name)]
-    for name in found:
-        if other := foreign[name](folder / name):
+    clear_leftovers(paths[0].parent)
+    found = [path for path in paths if os.path.lexists(path)]
+    for path in found:
+        if other := foreign(path):
             raise UserError(f"{other} already exists and belongs to no {kind}, so it is kept; {choose}")
     if found and not overwrite:
-        usual = f"{folder / found[0]} already exists; replace it with --overwrite, or {choose}"
-        raise UserError(taken() if taken else usual)
-    return found
+        raise UserError(taken or f"{found[0]} already exists; replace it with --overwrite, or {choose}")
+    return [path.name for path in found]
 
 
 def write_sums(folder: Path):

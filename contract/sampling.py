@@ -45,18 +45,16 @@ def sample(
 ) -> int:
     """Draw the next token: a pure function of the logits, the settings and (seed, sequence, position).
 
-    logits: float (V,), unnormalised log-probabilities; -inf is never drawn
+    logits: float (V,), unnormalised log-probabilities; -inf is never drawn, nan and inf raise ConfigError
     temperature: divides the logits; 0 takes the most likely token (the lowest id on a tie)
     top_k: keep only the k most likely tokens
     top_p: of those, keep the fewest whose probabilities reach p (Holtzman et al. 2020, section 3.1)
     position: of the drawn token
-    Raises ConfigError for logits that contain nan or inf.
     """
     logits = np.asarray(logits, np.float64)
     if not np.isfinite(logits.max()):  # nan wherever one is
         raise ConfigError(
-            f"the logits of the next token contain {logits.max()}; the model's weights are damaged, or its "
-            "training has diverged"
+            f"the logits of the next token contain {logits.max()}; the weights are damaged, or training has diverged"
         )
     if temperature == 0:
         return int(logits.argmax())

@@ -127,10 +127,7 @@ def combinations() -> Iterator[tuple[str, str, str]]:
 
 
 def is_held_out(subject: str, verb: str, tense: str) -> bool:
-    """Whether a combination is kept out of training: one in twenty, by its places in the tables.
-
-    Raises ValueError for a name that is in no table.
-    """
+    """Whether a combination is kept out of training: one in twenty. Raises ValueError for a name in no table."""
     # 7, 3 and 1 share no divisor with 20, so every pair of parts is left to train on.
     place = 7 * tuple(SUBJECTS).index(subject) + 3 * tuple(VERBS).index(verb) + TENSES.index(tense)
     return place % HELD_OUT_SHARE == 0

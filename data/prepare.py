@@ -101,8 +101,7 @@ def prepare(
     out: the token file to write, ending in `.bin`; overwrite: replace an earlier one there
     validation_fraction: of the tokens, from the text's end, 0 to less than 1; `_find_split` says where exactly
     progress: called with the number of bytes read so far
-    Raises ConfigError for an impossible setting; UserError if a file cannot be read or written, would be lost, or
-    the text holds symbols that the tokenizer lacks.
+    Raises ConfigError for an impossible setting, UserError for what cannot be read, written, replaced or encoded.
     """
     text, out = Path(text), Path(out)
     tokenizer = default_tokenizer(text) if tokenizer is None else tokenizer
@@ -150,8 +149,11 @@ def _replaceable(out: Path, encoding: tiktoken.Encoding, overwrite: bool) -> lis
     paths = [out.with_suffix(ending) for ending in TOKEN_ENDINGS]
     if _holds(paths[-1], identity(encoding)):
         del paths[-1]
-    foreign = {path.name: lambda path: None if path in token_files(out) else path for path in paths}
-    return replaceable_items(out.parent, foreign, overwrite, kind="token file")
+
+    def foreign(path: Path) -> Path | None:
+        return None if path in token_files(out) else path
+
+    return replaceable_items(paths, foreign, overwrite, kind="token file")
 
 
 def token_files(out: Path) -> set[Path]:

@@ -18,25 +18,24 @@ PIECE_BYTES = 4 << 20  # refused beyond this without a place to cut: tiktoken ta
 #
 #     '(?:[sdmt]|ll|ve|re) | ?\p{L}++ | ?\p{N}++ | ?[^\s\p{L}\p{N}]++ |\s++$ |\s+(?!\S) |\s
 #
-# Call L its letters, N its numbers, S its whitespace and O everything else. A cut between the characters
-# x and y changes no token if (1) no match of the whole text holds both x and y, and (2) x is not in S.
+# Call L its letters, N its numbers, S its whitespace and O everything else. A cut between the characters x and y
+# changes no token if (1) no match of the whole text holds both x and y, and (2) x is not in S.
 #
-# By (1) a match ends at the cut, so the right part is tokenised from the same place in both cases, and
-# nothing looks back. The left part could differ only where a match depends on what lies behind x. A run
-# of letters, numbers or others ends at x by itself or because y has another class: either way at x. A
-# contraction takes a second letter only from the text up to x, or it would hold both. `\s++$` and
-# `\s+(?!\S)` look one character past a run of whitespace, which by (2) ends before x, so that this
-# character is x at the latest. It follows that the pieces' tokens are the whole text's.
+# By (1) a match ends at the cut, so the right part is tokenised from the same place in both cases, and nothing looks
+# back. The left part could differ only where a match depends on what lies behind x. A run of letters, numbers or others
+# ends at x by itself or because y has another class: either way at x. A contraction takes a second letter only from the
+# text up to x, or it would hold both. `\s++$` and `\s+(?!\S)` look one character past a run of whitespace, which by (2)
+# ends before x, so that this character is x at the latest. It follows that the pieces' tokens are the whole text's.
 #
-# (1) holds in three cases, because only two alternatives hold more than one class: an optional space in
-# front of a run, and a contraction, O in front of L.
+# (1) holds in three cases, because only two alternatives hold more than one class: an optional space in front of a run,
+# and a contraction, O in front of L.
 #   - x not in S, y in S: whitespace stands only at the start of a match or in one that is all whitespace.
 #     x is any \S of Python, whose \s has all that the pattern's has (and U+001C to U+001F besides).
-#   - x in L, y in N or O: no alternative has a letter before another class. "'s" is of the form O L, so
-#     "don|'t" may be cut but "don'|t" may not; this is why x is never in O here.
+#   - x in L, y in N or O: no alternative has a letter before another class. "'s" is of the form O L, so "don|'t" may be
+#     cut but "don'|t" may not; this is why x is never in O here.
 #   - x in N, y in L or O: likewise.
-# The last two keep scripts without spaces and long unbroken lines bounded. They name only characters whose
-# class has been the same in every version of Unicode: Python and the pattern's engine may differ in theirs.
+# The last two keep scripts without spaces and long unbroken lines bounded. They name only characters whose class has
+# been the same in every version of Unicode: Python and the pattern's engine may differ in theirs.
 LETTERS = "A-Za-z\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5"  # Latin, hiragana, katakana, CJK ideographs
 NUMBERS = "0-9"
 OTHERS = (

@@ -1,18 +1,18 @@
 """GPT-2's vocabulary files, `vocab.json` and `merges.txt`, to and from a `tiktoken.Encoding`.
 
-The files list which pairs of tokens merge; tiktoken merges any two neighbours whose bytes together are a
-token. Both take the pair of lowest rank first, and give the same tokens for every text when two things hold,
-which are checked in both directions:
+The files list which pairs of tokens merge; tiktoken merges any two neighbours whose bytes together are a token. Both
+take the pair of lowest rank first, and give the same tokens for every text when two things hold, which are checked in
+both directions:
 
 1. A merged token's id grows with the place of its merge.
 2. Merging a token's own bytes, by the merges before its own, ends at exactly the two tokens of its merge.
 
-For suppose that tiktoken is about to merge two neighbours c, d into the token t, of which the files say a, b.
-No pair of lower rank is left, and nothing has merged across the ends of c d, so its bytes have gone through
-the merges that they would have gone through alone: by 2 they stand as a, b, which is the files' own pair.
+For suppose that tiktoken is about to merge two neighbours c, d into the token t, of which the files say a, b. No pair
+of lower rank is left, and nothing has merged across the ends of c d, so its bytes have gone through the merges that
+they would have gone through alone: by 2 they stand as a, b, which is the files' own pair.
 
-A token that no merge makes, such as `<|endoftext|>`, is special: it keeps its id and its text, so that it is
-written out when a model generates it, and no text is ever read as one.
+A token that no merge makes, such as `<|endoftext|>`, is special: it keeps its id and its text, so that it is written
+out when a model generates it, and no text is ever read as one.
 """
 
 import json
@@ -219,10 +219,8 @@ def vocabulary_of(encoding: tiktoken.Encoding) -> tuple[dict[str, int], Merges]:
             merges.append((_symbols(parts[0]), _symbols(parts[1])))
         name = _symbols(token) if len(parts) in (1, 2) else _special_name(encoding, id, token)
         if not token or name in ids:
-            raise UserError(
-                f"the tokenizer's token {id}, {token!r}, cannot stand in vocab.json: it is empty or there already; "
-                f"{_OTHER_EXPORT}"
-            )
+            problem = "cannot stand in vocab.json: it is empty or there already"
+            raise UserError(f"the tokenizer's token {id}, {token!r}, {problem}; {_OTHER_EXPORT}")
         ids[name] = id
     return ids, merges
 

@@ -17,14 +17,8 @@ from contract.files import exported_files, write_into, write_sums
 from contract.weights import weight_table
 from data.tokenizers import save_ranks
 from data.vocabulary import END_OF_TEXT, vocabulary_files, vocabulary_of
-from harness.exchange.families.gpt2 import (
-    CONFIG,
-    MODEL,
-    PREFIX,
-    published_config,
-    published_places,
-    published_terms,
-)
+from harness.exchange.families import gpt2
+from harness.exchange.hub import CONFIG, MODEL
 from harness.training.checkpoint import RANKS, Checkpoint
 from harness.training.tensor_file import save_tensors
 from numpy_llm.positions import sinusoidal_positions
@@ -54,9 +48,6 @@ def _write_json(path: Path, content: dict):
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-# --- huggingface ---
-
-
 def _write_huggingface(checkpoint: Checkpoint, folder: Path):
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
     for name, text in vocabulary_files(tokenizer, config.context_length).items():
@@ -65,7 +56,7 @@ def _write_huggingface(checkpoint: Checkpoint, folder: Path):
     tensors = _published_tensors(checkpoint)
     dtype = next(iter(tensors.values())).dtype
     save_tensors(folder / MODEL, tensors, {"format": "pt"})  # transformers refuses a file without it
-    fields = published_config(config, str(dtype), end_of_text)
+    fields = gpt2.published_config(config, str(dtype), end_of_text)
     _write_json(folder / CONFIG, fields)
     ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
     _write_json(folder / GENERATION_CONFIG, ends)  # without it transformers makes one, with a warning
@@ -74,8 +65,8 @@ def _write_huggingface(checkpoint: Checkpoint, folder: Path):
 def _published_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """The tensors of GPT2LMHeadModel that compute what the checkpoint computes."""
     config, weights = checkpoint.config, checkpoint.weights
-    terms = published_terms(config)
-    places, dtype = published_places(terms), next(iter(weights.values())).dtype
+    terms = gpt2.published_terms(config)
+    places, dtype = gpt2.published_places(terms), next(iter(weights.values())).dtype
     tensors = {}
     for name, spec in weight_table(terms).items():
         if name in weights:
@@ -85,12 +76,9 @@ def _published_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         else:
             value = np.zeros(spec.shape, dtype)  # adding it changes nothing: exactly what no bias computes
         published, transposed = places[name]
-        prefix = "" if name == "output.weight" else PREFIX
+        prefix = "" if name == "output.weight" else gpt2.PREFIX
         tensors[prefix + published] = np.ascontiguousarray(value.T if transposed else value)
     return tensors
-
-
-# --- torch and npz ---
 
 
 def _write_torch(checkpoint: Checkpoint, folder: Path):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from contract.errors import ConfigError, UserError, needs
 from data.vocabulary import FILE_NAMES, SETTINGS_FILE, TOKENIZER_FILE
-from harness.exchange.families.gpt2 import CONFIG, INDEX, MODEL
 
+CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # What is fetched of a published model; its folder also holds the same weights for other programs.
 _FETCHED = [
     *(CONFIG, MODEL, INDEX, "model-*-of-*.safetensors"),
@@ -21,14 +21,13 @@ def find_source(source: str, revision: str | None = None) -> Path:
     """The folder that `source` means: itself, or the one that a hub name such as "openai-community/gpt2" gets.
 
     revision: of a hub name: a branch, tag or commit; None for the main branch
-
     Raises ConfigError for what is neither, UserError if the model cannot be fetched.
     """
     path = Path(source).expanduser()
-    if path.is_dir() and revision is None:
-        return path
-    if path.is_dir():
+    if path.is_dir() and revision is not None:
         raise ConfigError(f"--revision {revision} is of a model on the hub, but {path} is a folder; omit it")
+    if path.is_dir():
+        return path
     if path.exists():
         raise ConfigError(f"{path} is a file; name the folder that holds it, with {CONFIG} and {MODEL}")
     if not _HUB_NAME.fullmatch(source):
@@ -38,26 +37,20 @@ def find_source(source: str, revision: str | None = None) -> Path:
 
 def _fetch(name: str, revision: str | None) -> Path:
     with needs(f"no folder {name} here, and fetching it from the hub", "hub", ["huggingface_hub"]):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+        from huggingface_hub import errors, snapshot_download
         from huggingface_hub.utils import disable_progress_bars
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FETCHED))
-    except (RepositoryNotFoundError, HFValidationError):
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise UserError(
             f"no folder {name} here, and the hub shows no model of that name; check the spelling, "
             "or log in there if it is private"
         ) from None
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         raise UserError(f"the hub's model {name} has no revision {revision}; check the spelling") from None
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
+    except (errors.HfHubHTTPError, OSError, RuntimeError) as error:
         raise UserError(
             f"no folder {name} here, and it could not be fetched from the hub ({type(error).__name__}); where "
             "there is a network, download the model, copy its folder here and name that"

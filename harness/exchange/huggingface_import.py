@@ -18,19 +18,8 @@ from contract.schema import read_json
 from contract.weights import Weights, weight_table
 from data.tokenizers import open_tokenizer
 from data.vocabulary import read_vocabulary
-from harness.exchange.families.gpt2 import (
-    CONFIG,
-    INDEX,
-    MODEL,
-    OUTPUT,
-    OWN_CONFIG,
-    PREFIX,
-    VOCAB_SIZE,
-    config_from_published,
-    is_mask,
-    published_places,
-    published_terms,
-)
+from harness.exchange.families import gpt2
+from harness.exchange.hub import CONFIG, INDEX, MODEL
 from harness.training.checkpoint import Checkpoint
 from harness.training.tensor_file import DTYPES, StoredTensor, stored_tensors
 from numpy_llm.positions import sinusoidal_positions
@@ -51,7 +40,7 @@ def import_gpt2(
     Raises UserError naming what is missing, extra, damaged, or computes another function.
     """
     fields = _read_object(folder / CONFIG)
-    config = config_from_published(fields, dropout)
+    config = gpt2.config_from_published(fields, dropout)
     found = _stored(folder)
     if config.n_layer > len(found):  # before a table of a million layers is built
         raise UserError(
@@ -60,21 +49,17 @@ def import_gpt2(
         )
     stored, others = _match(found, config, folder)
     weights = _read_weights(stored, config, note)
-    _check_tied_output(others.get(OUTPUT), weights)
+    _check_tied_output(others.get(gpt2.OUTPUT), weights)
     dtype = weights.flat.dtype
-    config, weights = _restore(fields.get(OWN_CONFIG), config, weights, note)
-    return Checkpoint(
-        config=config,
-        weights=weights,
-        tokenizer=_tokenizer(folder, config, note),
-        training={"dtype": str(dtype)} | (origin or {"source": folder.resolve().name}),
-    )
+    config, weights = _restore(fields.get(gpt2.OWN_CONFIG), config, weights, note)
+    training = {"dtype": str(dtype)} | (origin or {"source": folder.resolve().name})
+    return Checkpoint(config, weights, _tokenizer(folder, config, note), training=training)
 
 
 def _read_weights(stored: dict[str, StoredTensor], config: ModelConfig, note) -> Weights:
     """The weights in our layout. Raises UserError naming a tensor that holds nan or infinity."""
     weights = Weights.zeros(config, _dtype_of(stored, note))
-    for name, place in sorted(published_places(config).items(), key=lambda row: -weights[row[0]].size):
+    for name, place in sorted(gpt2.published_places(config).items(), key=lambda row: -weights[row[0]].size):
         value = stored[name].read()
         weights[name][...] = value.T if place.transposed else value
         del value  # unmaps it
@@ -85,9 +70,6 @@ def _read_weights(stored: dict[str, StoredTensor], config: ModelConfig, note) ->
                 "get the model again"
             )
     return weights
-
-
-# --- files ---
 
 
 def _read_object(path: Path, schema=dict) -> dict:
@@ -138,18 +120,18 @@ def _match(
     unprefixed: dict[str, StoredTensor] = {}
     problems = []
     for name, tensor in stored.items():
-        if is_mask(name):
+        if gpt2.is_mask(name):
             continue
-        short = name.removeprefix(PREFIX)
+        short = name.removeprefix(gpt2.PREFIX)
         if short in unprefixed:
-            problems.append(f"both {short} and {PREFIX}{short}")
+            problems.append(f"both {short} and {gpt2.PREFIX}{short}")
         unprefixed[short] = tensor
-    table, places = weight_table(config), published_places(config)
+    table, places = weight_table(config), gpt2.published_places(config)
     found = {ours: unprefixed.pop(place.name) for ours, place in places.items() if place.name in unprefixed}
     named = {places[ours].name: (tensor, ours) for ours, tensor in found.items()}
     others = dict(unprefixed)
-    if config.tie_embeddings and OUTPUT in others:
-        named[OUTPUT] = others.pop(OUTPUT), "token_embedding.weight"
+    if config.tie_embeddings and gpt2.OUTPUT in others:
+        named[gpt2.OUTPUT] = others.pop(gpt2.OUTPUT), "token_embedding.weight"
     if missing := [place.name for ours, place in places.items() if ours not in found]:
         problems.append(f"missing {_listed(missing)}")
     if others:
@@ -182,12 +164,9 @@ def _dtype_of(stored: dict[str, StoredTensor], note) -> np.dtype:
 def _check_tied_output(output: StoredTensor | None, weights: Weights):
     if output is not None and not np.array_equal(output.read(), weights["token_embedding.weight"]):
         raise UserError(
-            f"{output.path}: {OUTPUT} differs from wte.weight, though tie_word_embeddings in {CONFIG} says that "
+            f"{output.path}: {gpt2.OUTPUT} differs from wte.weight, though tie_word_embeddings in {CONFIG} says that "
             "they are one; set it to false if the model was trained with two"
         )
-
-
-# --- what GPT-2's files cannot say ---
 
 
 def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[ModelConfig, Weights]:
@@ -197,8 +176,8 @@ def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[
     wanted = None
     with suppress(ConfigError, TypeError, AttributeError):
         wanted = replace(ModelConfig.from_dict(own), dropout=config.dropout)
-    if wanted is None or published_terms(wanted) != config:
-        note(f"{OWN_CONFIG} in {CONFIG} does not fit its other fields, which hold")
+    if wanted is None or gpt2.published_terms(wanted) != config:
+        note(f"{gpt2.OWN_CONFIG} in {CONFIG} does not fit its other fields, which hold")
         return config, weights
     if wanted.position == "sinusoidal":
         table = sinusoidal_positions(wanted.context_length, wanted.d_model, weights.flat.dtype)
@@ -221,14 +200,14 @@ def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[
 
 def _tokenizer(folder: Path, config: ModelConfig, note):
     encoding = read_vocabulary(folder)
-    if encoding is None and config.vocab_size == VOCAB_SIZE:
+    if encoding is None:
+        if config.vocab_size != gpt2.VOCAB_SIZE:
+            raise UserError(
+                f"{folder} has no vocabulary files, and a vocabulary of {config.vocab_size:,} is not GPT-2's; put its "
+                "vocab.json and merges.txt there"
+            )
         note(f"{folder} has no vocabulary files; taking tiktoken's gpt2")
         encoding = open_tokenizer("gpt2")
-    if encoding is None:
-        raise UserError(
-            f"{folder} has no vocabulary files, and a vocabulary of {config.vocab_size:,} is not GPT-2's; put its "
-            "vocab.json and merges.txt there"
-        )
     if encoding.n_vocab > config.vocab_size:
         raise UserError(
             f"{folder}: the vocabulary files have {encoding.n_vocab:,} tokens, but vocab_size in {CONFIG} is "

@@ -17,26 +17,19 @@ MAX_THREADS = 1024
 
 
 class Backend(Protocol):
-    """A model with its optimiser. `tokens` and `targets` are int64 (B, T); a loss is in nats per token.
+    """A model with its optimiser. `tokens` and `targets` are int64 (B, T); a loss is in nats per token."""
 
-    name: the name that opens it
-    config: the model's configuration
-    device: "cpu", "cuda" or "mps"
-    threads: how many threads it computes with
-    """
-
-    name: str
+    name: str  # that opens it
     config: ModelConfig
-    device: str
-    threads: int
+    device: str  # "cpu", "cuda" or "mps"
+    threads: int  # how many it computes with
 
     def loss_and_gradients(
         self, tokens: np.ndarray, targets: np.ndarray, *, step: int, accumulate: int
     ) -> float:
         """The loss of a batch, its gradients kept for `clip` and `update`.
 
-        step: counted from 0, the key of the dropout masks
-        accumulate: how many micro-batches to cut the batch into; the result is the same for each
+        step: counted from 0, the key of the dropout masks; accumulate: micro-batches, which do not change the result
         """
 
     def trace(self, tokens: np.ndarray, targets: np.ndarray, *, step: int) -> Trace:
@@ -69,11 +62,8 @@ class BackendSettings:
     """How a backend computes.
 
     seed: of initial weights and dropout; dtype: "float32" or "float64"
-    threads: None for one per CPU that this process may use
-    device: "cpu" or, for PyTorch, "cuda" or "mps"
-    beta1, beta2, weight_decay: of AdamW
+    threads, device: see `Machine`; beta1, beta2, weight_decay: of AdamW
     take_weights: whether the backend may train the given weights in place if it needs no copy
-
     Raises ConfigError for an impossible number of threads.
     """
 
@@ -103,7 +93,6 @@ def open_backend(
     backend: "numpy" or "torch"; PyTorch is imported only for the latter
     weights: what to start from; None draws initial weights from the seed
     settings: fields of BackendSettings
-
     Raises ConfigError for an unknown name or impossible settings, UserError if PyTorch is not installed.
     """
     check_backend(backend)

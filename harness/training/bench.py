@@ -68,16 +68,14 @@ class Recipe:
 
 _MEDIUM = {"vocab_size": 65, "n_layer": 6, "n_head": 6, "d_model": 384, "context_length": 256}
 _GPT2 = preset("gpt2", vocab_size=50257)
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("nano", preset("nano", vocab_size=65), batch_size=12),
-        Recipe("tense", preset("tense", vocab_size=768), batch_size=64),
-        Recipe("medium", preset("nano", **_MEDIUM), batch_size=4),
-        Recipe("gpt2", replace(_GPT2, context_length=64), batch_size=4),
-        Recipe("decode", _GPT2, prompt_tokens=16, new_tokens=64),
-    )
-}
+_RECIPES = (
+    Recipe("nano", preset("nano", vocab_size=65), batch_size=12),
+    Recipe("tense", preset("tense", vocab_size=768), batch_size=64),
+    Recipe("medium", preset("nano", **_MEDIUM), batch_size=4),
+    Recipe("gpt2", replace(_GPT2, context_length=64), batch_size=4),
+    Recipe("decode", _GPT2, prompt_tokens=16, new_tokens=64),
+)
+RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 
 
 @dataclass
@@ -107,24 +105,26 @@ class Result:
         pairs = zip(self.contestants[0].turns, other.turns, strict=True)
         return [median(theirs) / median(ours) for ours, theirs in pairs]
 
+    def row(self, contestant: Measured) -> dict:
+        """A contestant's figures: seconds, tokens per second, share of the peak, bytes, ratios."""
+        seconds = contestant.seconds
+        return {
+            "name": contestant.name,
+            "seconds": seconds,
+            "tokens_per_second": self.recipe.tokens / median(seconds),
+            "share_of_peak": self.recipe.flops / median(seconds) / self.peak_flops,
+            "peak_memory": contestant.peak_memory,
+            "numpy_speed_over_this": self.ratios(contestant),
+        }
+
     def to_dict(self) -> dict:
-        """Everything measured, ready for JSON: seconds, tokens per second, ratios, bytes."""
+        """Everything measured, ready for JSON."""
         return {
             "recipe": self.recipe.name,
             "model": self.recipe.config.to_dict(),
             "batch_size": self.recipe.batch_size,
             "matrix_product_flops_per_second": self.peak_flops,
-            "contestants": [
-                {
-                    "name": each.name,
-                    "seconds": each.seconds,
-                    "tokens_per_second": self.recipe.tokens / median(each.seconds),
-                    "share_of_peak": self.recipe.flops / median(each.seconds) / self.peak_flops,
-                    "peak_memory": each.peak_memory,
-                    "numpy_speed_over_this": self.ratios(each),
-                }
-                for each in self.contestants
-            ],
+            "contestants": [self.row(each) for each in self.contestants],
         }
 
 

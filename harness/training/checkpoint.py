@@ -11,6 +11,7 @@ file is verified by its hash when read. Nothing is ever unpickled.
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -35,6 +36,8 @@ CONFIG, MODEL, RANKS = "config.json", "model.safetensors", "tokenizer.tiktoken"
 OPTIMIZER = "optimizer.safetensors"
 ANOTHER = "use another checkpoint"
 _COUNT = range(2**63)
+_TEXTS = "dtype source revision from backend device tokens tokens_relative tokens_sha256"
+_COUNTS = "threads evaluated best_step train_tokens validation_tokens final_validation_tokens"
 _RECORD = {
     "format": str,
     "format_version": int,
@@ -43,10 +46,8 @@ _RECORD = {
     "step": _COUNT,
     "validation_loss": (float, None),
     "training": {
-        **dict.fromkeys(("dtype", "source", "revision", "from", "backend", "device"), (str, None)),
-        **dict.fromkeys(("tokens", "tokens_relative", "tokens_sha256"), (str, None)),
-        **dict.fromkeys(("threads", "evaluated", "best_step", "train_tokens"), (_COUNT, None)),
-        **dict.fromkeys(("validation_tokens", "final_validation_tokens"), (_COUNT, None)),
+        **dict.fromkeys(_TEXTS.split(), (str, None)),
+        **dict.fromkeys(_COUNTS.split(), (_COUNT, None)),
         **dict.fromkeys(("best_loss", "final_validation_loss"), (float, None)),
     },
     "files": {str: str},
@@ -92,13 +93,11 @@ def save_checkpoint(folder: str | PathLike, checkpoint: Checkpoint):
 
 def checkpoint_files(folder: Path) -> set[str] | None:
     """The names of a checkpoint's own files; None for a folder that is no checkpoint of this program."""
-    try:
+    with suppress(OSError, ValueError):
         record = read_json(folder / CONFIG, {"format": str, "files": {str: str}})
-    except (OSError, ValueError):
-        return None
-    names = {CONFIG, *record["files"]}
-    plain = all(Path(name).name == name for name in names)  # a foreign file may claim what lies elsewhere
-    return names if record["format"] == FORMAT and plain else None
+        names = {CONFIG, *record["files"]}
+        plain = all(Path(name).name == name for name in names)  # a foreign file may claim what lies elsewhere
+        return names if record["format"] == FORMAT and plain else None
 
 
 def load_checkpoint(folder: str | PathLike, *, with_optimizer: bool = False) -> Checkpoint:
@@ -149,24 +148,15 @@ def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
         _require_shapes(path, stored, moments)
         optimizer = {name: np.empty(shape, stored[name].float_dtype) for name, shape in moments.items()}
         _copy(stored, optimizer)
-    return Checkpoint(
-        config=config,
-        weights=weights,
-        tokenizer=_read_tokenizer(folder, record),
-        step=record["step"],
-        training=record["training"],
-        optimizer=optimizer,
-        validation_loss=record.get("validation_loss"),
-    )
+    tokenizer, loss = _read_tokenizer(folder, record), record.get("validation_loss")
+    return Checkpoint(config, weights, tokenizer, record["step"], record["training"], optimizer, loss)
 
 
 def _written(folder: Path) -> tuple[int, int] | None:
     """What identifies this version of a checkpoint; None if there is none."""
-    try:
+    with suppress(FileNotFoundError):
         status = (folder / CONFIG).stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
+        return status.st_ino, status.st_mtime_ns
 
 
 def checkpoint_exists(folder: Path) -> bool:

@@ -60,10 +60,8 @@ def evaluate(
     interrupted: asked after every batch whether to leave. returns: None then
     progress: called after every batch with the tokens predicted so far
     """
-    total, count = 0.0, 0
-    for inputs, targets in evaluation_batches(
-        tokens, backend.config.context_length, batch_size, max_windows, stride
-    ):
+    total, count, context = 0.0, 0, backend.config.context_length
+    for inputs, targets in evaluation_batches(tokens, context, batch_size, max_windows, stride):
         total += backend.evaluate(inputs, targets) * targets.size
         count += targets.size
         progress(count)
@@ -78,7 +76,7 @@ def default_batch_size(config: ModelConfig) -> int:
 
 
 def bits_per_byte(evaluation: Evaluation, tokens: np.ndarray, lengths: np.ndarray) -> float:
-    """The loss in a unit that does not depend on the tokenizer: bits for each byte of the predicted text.
+    """The loss in bits per byte of the predicted text, whatever the tokenizer.
 
     tokens: int (N,), as given to `evaluate`; lengths: int (V,), the bytes of each token
     """

@@ -5,7 +5,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 from threadpoolctl import threadpool_info
@@ -14,47 +14,37 @@ from threadpoolctl import threadpool_info
 def versions() -> dict[str, str]:
     """The versions of Python, NumPy, its BLAS and PyTorch (if installed), the system and the CPU."""
     blas = next((each for each in threadpool_info() if each["user_api"] == "blas"), {})
+    names = (blas.get(key) for key in ("internal_api", "version", "architecture"))
     found = {
         "python": platform.python_version(),
         "numpy": version("numpy"),
-        "blas": " ".join(
-            str(blas[key]) for key in ("internal_api", "version", "architecture") if blas.get(key)
-        ),
-        "torch": _installed("torch"),
+        "blas": " ".join(name for name in names if name),
+        "torch": next((each.version for each in distributions(name="torch")), ""),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": _proc("cpuinfo", "model name") or platform.processor() or platform.machine(),
     }
     return {name: value for name, value in found.items() if value}
 
 
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def _proc(file: str, field: str) -> str:
+    """A field of a file in /proc, "" if there is none."""
+    with suppress(OSError):
+        for line in Path("/proc", file).read_text(encoding="utf-8").splitlines():
+            if line.startswith(field):
+                return line.partition(":")[2].strip()
+    return ""
 
 
 def peak_memory() -> int:
     """The peak resident memory of this process in bytes; 0 if unknown."""
-    try:
-        # getrusage's figure would count the parent's memory at the fork too.
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        if sys.platform == "win32":
-            return 0
-        import resource
+    # getrusage's figure would count the parent's memory at the fork too.
+    if found := _proc("self/status", "VmHWM"):
+        return int(found.split()[0]) << 10
+    if sys.platform == "win32":
+        return 0
+    import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
 
 
 def available_cpus(root: Path = Path("/")) -> int:

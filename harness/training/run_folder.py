@@ -102,14 +102,12 @@ class RunFolder:
                 return _foreign_in_checkpoint(path)
             return path if path.is_symlink() or not is_own[path](path) else None
 
-        def taken() -> str:
-            advice = "replace it with --overwrite, or choose another --out"
-            if checkpoint_exists(self.resumable):
-                return f"{self.path} already holds a run; {way}{advice}"
-            return f"{self.path} already holds a run that has no checkpoint yet; {advice}"
-
-        names = [path.name for path in (self.latest, self.best, *is_own)]
-        return replaceable_items(self.path, dict.fromkeys(names, foreign), overwrite, kind="run", taken=taken)
+        has_checkpoint = checkpoint_exists(self.resumable)
+        taken = f"{self.path} already holds a run{'' if has_checkpoint else ' that has no checkpoint yet'}"
+        taken += f"; {way if has_checkpoint else ''}replace it with --overwrite, or choose another --out"
+        return replaceable_items(
+            [self.latest, self.best, *is_own], foreign, overwrite, kind="run", taken=taken
+        )
 
 
 def _foreign_in_checkpoint(place: Path) -> Path | None:
@@ -166,20 +164,20 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     for place in (path, run.best, run.latest):
         if checkpoint_exists(place):
             return place
-    found = "an empty folder" if path.is_dir() and not any(path.iterdir()) else "no checkpoint"
-    found = found if path.exists() else "nothing"
-    way = "name the --out folder of a training run"
-    if not path.exists() and str(path).count("/") == 1 and str(path)[0] not in "./":
-        way += f", or, if that is a model on the hub, {import_advice(path)}"
+    found, way = "no checkpoint", "name the --out folder of a training run"
+    if not path.exists():
+        found = "nothing"
+        if str(path).count("/") == 1 and str(path)[0] not in "./":
+            way += f", or, if that is a model on the hub, {import_advice(path)}"
+    elif path.is_dir() and not any(path.iterdir()):
+        found = "an empty folder"
     raise UserError(f"no run at {path}: found {found}; {way}")
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    try:
+    with suppress(OSError):
         status = folder.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
 
 
 class MetricsLog:
@@ -196,13 +194,13 @@ class MetricsLog:
         self.kept = [row for row in read_metrics(path) if row["step"] <= after_step] if after_step else []
         # Rewritten beside the log and renamed: a crash right after a resume loses no earlier row.
         with write_file(path, overwrite=True) as file:
-            file.writelines(_line(row).encode() for row in self.kept)
+            file.writelines(f"{json.dumps(row)}\n".encode() for row in self.kept)
         self._file = path.open("a", encoding="utf-8", buffering=1)  # lines, for who follows the run
 
     def write(self, **row):
         """Append a row."""
         with self._named_errors():
-            self._file.write(_line(row))
+            self._file.write(f"{json.dumps(row)}\n")
 
     def flush(self):
         """Bring what was written to the disk."""
@@ -227,10 +225,6 @@ class MetricsLog:
         # After a failure of the run itself, a row that cannot be written needs no second error.
         with suppress(OSError) if kind else self._named_errors():
             self._file.close()
-
-
-def _line(row: dict) -> str:
-    return json.dumps(row) + "\n"
 
 
 def read_metrics(path: Path) -> Iterator[dict]:
@@ -276,9 +270,6 @@ def plot_metrics(metrics: Path, image: Path):
         raise UserError(f"{image} is in the place of the run's plot, but no run drew it; move it away")
     with write_file(image, overwrite=True) as file:
         figure.savefig(file, format="png", metadata={"Software": _SOFTWARE})
-
-
-# Recognising what a run wrote
 
 
 def _beginning(path: Path, size: int) -> bytes | None:

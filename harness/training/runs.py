@@ -57,46 +57,49 @@ def start_run(
     preset_name, overrides: see `contract.config.preset`; config: see `contract.config.read_config`
     training: fields of TrainingSettings, or `epochs` instead of `steps`; with `start` over `FINE_TUNING`
     machine: fields of Machine
-
     Raises UserError if anything does not fit; nothing has been written or replaced then.
     """
     run, text, start, machine = RunFolder(out), Path(text), start and Path(start), Machine(**machine)
-    training, overrides = training or {}, overrides or {}
-    _keep_sources(run, text, start, overwrite)
-    base = _base(start, tokenizer) if start else None
-    values = read_config(config, **overrides) if config else None
+    training, overrides = (FINE_TUNING if start else {}) | (training or {}), overrides or {}
+    if overwrite:
+        _keep_sources(run, text, start)
+    base, model_for = _model_source(start, tokenizer, preset_name, config, overrides)
     with new_run(run, overwrite=overwrite) as staged:
         corpus, encoding = _training_corpus(text, tokenizer, base, staged.tokens, progress)
-        if base:
-            model = _overridden(base.config, overrides, start)
-        elif config:
-            model = _fitted(values, encoding.n_vocab, config)
-        else:
-            model = preset(preset_name, vocab_size=encoding.n_vocab, **overrides)
-        settings = _settings(FINE_TUNING | training if base else training, corpus.info, model)
+        model = model_for(encoding.n_vocab)
+        settings = _settings(training, corpus.info, model)
         check_length(text, corpus.info, model, base is not None)
         backend = _training_backend(machine, model, settings, base and base.weights)
         del corpus  # an open file cannot be moved on Windows
-    corpus = open_tokens(text if text.suffix == ".bin" else run.tokens)
+    tokens = text if text.suffix == ".bin" else run.tokens
     origin = {"source": text.name} | ({"from": start.name} if start else {})
-    return _trainer(backend, settings, run, corpus, encoding, origin)
+    return _trainer(backend, settings, run, open_tokens(tokens), encoding, origin)
 
 
-def _keep_sources(run: RunFolder, text: Path, start: Path | None, overwrite: bool):
+def _keep_sources(run: RunFolder, text: Path, start: Path | None):
     """Raise ConfigError if the new run would replace what it is made from."""
     for flag, source in (("--text", text), ("--from", start)):
-        if overwrite and source and run.path.is_dir() and run.holds(source):
+        if source and run.path.is_dir() and run.holds(source):
             raise ConfigError(
                 f"{flag} {source} is of the run that --overwrite replaces; choose another --out"
             )
 
 
-def _base(start: Path, tokenizer: str | None) -> Checkpoint:
-    """The checkpoint that a run starts from."""
-    base = load_checkpoint(find_checkpoint(start))
-    if tokenizer is not None:
-        raise ConfigError(f"--tokenizer does not go with --from: {start} has the tokenizer it was made with")
-    return base
+def _model_source(
+    start: Path | None, tokenizer: str | None, preset_name: str, config: Path | None, overrides: dict
+) -> tuple[Checkpoint | None, Callable[[int], ModelConfig]]:
+    """The checkpoint that a run starts from, if any, and its model for a size of the vocabulary."""
+    if start:
+        base = load_checkpoint(find_checkpoint(start))
+        if tokenizer is not None:
+            raise ConfigError(
+                f"--tokenizer does not go with --from: {start} has the tokenizer it was made with"
+            )
+        return base, lambda vocab_size: _overridden(base.config, overrides, start)
+    if config:
+        values = read_config(config, **overrides)
+        return None, lambda vocab_size: _fitted(values, vocab_size, config)
+    return None, lambda vocab_size: preset(preset_name, vocab_size=vocab_size, **overrides)
 
 
 def _training_corpus(
@@ -166,7 +169,6 @@ def resume_run(
         grow, in `CHANGEABLE_RATES`
     text: the token file that the run was started with, if `run_corpus` cannot find it
     machine: fields of Machine, by default the run's; another sums in another order, so the last bits may differ
-
     Raises UserError if there is nothing to continue, ConfigError naming a setting that would change the run.
     """
     run = RunFolder(out)
@@ -268,8 +270,7 @@ def _trainer(
 ) -> Trainer:
     """The trainer, whose checkpoints keep what gives the same bits again: the run's tokens and machine."""
     machine = {"backend": backend.name, "device": backend.device, "threads": backend.threads}
-    record = origin | corpus_record(run, corpus) | machine
-    return Trainer(backend, settings, run, corpus, tokenizer, record=record)
+    return Trainer(backend, settings, run, corpus, tokenizer, origin | corpus_record(run, corpus) | machine)
 
 
 def _training_backend(machine: Machine, config: ModelConfig, settings: TrainingSettings, weights) -> Backend:

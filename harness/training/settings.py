@@ -1,15 +1,14 @@
 """Settings of a training run, with the defaults that the command line and Python share."""
 
 from dataclasses import asdict, dataclass, fields
-from math import inf, isinf
+from math import inf
 from numbers import Integral, Real
 from typing import NamedTuple
 
 from contract.errors import ConfigError
 from harness.training.schedule import learning_rate
 
-# Defaults of a run that starts from trained weights: small steps, which change them gently, on few of their often
-# long windows.
+# Defaults of a run that starts from trained weights: small steps, on few of their often long windows.
 FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5}
 
 
@@ -26,16 +25,15 @@ class Machine(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """Settings of a training run beside its model and its text. Stored in every checkpoint.
+    """Settings of a training run beside its model and its text, stored in every checkpoint.
 
-    steps: optimiser steps; batch_size: sequences per step; accumulate: micro-batches that a batch is cut into
+    steps: optimiser steps; batch_size: sequences per step; accumulate: micro-batches per batch
     learning_rate: the peak; min_learning_rate: where the cosine ends, None for a tenth of the peak
     warmup_steps: steps to reach the peak, None for a tenth of the steps, at most 100
     weight_decay, beta1, beta2: see `numpy_llm.adam`; clip: largest gradient norm, None or inf for no clipping
     eval_interval: steps between evaluations, each of which also writes a checkpoint
     eval_tokens: held-out tokens of the final evaluation, None for `Trainer`'s default
     seed: of initial weights, order of windows and dropout; dtype: "float32" or "float64"
-
     Raises ConfigError naming the setting, what was found and what fits.
     """
 
@@ -57,12 +55,11 @@ class TrainingSettings:
     def __post_init__(self):
         for field in fields(self):
             self._set(field.name, _checked_type(field, getattr(self, field.name)))
-        if self.clip is not None and isinf(self.clip) and self.clip > 0:
+        if self.clip == inf:
             self._set("clip", None)  # JSON has no infinity
         if self.min_learning_rate is None:
-            self._set(
-                "min_learning_rate", float(f"{self.learning_rate / 10:.15g}")
-            )  # 3e-4, not 3.0000000000000003e-4
+            tenth = float(f"{self.learning_rate / 10:.15g}")  # 3e-4, not 3.0000000000000003e-4
+            self._set("min_learning_rate", tenth)
         if self.warmup_steps is None:
             self._set("warmup_steps", max(0, min(100, self.steps // 10)))
         self._check_ranges()
@@ -75,38 +72,29 @@ class TrainingSettings:
             if not fits:
                 raise ConfigError(f"{_flag(name)} must be {wanted}, got {getattr(self, name)}")
 
-        for name in ("steps", "batch_size", "accumulate", "eval_interval"):
-            require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("steps", "batch_size", "warmup_steps", "eval_interval"):
-            require(getattr(self, name) < 2**63, name, "below 2^63")
+        counts = dict.fromkeys(("steps", "batch_size", "accumulate", "eval_interval", "eval_tokens"), 1)
+        for name, least in (counts | {"warmup_steps": 0}).items():
+            value = getattr(self, name)
+            require(value is None or value >= least, name, f"at least {least}")
+            require(value is None or value < 2**63, name, "below 2^63")
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"batch-size {self.batch_size} does not divide into --accumulate {self.accumulate} parts"
             )
         require(0 < self.learning_rate < inf, "learning_rate", "a positive number")
-        require(
-            0 <= self.min_learning_rate <= self.learning_rate,
-            "min_learning_rate",
-            f"from 0 to the learning rate, {self.learning_rate}",
-        )
-        require(self.warmup_steps >= 0, "warmup_steps", "at least 0")
+        fits = 0 <= self.min_learning_rate <= self.learning_rate
+        require(fits, "min_learning_rate", f"from 0 to the learning rate, {self.learning_rate}")
         require(0 <= self.weight_decay < inf, "weight_decay", "at least 0")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
         require(self.clip is None or self.clip > 0, "clip", "above 0 (inf turns it off)")
-        require(self.eval_tokens is None or 1 <= self.eval_tokens < 2**63, "eval_tokens", "at least 1")
         require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1")
         require(self.dtype in ("float32", "float64"), "dtype", "float32 or float64")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        return learning_rate(
-            step,
-            steps=self.steps,
-            peak=self.learning_rate,
-            minimum=self.min_learning_rate,
-            warmup_steps=self.warmup_steps,
-        )
+        rates = {"peak": self.learning_rate, "minimum": self.min_learning_rate}
+        return learning_rate(step, steps=self.steps, warmup_steps=self.warmup_steps, **rates)
 
     def to_dict(self) -> dict:
         """The settings by name, ready for JSON."""
@@ -114,10 +102,7 @@ class TrainingSettings:
 
     @classmethod
     def from_dict(cls, values: dict) -> "TrainingSettings":
-        """The inverse of `to_dict`; names that are not settings are ignored.
-
-        Raises ConfigError for a value of another type or out of range.
-        """
+        """The inverse of `to_dict`; names that are not settings are ignored."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 

@@ -48,9 +48,8 @@ class TorchBackend:
         self.model.zero_grad()
         first, total = 0, torch.zeros((), device=self.device)
         parts = min(accumulate, len(tokens))
-        for inputs, outputs in zip(
-            np.array_split(tokens, parts), np.array_split(targets, parts), strict=True
-        ):
+        pieces = (np.array_split(array, parts) for array in (tokens, targets))
+        for inputs, outputs in zip(*pieces, strict=True):
             dropout = DropoutKey(self.seed, step, first_sequence=first)
             # Taking the loss alone frees the logits before the backward pass.
             loss = self.model(torch.tensor(inputs), torch.tensor(outputs), dropout=dropout)[1]

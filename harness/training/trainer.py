@@ -21,9 +21,7 @@ from harness.training.settings import TrainingSettings
 from harness.training.spikes import SpikeDetector
 
 QUICK_EVALUATION_WINDOWS = 256  # of an evaluation during training, evenly spread over the held-out split
-MAX_FINAL_TOKENS = (
-    1 << 21
-)  # of the final evaluation by default: all of a large split would outlast the training
+MAX_FINAL_TOKENS = 1 << 21  # of the final evaluation by default: more would outlast the training
 CHECKPOINT_SECONDS = 300  # the most work that a crash may cost, besides the step that is running
 
 
@@ -60,8 +58,7 @@ class Trainer:
     held-out tokens, but at most `MAX_FINAL_TOKENS` and half of the tokens trained on.
 
     run: the folder that receives checkpoints, metrics and plot
-    corpus: object with `train` and `validation`, int (N,) each; its optional `verify()` raises UserError if they have
-        changed. tokenizer: what made them
+    corpus: a `data.prepare.TokenFile`; tokenizer: what made it
     record: what else the checkpoints keep about the run, as JSON values
 
     Attributes to set before `train`: report and interrupted, called after every step, the latter to ask whether to
@@ -70,19 +67,11 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        backend: Backend,
-        settings: TrainingSettings,
-        run: RunFolder,
-        corpus,
-        tokenizer,
-        *,
-        record: dict | None = None,
+        self, backend: Backend, settings: TrainingSettings, run: RunFolder, corpus, tokenizer, record: dict
     ):
         self.backend, self.settings, self.run, self.tokenizer = backend, settings, run, tokenizer
         self.windows = Windows(corpus.train, backend.config.context_length, settings.seed)
-        self.validation = corpus.validation
-        self.record = record or {}
+        self.validation, self.record = corpus.validation, record
         self.report: Callable[[Progress], None] = lambda progress: None
         self.report_evaluation: Callable[[int, int], None] = lambda tokens, total: None
         self.interrupted: Callable[[], bool] = lambda: False
@@ -90,9 +79,9 @@ class Trainer:
         self.step = 0  # steps done
         self.evaluations = EvaluationRecord()
         self.rate_change: tuple[float, float] | None = (
-            None  # of the last step and the next, if a resume changes it
+            None  # the last rate and the next, if a resume changes it
         )
-        self._verify = getattr(corpus, "verify", lambda: None)
+        self._verify = corpus.verify
         self._saved = 0.0  # when, by the clock
         self._spikes = SpikeDetector(max(50, settings.warmup_steps))
 
@@ -121,9 +110,7 @@ class Trainer:
         known = training | {"validation_loss": checkpoint.validation_loss}
         record = EvaluationRecord(**{field.name: known.get(field.name) for field in fields(EvaluationRecord)})
         if "validation_tokens" not in training and record.evaluated == earlier.steps:
-            record.final_validation_loss = (
-                record.validation_loss
-            )  # once, the last evaluation was the final one
+            record.final_validation_loss = record.validation_loss  # as in the first release
         self.evaluations = record
         if earlier.rate(self.step) != self.settings.rate(self.step):
             self.rate_change = earlier.rate(max(0, self.step - 1)), self.settings.rate(self.step)
@@ -158,13 +145,13 @@ class Trainer:
             if not stop and self._final_evaluation_due():
                 evaluation = self._evaluate_finally(metrics)
         finished = self.step == settings.steps and evaluation is not None
-        if finished:
-            try:
+        try:
+            if finished:
                 self._verify()
-            except UserError as error:
-                raise UserError(
-                    f"{error}. All steps are done, but some may have seen other tokens: train again"
-                ) from None
+        except UserError as error:
+            raise UserError(
+                f"{error}. All steps are done, but some may have seen other tokens: train again"
+            ) from None
         problem, seconds = self._plot(), perf_counter() - started
         return Outcome(self.step, finished, evaluation if finished else None, seconds, problem)
 
@@ -227,8 +214,8 @@ class Trainer:
         self.step += 1
         self.evaluations.final_validation_loss = self.evaluations.final_validation_tokens = None
         spike = self._spikes.update(loss)
-        marks = {"spike": True} if spike else {}
-        metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm, **marks)
+        mark = {"spike": True} if spike else {}
+        metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm, **mark)
         return loss, spike
 
     def _first_not_finite(self, tokens, targets) -> str:
@@ -242,9 +229,10 @@ class Trainer:
 
     def _advice(self) -> str:
         """How the message of a diverged run ends."""
-        kept = "the last checkpoint is kept, and --from starts a new run from it; "
-        kept = kept if checkpoint_exists(self.run.resumable) else ""
-        return f"{kept}try a lower --learning-rate or more --warmup-steps"
+        way = "try a lower --learning-rate or more --warmup-steps"
+        if checkpoint_exists(self.run.resumable):
+            return f"the last checkpoint is kept, and --from starts a new run from it; {way}"
+        return way
 
     @contextmanager
     def _saved_if_unreadable(self, metrics: MetricsLog) -> Iterator[None]:
@@ -258,15 +246,9 @@ class Trainer:
 
     def _evaluate(self, metrics: MetricsLog, windows: int | None, **options) -> Evaluation | None:
         """returns: None if told to stop before the end; the evaluation is then still due"""
+        options |= {"max_windows": windows, "interrupted": self.interrupted}
         with self._saved_if_unreadable(metrics):
-            evaluation = evaluate(
-                self.backend,
-                self.validation,
-                self.settings.batch_size,
-                max_windows=windows,
-                interrupted=self.interrupted,
-                **options,
-            )
+            evaluation = evaluate(self.backend, self.validation, self.settings.batch_size, **options)
         if evaluation and not isfinite(evaluation.loss):
             raise UserError(
                 f"step {self.step}: the validation loss is {evaluation.loss:.4g}, no longer finite; {self._advice()}"
@@ -292,7 +274,7 @@ class Trainer:
         total = windows * self.windows.context_length if windows else len(self.validation) - 1
         self.report_evaluation(0, total)
         evaluation = self._evaluate(
-            metrics, windows, progress=lambda tokens: self.report_evaluation(tokens, total)
+            metrics, windows, progress=lambda done: self.report_evaluation(done, total)
         )
         if evaluation is None:
             return None
@@ -318,14 +300,14 @@ class Trainer:
         self._saved = self.clock()
 
     def _checkpoint(self) -> Checkpoint:
-        evaluations = asdict(self.evaluations)
+        evaluations, backend = asdict(self.evaluations), self.backend
         validation_loss = evaluations.pop("validation_loss")
         return Checkpoint(
-            config=self.backend.config,
-            weights=self.backend.weights(),
-            tokenizer=self.tokenizer,
+            backend.config,
+            backend.weights(),
+            self.tokenizer,
             step=self.step,
             training=self.settings.to_dict() | self.record | evaluations,
-            optimizer=self.backend.optimizer_state(),
+            optimizer=backend.optimizer_state(),
             validation_loss=validation_loss,
         )

@@ -63,9 +63,8 @@ def replaceable_pack(name: str, folder: Path, overwrite: bool) -> list[str]:
             return None if path.is_file() and not path.is_symlink() else path
         return path
 
-    names = dict.fromkeys((f"{name}.json", f"{name}.safetensors"), foreign)
-    choose = "choose another NAME or --out"
-    return replaceable_items(folder, names, overwrite, kind="golden pack", choose=choose)
+    paths, choose = [folder / f"{name}.json", folder / f"{name}.safetensors"], "choose another NAME or --out"
+    return replaceable_items(paths, foreign, overwrite, kind="golden pack", choose=choose)
 
 
 def manifest_text(record: dict) -> bytes:

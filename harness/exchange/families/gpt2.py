@@ -11,8 +11,8 @@ from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.schema import shortened
 from contract.weights import weight_table
+from harness.exchange.hub import CONFIG
 
-CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREFIX = "transformer."  # before every name but the output's; absent in files of the bare GPT2Model
 OUTPUT = "lm_head.weight"
 VOCAB_SIZE = 50257  # of GPT-2's own vocabulary
@@ -88,7 +88,8 @@ _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
 # Fields that compute another function, with the only value that does not. The others that GPT2Config knows
-# say how the model is initialised, loaded or summarised, and how it generates.
+# say how the model is initialised, loaded or summarised, and how it generates; `reorder_and_upcast_attn` says where
+# half precision is widened, and here nothing is half.
 _FIXED = {
     "model_type": "gpt2",
     "scale_attn_weights": True,
@@ -125,14 +126,9 @@ def config_from_published(fields: dict, dropout: float | None = None) -> ModelCo
     if dropout is None:
         dropout = _common_dropout(values)
     ours = {name: values[theirs] for theirs, (name, _) in _FIELDS.items()}
-    ours |= {
-        "activation": _ACTIVATIONS[ours["activation"]],
-        "dropout": dropout,
-        "position": "learned",
-        "bias": True,
-    }
+    ours |= {"activation": _ACTIVATIONS[ours["activation"]], "dropout": dropout}
     try:
-        return ModelConfig(**ours)
+        return ModelConfig(**ours, position="learned", bias=True)
     except ConfigError as error:
         raise UserError(f"{CONFIG}: {error}") from None
 
