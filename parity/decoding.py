@@ -22,14 +22,22 @@ SAMPLINGS = {
     "greedy": {"temperature": 0},
     "sampled": {"temperature": 1.2, "top_k": 20, "top_p": 0.95, "seed": 3},
 }
-# Untied, because a tied model with random weights mostly repeats its last token.
-DECODER = small(V=23, context=24, L=2, H=2, C=16, F=24, tie_embeddings=False)
+CONTEXT, V = 24, 23
+# Untied, because a tied model with random weights mostly repeats its last token. Prompts take turns.
+DECODERS = (
+    small(V, CONTEXT, L=2, H=2, C=16, F=24, tie_embeddings=False),
+    small(
+        V, CONTEXT, L=3, H=4, C=16, F=24, tie_embeddings=False, activation="silu", position="rotary", norm="rms_norm",
+        feed_forward="gated", bias=False, n_kv_head=2, query_key_norm="head", logit_cap=9.0, window=5,
+        layer_pattern=("sliding", "full"),
+    ),
+)  # fmt: skip
 
 
 def prompts() -> list[list[int]]:
     """Prompts of 1 token to more than the context holds."""
     random = np.random.default_rng(SEED)
-    return [random.integers(0, DECODER.vocab_size, 1 + number % 30).tolist() for number in range(PROMPTS)]
+    return [random.integers(0, V, 1 + number % 30).tolist() for number in range(PROMPTS)]
 
 
 def write_texts(package: ModuleType, dtype: str, sampling: str, use_cache: bool) -> list[list[int]]:
@@ -39,14 +47,19 @@ def write_texts(package: ModuleType, dtype: str, sampling: str, use_cache: bool)
 
 def _text(package: ModuleType, dtype: str, number: int, sampling: str, use_cache: bool) -> list[int]:
     """What it writes after prompt `number`."""
-    model = package.GPT(DECODER, _weights(dtype))
+    model = _decoder(package, dtype, number)
     settings = SAMPLINGS[sampling] | {"use_cache": use_cache}
     return model.generate(prompts()[number], NEW_TOKENS, sequence=number, **settings)
 
 
+def _decoder(package: ModuleType, dtype: str, number: int):
+    """The model that continues prompt `number`."""
+    return package.GPT(DECODERS[number % 2], _weights(dtype, number % 2))
+
+
 @cache
-def _weights(dtype: str) -> Weights:
-    return lively_weights(DECODER, SEED, dtype)
+def _weights(dtype: str, which: int) -> Weights:
+    return lively_weights(DECODERS[which], SEED, dtype)
 
 
 # Many changed references are held against the same twin. The reference's own texts are never kept: what `made` changes
@@ -57,9 +70,9 @@ _twin_text = lru_cache(maxsize=16 * PROMPTS)(_text)
 @cache
 def _defined_text(number: int, sampling: str) -> list[int]:
     """What decoding means, without the loop that the twins share: a pass over the last window, a draw, and again."""
-    model, tokens = numpy_llm.GPT(DECODER, _weights("float64")), prompts()[number]
+    model, tokens = _decoder(numpy_llm, "float64", number), prompts()[number]
     for _ in range(NEW_TOKENS):
-        logits = model.forward(np.array([tokens[-DECODER.context_length :]]))[0][0, -1]
+        logits = model.forward(np.array([tokens[-CONTEXT:]]))[0][0, -1]
         place = {"sequence": number, "position": len(tokens)}
         tokens.append(sample(logits, **SAMPLINGS[sampling], **place))
     return tokens[-NEW_TOKENS:]
@@ -90,19 +103,20 @@ def check_generation_in_float32(twins: Twins) -> int:
     returns: how many of the texts differ
     """
     ours, theirs = (write_texts(package, "float32", "greedy", use_cache=True) for package in twins)
-    model = twins.reference.GPT(DECODER, lively_weights(DECODER, SEED, "float32"))
     differing = 0
-    for prompt, found, wanted in zip(prompts(), ours, theirs, strict=True):
+    for number, (prompt, found, wanted) in enumerate(zip(prompts(), ours, theirs, strict=True)):
         at = first_difference(found, wanted)
         if at is not None:
-            require_tie(model, prompt + found[:at], found[at], wanted[at])
+            require_tie(
+                _decoder(twins.reference, "float32", number), prompt + found[:at], found[at], wanted[at]
+            )
             differing += 1
     return differing
 
 
 def require_tie(model, tokens: list[int], ours: int, theirs: int):
     """Raise ParityError unless `ours` and `theirs` are the two best next tokens, within the margin allowed."""
-    logits = model.forward(np.array([tokens[-DECODER.context_length :]]))[0][0, -1]
+    logits = model.forward(np.array([tokens[-CONTEXT:]]))[0][0, -1]
     best, second = np.argsort(-logits, kind="stable")[:2]
     margin = float((logits[best] - logits[second]) / np.abs(logits).max())
     allowed = limit("logit margin", "float32")
@@ -125,15 +139,16 @@ def first_difference(ours: list[int], theirs: list[int]) -> int | None:
 @torch.no_grad()
 def check_cache(twins: Twins):
     """A text fed in pieces, with a key/value cache, gives the stream of the text taken whole."""
-    inputs = Case("pieces", DECODER, B=1, T=9).inputs("float64")
-    whole = twins.twin.GPT(DECODER, inputs.weights).stream_forward(torch.tensor(inputs.tokens)).numpy()
-    for package in twins:
-        model, pieces, is_twin = package.GPT(DECODER, inputs.weights), [], package is twins.twin
-        kv_cache = import_module(f"{package.__name__}.generate").KeyValueCache(DECODER, model.dtype)
+    for config, package in product(DECODERS, twins):
+        inputs = Case("pieces", config, B=1, T=9).inputs("float64")
+        whole = twins.twin.GPT(config, inputs.weights).stream_forward(torch.tensor(inputs.tokens)).numpy()
+        model, pieces, is_twin = package.GPT(config, inputs.weights), [], package is twins.twin
+        kv_cache = import_module(f"{package.__name__}.generate").KeyValueCache(config, model.dtype)
         for piece in np.split(inputs.tokens, np.cumsum(_PIECES)[:-1], axis=1):
             stream = model.stream_forward(torch.tensor(piece) if is_twin else piece, kv_cache=kv_cache)
             pieces.append(stream.numpy() if is_twin else np.array(stream[0]))
             kv_cache.length += piece.shape[1]
         found = {"stream": np.concatenate(pieces, axis=1)}
         rows = compare("activation", {"stream": whole}, found, "float64")
-        Comparison(f"a text in pieces in {package.__name__}", "float64", 1, rows).require()
+        title = f"a text in pieces, {config.position} positions, in {package.__name__}"
+        Comparison(title, "float64", 1, rows).require()

@@ -28,8 +28,8 @@ MODEL_FAULTS = [
           "config.layer(place)", "config.layer(place + 1)"),
     Fault("gate and up exchanged", "numpy_llm.feed_forward._linear_forward",
           'parameters = weights[f"{name}.weight"]',
-          'other = {"gate": "up", "up": "gate"}.get(name.rpartition(".")[2], "")\n'
-          '    other = f"{name.rpartition(".")[0]}.{other}.weight"\n'
+          'layer, _, role = name.rpartition(".")\n'
+          '    other = layer + {"gate": ".up.weight", "up": ".gate.weight"}.get(role, "")\n'
           '    parameters = weights.get(other, weights[f"{name}.weight"])'),
     Fault("heads normed after they are turned", f"{_ATTENTION}._place_forward",
           'if config.query_key_norm == "head":',
@@ -40,14 +40,8 @@ MODEL_FAULTS = [
           '    if config.query_key_norm == "head":'),
     Fault("scaled by C/H for the head size", f"{_ATTEND}.attend_forward",
           "config.score_scale", "(config.d_model / config.n_head) ** -0.5"),
-    Fault("the model's own scale of scores ignored", f"{_ATTEND}.attend_forward",
-          "config.score_scale", "config.head_size**-0.5"),
-    Fault("bias of query, key and value left out", f"{_ATTENTION}.attention_forward",
-          'weights.get(f"{name}.query_key_value.bias")', "None"),
     Fault("norm behind a branch put behind the sum", f"{_BLOCK}._add_forward",
-          "norms_after, branch,", "norms_after, x + branch if norms_after else branch,"),
-    Fault("soft cap on the way forward alone", f"{_MODEL}.GPT._output_backward",
-          "if cache.cap is not None", "if False"),
+          "norms_after, branch,", "norms_after, branch.__iadd__(x) if norms_after else branch,"),
     Fault("decay decoupled in Adam", "numpy_llm.adam.Adam", "decoupled = False", "decoupled = True", "adam"),
     Fault("sign of the decay in Adam", "numpy_llm.adam.update_piece", "g + decay * weight", "g - decay * weight",
           "adam"),
@@ -78,7 +72,7 @@ TWIN_FAULTS = [
     Fault("twin: 1/√D forgotten where written out", "torch_llm.attend.attend",
           "config.score_scale", "1.0"),
     Fault("twin: values half cut from the graph", "torch_llm.attend.weighted_sum",
-          "_repeated(value,", "_repeated((value + value.detach()) / 2,"),
+          "probabilities @ value", "probabilities @ ((value + value.detach()) / 2)"),
     Fault("twin: erf for tanh", "torch_llm.feed_forward.gelu_tanh", '"tanh"', '"none"'),
     Fault("twin: norm_eps ignored", "torch_llm.norms.layer_norm",
           ".shape, weight, bias, eps)", ".shape, weight, bias)"),

@@ -108,7 +108,9 @@ def test_limits():
     """No limit is above what the project promises, and none is below what was observed."""
     for (quantity, dtype), limit in tolerances.LIMITS.items():
         assert limit.observed < limit.value, quantity
-        if any(word in quantity for word in ("activation", "gradient", "output", "transformers")):
+        if quantity == "family gradient" and dtype == "float32":
+            assert limit.value <= 3e-5  # their norms sum in another order
+        elif any(word in quantity for word in ("activation", "gradient", "output", "transformers")):
             assert limit.value <= {"float64": 1e-10, "float32": 1e-5}[dtype], quantity
     assert tolerances.limit("optimizer", "float64") <= 1e-12
     assert tolerances.limit("trajectory", "float64") <= 1e-9

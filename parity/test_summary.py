@@ -51,8 +51,8 @@ def broken_attention(monkeypatch):
     """PyTorch as a faulty build might be: its fused attention sees the future."""
     real = torch.nn.functional.scaled_dot_product_attention
 
-    def attend(query, key, value, is_causal=False):
-        return real(query, key, value)
+    def attend(query, key, value, mask=None, is_causal=False, **settings):
+        return real(query, key, value, mask, **settings)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
 

@@ -74,9 +74,8 @@ def weighted_sum(probabilities, value):
     Source: Vaswani et al. 2017, equation 1.
     Twin: numpy_llm.attend.weighted_sum_forward and weighted_sum_backward
     """
-    return probabilities @ _repeated(
-        value, probabilities.shape[1]
-    )  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
+    value = _repeated(value, probabilities.shape[1])
+    return probabilities @ value  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
 
 
 def attend(query, key, value, name, config, window=None, dropout=None, trace=NO_TRACE):

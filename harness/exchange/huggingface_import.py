@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from contract.config import ModelConfig
-from contract.errors import ConfigError, UserError, readable
+from contract.errors import UserError, readable
 from contract.schema import read_json
 from contract.weights import Weights, weight_table
 from data.tokenizers import open_tokenizer
@@ -174,9 +174,10 @@ def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[
     if own is None:
         return config, weights
     wanted = None
-    with suppress(ConfigError, TypeError, AttributeError):
-        wanted = replace(ModelConfig.from_dict(own), dropout=config.dropout)
-    if wanted is None or gpt2.published_terms(wanted) != config:
+    with suppress(UserError, TypeError, AttributeError):
+        own = replace(ModelConfig.from_dict(own), dropout=config.dropout)
+        wanted = own if gpt2.published_terms(own) == config else None
+    if wanted is None:
         note(f"{gpt2.OWN_CONFIG} in {CONFIG} does not fit its other fields, which hold")
         return config, weights
     if wanted.position == "sinusoidal":
@@ -189,7 +190,7 @@ def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[
             wanted = replace(wanted, position="learned")
     if not wanted.bias and any(value.any() for name, value in weights.items() if name.endswith(".bias")):
         note("the biases have changed since the export from zeros, so the model has biases now")
-        wanted = replace(wanted, bias=True)
+        wanted = replace(wanted, bias=True, query_key_value_bias=None)
     if wanted == config:
         return config, weights
     restored = Weights.zeros(wanted, weights.flat.dtype)

@@ -189,7 +189,7 @@ def test_dropout_can_be_chosen(published):
     assert import_gpt2(folder).config.dropout == 0.0
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name]["position"] != "rotary"])
 def test_configuration_there_and_back(name):
     """Every preset survives the translation, once put into GPT-2's terms."""
     config = preset(name, vocab_size=77, dropout=0.2, tie_embeddings=False)

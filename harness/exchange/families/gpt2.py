@@ -3,10 +3,9 @@
 Everything here is a translation that import and export both read; the files are their business.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
-from contract.components import choices
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.schema import shortened
@@ -102,27 +101,16 @@ _FIXED = {
 }
 _ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-# What a GPT-2 file can say, by slot of the table of components; sinusoids are written as learned positions.
-_EXPRESSIBLE = {
-    "model": ("gpt",),
-    "position": ("learned", "sinusoidal"),
-    "block": ("pre_norm",),
-    "norm": ("layer_norm",),
-    "attention": ("multi_head",),
-    "feed_forward": ("two_layers",),
-    "activation": ("gelu_tanh", "relu"),
-    "output": ("tied", "untied"),
-}
 
 
-def config_from_published(fields: dict, dropout: float | None = None) -> ModelConfig:
+def config_from_published(published: dict, dropout: float | None = None) -> ModelConfig:
     """The configuration that a published `config.json` describes.
 
     dropout: for later training, in place of the file's three rates, which must agree otherwise
     Raises UserError naming a field that is impossible or computes another function.
     """
-    _check_function(fields)
-    values = _read_values(fields)
+    _check_function(published)
+    values = _read_values(published)
     if dropout is None:
         dropout = _common_dropout(values)
     ours = {name: values[theirs] for theirs, (name, _) in _FIELDS.items()}
@@ -197,14 +185,7 @@ def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -
     dtype: of the weights; end_of_text: the token id of <|endoftext|>, None for a vocabulary without it
     Raises UserError for a model that GPT-2's files cannot express.
     """
-    for slot, choice in choices(config).items():
-        if choice not in _EXPRESSIBLE.get(slot, ()):
-            raise UserError(f"GPT-2's files cannot express {slot} {choice!r}; choose --format npz or torch")
-    if config.n_head * config.head_size != config.d_model:
-        raise UserError(
-            f"GPT-2's files need n_head · head_size = d_model, got {config.n_head} · {config.head_size} and "
-            f"{config.d_model}; choose --format npz or torch"
-        )
+    published_terms(config)  # refuses what has no field
     theirs = {name: getattr(config, ours) for name, (ours, _) in _FIELDS.items()}
     activation = next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation)
     return {
@@ -219,5 +200,22 @@ def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -
 
 
 def published_terms(config: ModelConfig) -> ModelConfig:
-    """The same function in the terms of GPT-2's files: positions as weights, and biases, if only zeros."""
-    return replace(config, position="learned", bias=True)
+    """The same function in the terms of GPT-2's files: positions as weights, and biases, if only zeros.
+
+    Raises UserError naming the first field that GPT-2's files cannot express.
+    """
+    said = {name for name, _ in _FIELDS.values()} | {"bias"}
+    allowed = {field.name: (field.default,) for field in fields(ModelConfig) if field.name not in said}
+    allowed |= {
+        "activation": _ACTIVATIONS.values(),
+        "position": ("learned", "sinusoidal"),
+        "head_size": (config.d_model / config.n_head,),
+        "n_kv_head": (config.n_head,),
+        "query_key_value_bias": (config.bias,),
+    }
+    for name, values in allowed.items():
+        if getattr(config, name) not in values:
+            raise UserError(
+                f"GPT-2's files cannot express {name} {getattr(config, name)!r}; choose --format npz or torch"
+            )
+    return replace(config, position="learned", bias=True, query_key_value_bias=True)
