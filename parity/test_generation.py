@@ -7,10 +7,12 @@ from numpy_llm import GPT
 from parity.cases import lively_weights
 from parity.compare import ParityError
 from parity.decoding import (
-    DECODER,
+    CONTEXT,
+    DECODERS,
     NEW_TOKENS,
     PROMPTS,
     SEED,
+    V,
     check_cache,
     check_generation,
     check_generation_in_float32,
@@ -41,16 +43,16 @@ def test_the_texts_are_worth_comparing():
     lengths = [len(prompt) for prompt in prompts()]
     assert len(lengths) >= 50
     assert NEW_TOKENS >= 64
-    assert min(lengths) == 1 < DECODER.context_length < max(lengths)
+    assert min(lengths) == 1 < CONTEXT < max(lengths)
     texts = write_texts(Twins().reference, "float64", "greedy", use_cache=True)
-    assert len({token for text in texts for token in text}) > DECODER.vocab_size / 2
+    assert len({token for text in texts for token in text}) > V / 2
     assert len({tuple(text) for text in texts}) > 0.9 * PROMPTS
 
 
 def test_only_a_tie_excuses_a_difference():
     """Two tokens with the same embedding tie; any other difference is a divergence, named with its margin."""
-    weights = lively_weights(DECODER, SEED, "float32")
-    model, prompt = GPT(DECODER, weights), prompts()[5]
+    weights = lively_weights(DECODERS[0], SEED, "float32")
+    model, prompt = GPT(DECODERS[0], weights), prompts()[5]
     logits = model.forward(np.array([prompt]))[0][0, -1]
     best, second, third = (int(token) for token in np.argsort(-logits)[:3])
     with pytest.raises(
