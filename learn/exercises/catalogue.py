@@ -44,38 +44,35 @@ def _made_between(function: Callable, wrong: Callable, form: int = 0) -> Iterato
         yield dys
 
 
+_BETWEEN = {name: partial(_made_between, *how) for name, how in MISTAKES.items()}
+
+
+def _mistakes(entry: dict, operations: list[Operation], of_step: tuple) -> dict[str, Mistake]:
+    """Every mistake of an exercise by its name, its own first."""
+    own = [Mistake(name, hint, _BETWEEN[name]) for name, hint in entry.get("mistakes", {}).items()]
+    known = [(each, partial(made_in_step, each)) for each in of_step]
+    for operation in operations:
+        known += [(each, partial(made, operation, each)) for each in operation.mistakes if each.backward]
+    others = [Mistake(each.name, each.hint or each.text, make) for each, make in known]
+    return {mistake.name: mistake for mistake in (*own, *others)}
+
+
 def _exercise(name: str, entry: dict) -> Exercise:
-    operations, own = (
-        tuple(OPERATIONS[each] for each in entry.get("operations", ())),
-        dict(CODE.get(name, {})),
-    )
+    operations, own = [OPERATIONS[each] for each in entry.get("operations", ())], dict(CODE.get(name, {}))
     pair = _pair(operations[0]) if len(operations) == 1 else {}
     given = {"given": own["forward"]} if "forward" in own else {}
-    between = {each: partial(_made_between, *how) for each, how in MISTAKES.items()}
-    mistakes = [Mistake(each, hint, between[each]) for each, hint in entry.get("mistakes", {}).items()]
-    makers = [
-        (each, partial(made, operation, each))
-        for operation in operations
-        for each in operation.mistakes
-        if each.backward
-    ]
-    makers += [(each, partial(made_in_step, each)) for each in own.pop("step_mistakes", ())]
-    mistakes += [Mistake(each.name, each.hint or each.text, make) for each, make in makers]
-    made_by = between | {each.name: each.make for each in mistakes}
+    mistakes = _mistakes(entry, operations, own.pop("step_mistakes", ()))
+    makers = _BETWEEN | {each: mistake.make for each, mistake in mistakes.items()}
     omissions = {}
     for term, omission in entry.get("omissions", {}).items():
         mistake, _, form = omission.partition(" ")
-        omissions[term] = partial(made_by[mistake], form=int(form or 0))
-    entry |= {"operations": operations, "mistakes": mistakes, "omissions": omissions}
+        omissions[term] = partial(makers[mistake], form=int(form or 0))
+    entry |= {"operations": operations, "mistakes": [*mistakes.values()], "omissions": omissions}
     return Exercise(name, **entry | pair | given | own)
 
 
-COURSE = tuple(
-    _exercise(name, entry)
-    for name, entry in tomllib.loads(
-        Path(__file__).with_name("course.toml").read_text(encoding="utf-8")
-    ).items()
-)
+_ENTRIES = tomllib.loads(Path(__file__).with_name("course.toml").read_text(encoding="utf-8"))
+COURSE = tuple(_exercise(name, entry) for name, entry in _ENTRIES.items())
 EXERCISES = {exercise.name: exercise for exercise in COURSE}
 
 

@@ -9,11 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from contract.weights import Weights, WeightSpec
 from learn.exercises.exercise import Trial
 from learn.exercises.inputs import config_of
+from numpy_llm import adam as optimizers
 from numpy_llm import attention, layers, model
-from numpy_llm.adam import AdamW
 from numpy_llm.attention import softmax_forward
 from numpy_llm.feed_forward import gelu_tanh_backward, gelu_tanh_forward
 from numpy_llm.layers import embedding_forward, linear_forward
@@ -135,13 +134,11 @@ def adam(weight, gradient, m, v, step, learning_rate, beta1, beta2, eps, weight_
 
     Return new arrays; leave the arguments as they are.
     """
-    table = {"w": WeightSpec(weight.shape, "zeros")}
-    weights = Weights(table, weight.flatten())
-    optimizer = AdamW(weights, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
-    optimizer.m[...], optimizer.v[...], optimizer.step = m.flat, v.flat, step - 1
-    optimizer.update(Weights(table, gradient.flatten()), learning_rate)
-    found = {"weight": weights.flat, "m": optimizer.m, "v": optimizer.v}
-    return {name: flat.reshape(weight.shape) for name, flat in found.items()}
+    settings = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "decoupled": True}
+    new = {"weight": weight.copy(), "m": m.copy(), "v": v.copy()}
+    optimizer = SimpleNamespace(step=step, **settings)
+    optimizers.update_piece(optimizer, *new.values(), gradient, learning_rate, decays=True)
+    return new
 
 
 def _adam_terms(trial: Trial, right):

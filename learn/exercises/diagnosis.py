@@ -66,10 +66,8 @@ def diagnose(
     if earlier:
         return Hint(f"right shape; {earlier} comes before it and is wrong too: mend that first", "")
     clue = f"; {intact} comes before it and is right: the fault lies between them" if intact else ""
-    error = found[0] - wanted[0]
-    pattern = _constant(error, wanted[0]) or _places(error, wanted[0])
     return Hint(
-        f"right shape; {pattern}{_worst_place(found[0], wanted[0])}{clue}",
+        f"right shape; {_pattern(found[0], wanted[0])}{clue}",
         f"wrong in a way that no known mistake explains{clue}",
     )
 
@@ -99,11 +97,11 @@ def _shape_hint(found, wanted) -> str:
 def _not_finite(found) -> str:
     for array in found:
         if not np.isfinite(array).all():
-            index = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
-            count = int((~np.isfinite(array)).sum())
+            places = np.argwhere(~np.isfinite(array)).tolist()
             return (
-                f"right shape; {count} of {array.size} numbers are not finite, the first {array[tuple(index)]} at "
-                f"{index}: a division by 0, a root or logarithm of a negative number, or inf - inf"
+                f"right shape; {len(places)} of {array.size} numbers are not finite, the first "
+                f"{array[tuple(places[0])]} at {places[0]}: a division by 0, a root or logarithm of a negative number, "
+                "or inf - inf"
             )
     return ""
 
@@ -137,23 +135,19 @@ def _simple_relation(trials, found, wanted) -> str:
         return "all zeros: nothing is put into it"
     if _fits([-right for right in wanted], found):
         return "the sign is wrong, all else is right"
-    factors = [
-        float(np.vdot(right, array) / np.vdot(right, right))
-        for array, right in zip(found, wanted, strict=True)
-    ]
+    pairs = [*zip(found, wanted, strict=True)]
+    factors = [float(np.vdot(right, array) / np.vdot(right, right)) for array, right in pairs]
     if all(factors) and _fits(_times(wanted, factors), found):
-        name = _expression(factors, trials)
         sign = "the sign is wrong and it is" if factors[0] < 0 else "it is"
+        same = np.allclose(factors, factors[0])
+        number = f"{abs(factors[0]):.6g}" if same else "a wrong size, or one written as a number"
+        name = _expression(factors, trials) or number
         note = ": a mean and a sum are mixed up" if name.removeprefix("1/").strip("()") in SUMMED else ""
-        if not name and not np.allclose(factors, factors[0]):
-            name = "a wrong size, or one written as a number"
-        return (
-            f"{sign} off by a constant factor of {name or f'{abs(factors[0]):.6g}'}{note}; all else is right"
-        )
-    offsets = [float((array - right).flat[0]) for array, right in zip(found, wanted, strict=True)]
+        return f"{sign} off by a constant factor of {name}{note}; all else is right"
+    offsets = [float((array - right).flat[0]) for array, right in pairs]
     if np.allclose(offsets, offsets[0]) and _fits(wanted, [array - offsets[0] for array in found]):
         return f"every number is off by {offsets[0]:.6g}, all else is right: does the sum start from 0?"
-    if all(relative_error(array, right) < FLOAT32 for array, right in zip(found, wanted, strict=True)):
+    if all(relative_error(array, right) < FLOAT32 for array, right in pairs):
         return "right to the digits of float32: keep everything in float64 and constants in full"
     if wanted[0].ndim == 2 and _fits([right.T for right in wanted], found):
         return "transposed, all else is right"
@@ -191,22 +185,14 @@ def _expressions(trials) -> dict[str, np.ndarray]:
     """Expression -> its value in each trial: numbers among the arguments, sizes, products, roots, ratios."""
     letters = {letter: np.array([trial.sizes[letter] for trial in trials]) for letter in trials[0].sizes}
     given = [trial.inputs | {"dloss": trial.dy} for trial in trials]
-    numbers = {
-        name: np.array([each[name] for each in given])
-        for name, value in given[0].items()
-        if isinstance(value, float)
-    }
+    names = [name for name, value in given[0].items() if isinstance(value, float)]
+    numbers = {name: np.array([each[name] for each in given]) for name in names}
     found = {"2": np.array(2.0), "3": np.array(3.0)} | numbers | letters
     single = letters | numbers
     found |= {f"{one}·{two}": single[one] * single[two] for one, two in combinations(single, 2)}
     roots = {f"√{letter}": np.sqrt(values) for letter, values in letters.items()}
-    ratios = {
-        f"{over}/{under}": found[over] / found[under]
-        for over in ("B·T", *letters)
-        for under in letters
-        if under not in over
-    }
-    return found | roots | ratios
+    ways = [(over, under) for over in ("B·T", *letters) for under in letters if under not in over]
+    return found | roots | {f"{over}/{under}": found[over] / found[under] for over, under in ways}
 
 
 def _terms(instance, output, found, wanted, *, counted: bool) -> str:
@@ -216,23 +202,17 @@ def _terms(instance, output, found, wanted, *, counted: bool) -> str:
     """
     trials = instance.trials
     terms = [instance.exercise.terms(trial).get(output, {}) for trial in trials]
-    # What is 0 but for rounding can be counted at will.
-    names = [
-        name
-        for name in terms[0]
-        if all(magnitude(parts[name]) > _least(right) for parts, right in zip(terms, wanted, strict=True))
-    ]
-    if not names:
+    if not terms[0]:
         return ""
     counts = []
     for parts, array in zip(terms, found, strict=True):
-        matrix = np.stack([parts[name].reshape(-1) for name in names], axis=1)
+        matrix = np.stack([part.reshape(-1) for part in parts.values()], axis=1)
         count, _, rank, _ = np.linalg.lstsq(matrix, array.reshape(-1), rcond=None)
         if rank < matrix.shape[1] or not relative_error(matrix @ count, array.reshape(-1)) <= FITS:
             return ""
         counts.append(count)
     faults = []
-    for name, count in zip(names, zip(*counts, strict=True), strict=True):
+    for name, count in zip(terms[0], zip(*counts, strict=True), strict=True):
         if not np.allclose(count, 1, rtol=0, atol=1e-7):
             fault = _count([float(each) for each in count], trials)
             if not fault or (not counted and "counts" in fault):
@@ -261,15 +241,10 @@ def _moved(found, wanted) -> str:
         for places in (1, -1):
             if _fits([np.roll(right, places, axis) for right in wanted], found):
                 return f"the right numbers, but shifted by {places} along axis {axis}"
-    same = all(
-        np.allclose(np.sort(array, axis=None), np.sort(right, axis=None), rtol=1e-9, atol=1e-12)
-        for array, right in zip(found, wanted, strict=True)
-    )
-    return (
-        "the right numbers in the wrong places: look at indices, and at the order of axes in transpose and reshape"
-        if same
-        else ""
-    )
+    for array, right in zip(found, wanted, strict=True):
+        if not np.allclose(np.sort(array, axis=None), np.sort(right, axis=None), rtol=1e-9, atol=1e-12):
+            return ""
+    return "the right numbers in the wrong places: look at indices, and at the order of axes in transpose and reshape"
 
 
 def _constant(error: np.ndarray, wanted: np.ndarray) -> str:
@@ -307,13 +282,14 @@ def _list(places) -> str:
     return f"place{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
 
 
-def _worst_place(found: np.ndarray, wanted: np.ndarray) -> str:
-    difference = np.abs(found - wanted)
-    index = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
-    share = relative_error(found, wanted)
+def _pattern(found: np.ndarray, wanted: np.ndarray) -> str:
+    """What is wrong where, and the place of the largest error."""
+    error = found - wanted
+    index = tuple(int(i) for i in np.unravel_index(np.abs(error).argmax(), error.shape))
     least = ROUNDING * magnitude(wanted)
     yours, right = (array[index] if abs(array[index]) > least else 0.0 for array in (found, wanted))
     return (
-        f"the largest error is at {list(index)}: yours {yours:.6g}, right {right:.6g} "
-        f"({share:.2g} of the largest magnitude); work that element out by hand from the equation"
+        f"{_constant(error, wanted) or _places(error, wanted)}the largest error is at {list(index)}: yours {yours:.6g}, right {right:.6g} "
+        f"({relative_error(found, wanted):.2g} of the largest magnitude); work that element out by hand from the "
+        "equation"
     )

@@ -16,6 +16,7 @@ from contract.errors import ConfigError
 from contract.numbers import relative_error, slope
 from contract.randomness import generator
 from learn.exercises.inputs import draw, instance_sizes
+from learn.exercises.runner import flat
 from operations.operation import Operation
 
 TRIALS = 2
@@ -27,12 +28,7 @@ Outputs = dict[str, np.ndarray]
 
 
 class Trial(NamedTuple):
-    """One set of arguments.
-
-    inputs: the forward pass's arguments by name: arrays, a dict of arrays (weights by name), numbers
-    dy: the gradient of the loss with respect to y, handed to the backward pass; None where there is none
-    sizes: the dimension letters of `contract/config.py` -> int
-    """
+    """inputs: arguments of the forward pass; dy: of the backward pass, or None; sizes: dimension letter -> int"""
 
     inputs: dict
     dy: np.ndarray | float | None
@@ -71,8 +67,8 @@ class Exercise:
     omissions: Mapping[str, Callable] = field(default_factory=dict)
     rest: str = ""
     decompose: Callable[[Trial, Outputs], Mapping[str, Outputs]] | None = None
-    mistakes: tuple[Mistake, ...] = ()
-    operations: tuple[Operation, ...] = ()
+    mistakes: list[Mistake] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
     withheld: list[str] = field(default_factory=list)
     chained: bool = False
 
@@ -138,7 +134,7 @@ class WrongOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Instance:
-    """An exercise with the trials that a seed draws, and what its outputs are, rightly and wrongly computed."""
+    """An exercise with the trials that a seed draws, and its outputs, right and wrong."""
 
     exercise: Exercise
     trials: list[Trial]
@@ -183,10 +179,7 @@ class Differences(NamedTuple):
 
 
 def finite_differences(exercise: Exercise, trial: Trial, seed: int) -> dict[str, Differences]:
-    """The gradient of Σ dy · y by every float input, from the forward pass alone, at `PLACES` of its elements.
-
-    returns: "d" + input's name -> differences; nothing for an exercise without a backward pass
-    """
+    """The gradient of Σ dy · y by every float input, at `PLACES` of its elements: "d" + input's name -> differences"""
     if exercise.backward is None:
         return {}
     random = generator(seed, f"exercise.{exercise.name}.places")
@@ -204,9 +197,5 @@ def finite_differences(exercise: Exercise, trial: Trial, seed: int) -> dict[str,
 
 def float_tensors(inputs: dict) -> Outputs:
     """The float arrays among the arguments, those in a dict by their name in it."""
-    return {
-        inner: tensor
-        for name, value in inputs.items()
-        for inner, tensor in (value if isinstance(value, dict) else {name: value}).items()
-        if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f"
-    }
+    tensors = flat(inputs, "{1}").items()
+    return {name: each for name, each in tensors if isinstance(each, np.ndarray) and each.dtype.kind == "f"}

@@ -44,18 +44,13 @@ def set_limits(memory: int, seconds: int) -> bool:
         import resource
     except ImportError:  # Windows
         return False
-    for kind, value in (
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, 1 << 26),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (value, value))
-    try:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    except (ValueError, OSError):  # macOS does not bound it
-        return False
-    return True
+    bounded = True
+    for kind, value in (("CPU", seconds), ("FSIZE", 1 << 26), ("CORE", 0), ("AS", memory)):
+        try:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (value, value))
+        except (ValueError, OSError):  # macOS does not bound memory
+            bounded = bounded and kind != "AS"
+    return bounded
 
 
 def load(path: Path, withheld: list[str] | None) -> types.ModuleType:
@@ -130,10 +125,10 @@ def withhold(names: list[str]):
                 setattr(module, name, refused(value))
 
 
-def flat(arguments: dict) -> dict:
-    """Arguments by name; those in a dict called `weights` by "weights.NAME"."""
+def flat(arguments: dict, named: str = "{}.{}") -> dict:
+    """Arguments by name; those in a dict by the dict's name and their own, put into `named`."""
     return {
-        f"{name}.{inner}" if inner else name: part
+        named.format(name, inner) if inner else name: part
         for name, value in arguments.items()
         for inner, part in (value if isinstance(value, dict) else {"": value}).items()
     }
@@ -180,7 +175,7 @@ def call(module, name: str, *positional, **named):
 
 def name_outputs(returned, names: list[str], function: str) -> dict:
     """Give what a function returned its outputs' names; a dict in it gives them itself, as the weights have them."""
-    nested = any("." in name for name in names)
+    nested = "." in "".join(names)
     wanted = f"{len(names)} array{'s' if len(names) > 1 else ''} ({', '.join(names)})"
     if nested:
         wanted = f"{names[0]} and a dict of {len(names) - 1} gradients"
@@ -188,18 +183,17 @@ def name_outputs(returned, names: list[str], function: str) -> dict:
         raise Problem(f"{function} returns None where {wanted} are due; is its return missing?")
     several = isinstance(returned, tuple) or (isinstance(returned, list) and len(names) > 1)
     parts = list(returned) if several else [returned]
-    if len(parts) == 2 and isinstance(parts[1], dict):
-        if not nested:
-            raise Problem(f"{function} returns a dict where {wanted} are due")
-        gradients = {f"d{name}": value for name, value in parts[1].items()}
-        if unknown := [name for name in gradients if name not in names]:
-            raise Problem(
-                f"{function} returns a gradient for {unknown[0][1:]!r:.80}, which is no weight's name"
-            )
-        return {names[0]: parts[0]} | gradients
-    if len(parts) != len(names) or nested:
+    with_dict = len(parts) == 2 and isinstance(parts[1], dict)
+    if with_dict and not nested:
+        raise Problem(f"{function} returns a dict where {wanted} are due")
+    if nested != with_dict or (not nested and len(parts) != len(names)):
         raise Problem(f"{function} returns {describe(returned)} where {wanted} are due")
-    return dict(zip(names, parts, strict=True))
+    if not nested:
+        return dict(zip(names, parts, strict=True))
+    gradients = {f"d{name}": value for name, value in parts[1].items()}
+    if unknown := [name for name in gradients if name not in names]:
+        raise Problem(f"{function} returns a gradient for {unknown[0][1:]!r:.80}, which is no weight's name")
+    return {names[0]: parts[0]} | gradients
 
 
 def describe(value) -> str:
@@ -247,24 +241,22 @@ def message_of(error: BaseException, path: Path) -> str:
 
 
 def place_of(error: BaseException, path: Path) -> tuple[str, str]:
-    """Where in the file an error came from: the innermost of its functions and lines.
+    """The innermost function of the file that an error came from, and its line such as "line 30 (x (2, 3)): ".
 
-    returns: the function's name, and a place such as "line 30: ", with the shapes of the arrays that the line
-        names where these may be the matter; "" twice where no line of the file took part
+    The shapes are those of the arrays in the line, if they may be the matter. "" twice for an error from elsewhere.
     """
-    calls = [
-        call for call in traceback.walk_tb(error.__traceback__) if call[0].f_code.co_filename == str(path)
-    ]
-    if not calls:
+    function, number, values = "", 0, {}
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == str(path):
+            function, number, values = frame.f_code.co_name, line, frame.f_locals
+    if not function:
         return "", ""
-    frame, number = calls[-1]
     note = ""
     if isinstance(error, ValueError | IndexError):
         names = dict.fromkeys(re.findall(r"[^\W\d]\w*", linecache.getline(str(path), number)))
-        values = {name: frame.f_locals.get(name) for name in names}
-        shapes = [f"{name} {value.shape}" for name, value in values.items() if isinstance(value, np.ndarray)]
-        note = f" ({', '.join(shapes)})" if shapes else ""
-    return frame.f_code.co_name, f"line {number}{note}: "
+        arrays = {name: values[name] for name in names if isinstance(values.get(name), np.ndarray)}
+        note = f" ({', '.join(f'{name} {array.shape}' for name, array in arrays.items())})" if arrays else ""
+    return function, f"line {number}{note}: "
 
 
 def judge(path: Path, folder: Path) -> dict:

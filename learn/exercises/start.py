@@ -10,6 +10,7 @@ import numpy as np
 
 from contract.files import write_file
 from learn.exercises.exercise import Exercise, Trial
+from learn.exercises.runner import flat
 
 
 def default_path(exercise: Exercise) -> Path:
@@ -22,19 +23,15 @@ def starter(exercise: Exercise, seed: int) -> str:
     given, trial = exercise.given, exercise.trials(seed)[0]
     returned = ", ".join(name for name in exercise.solve(trial) if name != "y")
     if exercise.backward is None:
-        equation, imports, source = f"{inspect.getdoc(given)}\n\n", "import numpy as np", ""
-        blank, told, unpacked = f"{exercise.function}{inspect.signature(given)}", "", ""
-        returned = f"the new {returned}"
+        equation, imports, source, unpacked = f"{inspect.getdoc(given)}\n\n", "import numpy as np", "", ""
+        blank, told = f"{exercise.function}{inspect.signature(given)}", "returns: the new "
     else:
-        dy, y = ("dy", "y") if np.ndim(trial.dy) else ("dloss", "this one")
         equation, (imports, source) = "", _source(exercise)
-        blank, told = (
-            f"{exercise.function}_backward({dy}, cache)",
-            f"{dy}: the gradient of the loss with respect to {y}\n    ",
-        )
+        dy, y = ("dy", "y") if np.ndim(trial.dy) else ("dloss", "this one")
+        blank, unpacked = f"{exercise.function}_backward({dy}, cache)", _unpacked(exercise, trial)
+        told = f"{dy}: the gradient of the loss with respect to {y}\n    returns: "
         if "." in returned:
             returned = "dx, and a dict of the weights' gradients by the names that they have in `weights`"
-        unpacked = _unpacked(exercise, trial)
     shapes = "\n".join(f"    {line}" for line in shape_lines(exercise, seed))
     task = fill(f"Write `{blank.partition('(')[0]}`. {exercise.note}", 110)
     return f'''"""Exercise {exercise.name}: {exercise.title}.
@@ -53,7 +50,7 @@ SEED = {seed}
 
 
 {source}def {blank}:
-    """{told}returns: {returned}"""
+    """{told}{returned}"""
 {unpacked}    raise NotImplementedError("write this function")
 '''
 
@@ -99,16 +96,11 @@ def shape_lines(exercise: Exercise, seed: int) -> list[str]:
 
 
 def _values(exercise: Exercise, trial: Trial) -> dict:
-    found = {}
-    for name, value in trial.inputs.items():
-        if isinstance(value, dict):
-            found |= {f'{name}["{inner}"]': part for inner, part in value.items()}
-        else:
-            found[name] = value
-    if exercise.backward is not None:
-        y = exercise.solve(trial)["y"]
-        found |= {"y and dy": y} if y.ndim else {"loss and dloss": 0.0}
-    return found
+    found = flat(trial.inputs, '{}["{}"]')
+    if exercise.backward is None:
+        return found
+    y = exercise.solve(trial)["y"]
+    return found | ({"y and dy": y} if y.ndim else {"loss and dloss": 0.0})
 
 
 def _shape(value, other, trials: list[Trial]) -> str:
