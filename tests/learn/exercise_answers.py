@@ -5,6 +5,8 @@ The answers are written as a student would, apart from the project's own functio
 
 from typing import NamedTuple
 
+from learn.exercises.start import starter
+
 
 class Slip(NamedTuple):
     """An edit of the right answer and what grading must say to it.
@@ -320,3 +322,13 @@ SLIPS = [
     Slip("block", "dmiddle + dy\n", "dmiddle\n", "dattention.output.weight", "around the feed-forward branch"),
 ]
 # fmt: on
+
+
+def filled_in(exercise, seed, answer=None):
+    """The text of a student's file: the starter with an answer in place of its blank."""
+    lines = (ANSWERS[exercise.name] if answer is None else answer).strip().splitlines()
+    body = "\n".join(f"    {line}" for line in lines)
+    blank = '    raise NotImplementedError("write this function")'
+    text = starter(exercise, seed)
+    assert text.count(blank) == 1
+    return text.replace(blank, body)

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from exercise_answers import ANSWERS, SLIPS
+from exercise_answers import ANSWERS, SLIPS, filled_in
 
 from contract.numbers import magnitude, relative_error
 from learn.exercises import runner
@@ -20,16 +20,6 @@ from learn.exercises.start import starter
 
 SEEDS = range(3)
 each_exercise = pytest.mark.parametrize("exercise", COURSE, ids=EXERCISES)
-
-
-def filled_in(exercise, seed, answer=None):
-    """The text of a student's file: the starter with an answer in place of its blank."""
-    lines = (ANSWERS[exercise.name] if answer is None else answer).strip().splitlines()
-    body = "\n".join(f"    {line}" for line in lines)
-    blank = '    raise NotImplementedError("write this function")'
-    text = starter(exercise, seed)
-    assert text.count(blank) == 1
-    return text.replace(blank, body)
 
 
 @pytest.fixture
