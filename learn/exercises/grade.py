@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.errors import ConfigError, UserError
-from contract.files import open_regular, scratch_folder
+from contract.files import open_regular
 from contract.numbers import magnitude, relative_error
 from learn.exercises.catalogue import EXERCISES, find_exercise
 from learn.exercises.diagnosis import diagnose
 from learn.exercises.exercise import Exercise, Instance, Trial, finite_differences
-from learn.exercises.process import DEFAULT_LIMITS, Limits, Reply, clean, read_reply, run_file, write_request
+from learn.exercises.process import DEFAULT_LIMITS, Limits, Reply, clean, run_file
 
 LIMIT = 1e-9  # of an error beside the reference; answers written in another order differ by 1e-15
 DIFFERENCE_LIMIT = 1e-6  # beside finite differences, which have an error of their own
@@ -87,19 +87,7 @@ def grade(
         result.seed = seed
     exercise = EXERCISES[result.exercise]
     trials = exercise.trials(result.seed)
-    with scratch_folder() as folder:
-        write_request(folder, exercise, trials, limits, trusted)
-        result.problem, result.printed = run_file(path.resolve(), folder, limits)
-        if result.problem:
-            return result
-        try:
-            reply = read_reply(folder)
-        except Exception:  # a missing or spoilt reply: a student's file may have written anything there
-            result.problem = (
-                "gives no answer: take out exit, and whatever puts something else in the place of Python's or NumPy's "
-                "own functions"
-            )
-            return result
+    reply, result.printed = run_file(path, exercise, trials, limits, trusted)
     result.problem = reply.problem
     result.note = "" if reply.memory_bounded else "this system does not bound memory"
     if not result.problem:
@@ -119,7 +107,9 @@ def files_of(path: Path) -> list[Path]:
         candidates = [file for file in sorted(path.iterdir()) if file.suffix == ".py" and file.is_file()]
         files = [file for file in candidates if re.search(rb"^EXERCISE\s*=", _start_of(file), re.MULTILINE)]
     except OSError as error:
-        raise UserError(f"{clean(str(error.filename or path))}: cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"{clean(str(error.filename or path))}: cannot be read ({error.strerror or error})"
+        ) from error
     if not files:
         raise UserError(
             f"{clean(str(path))}: no .py file in this folder names an exercise; give the folder of files that "
@@ -147,7 +137,7 @@ def identify(path: Path) -> tuple[str | None, int | None, str]:
     except UnicodeDecodeError:
         return None, None, "not UTF-8 text; save it in that encoding"
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
         raise UserError(
             f"{clean(str(path))}: cannot be read ({reason}); give files that 'exercise start' wrote"
         ) from error

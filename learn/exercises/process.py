@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.errors import ConfigError
-from contract.files import open_regular
+from contract.files import open_regular, scratch_folder
 from contract.schema import read_json
 from learn.exercises.exercise import TRIALS, Exercise, Trial
 from learn.exercises.runner import flat
@@ -49,10 +49,8 @@ class Reply(NamedTuple):
     """What the runner sends back.
 
     problem: why the functions did not return, or ""
-    memory_bounded: whether the limit on memory held
-    problems: "trial's place/output" -> why there is no array of it
     changed: the arguments that were changed in place
-    arrays: "trial's place/output" -> float64 array
+    arrays, problems: "trial/output" -> float64 array, or why there is none
     """
 
     problem: str
@@ -64,13 +62,8 @@ class Reply(NamedTuple):
 
 DEFAULT_LIMITS = Limits()
 # What the runner writes, or a student's file in its place.
-REPLY = {
-    "problem": str,
-    "memory_bounded": bool,
-    "trials": range(TRIALS + 1),
-    "problems": {str: str},
-    "changed": [str],
-}
+REPLY = {"problem": str, "memory_bounded": bool, "problems": {str: str}, "changed": [str]}
+REPLY["trials"] = range(TRIALS + 1)
 
 
 def clean(text: str) -> str:
@@ -97,7 +90,25 @@ def write_request(folder: Path, exercise: Exercise, trials: list[Trial], limits:
     np.savez(folder / "request.npz", **arrays)
 
 
-def run_file(path: Path, folder: Path, limits: Limits) -> tuple[str, str]:
+def run_file(
+    path: Path, exercise: Exercise, trials: list[Trial], limits: Limits, trusted: bool
+) -> tuple[Reply, str]:
+    """Run a student's file on every trial. returns: what came back, and the beginning of what it printed"""
+    with scratch_folder() as folder:
+        write_request(folder, exercise, trials, limits, trusted)
+        problem, printed = _run(path.resolve(), folder, limits)
+        if not problem:
+            try:
+                return _read_reply(folder), printed
+            except Exception:  # a missing or spoilt reply: a student's file may have written anything there
+                problem = (
+                    "gives no answer: take out exit, and whatever puts something else in the place of Python's or "
+                    "NumPy's own functions"
+                )
+    return Reply(problem, True, {}, [], {}), printed
+
+
+def _run(path: Path, folder: Path, limits: Limits) -> tuple[str, str]:
     """Run the file until it ends or passes a limit. returns: what went wrong or "", what it printed"""
     # One BLAS thread: the matrices are tiny, and each thread's stack counts as memory.
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -150,7 +161,7 @@ def _death(number: int, limits: Limits) -> str:
     }.get(name, f"crashed Python itself ({name})")
 
 
-def read_reply(folder: Path) -> Reply:
+def _read_reply(folder: Path) -> Reply:
     """What the runner wrote. Raises any error if it did not write all of it: the file may have put anything there."""
     reply = read_json(folder / "reply.json", REPLY)
     with open_regular(folder / "reply.npz") as file, zipfile.ZipFile(file) as archive:
