@@ -285,11 +285,12 @@ def _list(places) -> str:
 def _pattern(found: np.ndarray, wanted: np.ndarray) -> str:
     """What is wrong where, and the place of the largest error."""
     error = found - wanted
+    pattern = _constant(error, wanted) or _places(error, wanted)
     index = tuple(int(i) for i in np.unravel_index(np.abs(error).argmax(), error.shape))
     least = ROUNDING * magnitude(wanted)
     yours, right = (array[index] if abs(array[index]) > least else 0.0 for array in (found, wanted))
     return (
-        f"{_constant(error, wanted) or _places(error, wanted)}the largest error is at {list(index)}: yours {yours:.6g}, right {right:.6g} "
+        f"{pattern}the largest error is at {list(index)}: yours {yours:.6g}, right {right:.6g} "
         f"({relative_error(found, wanted):.2g} of the largest magnitude); work that element out by hand from the "
         "equation"
     )
