@@ -108,7 +108,9 @@ def _beside(text: Path, ending: str) -> Path:
     from data.text import is_pipe
 
     if is_pipe(text):
-        raise ConfigError(f"{text} is a pipe, which gives the output no name; name one with --out")
+        raise ConfigError(
+            f"{text} is a pipe, which gives the output no name; name the file to write with --out"
+        )
     if text.is_dir():
         raise UserError(f"{text}: this is a folder; give the path of a UTF-8 text file")
     return text.with_name(f"{text.stem}{ending}")

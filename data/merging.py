@@ -3,10 +3,11 @@
     python -P merging.py PARENT VOCAB_SIZE PATTERN
 
 rustbpe merges for minutes without returning to Python, so its process does not see Ctrl-C; the parent ends this one.
-Reads the pieces of the text from stdin, then None, and writes the tokens in the order of their ranks, by `marshal`.
+Reads the text's pieces from stdin, a JSON string per line, then null; writes the tokens in the order of their ranks as
+a JSON list, a character per byte.
 """
 
-import marshal
+import json
 import os
 import sys
 from pathlib import Path
@@ -21,13 +22,12 @@ def main():
 
     parent, vocab_size, pattern = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     end_with_parent(parent)
-    pieces = iter(lambda: marshal.load(sys.stdin.buffer), None)
+    pieces = (json.loads(line) for line in iter(sys.stdin.buffer.readline, b"null\n"))
     trainer = rustbpe.Tokenizer()
     # buffer_size counts strings that are held at once: rustbpe's own 8192 would be 8 GiB of our pieces.
     trainer.train_from_iterator(pieces, vocab_size, buffer_size=os.cpu_count() or 1, pattern=pattern)
     ranks = sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])
-    marshal.dump([bytes(token) for token, _ in ranks], sys.stdout.buffer)
-    sys.stdout.flush()
+    print(json.dumps([bytes(token).decode("latin-1") for token, _ in ranks]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import base64
 import codecs
 import contextlib
 import hashlib
-import marshal
+import json
 import os
 import re
 import subprocess
@@ -105,10 +105,10 @@ def _merge(pieces: Iterator[str], vocab_size: int) -> list[bytes]:
     process = subprocess.Popen(command, **pipes, start_new_session=True)
     try:
         for piece in chain(pieces, [None]):
-            marshal.dump(piece, process.stdin)
+            process.stdin.write(json.dumps(piece).encode() + b"\n")
         process.stdin.close()
-        return marshal.load(process.stdout)
-    except (BrokenPipeError, EOFError):
+        return [token.encode("latin-1") for token in json.load(process.stdout)]
+    except (BrokenPipeError, json.JSONDecodeError):
         raise UserError(
             f"the process that learns the merges ended (exit code {process.wait()}), perhaps out of memory; "
             "free memory, or train on a smaller text"

@@ -183,8 +183,7 @@ class Dataflow:
         known = dict(zip(OPERATIONS[maker.operation].roles, maker.arguments, strict=True)) if maker else {}
         norms = [Named(each.results[0]) for each, _ in self.uses.get(first, []) if "norm" in each.operation]
         known["normed"] = norms[0] if norms else None
-        names = getattr(mistake.compute, "__kwdefaults__", None) or {}
-        return {name: known.get(name, Named(name)) for name in names}
+        return {name: known.get(name, Named(name)) for name in mistake.reads}
 
     def _cache(self, node: Node):
         operation = OPERATIONS[node.operation]

@@ -8,18 +8,17 @@ from operations.operation import Gradient, Operation, wrong_backward, wrong_forw
 _KIND = Kind("norm", "variance", "deviation", centred=True, path="variance", divisor="deviation")
 
 
+def _bessel(x):
+    """What makes a mean over the channels of x an unbiased one: C / (C - 1)."""
+    return x.shape[-1] / max(x.shape[-1] - 1, 1)
+
+
 def _unbiased(x, weight, bias, eps):
-    C = x.shape[-1]
-    return norm(x, weight, bias, eps, divisor=lambda spread, eps: (spread * C / max(C - 1, 1) + eps) ** 0.5)
+    return norm(x, weight, bias, eps, divisor=lambda spread, eps: (spread * _bessel(x) + eps) ** 0.5)
 
 
 def _not_centred(x, weight, bias, eps):
     return [norm(x, weight, bias, eps, centred=False, about_mean=about_mean) for about_mean in (False, True)]
-
-
-def _dx_unbiased(dy, cache):
-    C = dy.shape[-1]
-    return _KIND.dx(dy, cache, deviation=dy * cache.weight * C / max(C - 1, 1))
 
 
 def _weight_unnormalised(dy, cache):
@@ -51,7 +50,8 @@ LAYER_NORM = Operation(
             "the path through the mean is missing: subtract mean(dn)"),
         _KIND.backward("without_both", lambda dy, cache: _KIND.dx(dy, cache, mean=0 * dy, deviation=0 * dy),
             "mean and variance are taken for constants: both paths through them are missing"),
-        _KIND.backward("unbiased", _dx_unbiased,
+        _KIND.backward("unbiased",
+            lambda dy, cache: _KIND.dx(dy, cache, deviation=dy * cache.weight * _bessel(dy)),
             "the term n · mean(dn · n) is divided by C - 1; a mean over channels divides by C"),
         wrong_backward("dnorm_weight_unnormalised", _weight_unnormalised,
             "multiplied by x or by x - mean; wanted: by the normalised x",

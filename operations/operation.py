@@ -27,11 +27,13 @@ class Mistake(NamedTuple):
     backward: bool
     compute: Callable
 
-    def forms(self, *arguments, **others) -> list:
-        """What the mistake computes, in each of its forms; may hold numbers that are not finite.
+    @property
+    def reads(self) -> list[str]:
+        """What it reads beside the arguments: the keyword-only parameters of `compute`."""
+        return list(getattr(self.compute, "__kwdefaults__", None) or {})
 
-        others: tensors beside the arguments, by the names of the keyword-only parameters of `compute`
-        """
+    def forms(self, *arguments, **others) -> list:
+        """What the mistake computes, in each of its forms; numbers may not be finite. others: those that it `reads`"""
         with np.errstate(all="ignore"):
             found = self.compute(*arguments, **others)
         found = found if isinstance(found, list) else [found]

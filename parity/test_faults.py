@@ -81,8 +81,7 @@ def assert_every_form_is_seen(
 
 
 def make_in(operation: Operation, mistake: Mistake) -> Callable[[int], AbstractContextManager]:
-    others = getattr(mistake.compute, "__kwdefaults__", None) or {}
-    return partial(made, operation, mistake, **({"scale": 0.5} if "scale" in others else {}))
+    return partial(made, operation, mistake, **({"scale": 0.5} if "scale" in mistake.reads else {}))
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,8 @@ def import_advice(source: Path) -> str:
 def _verified(folder: Path, name: str, record: dict) -> Path:
     """The path of a checkpoint's file, whose hash is right."""
     path = folder / name
+    if not path.exists():
+        raise UserError(f"{path} is missing from the checkpoint; {ANOTHER}")
     with readable(path, ANOTHER):
         found = sha256_of(path)
     if found != record["files"].get(name):

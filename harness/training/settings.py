@@ -72,11 +72,12 @@ class TrainingSettings:
             if not fits:
                 raise ConfigError(f"{_flag(name)} must be {wanted}, got {getattr(self, name)}")
 
-        counts = dict.fromkeys(("steps", "batch_size", "accumulate", "eval_interval", "eval_tokens"), 1)
+        counts = dict.fromkeys(("steps", "batch_size", "eval_interval", "eval_tokens"), 1)
         for name, least in (counts | {"warmup_steps": 0}).items():
             value = getattr(self, name)
             require(value is None or value >= least, name, f"at least {least}")
             require(value is None or value < 2**63, name, "below 2^63")
+        require(self.accumulate >= 1, "accumulate", "at least 1")
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"batch-size {self.batch_size} does not divide into --accumulate {self.accumulate} parts"

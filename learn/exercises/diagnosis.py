@@ -66,10 +66,8 @@ def diagnose(
     if earlier:
         return Hint(f"right shape; {earlier} comes before it and is wrong too: mend that first", "")
     clue = f"; {intact} comes before it and is right: the fault lies between them" if intact else ""
-    error = found[0] - wanted[0]
-    pattern = _constant(error, wanted[0]) or _places(error, wanted[0])
     return Hint(
-        f"right shape; {pattern}{_worst_place(found[0], wanted[0])}{clue}",
+        f"right shape; {_pattern(found[0], wanted[0])}{clue}",
         f"wrong in a way that no known mistake explains{clue}",
     )
 
@@ -284,13 +282,15 @@ def _list(places) -> str:
     return f"place{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
 
 
-def _worst_place(found: np.ndarray, wanted: np.ndarray) -> str:
-    difference = np.abs(found - wanted)
-    index = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
+def _pattern(found: np.ndarray, wanted: np.ndarray) -> str:
+    """What is wrong where, and the place of the largest error."""
+    error = found - wanted
+    pattern = _constant(error, wanted) or _places(error, wanted)
+    index = tuple(int(i) for i in np.unravel_index(np.abs(error).argmax(), error.shape))
     least = ROUNDING * magnitude(wanted)
     yours, right = (array[index] if abs(array[index]) > least else 0.0 for array in (found, wanted))
     return (
-        f"the largest error is at {list(index)}: yours {yours:.6g}, right {right:.6g} "
+        f"{pattern}the largest error is at {list(index)}: yours {yours:.6g}, right {right:.6g} "
         f"({relative_error(found, wanted):.2g} of the largest magnitude); work that element out by hand from the "
         "equation"
     )

@@ -107,7 +107,9 @@ def files_of(path: Path) -> list[Path]:
         candidates = [file for file in sorted(path.iterdir()) if file.suffix == ".py" and file.is_file()]
         files = [file for file in candidates if re.search(rb"^EXERCISE\s*=", _start_of(file), re.MULTILINE)]
     except OSError as error:
-        raise UserError(f"{clean(str(error.filename or path))}: cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"{clean(str(error.filename or path))}: cannot be read ({error.strerror or error})"
+        ) from error
     if not files:
         raise UserError(
             f"{clean(str(path))}: no .py file in this folder names an exercise; give the folder of files that "
@@ -135,7 +137,7 @@ def identify(path: Path) -> tuple[str | None, int | None, str]:
     except UnicodeDecodeError:
         return None, None, "not UTF-8 text; save it in that encoding"
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
         raise UserError(
             f"{clean(str(path))}: cannot be read ({reason}); give files that 'exercise start' wrote"
         ) from error

@@ -95,8 +95,7 @@ def _of_operation(operation: Operation, mistake: Mistake) -> Port:
     @contextmanager
     def run(pack: Pack) -> Iterator[ModuleType]:
         at_hand = {"scale": pack.config.head_size**-0.5, "tokens": pack.tensors["tokens"]}
-        wanted = getattr(mistake.compute, "__kwdefaults__", None) or {}
-        others = {name: at_hand[name] for name in wanted if name in at_hand}
+        others = {name: at_hand[name] for name in mistake.reads if name in at_hand}
         with made(operation, mistake, **others):
             yield numpy_llm
 

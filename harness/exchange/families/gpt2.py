@@ -71,9 +71,9 @@ _FIELDS = {
     "n_head": ("n_head", 12),
     "n_inner": ("d_ff", None),
     "activation_function": ("activation", "gelu_new"),
-    "resid_pdrop": ("dropout", 0.1),
     "embd_pdrop": ("dropout", 0.1),
     "attn_pdrop": ("dropout", 0.1),
+    "resid_pdrop": ("dropout", 0.1),
     "layer_norm_epsilon": ("norm_eps", 1e-5),
     "tie_word_embeddings": ("tie_embeddings", True),
 }
