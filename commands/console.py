@@ -85,7 +85,7 @@ def training_progress(trainer: Trainer, clock: Callable[[], float] = monotonic):
     Yields two functions: one takes the trainer's reports, the other those of its final evaluation. If stderr is not
     a terminal, a line every `Heartbeat.SECONDS` replaces the bar.
     """
-    tokens, steps = trainer.settings.batch_size * trainer.windows.context_length, trainer.settings.steps
+    tokens, steps = trainer.settings.batch_size * trainer.windows.sequence_length, trainer.settings.steps
     heartbeat, spikes = Heartbeat(clock), SpikeLines()
     with _bar(bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn("{task.description}")) as bar:
         row = bar.add_task("", total=steps, completed=trainer.step)

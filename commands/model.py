@@ -65,12 +65,15 @@ def evaluate(
         Path | None,
         option("UTF-8 text, or the .bin that the run was trained on. [default: the run's held-out split]"),
     ] = None,
+    sequence_length: Annotated[
+        int | None, option("Tokens of a window. [default: the context length]")
+    ] = None,
     batch_size: Annotated[
         int | None, option("Windows per batch. [default: 32, or fewer if their logits would fill memory]")
     ] = None,
     stride: Annotated[
         int | None,
-        option("Tokens between windows: fewer give each token more context. [default: the context length]"),
+        option("Tokens between windows: fewer give each token more context. [default: a window's]"),
     ] = None,
     as_json: JsonOption = False,
     backend: BackendOption = "numpy",
@@ -82,14 +85,16 @@ def evaluate(
     from harness.training.evaluation import bits_per_byte, default_batch_size, evaluate
     from harness.training.run_corpus import evaluation_tokens
     from harness.training.runs import open_model
+    from harness.training.settings import sequence_length as check_sequence_length
 
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
     model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
+    T = check_sequence_length(sequence_length, checkpoint.config)
     if batch_size is None:
-        batch_size = default_batch_size(checkpoint.config)
+        batch_size = default_batch_size(checkpoint.config, T)
     with evaluation_tokens(run, checkpoint, text) as tokens:
-        result = evaluate(model, tokens, batch_size, stride=stride)
+        result = evaluate(model, tokens, batch_size, sequence_length=T, stride=stride)
         record = {
             "text": text.name if text and text.suffix != ".bin" else "held-out split",
             "tokens": result.tokens,

@@ -11,6 +11,7 @@ from commands import options
 from commands.options import CONFIG_HELP, MODEL, TOKENIZER_HELP, TRAINING, option
 from contract.components import COMPONENTS
 from contract.errors import ConfigError, command_line
+from contract.presets import PRESETS
 from harness.training.settings import FINE_TUNING, Machine, TrainingSettings
 
 MODEL_FLAGS = [
@@ -52,7 +53,7 @@ def train(
             "--from",
         ),
     ] = None,
-    preset: Annotated[str, _model("tense, nano, gpt2, gpt2-medium, gpt2-large or gpt2-xl.")] = "tense",
+    preset: Annotated[str, _model(f"{', '.join(PRESETS)}.")] = "tense",
     config: Annotated[Path | None, _model(f"{CONFIG_HELP} Instead of --preset.")] = None,
     n_layer: Annotated[int | None, _model("Transformer blocks.")] = None,
     n_head: Annotated[int | None, _model("Attention heads per block.")] = None,
@@ -69,6 +70,9 @@ def train(
     accumulate: Annotated[
         int, _training("Micro-batches per batch: less memory, same result.")
     ] = DEFAULTS.accumulate,
+    sequence_length: Annotated[
+        int | None, _training("Tokens of a sequence. [default: the model's context length]")
+    ] = None,
     learning_rate: Annotated[float, _training("Peak learning rate.")] = DEFAULTS.learning_rate,
     min_learning_rate: Annotated[
         float | None, _training("Learning rate at the end. [default: a tenth of --learning-rate]")
@@ -198,7 +202,7 @@ def _plan(trainer):
     yield "model", f"{parameter_count(config):,} parameters, {backend.name}, {settings.dtype}"
     tokens = f"{len(trainer.windows.tokens):,} tokens to train on, {len(trainer.validation):,} held out"
     yield "text", f"{tokens}, vocabulary {config.vocab_size:,}"
-    batch = f"{settings.batch_size} x {config.context_length} tokens each"
+    batch = f"{settings.batch_size} x {trainer.windows.sequence_length} tokens each"
     yield "training", f"steps {trainer.step:,} to {steps:,}, {batch}, {trainer.epochs:.1f} epochs in all"
     memory = trainer.estimated_memory / 1e6
     yield "machine", f"{backend.threads} threads, about {memory:,.0f} MB of memory at the peak"

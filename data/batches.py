@@ -11,11 +11,11 @@ from contract.randomness import generator
 MAX_SHUFFLE = 1 << 20  # windows, whose order takes 8 MB
 
 
-def windows_per_epoch(tokens: int, context_length: int) -> int:
+def windows_per_epoch(tokens: int, sequence_length: int) -> int:
     """How many windows one epoch over `tokens` tokens has."""
-    check_whole("context_length", context_length, 1)
+    check_whole("sequence_length", sequence_length, 1)
     # One less than would fit leaves room to shift their start.
-    return max(1, (tokens - context_length) // context_length)
+    return max(1, (tokens - sequence_length) // sequence_length)
 
 
 class Windows:
@@ -27,27 +27,27 @@ class Windows:
     The order of a large corpus would not fit into memory, so its epoch has several parts, shuffled one by one:
     of P parts the first has windows 0, P, 2P, ..., the second 1, P + 1, ...
 
-    tokens: int (N,), an array or `data.token_store.StoredTokens`; context_length: T; seed: int
+    tokens: int (N,), an array or `data.token_store.StoredTokens`; sequence_length: T; seed: int
     Raises UserError for fewer than T + 1 tokens, ConfigError for a T or a seed out of range.
     """
 
-    def __init__(self, tokens: np.ndarray, context_length: int, seed: int):
-        check_whole("context_length", context_length, 1)
+    def __init__(self, tokens: np.ndarray, sequence_length: int, seed: int):
+        check_whole("sequence_length", sequence_length, 1)
         check_whole("seed", seed)
-        if len(tokens) <= context_length:
+        if len(tokens) <= sequence_length:
             raise UserError(
-                f"the training text has {len(tokens)} tokens, but one context needs {context_length + 1}; "
-                "give a longer text or a smaller --context-length"
+                f"the training text has {len(tokens)} tokens, but one sequence needs {sequence_length + 1}; "
+                "give a longer text or a smaller --sequence-length"
             )
-        self.tokens, self.context_length, self.seed = tokens, context_length, seed
-        self.per_epoch = windows_per_epoch(len(tokens), context_length)
+        self.tokens, self.sequence_length, self.seed = tokens, sequence_length, seed
+        self.per_epoch = windows_per_epoch(len(tokens), sequence_length)
         self.parts = -(-self.per_epoch // MAX_SHUFFLE)
         self._part, self._starts = None, None
 
     def starts(self, epoch: int, part: int) -> np.ndarray:
         """The first token of every window of a part of an epoch, in the order of training: int64 (windows,)."""
         if (epoch, part) != self._part:
-            T = self.context_length
+            T = self.sequence_length
             room = min(T - 1, len(self.tokens) - 1 - self.per_epoch * T)
             shift = generator(self.seed, "windows", epoch).integers(room + 1)
             draws = generator(self.seed, "windows", epoch, part)
@@ -75,12 +75,12 @@ class Windows:
         check_whole("step", step)
         check_whole("batch_size", batch_size, 1)
         places = range(step * batch_size, (step + 1) * batch_size)
-        return _cut(self.tokens, [self._start(index) for index in places], self.context_length)
+        return _cut(self.tokens, [self._start(index) for index in places], self.sequence_length)
 
 
 def evaluation_batches(
     tokens: np.ndarray,
-    context_length: int,
+    sequence_length: int,
     batch_size: int,
     max_windows: int | None = None,
     stride: int | None = None,
@@ -95,23 +95,23 @@ def evaluation_batches(
         first window and S in the others; the last window may be (1, fewer)
     Raises UserError for fewer than two tokens, ConfigError for a size or a stride out of range.
     """
-    check_whole("context_length", context_length, 1)
+    check_whole("sequence_length", sequence_length, 1)
     check_whole("batch_size", batch_size, 1)
     if max_windows is not None:
         check_whole("max_windows", max_windows, 1)
-    stride = context_length if stride is None else stride
-    check_whole("stride (at most the context length)", stride, 1, context_length)
+    stride = sequence_length if stride is None else stride
+    check_whole("stride (at most the length of a sequence)", stride, 1, sequence_length)
     if len(tokens) < 2:
         raise UserError(f"there is nothing to predict in a text of {len(tokens)} tokens; give at least 2")
-    beyond = len(tokens) - 1 - context_length  # tokens to predict after the first window's
+    beyond = len(tokens) - 1 - sequence_length  # tokens to predict after the first window's
     whole = 1 + beyond // stride if beyond >= 0 else 0
     windows = range(whole)
     if max_windows is not None and whole > max_windows:
         windows = np.linspace(0, whole - 1, max_windows).astype(int)
     # The first window predicts all its tokens, so it has a batch of its own.
-    alone = 1 if stride < context_length else 0
-    yield from _batches(tokens, windows[:alone], stride, context_length, batch_size)
-    for inputs, targets in _batches(tokens, windows[alone:], stride, context_length, batch_size):
+    alone = 1 if stride < sequence_length else 0
+    yield from _batches(tokens, windows[:alone], stride, sequence_length, batch_size)
+    for inputs, targets in _batches(tokens, windows[alone:], stride, sequence_length, batch_size):
         yield inputs, targets[:, -stride:]
     rest = beyond % stride if whole else len(tokens) - 1
     if rest and (max_windows is None or whole == 0):

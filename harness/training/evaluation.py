@@ -49,6 +49,7 @@ def evaluate(
     tokens: np.ndarray,
     batch_size: int,
     *,
+    sequence_length: int | None = None,
     max_windows: int | None = None,
     stride: int | None = None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -56,12 +57,13 @@ def evaluate(
 ) -> Evaluation | None:
     """The mean loss over a text's tokens, each predicted from those before it in its window.
 
-    tokens: int (N,); max_windows, stride: see `data.batches.evaluation_batches`
+    tokens: int (N,); sequence_length: tokens of a window, None for the model's context length
+    max_windows, stride: see `data.batches.evaluation_batches`
     interrupted: asked after every batch whether to leave. returns: None then
     progress: called after every batch with the tokens predicted so far
     """
-    total, count, context = 0.0, 0, backend.config.context_length
-    for inputs, targets in evaluation_batches(tokens, context, batch_size, max_windows, stride):
+    total, count, T = 0.0, 0, sequence_length or backend.config.context_length
+    for inputs, targets in evaluation_batches(tokens, T, batch_size, max_windows, stride):
         total += backend.evaluate(inputs, targets) * targets.size
         count += targets.size
         progress(count)
@@ -70,9 +72,9 @@ def evaluate(
     return Evaluation(total / count, count)
 
 
-def default_batch_size(config: ModelConfig) -> int:
+def default_batch_size(config: ModelConfig, sequence_length: int) -> int:
     """Windows at once: 32, or fewer if their logits would be more than 64 million numbers."""
-    return max(1, min(32, (1 << 26) // (config.context_length * config.vocab_size)))
+    return max(1, min(32, (1 << 26) // (sequence_length * config.vocab_size)))
 
 
 def bits_per_byte(evaluation: Evaluation, tokens: np.ndarray, lengths: np.ndarray) -> float:

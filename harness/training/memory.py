@@ -13,6 +13,7 @@ from contract.randomness import DropoutKey
 from contract.weights import Weights, parameter_count, weight_table
 from harness.training.machine import available_memory
 from harness.training.settings import TrainingSettings
+from numpy_llm.losses import MAX_LOGITS
 from numpy_llm.model import GPT
 
 MAX_ACCUMULATE = 1024  # more micro-batches than anybody would wait for
@@ -25,7 +26,7 @@ def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, 
     memory = available_memory()
     has = f"and this process may use {memory / 1e9:,.1f} GB"
     # The blocks alone, with gradients and moments: the whole weight table could be too large to make.
-    one, two = (parameter_count(replace(config, n_layer=layers)) for layers in (1, 2))
+    one, two = (parameter_count(config.with_layers(layers)) for layers in (1, 2))
     needed = 4 * config.n_layer * (two - one) * np.dtype(settings.dtype).itemsize
     if needed > memory:
         raise UserError(
@@ -39,7 +40,7 @@ def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, 
         return
     way = "choose a smaller --batch-size"
     if estimate(settings.batch_size) > memory:
-        way = "choose a smaller model, a shorter --context-length or a smaller vocabulary"
+        way = "choose a smaller model, a shorter --sequence-length or a smaller vocabulary"
     else:
         for parts in range(settings.accumulate + 1, min(settings.batch_size, MAX_ACCUMULATE) + 1):
             if settings.batch_size % parts == 0 and (less := estimate(parts)) <= memory:
@@ -50,20 +51,25 @@ def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, 
 
 def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int) -> int:
     """Bytes that training takes at its peak: the process, weights, moments and gradients, and what a pass keeps."""
-    size, sequences = sizes(config, T=config.context_length), -(-settings.batch_size // settings.accumulate)
+    T, sequences = settings.tokens_per_sequence(config), -(-settings.batch_size // settings.accumulate)
+    size = sizes(config, T=T)
     per_token, per_pair = cached_numbers(config)
     per_token += 2 * size["C"] + size["V"]  # the residual stream and the logits
+    parts = min(threads, sequences) if backend == "numpy" else 1
+    blocks = 0
+    if -(-sequences // parts) * T * size["V"] > MAX_LOGITS:  # then no more than a block of them is held
+        per_token, blocks = per_token - 2 * size["V"], 3 * parts * MAX_LOGITS
     if backend == "numpy":
         per_token += max(3 * size["F"], 2 * size["H"] * size["T"])  # a layer's gradients
-        gradients = min(threads, sequences)  # each thread's of the output matrix, and then of the embedding
+        gradients = parts  # each thread's of the output matrix, and then of the embedding
     else:
-        per_token += size["V"] + 3 * size["F"]
+        per_token += (0 if blocks else size["V"]) + 3 * size["F"]
         # Without dropout attention is one kernel that keeps no probabilities; with it they stay, with their masks.
         per_pair = per_pair + 2 * size["H"] if config.dropout else 0
         # A second one of the embedding while it is added: a tied output's, another micro-batch's.
         gradients = config.tie_embeddings + (settings.accumulate > 1)
     kept = sequences * size["T"] * (per_token + size["T"] * per_pair)
-    numbers = parameter_count(config) * 4 + gradients * size["V"] * size["C"] + kept
+    numbers = parameter_count(config) * 4 + gradients * size["V"] * size["C"] + kept + blocks
     return int(numbers) * np.dtype(settings.dtype).itemsize + PROCESS_BYTES[backend]
 
 
@@ -77,7 +83,7 @@ def cached_numbers(config: ModelConfig) -> tuple[float, float]:
 
 def _cached(config: ModelConfig, T: int) -> int:
     """The numbers that a pass over T tokens keeps; one layer runs and is counted L times."""
-    small = replace(config, n_layer=1, context_length=T)
+    small = replace(config.with_layers(1), context_length=T)
     flat = np.broadcast_to(np.float32(0), parameter_count(small))  # a single zero, whatever the model's size
     model = GPT(small, Weights(weight_table(small), flat))
     tokens = np.zeros((1, T), np.int64)

@@ -11,7 +11,6 @@ from threading import BrokenBarrierError
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from contract.checks import check_targets
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.randomness import DropoutKey
@@ -21,7 +20,6 @@ from harness.training.backend import BackendSettings
 from harness.training.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate
-from numpy_llm.losses import cross_entropy_forward
 from numpy_llm.model import GPT
 
 
@@ -72,7 +70,7 @@ class NumpyBackend:
                 with turnstile.aborted_by_failure():
                     share = (part.stop - part.start) / len(tokens)
                     dropout = DropoutKey(self.seed, step, first_sequence=part.start)
-                    loss, cache = self.model.forward(tokens[part], targets[part], dropout=dropout)[1:]
+                    loss, cache = self.model.loss(tokens[part], targets[part], dropout=dropout)
                     turn = partial(turnstile.turn, place)
                     self.model.backward(cache, dloss=share, gradients=self._gradients, turn=turn)
                     return share * float(loss)
@@ -98,11 +96,8 @@ class NumpyBackend:
         self.optimizer.update(self._gradients, learning_rate)
 
     def evaluate(self, tokens, targets) -> float:
-        check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)
-
         def evaluate(rows: slice, place: int) -> float:
-            logits, _, _ = self.model.forward(tokens[rows])
-            loss, _ = cross_entropy_forward(logits[:, -targets.shape[1] :], targets[rows])
+            loss, _ = self.model.loss(tokens[rows], targets[rows])
             return float(loss) * (rows.stop - rows.start) / len(tokens)
 
         return sum(self._over_threads(evaluate, _split(slice(0, len(tokens)), self.threads)))

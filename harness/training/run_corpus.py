@@ -6,7 +6,6 @@ from pathlib import Path, PureWindowsPath
 
 import tiktoken
 
-from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError, command_line
 from contract.files import scratch_folder
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare
@@ -91,13 +90,13 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
         del corpus  # Windows removes no file that is still open
 
 
-def check_length(text: Path, info: TokenFileInfo, config: ModelConfig, has_base: bool):
-    """Raise UserError for too few tokens; has_base: whether trained weights fix the context length."""
-    wanted = config.context_length + 1
+def check_length(text: Path, info: TokenFileInfo, T: int):
+    """Raise UserError for too few tokens; T: of a sequence."""
+    wanted = T + 1
     if info.train_tokens < wanted:
-        shorter = "" if has_base or info.train_tokens < 2 else " or a smaller --context-length"
+        shorter = "" if info.train_tokens < 2 else " or a smaller --sequence-length"
         raise UserError(
-            f"{info.source} has {info.train_tokens:,} tokens to train on, but one context takes {wanted:,}; "
+            f"{info.source} has {info.train_tokens:,} tokens to train on, but one sequence takes {wanted:,}; "
             f"give a longer text{shorter}"
         )
     if info.validation_tokens < 2:

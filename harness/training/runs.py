@@ -68,7 +68,7 @@ def start_run(
         corpus, encoding = _training_corpus(text, tokenizer, base, staged.tokens, progress)
         model = model_for(encoding.n_vocab)
         settings = _settings(training, corpus.info, model)
-        check_length(text, corpus.info, model, base is not None)
+        check_length(text, corpus.info, settings.tokens_per_sequence(model))
         backend = _training_backend(machine, model, settings, base and base.weights)
         del corpus  # an open file cannot be moved on Windows
     tokens = text if text.suffix == ".bin" else run.tokens
@@ -150,9 +150,9 @@ def _settings(training: dict, info: TokenFileInfo, config: ModelConfig) -> Train
         raise ConfigError("--steps and --epochs both say how long to train; give one of them")
     if not 0 < epochs < inf:
         raise ConfigError(f"epochs must be a positive number, got {epochs}")
-    per_epoch = windows_per_epoch(info.train_tokens, config.context_length)
-    batch_size = TrainingSettings(**training | {"steps": 1}).batch_size  # a possible one
-    return TrainingSettings(**training, steps=max(1, ceil(epochs * per_epoch / batch_size)))
+    possible = TrainingSettings(**training | {"steps": 1})
+    per_epoch = windows_per_epoch(info.train_tokens, possible.tokens_per_sequence(config))
+    return TrainingSettings(**training, steps=max(1, ceil(epochs * per_epoch / possible.batch_size)))
 
 
 def resume_run(

@@ -5,6 +5,7 @@ from math import inf
 from numbers import Integral, Real
 from typing import NamedTuple
 
+from contract.config import ModelConfig
 from contract.errors import ConfigError
 from harness.training.schedule import learning_rate
 
@@ -28,6 +29,7 @@ class TrainingSettings:
     """Settings of a training run beside its model and its text, stored in every checkpoint.
 
     steps: optimiser steps; batch_size: sequences per step; accumulate: micro-batches per batch
+    sequence_length: tokens of a sequence, None for the model's context length
     learning_rate: the peak; min_learning_rate: where the cosine ends, None for a tenth of the peak
     warmup_steps: steps to reach the peak, None for a tenth of the steps, at most 100
     weight_decay, beta1, beta2: see `numpy_llm.adam`; clip: largest gradient norm, None or inf for no clipping
@@ -40,6 +42,7 @@ class TrainingSettings:
     steps: int = 1500
     batch_size: int = 64
     accumulate: int = 1
+    sequence_length: int | None = None
     learning_rate: float = 3e-3
     min_learning_rate: float | None = None
     warmup_steps: int | None = None
@@ -72,7 +75,7 @@ class TrainingSettings:
             if not fits:
                 raise ConfigError(f"{_flag(name)} must be {wanted}, got {getattr(self, name)}")
 
-        counts = dict.fromkeys(("steps", "batch_size", "eval_interval", "eval_tokens"), 1)
+        counts = dict.fromkeys(("steps", "batch_size", "eval_interval", "eval_tokens", "sequence_length"), 1)
         for name, least in (counts | {"warmup_steps": 0}).items():
             value = getattr(self, name)
             require(value is None or value >= least, name, f"at least {least}")
@@ -97,6 +100,10 @@ class TrainingSettings:
         rates = {"peak": self.learning_rate, "minimum": self.min_learning_rate}
         return learning_rate(step, steps=self.steps, warmup_steps=self.warmup_steps, **rates)
 
+    def tokens_per_sequence(self, config: ModelConfig) -> int:
+        """T of a batch. Raises ConfigError for more than the model can see."""
+        return sequence_length(self.sequence_length, config)
+
     def to_dict(self) -> dict:
         """The settings by name, ready for JSON."""
         return asdict(self)
@@ -105,6 +112,15 @@ class TrainingSettings:
     def from_dict(cls, values: dict) -> "TrainingSettings":
         """The inverse of `to_dict`; names that are not settings are ignored."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+def sequence_length(wanted: int | None, config: ModelConfig) -> int:
+    """The length of sequences of this model: its context length for None. Raises ConfigError for an impossible one."""
+    if wanted is not None and not 1 <= wanted <= config.context_length:
+        raise ConfigError(
+            f"sequence-length must be from 1 to the model's context length, {config.context_length:,}, got {wanted:,}"
+        )
+    return wanted or config.context_length
 
 
 def _flag(name: str) -> str:

@@ -6,7 +6,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from contract.checks import check_targets
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import DropoutKey
@@ -14,7 +13,6 @@ from contract.trace import Trace
 from harness.training.backend import BackendSettings
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate
-from torch_llm.losses import cross_entropy
 from torch_llm.model import GPT
 
 
@@ -52,7 +50,7 @@ class TorchBackend:
         for inputs, outputs in zip(*pieces, strict=True):
             dropout = DropoutKey(self.seed, step, first_sequence=first)
             # Taking the loss alone frees the logits before the backward pass.
-            loss = self.model(torch.tensor(inputs), torch.tensor(outputs), dropout=dropout)[1]
+            loss = self.model.loss(torch.tensor(inputs), torch.tensor(outputs), dropout=dropout)
             loss = loss * (len(inputs) / len(tokens))  # this part's share of the batch's mean
             loss.backward()
             total = total + loss.detach()
@@ -75,10 +73,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def evaluate(self, tokens, targets) -> float:
-        check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)
-        logits, _ = self.model(torch.tensor(tokens))
-        targets = torch.tensor(targets, dtype=torch.int64, device=self.device)
-        return float(cross_entropy(logits[:, -targets.shape[1] :], targets))
+        return float(self.model.loss(torch.tensor(tokens), torch.tensor(targets)))
 
     def weights(self) -> Mapping[str, np.ndarray]:
         return _arrays(self._weights)

@@ -70,7 +70,7 @@ class Trainer:
         self, backend: Backend, settings: TrainingSettings, run: RunFolder, corpus, tokenizer, record: dict
     ):
         self.backend, self.settings, self.run, self.tokenizer = backend, settings, run, tokenizer
-        self.windows = Windows(corpus.train, backend.config.context_length, settings.seed)
+        self.windows = Windows(corpus.train, settings.tokens_per_sequence(backend.config), settings.seed)
         self.validation, self.record = corpus.validation, record
         self.report: Callable[[Progress], None] = lambda progress: None
         self.report_evaluation: Callable[[int, int], None] = lambda tokens, total: None
@@ -172,13 +172,13 @@ class Trainer:
         return last and self._final_windows() != self._held_out_windows(0)
 
     def _final_windows(self) -> int | None:
-        passed = self.settings.steps * self.settings.batch_size * self.windows.context_length
+        passed = self.settings.steps * self.settings.batch_size * self.windows.sequence_length
         return self._held_out_windows(self.settings.eval_tokens or min(MAX_FINAL_TOKENS, passed // 2))
 
     def _held_out_windows(self, tokens: int) -> int | None:
         """The windows that predict `tokens` tokens, at least those of the quick evaluation; None for all."""
-        windows = max(QUICK_EVALUATION_WINDOWS, tokens // self.windows.context_length)
-        return windows if windows < (len(self.validation) - 1) // self.windows.context_length else None
+        windows = max(QUICK_EVALUATION_WINDOWS, tokens // self.windows.sequence_length)
+        return windows if windows < (len(self.validation) - 1) // self.windows.sequence_length else None
 
     def _evaluate_and_save(self, metrics: MetricsLog) -> tuple[Evaluation | None, bool]:
         """Evaluate if due. Write a checkpoint after that, when told to stop, and when the last one is old.
@@ -246,7 +246,8 @@ class Trainer:
 
     def _evaluate(self, metrics: MetricsLog, windows: int | None, **options) -> Evaluation | None:
         """returns: None if told to stop before the end; the evaluation is then still due"""
-        options |= {"max_windows": windows, "interrupted": self.interrupted}
+        T = self.windows.sequence_length
+        options |= {"sequence_length": T, "max_windows": windows, "interrupted": self.interrupted}
         with self._saved_if_unreadable(metrics):
             evaluation = evaluate(self.backend, self.validation, self.settings.batch_size, **options)
         if evaluation and not isfinite(evaluation.loss):
@@ -271,7 +272,7 @@ class Trainer:
     def _evaluate_finally(self, metrics: MetricsLog) -> Evaluation | None:
         """The final evaluation, of more windows than the quick one; it is recorded and decides nothing."""
         windows = self._final_windows()
-        total = windows * self.windows.context_length if windows else len(self.validation) - 1
+        total = windows * self.windows.sequence_length if windows else len(self.validation) - 1
         self.report_evaluation(0, total)
         evaluation = self._evaluate(
             metrics, windows, progress=lambda done: self.report_evaluation(done, total)

@@ -167,7 +167,7 @@ CASES = {
     "a short text": (
         lambda: Path("short.txt").write_text("One, two.\n" * 2),
         f"train --text short.txt {MODEL} --context-length 64",
-        "give a longer text or a smaller --context-length",
+        "give a longer text or a smaller --sequence-length",
         [f"train --text short.txt {MODEL} --context-length 4"],
     ),
 }

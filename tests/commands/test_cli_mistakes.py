@@ -79,7 +79,7 @@ MISTAKES = [
     (f"{TRAIN} --backend jax", 2, "unknown backend 'jax'; choose numpy or torch"),
     (f"{TRAIN} --activation gelu", 2, "activation 'gelu' is the exact-erf GELU"),
     (f"{TRAIN} --activation tanh", 2, "unknown activation 'tanh'"),
-    (f"{TRAIN} --position rotary", 2, "unknown position 'rotary'"),
+    (f"{TRAIN} --position rope", 2, "unknown position 'rope'"),
     (f"{TRAIN} --dtype float16", 2, "dtype must be float32 or float64, got float16"),
     ("fly", 2, "No such command 'fly'"),
     (f"{TRAIN} --wings 2", 2, "No such option"),
@@ -107,7 +107,7 @@ MISTAKES = [
     (f"{TRAIN} --d-model 1000000000000", 1, "GB of memory to train, and this process may use"),
     (f"{TRAIN} --d-ff 1000000000000", 1, "GB of memory to train, and this process may use"),
     (f"{TRAIN} --batch-size 1000000000000", 1, "choose a smaller --batch-size"),
-    (f"{TRAIN} --context-length 1000000000000", 1, "one context takes 1,000,000,000,001"),
+    (f"{TRAIN} --context-length 1000000000000", 1, "one sequence takes 1,000,000,000,001"),
     (f"{TRAIN} --steps 99999999999999999999", 2, "steps must be below 2^63"),
     (f"train --text text.txt --out new --epochs 1e300 {SMALL}", 2, "steps must be below 2^63"),
     (f"{TRAIN} --accumulate 99999999999999999999", 2, "does not divide into --accumulate"),
@@ -345,7 +345,7 @@ def test_a_mistake_is_one_line(fail, arguments, code, words):
 def test_a_context_that_the_text_cannot_fill(fail):
     """A text shorter than a context names both lengths and what to change."""
     _, err = fail(*f"{TRAIN} --context-length 100000".split())
-    assert "one context takes 100,001; give a longer text or a smaller --context-length" in err
+    assert "one sequence takes 100,001; give a longer text or a smaller --sequence-length" in err
 
 
 def test_pytorch_is_missing(fail, monkeypatch):

@@ -415,7 +415,7 @@ def test_an_infinite_limit_clips_nothing(twin):
         ),
         (
             lambda: list(evaluation_batches(np.arange(50), 8, 2, stride=2.5)),
-            "stride (at most the context length) must be a whole number from 1 to",
+            "stride (at most the length of a sequence) must be a whole number from 1 to",
         ),
         (lambda: initial_weights(CONFIG, 0, None), "dtype must be float32 or float64, got None"),
     ],

@@ -217,11 +217,11 @@ def test_a_held_out_part_that_would_not_help(succeed, fail):
 
 
 def test_advice_with_trained_weights(run, succeed, fail):
-    """With --from neither another context nor another tokenizer is advised, which it refuses."""
+    """With --from a shorter sequence is advised, and no other tokenizer, which it refuses."""
     Path("tiny.txt").write_text("The b")
     start = ("train", "--from", run, "--out", "b", "--steps", 1)
     err = fail(*start, "--text", "tiny.txt")
-    assert "one context takes 9; give a longer text\n" in err
+    assert "one sequence takes 9; give a longer text or a smaller --sequence-length\n" in err
     Path("new.txt").write_text(Path("text.txt").read_text() + "日")
     err = fail(*start, "--text", "new.txt")
     assert "has no token for '日' (U+65E5); omit them, or train a new model without --from\n" in err

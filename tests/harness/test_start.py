@@ -116,8 +116,8 @@ def test_the_seed_decides_all(start):
 @pytest.mark.parametrize(
     ("content", "context_length", "words"),
     [
-        ("abcabcab" * 2, 16, "14 tokens to train on, but one context takes 17"),
-        ("abcabcab" * 2, 14, "14 tokens to train on, but one context takes 15"),
+        ("abcabcab" * 2, 16, "14 tokens to train on, but one sequence takes 17"),
+        ("abcabcab" * 2, 14, "14 tokens to train on, but one sequence takes 15"),
         ("abab", 2, "0 tokens to validate on"),
         ("abcabcab" * 2, 13, None),
         ("abcabca" * 2, 2, "1 tokens to validate on"),
