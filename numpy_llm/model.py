@@ -107,9 +107,9 @@ class GPT:
         Raises ConfigError for tokens and targets of another kind or shape, or outside the vocabulary.
         """
         check_batch(tokens, targets, self.config)
-        trace.give(tokens=tokens, targets=targets, **self.weights)
         if self.positions is not None:
-            trace.give(positions=self.positions)
+            trace.give(positions=self.positions)  # learned ones are named as the weight that they are
+        trace.give(tokens=tokens, targets=targets, **self.weights)
         x, stream_cache = self.stream_forward(tokens, dropout=dropout, trace=trace)
         logits, output_cache, cap_cache = self.logits_forward(x, trace)
         if targets is None:

@@ -176,11 +176,14 @@ class Dataflow:
         """What a program with the mistake reads beside the arguments, by the names that it has for it.
 
         normed: of the norm that reads the stream at this place; an argument, such as scale, of the operation that
-        made the first argument; or any tensor by its name.
+        made the first argument, or of the one before that; or any tensor by its name.
         """
-        first = getattr(node.arguments[0], "name", "")
+        first, known = getattr(node.arguments[0], "name", ""), {}
         maker = self.makers.get(first)
-        known = dict(zip(OPERATIONS[maker.operation].roles, maker.arguments, strict=True)) if maker else {}
+        for _ in range(2):
+            if maker:
+                known = dict(zip(OPERATIONS[maker.operation].roles, maker.arguments, strict=True)) | known
+                maker = self.makers.get(getattr(maker.arguments[0], "name", ""))
         norms = [Named(each.results[0]) for each, _ in self.uses.get(first, []) if "norm" in each.operation]
         known["normed"] = norms[0] if norms else None
         return {name: known.get(name, Named(name)) for name in mistake.reads}

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from contract.config import ModelConfig
 from learn.exercises.exercise import Trial
 from learn.exercises.inputs import config_of
 from numpy_llm import adam as optimizers
@@ -196,7 +197,9 @@ def block_forward(x, weights, n_head):
     middle = x + attention(norm_1(x))
     y = middle + feed_forward(norm_2(middle)),   feed_forward(x) = gelu(x W_upᵀ + b_up) W_downᵀ + b_down
     """
-    config = SimpleNamespace(n_head=n_head, head_size=x.shape[-1] // n_head, dropout=0.0)
+    sizes = {"n_head": n_head, "d_model": x.shape[2], "context_length": x.shape[1]}
+    others = {"vocab_size": 1, "n_layer": 1, "d_ff": 1, "activation": "gelu_tanh", "position": "learned"}
+    config = ModelConfig(**sizes, **others)
     normed, norm_1_cache = layer_norm_forward(x, weights["norm_1.weight"], weights["norm_1.bias"], 1e-5)
     branch, attention_cache = attention.attention_forward(normed, weights, "attention", config)
     middle = x + branch

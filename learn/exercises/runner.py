@@ -107,12 +107,16 @@ def _with_any_cache(backward, named):
 
 def _with_any_config(forward):
     """`attention_forward` that takes its configuration as a few attributes too."""
+    from contract.config import ModelConfig
 
     @functools.wraps(forward)
     def accepting(x, weights, name, config):
-        from learn.exercises.inputs import config_of
-
-        return forward(x, weights, name, config_of(*x.shape[1:], config.n_head, 1))
+        if not isinstance(config, ModelConfig):
+            config = ModelConfig(
+                vocab_size=1, context_length=x.shape[1], n_layer=1, n_head=config.n_head, d_model=x.shape[2], d_ff=1,
+                activation="relu", position="learned",
+            )  # fmt: skip
+        return forward(x, weights, name, config)
 
     return accepting
 

@@ -228,7 +228,8 @@ def test_a_sliding_window_predicts_every_token_once(count, stride, batch_size):
 def test_impossible_stride(stride):
     """A window that stands still, or leaves tokens out, is refused."""
     with pytest.raises(
-        ConfigError, match=rf"at most the length of a sequence\) must be a whole number from 1 to 8, got {stride}"
+        ConfigError,
+        match=rf"at most the length of a sequence\) must be a whole number from 1 to 8, got {stride}",
     ):
         list(evaluation_batches(corpus(61), 8, 4, stride=stride))
 

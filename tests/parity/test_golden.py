@@ -36,11 +36,11 @@ PACKS = sorted(COMMITTED)
 
 
 def test_committed_packs_are_small():
-    """Three models at least, under 1.3 MB together."""
+    """Five models, under 1.6 MB together."""
     assert pack_names() == PACKS
-    assert len(PACKS) >= 3
+    assert len(PACKS) >= 5
     files = [path for name in PACKS for path in GOLDEN.glob(f"{name}.*")]
-    assert sum(path.stat().st_size for path in files) < 1_300_000
+    assert sum(path.stat().st_size for path in files) < 1_600_000
 
 
 @pytest.mark.parametrize("name", PACKS)
@@ -243,7 +243,7 @@ def test_a_raw_export_explains_itself(tmp_path, run_cli, packs):
     for each in pack.manifest["operations"].values():
         assert each in page
     assert "out (query then key then value; each head after head), in" in page
-    assert len(page.splitlines()) < 160
+    assert len(page.splitlines()) < 180
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
