@@ -217,4 +217,5 @@ def _require_described(tensor: np.ndarray, row: dict, exported: bool):
     found = list(tensor.shape), tensor.dtype.name, digest(tensor)
     described = row["shape"], row["dtype"], row.get("sha256", found[-1] if exported else None)
     if found != described:
-        raise ValueError(f"{row['name']} is not what the manifest says")
+        told = "what was exported" if exported else "what the manifest says"
+        raise ValueError(f"{row.get('file', row['name'])} is not {told}")
