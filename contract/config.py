@@ -13,6 +13,7 @@ Dimension letters, used in every shape comment of the project:
     L  layers           `n_layer`
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from os import PathLike
@@ -154,7 +155,7 @@ class ModelConfig:
             value = getattr(self, name)
             if value is None and name != "embedding_scale":
                 continue
-            if not _is_number(value) or not 0 < value < float("inf"):
+            if not _is_number(value) or not 0 < value <= sys.float_info.max:
                 raise ConfigError(f"{name} must be a finite number above 0, got {value!r}")
 
     def _check_positions(self):
@@ -231,7 +232,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict:
         """The fields by name, ready for JSON."""
-        return asdict(self)
+        return asdict(self) | {"layer_pattern": list(self.layer_pattern)}
 
     @classmethod
     def from_dict(cls, values: dict) -> "ModelConfig":

@@ -20,6 +20,8 @@ TWINS = {
     "position": (numpy_llm.positions.POSITIONS, torch_llm.positions.POSITIONS),
     "norm": (numpy_llm.norms.NORMS, torch_llm.norms.NORMS),
     "activation": (numpy_llm.feed_forward.ACTIVATIONS, torch_llm.feed_forward.ACTIVATIONS),
+    "feed_forward": (numpy_llm.feed_forward.FEED_FORWARDS, torch_llm.feed_forward.FEED_FORWARDS),
+    "block": (numpy_llm.block.BLOCKS, torch_llm.block.BLOCKS),
 }
 
 
@@ -61,7 +63,7 @@ def test_choices(slot, tiny_config):
     for twin in TWINS[slot]:
         assert list(twin) == list(COMPONENTS[slot])
     for choice in COMPONENTS[slot]:
-        assert getattr(tiny_config(**{slot: choice}), slot) == choice
+        assert getattr(tiny_config(**{slot: choice}, head_size=4), slot) == choice
     with pytest.raises(
         ConfigError, match=f"unknown {slot} 'other'; choose {' or '.join(map(repr, COMPONENTS[slot]))}"
     ):
@@ -73,7 +75,7 @@ def test_parts_are_slots_and_letters_have_sizes(tiny_config):
     all_rows = [row for choices in COMPONENTS.values() for choice in choices.values() for row in choice]
     assert {row.slot for row in all_rows if isinstance(row, Part)} == COMPONENTS.keys() - {"model"}
     used = {letter for row in all_rows if not isinstance(row, Part) for letter in row.letters.split()}
-    assert used <= sizes(tiny_config()).keys()
+    assert used <= sizes(tiny_config()).keys() | {"…", "N"}  # of what a part stands over
 
 
 def test_letters_and_sizes():

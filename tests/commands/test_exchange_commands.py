@@ -97,7 +97,7 @@ def test_stride_is_seen(succeed, fail, imported, text):
     assert narrow["tokens"] == plain["tokens"]
     assert narrow["nats_per_token"] != plain["nats_per_token"]
     for stride in (0, 17, -1):
-        assert "context length) must be a whole number from 1 to 16" in fail(
+        assert "length of a sequence) must be a whole number from 1 to 16" in fail(
             2, "evaluate", imported, "--text", text, "--stride", stride
         )
 

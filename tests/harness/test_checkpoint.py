@@ -224,7 +224,7 @@ def edits(record):
             )
     for name in record["model"]:
         for other in (None, "x", -1, [], {}, 10**400):
-            if other is None and name in ("head_size", "n_kv_head"):  # their default
+            if other is None and ModelConfig.__dataclass_fields__[name].default is None:
                 continue
             yield (
                 f"model {name}",
