@@ -8,6 +8,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.files import sha256_of
 from contract.schema import checksum
