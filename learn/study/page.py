@@ -15,7 +15,7 @@ from contract.config import ModelConfig
 from contract.errors import visible
 from contract.weights import parameter_count
 from learn.study import tensors
-from learn.study.chapters import chapters_of
+from learn.study.chapters import Chapter, chapters_of
 from learn.study.layout import lay_out
 from learn.study.map import draw_map, link
 from learn.study.one_pass import LEARNING_RATE, Pass, run_pass
@@ -63,6 +63,7 @@ def study_page(subject: Subject) -> str:
         run=run,
         loss=run.by_hand("activation")["loss"],
         chapters=chapters,
+        unexplained=_unexplained(run, own),
         map=draw_map(run, own),
         strip=proof_strip(run.rows),
         worst={dtype: max(rows, key=lambda row: row.error / row.limit) for dtype, rows in run.rows.items()},
@@ -77,6 +78,13 @@ def study_page(subject: Subject) -> str:
         data=Markup(_json(_data(subject, run, moved, chapters))),
         **_files(),
     )
+
+
+def _unexplained(run: Pass, chapters: list[Chapter]) -> list[str]:
+    """The operations of a pass whose code no chapter shows, in words; dropout is off in it."""
+    shown = {name.rpartition(".")[2] for chapter in chapters for name in chapter.functions()}
+    found = dict.fromkeys(node.operation for node in run.flow.nodes if node.operation != "dropout")
+    return [name.replace("_", " ") for name in found if f"{name}_forward" not in shown and name not in shown]
 
 
 def _template() -> jinja2.Template:
