@@ -2,13 +2,13 @@
 
 A file is the chapter of its operation, or a table of chapters: the operation at different places, or a part of it.
 A chapter gives its two sentences, its symbols with the variables of the code that they stand for, the functions to
-show, and the steps of its derivation, each with a formula and the lines that it explains.
+show, and the steps of its derivation, each with a formula and the variables whose assignments it explains.
 """
 
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from contract.config import ModelConfig
 from contract.trace import Node
 from learn.study.formulas import Formula, symbol_latex
-from learn.study.source import Excerpt, excerpt, variables
+from learn.study.source import Excerpt, excerpt, statement_lines
 from operations.catalogue import OPERATIONS
 
 FOLDER = Path(__file__).parents[2] / "operations"
@@ -29,11 +29,12 @@ class Symbol:
 
     code: the variable that it stands for; means: in words; latex: how it is written
     function: whose variable it is, "" for the first of the chapter's that has it
-    result_of: the function whose (first) result is the value, "" for the variable's own
+    result_of: the function whose result is the value, "" for the variable's own; result: which of several
     at: the place whose call to look at, "" for the chapter's first; key: the name to look up in a mapping
     before: the value before the function changed it in place
     formula: given by a formula, not by a variable that still holds it when the function returns
     shape: of such a one, in dimension letters
+    needs: the settings without which it is 0 and not written
     """
 
     code: str
@@ -41,30 +42,33 @@ class Symbol:
     latex: str
     function: str = ""
     result_of: str = ""
+    result: int = 0
     at: str = ""
     key: str = ""
     before: bool = False
     formula: bool = False
     shape: str = ""
+    needs: Mapping = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a derivation: what it says, its formula, and fragments of the lines that do it, if any do.
+    """A step of a derivation: what it says and its formula.
 
-    torch: fragments of the PyTorch lines that do the same; needs: the settings that a configuration must have
+    shows: what it explains in NumPy's code of its side, see `statement_lines`; torch: in the twin's
+    needs: the settings that a configuration must have
     """
 
     side: str
     says: str
     formula: Formula
-    lines: list[str] = field(default_factory=list)
+    shows: list[str] = field(default_factory=list)
     torch: list[str] = field(default_factory=list)
     needs: Mapping = field(default_factory=dict)
 
-    def fragments(self, side: str) -> list[str]:
-        """What to look for in the code of one side."""
-        return self.torch if side == "torch" else self.lines if side == self.side else []
+    def explains(self, side: str) -> list[str]:
+        """What it explains in the code of one side."""
+        return self.torch if side == "torch" else self.shows if side == self.side else []
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,12 @@ class Chapter:
     """A chapter of the page.
 
     operation: the stem of its pair, as a trace records it
-    code: functions to show, or parts of them, from the line holding `first` to that holding `last`
+    code: functions, which statements of each to show, all where none are named, and what settings they need
     dimensions: sizes of those that are the chapter's own, as expressions
     places: the tensors that it makes, without "blocks.0."; all of the operation's where none are given
     labels: what the map calls them, by place, where that is not the title
     of_inputs: it has no tensors of its own and shows those that it reads
+    needs: the settings of a model that has it
     """
 
     name: str
@@ -90,6 +95,20 @@ class Chapter:
     places: list[str] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)
     of_inputs: bool = False
+    needs: Mapping = field(default_factory=dict)
+
+    def of(self, config: ModelConfig) -> "Chapter":
+        """What applies to a model of this configuration."""
+        absent = {name for name, symbol in self.symbols.items() if not fits(symbol.needs, config)}
+        steps = [
+            replace(step, formula=step.formula.without(absent))
+            for step in self.steps
+            if fits(step.needs, config)
+        ]
+        used = {name for step in steps for name in step.formula.symbols}
+        symbols = {name: symbol for name, symbol in self.symbols.items() if name in used}
+        code = [each for each in self.code if fits(each.get("needs", {}), config)]
+        return replace(self, steps=steps, symbols=symbols, code=code)
 
     def nodes(self, nodes: Iterable[Node]) -> list[Node]:
         """Where a model does this."""
@@ -104,13 +123,33 @@ class Chapter:
         """The tensors that the chapter shows of one of its nodes."""
         return node.inputs if self.of_inputs else list(node.results)
 
-    def excerpts(self, side: str, config: ModelConfig) -> list[Excerpt]:
-        """The code of one side that a model of this configuration runs."""
-        return [
-            excerpt(each["function"], each.get("first", ""), each.get("last", ""))
-            for each in self.code
-            if side_of(each["function"]) == side and fits(each.get("needs", {}), config)
-        ]
+    def excerpts(self, side: str) -> list[Excerpt]:
+        """The code of one side."""
+        own = [each for each in self.code if side_of(each["function"]) == side]
+        return [excerpt(each["function"], tuple(each.get("shows", ()))) for each in own]
+
+    def explained(self, side: str) -> dict[tuple[str, int], list[int]]:
+        """The steps that explain a line of one side, from 0, by the line's file and number.
+
+        Raises ValueError for a step that names what no code beside it assigns.
+        """
+        found: dict[tuple[str, int], list[int]] = {}
+        for at, step in enumerate(self.steps):
+            for name in step.explains(side):
+                lines = [
+                    (shown.path, number)
+                    for shown in self.excerpts(side)
+                    for number in sorted(statement_lines(shown.function, name) & shown.lines.keys())
+                ]
+                if not lines:
+                    raise ValueError(
+                        f"operations/{self.operation}.toml, {self.name}: no code beside "
+                        f"{step.formula.text!r} assigns {name}"
+                    )
+                for line in dict.fromkeys(lines):
+                    if at not in found.setdefault(line, []):
+                        found[line].append(at)
+        return found
 
     def functions(self) -> list[str]:
         """Every NumPy function that is shown or that a symbol's value comes from."""
@@ -119,11 +158,6 @@ class Chapter:
             each for symbol in self.symbols.values() for each in (symbol.function, symbol.result_of) if each
         ]
         return list(dict.fromkeys([*shown, *named]))
-
-    def names_variable(self, symbol: Symbol) -> bool:
-        """Whether the code has the variable that the symbol stands for."""
-        functions = [symbol.function] if symbol.function else self.functions()
-        return any(symbol.code in variables(function) for function in functions)
 
 
 def place(tensor: str) -> str:
@@ -144,8 +178,12 @@ def side_of(function: str) -> str:
 
 
 def fits(needs: Mapping, config: ModelConfig) -> bool:
-    """Whether a configuration has the settings that an entry needs."""
-    return all(getattr(config, name) == value for name, value in needs.items())
+    """Whether a configuration has the settings that an entry needs; true and false stand for any value or none."""
+    facts = vars(config) | {"grouped": config.n_kv_head < config.n_head}
+    return all(
+        (bool(facts[name]) if isinstance(value, bool) else facts[name]) == value
+        for name, value in needs.items()
+    )
 
 
 @lru_cache
@@ -154,7 +192,7 @@ def all_chapters() -> tuple[Chapter, ...]:
     found = []
     for operation in (*OPERATIONS, "adamw"):
         file = FOLDER / f"{operation}.toml"
-        if file.exists():  # some are explained in another's chapter
+        if file.exists():  # some are explained in another's chapter, or not yet
             content = tomllib.loads(file.read_text(encoding="utf-8"))
             entries = {operation: content} if "title" in content else content
             for name, entry in entries.items():
@@ -162,24 +200,24 @@ def all_chapters() -> tuple[Chapter, ...]:
     return tuple(found)
 
 
-def chapters_of(nodes: list[Node]) -> list[Chapter]:
+def chapters_of(nodes: list[Node], config: ModelConfig) -> list[Chapter]:
     """The chapters of a model with this dataflow, in its order."""
     found = []
     for chapter in all_chapters():
-        if own := chapter.nodes(nodes):
-            found.append((next(at for at, node in enumerate(nodes) if node is own[0]), chapter))
-        elif chapter.operation not in OPERATIONS:
-            found.append((len(nodes), chapter))
+        own = chapter.nodes(nodes) if fits(chapter.needs, config) else []
+        if own or chapter.operation not in OPERATIONS:
+            first = next((at for at, node in enumerate(nodes) if own and node is own[0]), len(nodes))
+            found.append((first, chapter.of(config)))
     return [chapter for _, chapter in sorted(found, key=itemgetter(0))]
 
 
 def _chapter(name: str, operation: str, entry: dict) -> Chapter:
     indices = entry.pop("indices")
-    steps = [
-        Step(**row | {"side": side, "formula": Formula(row["formula"], indices)})
-        for side in ("forward", "backward")
-        for row in entry.pop(side, ())
-    ]
+    steps = []
+    for side in ("forward", "backward"):
+        for row in entry.pop(side, ()):
+            whole = {"torch": ["return"] if side == "forward" else []} | row
+            steps.append(Step(side=side, **whole | {"formula": Formula(row["formula"], indices)}))
     symbols = {}
     for letter, row in entry.pop("symbols").items():
         row = row | {key: _pairs.get(row[key], row[key]) for key in ("function", "result_of") if key in row}
@@ -205,8 +243,7 @@ _pairs = {
 def _code(entry: str | dict) -> list[dict]:
     """The code that an entry of the list means: of a pair and its twin, of a function, or of some of its lines."""
     if isinstance(entry, dict):
-        line = entry.get("line")
-        return [entry | {"first": line, "last": line} if line else entry]
+        return [entry]
     if entry not in OPERATIONS:
         return [{"function": _pairs.get(entry, entry)}]
     forward, backward = _pairs[f"{entry}_forward"], _pairs[f"{entry}_backward"]

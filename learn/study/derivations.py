@@ -5,21 +5,18 @@ import re
 import numpy as np
 
 from contract.components import sizes
-from learn.study.chapters import Chapter, Symbol, all_chapters, fits, place
+from learn.study.chapters import Chapter, Symbol, place
 from learn.study.formulas import Formula, partial_derivative
-from learn.study.witness import ADAM_CALL, SIZES, Call, Witness, find_function, rerun
+from learn.study.witness import ADAM_CALL, SIZES, Call, Witness, rerun
 
 
 def step_errors(chapter: Chapter, witness: Witness) -> list[float]:
     """The error of each step's formula on a witness's numbers, relative to the largest magnitude.
 
-    A formula whose left side has no value yet defines it, and has error 0. nan: for other settings.
+    A formula whose left side has no value yet defines it, and has error 0.
     """
     reading = _Reading(chapter, witness)
-    return [
-        reading.error(step.formula) if fits(step.needs, witness.config) else float("nan")
-        for step in chapter.steps
-    ]
+    return [reading.error(step.formula) for step in chapter.steps]
 
 
 def shapes(chapter: Chapter, witness: Witness) -> dict[str, str]:
@@ -31,12 +28,6 @@ def shapes(chapter: Chapter, witness: Witness) -> dict[str, str]:
         name: symbol.shape or ", ".join(letters[size] for size in np.shape(reading.values.get(name, 0)))
         for name, symbol in chapter.symbols.items()
     }
-
-
-def every_function() -> list[str]:
-    """What a witness has to watch for all chapters."""
-    names = [each for chapter in all_chapters() for each in chapter.functions()]
-    return [each for each in dict.fromkeys(names) if hasattr(find_function(each), "__code__")]
 
 
 class _Reading:
@@ -69,17 +60,11 @@ class _Reading:
         call = self._call(symbol, function) if function else None
         if call is None or argument not in call.arguments:
             return self.formulas[of].evaluate(1, self.values | {by: value}, self.sizes)
-        wanted = "return" if symbol.result_of else symbol.code
-        return np.asarray(rerun(function, call, {argument: value}, wanted))
+        return _value_in(symbol, rerun(function, call, {argument: value}))
 
     def _value(self, symbol: Symbol) -> np.ndarray:
         function = symbol.result_of or self._function_with(symbol)
-        call = self._call(symbol, function)
-        if symbol.result_of:
-            return np.asarray(call.variables["return"])
-        found = call.arguments if symbol.before and symbol.code in call.arguments else call.variables
-        value = found[symbol.code] if symbol.code in found else getattr(found["self"], symbol.code)
-        return np.asarray(value[symbol.key] if symbol.key else value)
+        return _value_in(symbol, self._call(symbol, function))
 
     def _call(self, symbol: Symbol, function: str) -> Call:
         """The call at the symbol's place: the pass runs an operation's places in order, and backward in reverse."""
@@ -108,3 +93,12 @@ class _Reading:
             if calls and hasattr(calls[0].variables.get("self"), symbol.code):
                 return function
         raise ValueError(f"{self.chapter.name}: no function was called that has {symbol.code}")
+
+
+def _value_in(symbol: Symbol, call: Call) -> np.ndarray:
+    """The value of a symbol in a call."""
+    if symbol.result_of:
+        return np.asarray(call.results[symbol.result])
+    found = call.arguments if symbol.before and symbol.code in call.arguments else call.variables
+    value = found[symbol.code] if symbol.code in found else getattr(found["self"], symbol.code)
+    return np.asarray(value[symbol.key] if symbol.key else value)

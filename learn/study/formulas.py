@@ -9,7 +9,7 @@ the chapter. Omitted leading indices are 0: `x[i]` speaks of the first token of 
 
 import ast
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import product
 
 import numpy as np
@@ -50,7 +50,13 @@ class Formula:
         """The names that are no index, dimension, function or constant: what the code must have."""
         names = {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
         known = self.indices.keys() | set(self.indices.values()) | FUNCTIONS.keys() | CONSTANTS.keys()
-        return names - known - {"sum", "partial", "B", "T", "C", "H", "D", "F", "V"}
+        return names - known - {"sum", "partial", *"BTCHKDFV"}
+
+    def without(self, absent: Collection[str]) -> "Formula":
+        """The formula with these symbols, which are added to something in it, left out."""
+        return (
+            Formula(ast.unparse(_Without(absent).visit(_copy(self.tree))), self.indices) if absent else self
+        )
 
     def latex(self, looks: Mapping[str, str]) -> list[str]:
         """The formula in LaTeX, a line for each ==; looks: LaTeX of the symbols not written as they are called."""
@@ -159,6 +165,18 @@ class _Quote(ast.NodeTransformer):
             name = each.value.id if isinstance(each, ast.Subscript) else each.id
             arguments += [ast.Constant(name), ast.Tuple(_places(each), ast.Load())]
         return ast.Call(node.func, arguments, [])
+
+
+class _Without(ast.NodeTransformer):
+    """a + b[i] -> a, where b is absent."""
+
+    def __init__(self, absent: Collection[str]):
+        self.absent = absent
+
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        added = isinstance(node.op, ast.Add) and isinstance(node.right, ast.Subscript)
+        return node.left if added and node.right.value.id in self.absent else node
 
 
 def _places(node) -> list[ast.expr]:

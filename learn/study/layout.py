@@ -6,7 +6,7 @@ from itertools import groupby
 from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
-from learn.study.chapters import SIDES, Chapter, Step, block_of, fits
+from learn.study.chapters import SIDES, Chapter, Step, block_of
 from learn.study.derivations import shapes, step_errors
 from learn.study.one_pass import Pass
 from learn.study.source import highlighted
@@ -20,16 +20,15 @@ _TITLES = {"forward": "NumPy, forward", "backward": "NumPy, backward", "torch": 
 
 def lay_out(chapter: Chapter, run: Pass, witness: Witness) -> dict:
     """What the template needs of a chapter."""
-    errors = step_errors(chapter, witness)
-    shown = [pair for pair in zip(chapter.steps, errors, strict=True) if fits(pair[0].needs, run.config)]
-    steps = [_step(chapter, step, number, error) for number, (step, error) in enumerate(shown, 1)]
-    columns = [_column(chapter, side, run, steps) for side in SIDES]
+    pairs = zip(chapter.steps, step_errors(chapter, witness), strict=True)
+    steps = [_step(chapter, step, number, error) for number, (step, error) in enumerate(pairs, 1)]
+    columns = [_column(chapter, side, steps) for side in SIDES]
     views = views_of(chapter, run)
     return {
         "name": chapter.name,
         "title": chapter.title,
         "summary": chapter.summary,
-        "symbols": _symbols(chapter, [step for step, _ in shown], run, shapes(chapter, witness)),
+        "symbols": _symbols(chapter, run.sizes, shapes(chapter, witness)),
         "steps": steps,
         "columns": [column for column in columns if column["excerpts"]],
         "views": views,
@@ -48,13 +47,13 @@ def views_of(chapter: Chapter, run: Pass) -> list[View]:
         steps = [step for node in nodes for step, _ in run.flow.steps(node.results[0])]
         read = [name for step in steps for name in step.inputs]
         keys += [(kind, name) for kind in ("activation", "gradient") for name in made]
+        if "positions" in read:  # what a pass calls the table, learned or not
+            read.append("position_embedding.weight")
         keys += [("weight gradient", name) for name in read]
     return [run.views[key] for key in dict.fromkeys(keys) if key in run.views]
 
 
-def _symbols(chapter: Chapter, steps: list[Step], run: Pass, letters: dict[str, str]) -> list[dict]:
-    used = {name for step in steps for name in step.formula.symbols}
-    sizes = run.sizes
+def _symbols(chapter: Chapter, sizes: dict[str, int], letters: dict[str, str]) -> list[dict]:
     return [
         vars(symbol)
         | {
@@ -63,7 +62,6 @@ def _symbols(chapter: Chapter, steps: list[Step], run: Pass, letters: dict[str, 
             "numbers": " × ".join(str(sizes.get(each, each)) for each in letters[name].split(", ")),
         }
         for name, symbol in chapter.symbols.items()
-        if name in used
     ]
 
 
@@ -76,7 +74,6 @@ def _step(chapter: Chapter, step: Step, number: int, error: float) -> dict:
         "maths": [_line(latex) for latex in step.formula.latex(looks)],
         "error": error,
         "derivative": "partial(" in step.formula.text,
-        "fragments": {side: step.fragments(side) for side in SIDES},
         "targets": [],  # filled when the code is laid out
         "twins": [],  # PyTorch's lines, the same way
     }
@@ -100,19 +97,19 @@ def math(latex: str, *, display: bool = False) -> Markup:
     return Markup(mathml.replace("<math ", f'<math alttext="{escape(latex)}" ', 1))
 
 
-def _column(chapter: Chapter, side: str, run: Pass, steps: list[dict]) -> dict:
+def _column(chapter: Chapter, side: str, steps: list[dict]) -> dict:
     """The code of one side; each step gets the lines that do it."""
-    excerpts = []
-    for shown in chapter.excerpts(side, run.config):
-        lines, texts = [], dict(shown.lines)
-        for number, html in highlighted(shown):
-            own = [step for step in steps if any(each in texts[number] for each in step["fragments"][side])]
+    excerpts, explained = [], chapter.explained(side)
+    for shown in chapter.excerpts(side):
+        lines = []
+        for number, html in highlighted(shown).items():
             line = {
                 "id": f"{chapter.name}-{shown.path.replace('/', '-').removesuffix('.py')}-L{number}",
                 "number": number,
                 "html": Markup(html),
                 "indent": len(html) - len(html.lstrip()),
             }
+            own = [steps[at] for at in explained.get((shown.path, number), ())]
             for step in own:
                 step["twins" if side == "torch" else "targets"].append(line | {"html": Markup(html.lstrip())})
             lines.append(line | {"steps": own})

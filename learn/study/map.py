@@ -27,9 +27,10 @@ def draw_map(run: Pass, chapters: list[Chapter]) -> dict[str, list]:
 def _row(run: Pass, flow: Dataflow, chapter: Chapter, names: list[str], block: str, lane: list[dict]) -> dict:
     """The tensors that an operation makes; a tensor just above the row needs no line to it."""
     above = [node["name"] for node in lane[-1]["nodes"]] if lane else []
-    nodes = []
+    nodes, joined = [], False
     for name in names:
         sources = flow.inputs(name) if above and not chapter.of_inputs else []
+        joined |= len(above) == 1 and above[0] in sources
         reads = [
             each if each.startswith(block) else "lane"  # what enters the block
             for each in sources
@@ -46,7 +47,7 @@ def _row(run: Pass, flow: Dataflow, chapter: Chapter, names: list[str], block: s
                 "gradient": gradient.statistics[3] if gradient else None,
             }
         )
-    return {"nodes": nodes, "forked": len(above) > 1 and any(node["reads"] for node in nodes)}
+    return {"nodes": nodes, "forked": not joined and any(node["reads"] for node in nodes)}
 
 
 def link(chapter: str, key: str) -> str:

@@ -19,7 +19,9 @@ from parity.compare import Row, compare
 from parity.passes import allow_rounding, reference_pass, twin_pass
 
 LEARNING_RATE = 1e-3
-ADAM_WEIGHTS = ("blocks.0.norm_1.weight", "blocks.0.attention.output.weight", "final_norm.weight")
+_ADAM_WEIGHTS = (
+    "blocks.0.norm_1.weight", "blocks.0.post_norm_1.weight", "blocks.0.attention.output.weight", "final_norm.weight",
+)  # fmt: skip
 _FIELDS = {"activation": "activations", "gradient": "gradients", "weight gradient": "weight_gradients"}
 
 
@@ -124,7 +126,7 @@ def adam_step(
     return tuple(
         {
             f"{kind} {name}": torch.as_tensor(tensors[name]).detach().numpy().copy()
-            for name in ADAM_WEIGHTS
+            for name in table.keys() & _ADAM_WEIGHTS
             for kind, tensors in each.items()
         }
         for each in found

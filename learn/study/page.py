@@ -15,11 +15,10 @@ from contract.config import ModelConfig
 from contract.errors import visible
 from contract.weights import parameter_count
 from learn.study import tensors
-from learn.study.chapters import chapters_of
-from learn.study.derivations import every_function
+from learn.study.chapters import Chapter, chapters_of
 from learn.study.layout import lay_out
 from learn.study.map import draw_map, link
-from learn.study.one_pass import ADAM_WEIGHTS, LEARNING_RATE, Pass, run_pass
+from learn.study.one_pass import LEARNING_RATE, Pass, run_pass
 from learn.study.proof import proof_strip
 from learn.study.slider import Sweep, sweeps
 from learn.study.source import highlight_css
@@ -50,8 +49,8 @@ def study_page(subject: Subject) -> str:
     config = subject.config
     run = run_pass(config, subject.weights, subject.tokens)
     moved = sweeps(run)
-    witness = run_witness(every_function(), config)
-    own = chapters_of(run.flow.nodes)
+    own = chapters_of(run.flow.nodes, config)
+    witness = run_witness({name for chapter in own for name in chapter.functions()}, config)
     chapters = [lay_out(chapter, run, witness) for chapter in own]
     failing = _failing(run, chapters)
     tokens = [{"id": int(token), "text": subject.labels[int(token)]} for token in subject.tokens]
@@ -64,12 +63,13 @@ def study_page(subject: Subject) -> str:
         run=run,
         loss=run.by_hand("activation")["loss"],
         chapters=chapters,
+        unexplained=_unexplained(run, own),
         map=draw_map(run, own),
         strip=proof_strip(run.rows),
         worst={dtype: max(rows, key=lambda row: row.error / row.limit) for dtype, rows in run.rows.items()},
         failing=failing,
         fails={(each["dtype"], *each["row"][:2]): each for each in failing},
-        adam_weights=len(ADAM_WEIGHTS),
+        adam_weights=sum(kind == "optimizer" for kind, _ in run.views) // 3,
         moved=moved,
         learning_rate=LEARNING_RATE,
         max_rows=tensors.MAX_ROWS,
@@ -78,6 +78,13 @@ def study_page(subject: Subject) -> str:
         data=Markup(_json(_data(subject, run, moved, chapters))),
         **_files(),
     )
+
+
+def _unexplained(run: Pass, chapters: list[Chapter]) -> list[str]:
+    """The operations of a pass whose code no chapter shows, in words; dropout is off in it."""
+    shown = {name.rpartition(".")[2] for chapter in chapters for name in chapter.functions()}
+    found = dict.fromkeys(node.operation for node in run.flow.nodes if node.operation != "dropout")
+    return [name.replace("_", " ") for name in found if f"{name}_forward" not in shown and name not in shown]
 
 
 def _template() -> jinja2.Template:

@@ -1,88 +1,135 @@
-"""The tested source as the page shows it: an excerpt with its line numbers, in colour.
-
-It is read from the modules that run, when the page is written, so that it cannot drift from them.
-"""
+"""The tested source as the page shows it, with its line numbers, in colour; read from the modules that run."""
 
 import ast
 import inspect
 import textwrap
-from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from learn.study.witness import find_function
-
 _ROOT = Path(__file__).parents[2]
 _LIGHT, _DARK = "default", "github-dark"
 
 
-@dataclass(frozen=True)
-class Excerpt:
+class Excerpt(NamedTuple):
     """Lines of a function.
 
     function: its dotted name; path: of its file from the project's root, with "/"
-    lines: number and text, docstring omitted
+    lines: text by number, docstring omitted
     """
 
     function: str
     path: str
-    lines: tuple[tuple[int, str], ...]
+    lines: dict[int, str]
 
 
-def excerpt(function: str, first: str = "", last: str = "") -> Excerpt:
-    """The source of a function without its docstring, from the line holding `first` to that holding `last`.
+def find_function(dotted: str):
+    """The function that "package.module.function" or "package.module.Class.method" names."""
+    parts = dotted.split(".")
+    found = import_module(".".join(parts[:2]))
+    for part in parts[2:]:
+        found = getattr(found, part)
+    return found
 
-    function: see `study.witness.find_function`; first, last: fragments, "" for the function's own end
-    Raises ValueError where a fragment is in none of its lines.
+
+def excerpt(function: str, shows: tuple[str, ...] = ()) -> Excerpt:
+    """The source of a function without its docstring, or of it the statements that `shows` names.
+
+    Raises ValueError for a name that the function does not assign.
     """
-    path, lines = _source(function)
-    begin = _only(function, lines, first) if first else 0
-    end = _only(function, lines, last) if last else len(lines) - 1
-    return Excerpt(function, path, lines[begin : end + 1])
+    tree, path, lines = _source(function)
+    if shows:
+        wanted = set()
+        for each in shows:
+            found = statement_lines(function, each)
+            if not found:
+                raise ValueError(f"{function} has no statement that assigns {each}")
+            wanted |= found
+    else:
+        docstring = tree.body[0] if ast.get_docstring(tree) is not None else None
+        wanted = lines.keys() - set(_lines(docstring) if docstring else ())
+    return Excerpt(function, path, {number: lines[number] for number in sorted(wanted)})
+
+
+def statement_lines(function: str, shown: str) -> set[int]:
+    """The lines of the statements that assign a name: "dx", or "dx from dy" for those that also read dy.
+
+    "return" stands for the result. In-place changes count, of an argument `out=` or of what a call is made for too.
+    """
+    name, _, read = shown.partition(" from ")
+    found = set()
+    for statement in ast.walk(_source(function)[0]):
+        if name in _assigned(statement) and (not read or read in _names(statement.value)):
+            found |= set(_lines(statement))
+    return found
 
 
 def variables(function: str) -> set[str]:
     """Every name that a function's body binds or takes as an argument, attributes included."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(find_function(function))))
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    return names | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    tree = _source(function)[0]
+    return _names(tree) | {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
 
 
-def _only(function: str, lines, fragment: str) -> int:
-    found = [place for place, (_, text) in enumerate(lines) if fragment in text]
-    if not found:
-        raise ValueError(f"{function} has no line with {fragment!r}")
-    return found[0]
+def _assigned(statement: ast.AST) -> list[str]:
+    """The names that a simple statement gives a value."""
+    match statement:
+        case ast.Return():
+            return ["return"]
+        case ast.Assign(targets=targets):
+            return [_root(part) for each in targets for part in getattr(each, "elts", [each])]
+        case ast.AugAssign(target=target):
+            return [_root(target)]
+        case ast.Expr(value=ast.Call(func=func, args=arguments, keywords=keywords)):
+            out = [each.value for each in keywords if each.arg == "out"]
+            return [_root((out or [*arguments, func])[0])]
+    return []
+
+
+def _root(node: ast.expr) -> str:
+    """The variable at the bottom of an expression: x of x[i].y(z)."""
+    while not isinstance(node, ast.Name):
+        node = getattr(node, "value", None) or getattr(node, "func", None)
+        if not isinstance(node, ast.expr):
+            return ""
+    return node.id
+
+
+def _names(tree: ast.AST) -> set[str]:
+    nodes = list(ast.walk(tree))
+    return {each.id for each in nodes if isinstance(each, ast.Name)} | {
+        each.attr for each in nodes if isinstance(each, ast.Attribute)
+    }
+
+
+def _lines(node: ast.stmt) -> range:
+    return range(node.lineno, node.end_lineno + 1)
 
 
 @lru_cache
-def _source(function: str) -> tuple[str, tuple[tuple[int, str], ...]]:
-    """A function's file and its lines with their numbers, the docstring omitted."""
+def _source(function: str) -> tuple[ast.FunctionDef, str, dict[int, str]]:
+    """A function's syntax tree, its file and its lines by number; decorators belong to it."""
     found = inspect.unwrap(find_function(function))
     source, start = inspect.getsourcelines(found)
-    (tree,) = ast.parse(textwrap.dedent("".join(source))).body
-    docstring = tree.body[0] if ast.get_docstring(tree) is not None else None
-    skipped = range(docstring.lineno, docstring.end_lineno + 1) if docstring else ()
-    margin = len(source[0]) - len(source[0].lstrip())
+    text = textwrap.dedent("".join(source))
+    (tree,) = ast.parse(text).body
     path = Path(inspect.getsourcefile(found)).resolve().relative_to(_ROOT).as_posix()
-    lines = [(start + n - 1, text[margin:].rstrip()) for n, text in enumerate(source, 1) if n not in skipped]
-    return path, tuple(lines)
+    return ast.increment_lineno(tree, start - 1), path, dict(enumerate(text.splitlines(), start))
 
 
-def highlighted(shown: Excerpt) -> list[tuple[int, str]]:
-    """Each line's number and its HTML: escaped, with a class for each kind of word."""
-    text = "\n".join(line for _, line in shown.lines)
+def highlighted(shown: Excerpt) -> dict[int, str]:
+    """Each line's HTML by its number: escaped, with a class for each kind of word."""
+    text = "\n".join(shown.lines.values())
     html = highlight(text, PythonLexer(stripnl=False, ensurenl=False), HtmlFormatter(nowrap=True))
     lines = html.rstrip("\n").split("\n")
     if len(lines) != len(shown.lines):  # a word that spans lines: plain text rather than broken tags
-        lines = [escape(line) for _, line in shown.lines]
-    return [(number, line) for (number, _), line in zip(shown.lines, lines, strict=True)]
+        lines = [escape(line) for line in shown.lines.values()]
+    return dict(zip(shown.lines, lines, strict=True))
 
 
 def highlight_css() -> tuple[str, str]:

@@ -7,13 +7,13 @@ function returned.
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
 
 from contract.config import ModelConfig
 from contract.trace import Trace
+from learn.study.source import find_function
 from numpy_llm import GPT, Adam
 from operations.dataflow import Dataflow
 from parity.cases import Case
@@ -27,12 +27,12 @@ ADAM_CALL = 2  # of Adam's calls, two a step, the first of the second step: its 
 class Call(NamedTuple):
     """arguments: what a function was called with
 
-    variables: what its local names held when it returned, the fields of its cache among them, and "return": its
-        result, the first of several
+    variables: what its local names held when it returned, the fields of its cache among them; results: its own
     """
 
     arguments: dict
     variables: dict
+    results: tuple
 
 
 class Witness(NamedTuple):
@@ -43,34 +43,12 @@ class Witness(NamedTuple):
     config: ModelConfig
 
 
-def find_function(dotted: str) -> Callable:
-    """The function that "package.module.function" or "package.module.Class.method" names."""
-    parts = dotted.split(".")
-    found = import_module(".".join(parts[:2]))
-    for part in parts[2:]:
-        found = getattr(found, part)
-    return found
-
-
 def run_witness(functions: Iterable[str], config: ModelConfig) -> Witness:
     """Run a pass forward and back and two steps of Adam, watching `functions`.
 
-    config: of which the choices count; the sizes are the witness's, with biases and tied embeddings
+    config: of which the choices count, not the sizes
     """
-    config = replace(
-        config,
-        vocab_size=SIZES["V"],
-        context_length=SIZES["P"],
-        n_layer=1,
-        n_head=SIZES["H"],
-        n_kv_head=SIZES["H"],
-        head_size=SIZES["D"],
-        d_model=SIZES["C"],
-        d_ff=SIZES["F"],
-        bias=True,
-        tie_embeddings=True,
-        dropout=0.0,
-    )
+    config = _small(config)
     inputs = Case("witness", config, B=SIZES["B"], T=SIZES["T"], seed=3).inputs("float64")
     trace = Trace()
 
@@ -87,9 +65,28 @@ def run_witness(functions: Iterable[str], config: ModelConfig) -> Witness:
     return Witness(calls, flow, config)
 
 
+def _small(config: ModelConfig) -> ModelConfig:
+    """A model of one layer with the same choices. Where fewer heads have keys and values, sizes are apart again."""
+    grouped = {"n_head": 4, "n_kv_head": 2, "head_size": 10}
+    plain = {"n_head": SIZES["H"], "n_kv_head": SIZES["H"], "head_size": SIZES["D"]}
+    return replace(
+        config,
+        n_layer=1,
+        layer_pattern=("sliding",) if config.window else ("full",),
+        window=2 if config.window else None,
+        vocab_size=SIZES["V"],
+        context_length=SIZES["P"],
+        d_model=SIZES["C"],
+        d_ff=SIZES["F"],
+        dropout=0.0,
+        **(grouped if config.n_kv_head < config.n_head else plain),
+    )
+
+
 def record_calls(run: Callable[[], object], functions: Iterable[str]) -> dict[str, list[Call]]:
     """Run `run` and keep copies of the arguments and variables of each call of the functions, by dotted name."""
-    names = {find_function(each).__code__: each for each in functions}
+    found = {each: find_function(each) for each in functions}
+    names = {function.__code__: each for each, function in found.items() if hasattr(function, "__code__")}
     calls: dict[str, list[Call]] = {name: [] for name in names.values()}
     open_calls: dict = {}
 
@@ -100,10 +97,10 @@ def record_calls(run: Callable[[], object], functions: Iterable[str]) -> dict[st
         if event == "call":
             open_calls[frame] = _copies(frame.f_locals)
         elif event == "return":
-            first = result[0] if isinstance(result, tuple) else result
+            results = dict(enumerate(result if isinstance(result, tuple) else (result,)))
             cache = getattr(frame.f_locals.get("cache"), "_asdict", dict)()
-            held = cache | frame.f_locals | {"return": first}
-            calls[name].append(Call(open_calls.pop(frame), _copies(held)))
+            held = _copies(cache | frame.f_locals)
+            calls[name].append(Call(open_calls.pop(frame), held, tuple(_copies(results).values())))
 
     before = sys.getprofile()
     sys.setprofile(watch)
@@ -114,10 +111,10 @@ def record_calls(run: Callable[[], object], functions: Iterable[str]) -> dict[st
     return calls
 
 
-def rerun(function: str, call: Call, changes: Mapping[str, np.ndarray], wanted: str) -> np.ndarray:
-    """The variable `wanted` of a recorded call, made again with some arguments changed."""
+def rerun(function: str, call: Call, changes: Mapping[str, np.ndarray]) -> Call:
+    """A recorded call, made again with some arguments changed."""
     (again,) = record_calls(lambda: find_function(function)(**call.arguments | changes), [function])[function]
-    return again.variables[wanted]
+    return again
 
 
 def _copies(variables: Mapping) -> dict:
