@@ -37,8 +37,7 @@ def make(
     if name is None and (config or run):
         raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
     if name is None:
-        folder = out or GOLDEN
-        models = committed()
+        folder, models = out or GOLDEN, committed()
         for each in models:
             replaceable_pack(each, folder, overwrite)
         packs = [make_pack(each, model, seed=seed) for each, (model, seed) in models.items()]
@@ -49,9 +48,8 @@ def make(
     for pack in packs:
         save_pack(pack, folder, overwrite=overwrite)
         kilobytes = sum(tensor.nbytes for tensor in pack.tensors.values()) / 1e3
-        say(
-            f"{folder / pack.name}.safetensors: {len(pack.tensors)} tensors, {kilobytes:,.0f} kB, and its .json"
-        )
+        contents = f"{len(pack.tensors)} tensors, {kilobytes:,.0f} kB, and its .json"
+        say(f"{folder / pack.name}.safetensors: {contents}")
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
 """Use a trained model: `generate`, `evaluate` and `info`."""
 
 import json
-from itertools import chain
+from itertools import chain, groupby
 from math import isfinite
 from pathlib import Path
 from typing import Annotated
@@ -82,19 +82,13 @@ def evaluate(
 ):
     """Measure how well a trained model predicts a text."""
     from data.tokenizers import token_lengths
-    from harness.training.evaluation import bits_per_byte, default_batch_size, evaluate
+    from harness.training.evaluation import bits_per_byte, evaluate
     from harness.training.run_corpus import evaluation_tokens
     from harness.training.runs import open_model
-    from harness.training.settings import sequence_length as check_sequence_length
 
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
     model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
-    T = check_sequence_length(sequence_length, checkpoint.config)
-    if batch_size is None:
-        batch_size = default_batch_size(checkpoint.config, T)
     with evaluation_tokens(run, checkpoint, text) as tokens:
-        result = evaluate(model, tokens, batch_size, sequence_length=T, stride=stride)
+        result = evaluate(model, tokens, batch_size, sequence_length=sequence_length, stride=stride)
         record = {
             "text": text.name if text and text.suffix != ".bin" else "held-out split",
             "tokens": result.tokens,
@@ -107,6 +101,7 @@ def evaluate(
 
 def info(run: RunArgument, as_json: JsonOption = False):
     """Describe a checkpoint: model, tokenizer, training so far."""
+    from contract.decoding import kv_cache_numbers
     from contract.weights import parameter_count
     from data.tokenizers import identity
     from harness.training.checkpoint import load_checkpoint
@@ -114,19 +109,35 @@ def info(run: RunArgument, as_json: JsonOption = False):
 
     folder = find_checkpoint(run)
     checkpoint = load_checkpoint(folder)
+    config, dtype = checkpoint.config, next(iter(checkpoint.weights.values())).dtype
     training = dict(checkpoint.training)
     evaluations = {name: training.pop(name, None) for name in EVALUATIONS}
     record = {
         "checkpoint": str(folder),
-        "parameters": parameter_count(checkpoint.config),
+        "parameters": parameter_count(config),
+        "layers": _layers(config),
+        "kv_cache_bytes": kv_cache_numbers(config, config.context_length) * dtype.itemsize,
         "step": checkpoint.step,
         "validation_loss": checkpoint.validation_loss,
         **evaluations,
-        "model": checkpoint.config.to_dict(),
+        "model": config.to_dict(),
         "tokenizer": identity(checkpoint.tokenizer),
         "training": training,
     }
     _print_record(record, as_json)
+
+
+def _layers(config) -> str | None:
+    """Window and theta of each layer, such as "0-4 window 512 theta 10,000; 5 full theta 1,000,000"."""
+    if config.window is None and config.rotary is None:
+        return None
+    words = []
+    for layer, places in groupby(range(config.n_layer), config.layer):
+        first, *others = places
+        theta = f" theta {layer.rotary.theta:,.10g}" if layer.rotary else ""
+        window = "full" if layer.window is None else f"window {layer.window:,}"
+        words.append(f"{first}-{others[-1]} {window}{theta}" if others else f"{first} {window}{theta}")
+    return "; ".join(words)
 
 
 def _print_record(record: dict, as_json: bool):
@@ -135,17 +146,20 @@ def _print_record(record: dict, as_json: bool):
     if as_json:
         show(json.dumps(_finite(record), allow_nan=False))
         return
-    rows = {}
-    for name, value in record.items():
-        rows |= (
-            {f"{name}.{key}": each for key, each in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
+    rows = dict(_rows(record))
     width = max(map(len, rows))
     for name, value in rows.items():
         if value is not None:
             show(f"{name:<{width}}  {_shown(value)}")
+
+
+def _rows(record: dict, prefix: str = ""):
+    """Dotted names and values."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _rows(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _finite(value):

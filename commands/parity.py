@@ -7,6 +7,7 @@ import typer
 
 from commands.options import DEVICE_HELP, JsonFileOption, OverwriteJsonOption, option
 from contract.errors import needs
+from contract.files import require_free
 
 
 def parity(
@@ -32,7 +33,6 @@ def parity(
     The exit code is 1 if a tensor differs.
     """
     from commands.console import show
-    from contract.files import require_free
 
     with needs("parity", "torch", ["torch"]):
         from parity.summary import compare_models, summary, table, write_json

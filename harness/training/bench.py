@@ -70,6 +70,7 @@ _MEDIUM = {"vocab_size": 65, "n_layer": 6, "n_head": 6, "d_model": 384, "context
 _GPT2 = preset("gpt2", vocab_size=50257)
 _RECIPES = (
     Recipe("nano", preset("nano", vocab_size=65), batch_size=12),
+    Recipe("modern", preset("modern", vocab_size=65), batch_size=12),
     Recipe("tense", preset("tense", vocab_size=768), batch_size=64),
     Recipe("medium", preset("nano", **_MEDIUM), batch_size=4),
     Recipe("gpt2", replace(_GPT2, context_length=64), batch_size=4),

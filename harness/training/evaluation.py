@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from contract.config import ModelConfig
+from contract.errors import ConfigError
 from data.batches import evaluation_batches
 from harness.training.backend import Backend
+from harness.training.settings import tokens_per_sequence
+
+MAX_WINDOWS, MAX_LOGITS = 32, 1 << 26
 
 
 class Evaluation(NamedTuple):
@@ -47,7 +50,7 @@ class EvaluationRecord:
 def evaluate(
     backend: Backend,
     tokens: np.ndarray,
-    batch_size: int,
+    batch_size: int | None = None,
     *,
     sequence_length: int | None = None,
     max_windows: int | None = None,
@@ -57,12 +60,17 @@ def evaluate(
 ) -> Evaluation | None:
     """The mean loss over a text's tokens, each predicted from those before it in its window.
 
-    tokens: int (N,); sequence_length: tokens of a window, None for the model's context length
+    tokens: int (N,); batch_size: windows at once, None for 32, or fewer if their logits were more than 64 million
+    sequence_length: tokens of a window, None for the model's context length
     max_windows, stride: see `data.batches.evaluation_batches`
     interrupted: asked after every batch whether to leave. returns: None then
     progress: called after every batch with the tokens predicted so far
     """
-    total, count, T = 0.0, 0, sequence_length or backend.config.context_length
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
+    T = tokens_per_sequence(sequence_length, backend.config)
+    batch_size = batch_size or max(1, min(MAX_WINDOWS, MAX_LOGITS // (T * backend.config.vocab_size)))
+    total, count = 0.0, 0
     for inputs, targets in evaluation_batches(tokens, T, batch_size, max_windows, stride):
         total += backend.evaluate(inputs, targets) * targets.size
         count += targets.size
@@ -70,11 +78,6 @@ def evaluate(
         if interrupted():
             return None
     return Evaluation(total / count, count)
-
-
-def default_batch_size(config: ModelConfig, sequence_length: int) -> int:
-    """Windows at once: 32, or fewer if their logits would be more than 64 million numbers."""
-    return max(1, min(32, (1 << 26) // (sequence_length * config.vocab_size)))
 
 
 def bits_per_byte(evaluation: Evaluation, tokens: np.ndarray, lengths: np.ndarray) -> float:

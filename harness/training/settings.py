@@ -102,7 +102,7 @@ class TrainingSettings:
 
     def tokens_per_sequence(self, config: ModelConfig) -> int:
         """T of a batch. Raises ConfigError for more than the model can see."""
-        return sequence_length(self.sequence_length, config)
+        return tokens_per_sequence(self.sequence_length, config)
 
     def to_dict(self) -> dict:
         """The settings by name, ready for JSON."""
@@ -114,7 +114,7 @@ class TrainingSettings:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
-def sequence_length(wanted: int | None, config: ModelConfig) -> int:
+def tokens_per_sequence(wanted: int | None, config: ModelConfig) -> int:
     """The length of sequences of this model: its context length for None. Raises ConfigError for an impossible one."""
     if wanted is not None and not 1 <= wanted <= config.context_length:
         raise ConfigError(

@@ -39,7 +39,7 @@ class Bar:
 
 
 TRAINER = SimpleNamespace(
-    settings=SimpleNamespace(batch_size=4, steps=100), windows=SimpleNamespace(context_length=8), step=0
+    settings=SimpleNamespace(batch_size=4, steps=100), windows=SimpleNamespace(sequence_length=8), step=0
 )
 
 

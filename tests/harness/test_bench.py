@@ -39,6 +39,7 @@ def test_recipes_are_those_of_the_documents():
     }  # fmt: skip
     assert shapes == {
         "nano": (4, 4, 128, 65, 12, 64),
+        "modern": (4, 4, 128, 65, 12, 64),
         "tense": (3, 4, 96, 768, 64, 32),
         "medium": (6, 6, 384, 65, 4, 256),
         "gpt2": (12, 12, 768, 50257, 4, 64),
@@ -158,7 +159,7 @@ def test_command(tmp_path, monkeypatch, run_cli, trained):
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (["giant"], 2, "unknown recipe 'giant'; choose from nano, tense, medium, gpt2, decode"),
+        (["giant"], 2, "unknown recipe 'giant'; choose from nano, modern, tense, medium, gpt2, decode"),
         (["nano", "--turns", "0"], 2, "turns must be at least 1, got 0"),
         (["nano", "--threads", "0"], 2, "threads must be from 1 to 1024, got 0"),
     ],
