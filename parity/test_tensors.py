@@ -9,6 +9,7 @@ import numpy_llm
 import torch_llm
 from contract.components import COMPONENTS
 from contract.config import ModelConfig
+from contract.rotary import Rotary
 from parity.cases import CASES, Case
 from parity.compare import compare
 from parity.passes import (
@@ -27,7 +28,14 @@ from parity.passes import (
 from parity.tolerances import ROUNDING
 
 DTYPES = ("float64", "float32")
-CANCELLATION = {"float64": 1e-3, "float32": 0.05}  # what is left of large terms keeps the digits asked for
+CHOSEN = ("activation", "norm", "block", "feed_forward", "query_key_norm")
+PATTERNS = (("full",), ("sliding",), ("sliding", "full"), ("full", "sliding", "sliding"))
+ROTATIONS = (
+    Rotary(),
+    Rotary(theta=20.0, scaling="linear", factor=3.0),
+    Rotary(theta=30.0, scaling="llama3", factor=8.0, original_context_length=7),
+)
+CANCELLATION = {"float64": 1e-2, "float32": 0.05}  # what is left of large terms keeps the digits asked for
 SENSITIVITY, KINK = 1e-6, 2e-6  # a tenth and a fifth of what the float32 limits allow
 
 
@@ -44,24 +52,44 @@ def random_cases(draw, few: int, head_sizes: tuple[int, ...]) -> Case:
 
     few: the least of what is counted (tokens, sequences, symbols, hidden channels); head_sizes: to choose from
     """
-    position = draw(st.sampled_from(["sinusoidal", "learned"]))
+
+    def one_of(*values):
+        return draw(st.sampled_from(values))
+
+    position = one_of(*COMPONENTS["position"])
     even = [size for size in head_sizes if size % 2 == 0]
-    n_head = draw(st.integers(1, 4))
+    sizes = head_sizes if position == "learned" else even
+    n_head, n_layer, context_length = (draw(st.integers(*each)) for each in ((1, 4), (1, 3), (few, 9)))
+    pattern = one_of(*(each for each in PATTERNS if len(each) <= n_layer))
+    slides = "sliding" in pattern
     config = ModelConfig(
         vocab_size=draw(st.integers(few + 1, 20)),
-        context_length=draw(st.integers(few, 9)),
-        n_layer=draw(st.integers(1, 3)),
+        context_length=context_length,
+        n_layer=n_layer,
         n_head=n_head,
-        d_model=n_head * draw(st.sampled_from(head_sizes if position == "learned" else even)),
+        n_kv_head=one_of(*(count for count in range(1, n_head + 1) if n_head % count == 0)),
+        head_size=one_of(*sizes),
+        d_model=n_head * one_of(*sizes),
         d_ff=draw(st.integers(few, 20)),
-        activation=draw(st.sampled_from([*COMPONENTS["activation"]])),
         position=position,
         bias=draw(st.booleans()),
+        query_key_value_bias=draw(st.booleans()),
         tie_embeddings=draw(st.booleans()),
-        norm=draw(st.sampled_from([*COMPONENTS["norm"]])),
-        norm_eps=draw(st.sampled_from([1e-5, 1e-3, 0.3])),
-        dropout=draw(st.sampled_from([0.0, 0.1, 0.6])),
+        norm_eps=one_of(1e-5, 1e-3, 0.3),
+        dropout=one_of(0.0, 0.1, 0.6),
+        attention_scale=one_of(None, 0.3),
+        score_cap=one_of(None, 2.0),
+        logit_cap=one_of(None, 5.0),
+        embedding_scale=one_of(1.0, 2.5),
+        layer_pattern=pattern,
+        window=draw(st.integers(1, context_length)) if slides else None,
+        rotary=one_of(*ROTATIONS) if position == "rotary" else None,
+        local_rotary=one_of(None, *ROTATIONS) if position == "rotary" and slides else None,
+        **{slot: one_of(*COMPONENTS[slot]) for slot in CHOSEN},
     )
+    # A bias of keys that are not turned adds the same to all of a query's scores: its gradient is rounding alone.
+    keys_have_bias = config.query_key_norm == "head" and config.norm == "layer_norm" and config.bias
+    assume(not keys_have_bias or config.rotary)
     B, T = draw(st.integers(few, 4)), draw(st.integers(few, config.context_length))
     seed, symbols = draw(st.integers(0, 2**32 - 1)), draw(st.integers(few, 20))
     return Case(f"{config}, B={B}, T={T}, symbols={symbols}", config, B, T, seed, symbols)

@@ -126,7 +126,7 @@ class GPT(nn.Module):
         returns: loss (), nats per token
         """
         _check_batch(tokens, None, self.config)
-        _check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)
+        _check_targets(targets, tuple(tokens[:, -targets.shape[-1] :].shape), self.config)
         if targets.numel() * self.config.vocab_size <= MAX_LOGITS and targets.shape == tokens.shape:
             return self.forward(tokens, targets, dropout=dropout)[1]
         x = self.stream_forward(self._on_device(tokens), dropout=dropout)[:, -targets.shape[1] :]

@@ -96,6 +96,8 @@ class NumpyBackend:
         self.optimizer.update(self._gradients, learning_rate)
 
     def evaluate(self, tokens, targets) -> float:
+        check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)  # before they are split
+
         def evaluate(rows: slice, place: int) -> float:
             loss, _ = self.model.loss(tokens[rows], targets[rows])
             return float(loss) * (rows.stop - rows.start) / len(tokens)

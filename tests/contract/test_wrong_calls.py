@@ -395,15 +395,15 @@ def test_an_infinite_limit_clips_nothing(twin):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Windows(np.arange(50), 0, 0), "context_length must be a whole number from 1 to"),
-        (lambda: Windows(np.arange(50), 8.0, 0), "context_length must be a whole number from 1 to"),
+        (lambda: Windows(np.arange(50), 0, 0), "sequence_length must be a whole number from 1 to"),
+        (lambda: Windows(np.arange(50), 8.0, 0), "sequence_length must be a whole number from 1 to"),
         (lambda: Windows(np.arange(50), 8, 2**64), SEED + str(2**64)),
         (lambda: Windows(np.arange(50), 8, 0).batch(0, 0), "batch_size must be a whole number from 1 to"),
         (lambda: Windows(np.arange(50), 8, 0).batch(-1, 2), "step must be a whole number from 0 to"),
-        (lambda: windows_per_epoch(50, 0), "context_length must be a whole number from 1 to"),
+        (lambda: windows_per_epoch(50, 0), "sequence_length must be a whole number from 1 to"),
         (
             lambda: list(evaluation_batches(np.arange(50), 0, 2)),
-            "context_length must be a whole number from 1",
+            "sequence_length must be a whole number from 1",
         ),
         (
             lambda: list(evaluation_batches(np.arange(50), 8, 0)),
