@@ -11,6 +11,7 @@ from threading import BrokenBarrierError
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from contract.checks import check_targets
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.randomness import DropoutKey
