@@ -12,7 +12,7 @@ from contract.errors import ConfigError, needs
 
 def bench(
     recipes: Annotated[
-        list[str] | None, typer.Argument(help=r"nano, tense, medium, gpt2, decode. \[default: all]")
+        list[str] | None, typer.Argument(help=r"nano, modern, tense, medium, gpt2, decode. \[default: all]")
     ] = None,
     turns: Annotated[int, option("Turns per backend, about a second each.")] = 7,
     compile: Annotated[bool, option("Also measure torch.compile.", "--compile")] = False,

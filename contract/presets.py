@@ -163,9 +163,12 @@ def preset(name: str, *, vocab_size: int, **overrides) -> ModelConfig:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
     fields = PRESETS[name]
-    for size, follower in (("d_model", "d_ff"), ("n_head", "n_kv_head")):
-        if size in overrides and follower in fields:
-            overrides.setdefault(follower, fields[follower] * overrides[size] // fields[size])
+    if "d_model" in overrides:
+        overrides.setdefault("d_ff", fields["d_ff"] * overrides["d_model"] // fields["d_model"])
+    if "n_head" in overrides and "n_kv_head" in fields:
+        H = overrides["n_head"]
+        most = max(1, fields["n_kv_head"] * H // fields["n_head"])
+        overrides.setdefault("n_kv_head", next((K for K in range(most, 0, -1) if H % K == 0), 1))
     n_layer = overrides.pop("n_layer", None)
     config = ModelConfig(vocab_size=vocab_size, **{**fields, **overrides})
     return config if n_layer is None else config.with_layers(n_layer)
