@@ -7,6 +7,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from contract.config import ModelConfig
 from contract.weights import Weights, weight_table
 from parity.cases import lively_weights, small
 from parity.compare import Comparison, compare
@@ -16,7 +17,13 @@ STEPS = 200
 _LOOKED_AT = (1, 2, 3, 5, 10, 20, 50, 100, STEPS)
 _BETAS, _EPS, _DECAY = (0.8, 0.95), 1e-6, 0.3
 _SETTINGS = {"beta1": _BETAS[0], "beta2": _BETAS[1], "eps": _EPS, "weight_decay": _DECAY}
-_OPTIMIZED = small(V=5, context=3, L=1, H=1, C=4, F=6, activation="relu")
+_MODELS = (
+    small(V=5, context=3, L=1, H=1, C=4, F=6, activation="relu"),
+    small(
+        V=5, context=3, L=1, H=2, C=4, F=6, activation="silu", position="rotary", norm="rms_norm",
+        feed_forward="gated", bias=False, n_kv_head=1, query_key_norm="head",
+    ),
+)  # fmt: skip
 
 
 def check_adam(twins: Twins):
@@ -31,14 +38,16 @@ def check_adamw(twins: Twins):
 
 def _check_optimizer(twins: Twins, kind: str):
     """Norms, clipped gradients, moments and weights of three: by hand, the twin's, and plain `torch.optim`."""
-    plain = _plain_snapshots(kind)
-    for take in (_reference(twins.reference, kind), _twin(twins.twin, kind)):
-        for step, wanted, found in zip(_LOOKED_AT, plain, _snapshots(take), strict=True):
-            rows = compare("optimizer", found, wanted, "float64")
-            Comparison(f"{kind}, step {step}", "float64", 0, rows).require()
+    for config in _MODELS:
+        plain = _plain_snapshots(kind, config)
+        for take in (_reference(twins.reference, kind, config), _twin(twins.twin, kind, config)):
+            for step, wanted, found in zip(_LOOKED_AT, plain, _snapshots(take, config), strict=True):
+                rows = compare("optimizer", found, wanted, "float64")
+                title = f"{kind}, {config.position} positions, step {step}"
+                Comparison(title, "float64", 0, rows).require()
 
 
-def _snapshots(take: Callable) -> Iterator[dict[str, np.ndarray]]:
+def _snapshots(take: Callable, config: ModelConfig) -> Iterator[dict[str, np.ndarray]]:
     """What an optimiser leaves behind in the steps looked at, copied, in the order in which it is computed.
 
     Elements differ in size by seven orders of magnitude, so that for some of them eps is what decides. Every
@@ -46,8 +55,8 @@ def _snapshots(take: Callable) -> Iterator[dict[str, np.ndarray]]:
 
     take: gradients, largest norm and learning rate of a step -> steps done, norm, clipped gradients, m, v, weights
     """
-    random, table = np.random.default_rng(0), weight_table(_OPTIMIZED)
-    size = Weights.zeros(_OPTIMIZED, "float64").flat.size
+    random, table = np.random.default_rng(0), weight_table(config)
+    size = Weights.zeros(config, "float64").flat.size
     sizes = 10.0 ** random.uniform(-7, 0, size)
     for step in range(1, STEPS + 1):
         gradients = Weights(table, random.standard_normal(size) * sizes)
@@ -62,8 +71,8 @@ def _snapshots(take: Callable) -> Iterator[dict[str, np.ndarray]]:
             yield found
 
 
-def _reference(package: ModuleType, kind: str) -> Callable:
-    weights, table = lively_weights(_OPTIMIZED, 0, "float64"), weight_table(_OPTIMIZED)
+def _reference(package: ModuleType, kind: str, config: ModelConfig) -> Callable:
+    weights, table = lively_weights(config, 0, "float64"), weight_table(config)
     optimizer = getattr(package, kind)(weights, **_SETTINGS)
 
     def take(gradients, max_norm, learning_rate):
@@ -75,8 +84,8 @@ def _reference(package: ModuleType, kind: str) -> Callable:
     return take
 
 
-def _parameters() -> dict[str, torch.nn.Parameter]:
-    weights = lively_weights(_OPTIMIZED, 0, "float64")
+def _parameters(config: ModelConfig) -> dict[str, torch.nn.Parameter]:
+    weights = lively_weights(config, 0, "float64")
     return {name: torch.nn.Parameter(torch.tensor(weight)) for name, weight in weights.items()}
 
 
@@ -84,8 +93,8 @@ def _gradients(weights: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor
     return {name: weight.grad for name, weight in weights.items()}
 
 
-def _twin(package: ModuleType, kind: str) -> Callable:
-    weights = _parameters()
+def _twin(package: ModuleType, kind: str, config: ModelConfig) -> Callable:
+    weights = _parameters(config)
     optimizer = getattr(package, kind)(weights, **_SETTINGS)
 
     def take(gradients, max_norm, learning_rate):
@@ -99,9 +108,9 @@ def _twin(package: ModuleType, kind: str) -> Callable:
 
 
 @lru_cache
-def _plain_snapshots(kind: str) -> list[dict[str, np.ndarray]]:
+def _plain_snapshots(kind: str, config: ModelConfig) -> list[dict[str, np.ndarray]]:
     """The same with `torch.optim` alone, a weight at a time, and clipping written as its definition."""
-    weights = _parameters()
+    weights = _parameters(config)
     groups = [{"params": [each], "weight_decay": _DECAY * (each.ndim > 1)} for each in weights.values()]
     optimizer = getattr(torch.optim, kind)(groups, betas=_BETAS, eps=_EPS, foreach=False, fused=False)
 
@@ -117,4 +126,4 @@ def _plain_snapshots(kind: str) -> list[dict[str, np.ndarray]]:
         done = next(iter(states.values()))["step"]
         return done, norm, _gradients(weights), *moments, weights
 
-    return list(_snapshots(take))
+    return list(_snapshots(take, config))

@@ -18,11 +18,11 @@ def losses(tmp_path):
     text = tmp_path / "sentences.txt"
     text.write_text("".join(f"{sentence}\n" for sentence in corpus()[:1000]), newline="")
 
-    def train(backend: str, dtype: str) -> dict[str, np.ndarray]:
+    def train(backend: str, preset: str, dtype: str) -> dict[str, np.ndarray]:
         trainer = start_run(
             tmp_path / f"{backend}-{dtype}",
             text=text,
-            preset_name="nano",
+            preset_name=preset,
             overrides={"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16, "dropout": 0.1},
             training={"steps": STEPS, "batch_size": 8, "accumulate": 2, "warmup_steps": 30,
                       "learning_rate": 3e-3, "min_learning_rate": 1e-4, "eval_interval": STEPS, "dtype": dtype},
@@ -37,13 +37,14 @@ def losses(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_losses_of_every_step(losses, dtype):
+@pytest.mark.parametrize("preset", ["nano", "modern"])
+def test_losses_of_every_step(losses, preset, dtype):
     """300 steps with dropout, micro-batches, clipping, decay and a schedule have the same losses.
 
     In float64 rounding stays far below what training changes. In float32 it grows from step to step; how far
     the two backends drift apart is measured and bounded.
     """
-    reference, twin = losses("numpy", dtype), losses("torch", dtype)
+    reference, twin = (losses(backend, preset, dtype) for backend in ("numpy", "torch"))
     assert len(reference) == STEPS
     assert reference[f"step {STEPS}"] < 0.6 * reference["step 1"]
-    Comparison("losses", dtype, 0, compare("trajectory", reference, twin, dtype)).require()
+    Comparison(f"losses of {preset}", dtype, 0, compare("trajectory", reference, twin, dtype)).require()
