@@ -84,7 +84,7 @@ def forward_mistakes(kind: Kind, norm: Callable) -> tuple[Mistake, ...]:
             "norm_eps is missing, or another value than the configuration's"),
         wrong_forward(f"{prefix}_without_root", partial(norm, divisor=lambda spread, eps: spread + eps),
             f"divided by {kind.spread} + eps: the root is missing"),
-        wrong_forward(f"{prefix}_over_time", partial(norm, axis=1),
+        wrong_forward(f"{prefix}_over_time", partial(norm, axis=-2),
             "the means run over time; wanted: over the channels of each token"),
         wrong_forward(f"{prefix}_without_weight", lambda x, weight, *others: norm(x, np.ones_like(weight), *others),
             "the norm's weight is not applied"),
