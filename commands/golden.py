@@ -19,7 +19,12 @@ def make(
     out: Annotated[Path | None, option("Folder to write to. [default: parity/golden, or . for NAME]")] = None,
     batch_size: Annotated[int, option("Sequences per batch.")] = 3,
     tokens: Annotated[
-        int | None, option("Tokens per sequence. [default: context length minus one, at most 64]")
+        int | None,
+        option(
+            "Tokens per sequence. [default: context length minus one, at most 64]",
+            "--sequence-length",
+            "--tokens",
+        ),
     ] = None,
     steps: Annotated[int, option("Steps of AdamW; 0 for none.")] = 10,
     seed: Annotated[int, option("Seed of the batch and of random weights.")] = 3,

@@ -32,7 +32,7 @@ def test_a_small_one_does_everything(preset, backend, run_cli, text, tmp_path):
     assert "kv_cache_bytes" in described
 
 
-@pytest.mark.parametrize("preset", ["modern", "gemma-3-270m"])
+@pytest.mark.parametrize("preset", [name for name in PRESETS if PRESETS[name]["position"] == "rotary"])
 def test_parity_of_a_trained_one(preset, run_cli, text, tmp_path):
     """`parity` finds no difference in a trained model of the family."""
     run = tmp_path / "run"
