@@ -17,13 +17,7 @@ import numpy as np
 from contract.numbers import central_difference, magnitude, relative_error
 
 # What a formula may call, besides `sum` and `partial`; how it is written stands in `_LATEX_CALLS`.
-FUNCTIONS = {
-    "exp": math.exp,
-    "log": math.log,
-    "sqrt": math.sqrt,
-    "tanh": math.tanh,
-    "sin": math.sin,
-    "cos": math.cos,
+FUNCTIONS = {name: getattr(math, name) for name in ("exp", "log", "sqrt", "tanh", "sin", "cos")} | {
     "delta": lambda i, j: float(i == j),
     "where": lambda condition, value, otherwise: value if condition else otherwise,
 }
@@ -32,11 +26,7 @@ _STEP = 1e-5  # of central differences: error of order h⁴, rounding of order 1
 
 
 class Formula:
-    """An equation, `a == b` or `a == b == c`.
-
-    text: as written above
-    indices: every index that occurs, by name, with its dimension, such as {"i": "C"}
-    """
+    """An equation, `a == b` or `a == b == c`; indices: the dimension of every index, such as {"i": "C"}."""
 
     def __init__(self, text: str, indices: Mapping[str, str]):
         self.text, self.indices = text, indices
@@ -59,27 +49,23 @@ class Formula:
         )
 
     def latex(self, looks: Mapping[str, str]) -> list[str]:
-        """The formula in LaTeX, a line for each ==; looks: LaTeX of the symbols not written as they are called."""
+        """The formula in LaTeX, a line for each ==; looks: LaTeX of symbols that are not written as they are called."""
         left, right, *more = (_Latex(looks).visit(side) for side in self.sides)
         return [f"{left} = {right}", *(f"= {each}" for each in more)]
 
     @property
     def left(self) -> str | None:
         """The symbol that stands alone on the left, or None."""
-        return getattr(getattr(self.sides[0], "value", self.sides[0]), "id", None)
+        return _name(self.sides[0]) or None
 
     def evaluate(self, side: int, values, sizes, partial=None) -> np.ndarray:
-        """The numbers of one side, an axis for each index on the left, in the order of their appearance.
-
-        values: array by symbol; sizes: int by dimension
-        partial: see `partial_derivative`; needed where a derivative occurs
-        """
+        """The numbers of one side, an axis for each index on the left in order of appearance."""
         free = self._free_indices()
-        tree = ast.fix_missing_locations(ast.Expression(_Quote().visit(_copy(self.sides[side]))))
-        code = compile(tree, self.text, "eval")
+        tree = ast.Expression(_Python(values).visit(_copy(self.sides[side])))
+        code = compile(ast.fix_missing_locations(tree), self.text, "eval")
         names = {name: _Size(size) for name, size in sizes.items()} | FUNCTIONS | CONSTANTS
         names |= {name: _Tensor(np.asarray(value)) for name, value in values.items()}
-        names |= {"sum": sum, "partial": partial, "float": float, "__builtins__": {}}
+        names |= {"sum": sum, "partial": partial, "__builtins__": {}}
         result = np.empty([sizes[self.indices[index]] for index in free])
         for place in product(*map(range, result.shape)):
             # A formula is this project's own text; no word of a user's gets here.
@@ -96,10 +82,9 @@ class Formula:
         return max(relative_error(each[finite], right, magnitude(right) or 1.0) for each in found[:-1])
 
     def _free_indices(self) -> list[str]:
-        names = [node.id for node in ast.walk(self.sides[0]) if isinstance(node, ast.Name)]
-        bound = {
-            each.target.id for node in ast.walk(self.sides[0]) for each in getattr(node, "generators", ())
-        }
+        nodes = list(ast.walk(self.sides[0]))
+        bound = {each.target.id for node in nodes for each in getattr(node, "generators", ())}
+        names = [node.id for node in nodes if isinstance(node, ast.Name)]
         return list(dict.fromkeys(name for name in names if name in self.indices and name not in bound))
 
 
@@ -120,7 +105,7 @@ def partial_derivative(run: Callable[[str, np.ndarray, str], np.ndarray], values
                 return np.array(run(by, value, of))
 
             found[of, by, place] = central_difference(changed, _STEP)
-        return float(_Tensor(found[of, by, place])[at])
+        return _Tensor(found[of, by, place])[at]
 
     return partial
 
@@ -139,32 +124,29 @@ class _Tensor:
         self.array = array
 
     def __getitem__(self, place):
-        place = tuple(int(i) for i in (place if isinstance(place, tuple) else (place,)))
-        return self.array[(0,) * (self.array.ndim - len(place)) + place].item()
-
-    def __float__(self):
-        return float(self.array.flat[0])
-
-    def _plain(operation):
-        return lambda self, *other: getattr(float(self), operation)(*map(float, other))
-
-    __add__, __radd__, __sub__, __rsub__ = map(_plain, ("__add__", "__radd__", "__sub__", "__rsub__"))
-    __mul__, __rmul__, __neg__ = map(_plain, ("__mul__", "__rmul__", "__neg__"))
-    __truediv__, __rtruediv__ = map(_plain, ("__truediv__", "__rtruediv__"))
-    __pow__, __rpow__ = map(_plain, ("__pow__", "__rpow__"))
+        return self.array[(0,) * (self.array.ndim - len(place)) + tuple(map(int, place))].item()
 
 
-class _Quote(ast.NodeTransformer):
-    """partial(n[i], x[j]) -> partial("n", (i,), "x", (j,)): a derivative needs names, not numbers."""
+class _Python(ast.NodeTransformer):
+    """What can be computed: n -> n[()], n[i] -> n[i,], partial(n[i], x[j]) -> partial("n", (i,), "x", (j,))."""
+
+    def __init__(self, tensors: Collection[str]):
+        self.tensors = tensors
 
     def visit_Call(self, node):
         if getattr(node.func, "id", "") != "partial":
             return self.generic_visit(node)
         arguments = []
         for each in node.args:
-            name = each.value.id if isinstance(each, ast.Subscript) else each.id
-            arguments += [ast.Constant(name), ast.Tuple(_places(each), ast.Load())]
+            arguments += [ast.Constant(_name(each)), ast.Tuple(_places(each), ast.Load())]
         return ast.Call(node.func, arguments, [])
+
+    def visit_Subscript(self, node):
+        places = ast.Tuple([self.visit(each) for each in _places(node)], ast.Load())
+        return ast.Subscript(node.value, places, ast.Load())
+
+    def visit_Name(self, node):
+        return ast.Subscript(node, ast.Tuple([], ast.Load()), ast.Load()) if node.id in self.tensors else node
 
 
 class _Without(ast.NodeTransformer):
@@ -175,11 +157,15 @@ class _Without(ast.NodeTransformer):
 
     def visit_BinOp(self, node):
         self.generic_visit(node)
-        added = isinstance(node.op, ast.Add) and isinstance(node.right, ast.Subscript)
-        return node.left if added and node.right.value.id in self.absent else node
+        return node.left if isinstance(node.op, ast.Add) and _name(node.right) in self.absent else node
 
 
-def _places(node) -> list[ast.expr]:
+def _name(node: ast.expr) -> str:
+    """The symbol of `x` or `x[i]`, "" for any other expression."""
+    return getattr(getattr(node, "value", node), "id", "")
+
+
+def _places(node: ast.expr) -> list[ast.expr]:
     if not isinstance(node, ast.Subscript):
         return []
     return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
@@ -189,7 +175,13 @@ def _copy(node):
     return ast.parse(ast.unparse(node), mode="eval").body
 
 
-_LATEX_CALLS = {"exp": r"\exp", "log": r"\log", "tanh": r"\tanh", "sin": r"\sin", "cos": r"\cos"}
+_LATEX_CALLS = {name: rf"\{name}\left({{}}\right)" for name in ("exp", "log", "tanh", "sin", "cos")} | {
+    "sum": "{}",
+    "sqrt": r"\sqrt{{{}}}",
+    "delta": r"\delta_{{{}\,{}}}",
+    "partial": r"\frac{{\partial {}}}{{\partial {}}}",
+    "where": r"\begin{{cases}} {1} & \text{{where }} {0} \\ {2} & \text{{elsewhere}} \end{{cases}}",
+}
 _LATEX_COMPARISONS = {
     ast.Eq: "=", ast.Gt: ">", ast.GtE: r"\ge", ast.Lt: "<", ast.LtE: r"\le", ast.NotEq: r"\ne",
 }  # fmt: skip
@@ -240,23 +232,7 @@ class _Latex(ast.NodeVisitor):
         return f"{self.visit(node.left)} {_LATEX_COMPARISONS[type(op)]} {self.visit(right)}"
 
     def visit_Call(self, node):
-        name = node.func.id
-        arguments = [self.visit(each) for each in node.args]
-        if name == "sum":
-            return arguments[0]
-        if name == "sqrt":
-            return rf"\sqrt{{{arguments[0]}}}"
-        if name == "delta":
-            return rf"\delta_{{{arguments[0]}\,{arguments[1]}}}"
-        if name == "partial":
-            return rf"\frac{{\partial {arguments[0]}}}{{\partial {arguments[1]}}}"
-        if name == "where":
-            condition, value, otherwise = arguments
-            return (
-                rf"\begin{{cases}} {value} & \text{{where }} {condition} \\ "
-                rf"{otherwise} & \text{{elsewhere}} \end{{cases}}"
-            )
-        return rf"{_LATEX_CALLS[name]}\left({arguments[0]}\right)"
+        return _LATEX_CALLS[node.func.id].format(*map(self.visit, node.args))
 
     def visit_GeneratorExp(self, node):
         below = [self.visit(each.target) for each in node.generators]
