@@ -47,8 +47,6 @@ def views_of(chapter: Chapter, run: Pass) -> list[View]:
         steps = [step for node in nodes for step, _ in run.flow.steps(node.results[0])]
         read = [name for step in steps for name in step.inputs]
         keys += [(kind, name) for kind in ("activation", "gradient") for name in made]
-        if "positions" in read:  # what a pass calls the table, learned or not
-            read.append("position_embedding.weight")
         keys += [("weight gradient", name) for name in read]
     return [run.views[key] for key in dict.fromkeys(keys) if key in run.views]
 
