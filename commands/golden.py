@@ -10,6 +10,16 @@ from commands.options import CONFIG_HELP, JsonOption, option
 from contract.errors import ConfigError
 
 
+TokensOption = Annotated[
+    int | None,
+    option(
+        "Tokens per sequence. [default: context length minus one, at most 64]",
+        "--sequence-length",
+        "--tokens",
+    ),
+]
+
+
 def make(
     name: Annotated[
         str | None, typer.Argument(help=r"Name of the pack. \[default: remake the project's packs]")
@@ -18,14 +28,7 @@ def make(
     run: Annotated[Path | None, option("Run or checkpoint to take trained weights from.")] = None,
     out: Annotated[Path | None, option("Folder to write to. [default: parity/golden, or . for NAME]")] = None,
     batch_size: Annotated[int, option("Sequences per batch.")] = 3,
-    tokens: Annotated[
-        int | None,
-        option(
-            "Tokens per sequence. [default: context length minus one, at most 64]",
-            "--sequence-length",
-            "--tokens",
-        ),
-    ] = None,
+    tokens: TokensOption = None,
     steps: Annotated[int, option("Steps of AdamW; 0 for none.")] = 10,
     seed: Annotated[int, option("Seed of the batch and of random weights.")] = 3,
     overwrite: Annotated[bool, option("Replace earlier packs of these names.", "--overwrite")] = False,
