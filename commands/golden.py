@@ -9,7 +9,6 @@ import typer
 from commands.options import CONFIG_HELP, JsonOption, option
 from contract.errors import ConfigError
 
-
 TokensOption = Annotated[
     int | None,
     option(
