@@ -22,7 +22,7 @@ from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoin
 from harness.training.memory import check_memory
 from harness.training.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
 from harness.training.run_folder import RunFolder, find_checkpoint, new_run
-from harness.training.settings import FINE_TUNING, Machine, TrainingSettings
+from harness.training.settings import ADDED_LATER, FINE_TUNING, Machine, TrainingSettings
 from harness.training.trainer import Trainer
 
 # Settings that --resume may change: how far the run goes and how it is evaluated; with more steps, the rates too.
@@ -229,7 +229,7 @@ def _kept(run: RunFolder, checkpoint: Checkpoint) -> dict:
     kept = checkpoint.training | checkpoint.config.to_dict()
     try:
         require(kept, RESUMABLE)
-        if missing := TrainingSettings.__dataclass_fields__.keys() - kept.keys() - {"eval_tokens"}:
+        if missing := TrainingSettings.__dataclass_fields__.keys() - kept.keys() - ADDED_LATER:
             raise ValueError(f"it has no {min(missing)}")
     except ValueError as error:
         raise UserError(

@@ -13,6 +13,10 @@ from harness.training.schedule import learning_rate
 FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5}
 
 
+# Settings that earlier releases did not record; their defaults mean what was done then.
+ADDED_LATER = {"eval_tokens", "sequence_length"}
+
+
 class Machine(NamedTuple):
     """What computes.
 

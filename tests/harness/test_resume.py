@@ -26,6 +26,7 @@ def test_a_run_of_an_earlier_release(start):
     old = load_checkpoint(trainer.run.latest, with_optimizer=True)
     for name in (
         "eval_tokens",
+        "sequence_length",
         "validation_tokens",
         "final_validation_loss",
         "final_validation_tokens",
