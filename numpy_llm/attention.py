@@ -12,6 +12,12 @@ import numpy as np
 from contract.config import PLAIN_LAYER
 from contract.trace import NO_TRACE
 from numpy_llm.attend import AttendCache, attend_backward, attend_forward
+from numpy_llm.attend_in_blocks import (
+    BLOCKS_FROM,
+    AttendInBlocksCache,
+    attend_in_blocks_backward,
+    attend_in_blocks_forward,
+)
 from numpy_llm.layers import LinearCache, linear_backward, linear_forward
 from numpy_llm.norms import NormCache, norm_backward, norm_forward
 from numpy_llm.positions import RotateCache, rotate_backward, rotate_forward
@@ -126,7 +132,7 @@ class AttentionCache(NamedTuple):
     query_key_value: LinearCache
     split: SplitHeadsCache
     place: PlaceCache
-    attend: AttendCache
+    attend: AttendCache | AttendInBlocksCache
     merge: MergeHeadsCache
     output: LinearCache
 
@@ -159,7 +165,12 @@ def attention_forward(
     query, key, place_cache = _place_forward(query, key, weights, name, config, layer.rotary, start, trace)
     if kv_cache is not None:
         key, value = kv_cache.extend(name, key, value)
-    heads, attend_cache = attend_forward(query, key, value, name, config, layer.window, dropout, trace)
+    dropping = dropout is not None and config.dropout > 0
+    if trace is NO_TRACE and not dropping and x.shape[1] >= BLOCKS_FROM:
+        terms = config.score_scale, layer.window, config.score_cap
+        heads, attend_cache = attend_in_blocks_forward(query, key, value, *terms)
+    else:
+        heads, attend_cache = attend_forward(query, key, value, name, config, layer.window, dropout, trace)
     merged, merge_cache = merge_heads_forward(heads)
     trace.note(f"{name}.merged", merged, "merge_heads", heads)
     y, output_cache = linear_forward(merged, *output_weights)
@@ -176,20 +187,22 @@ def attention_backward(dy, cache, trace=NO_TRACE):
     """
     name, split = cache.name, cache.split
     trace.record_gradient(f"{name}.output", dy)
-    dmerged, doutput_weight, doutput_bias = linear_backward(dy, cache.output)
+    dmerged, doutput_weight, doutput_bias = linear_backward(dy, cache.output, later=True)
     dheads = merge_heads_backward(dmerged, cache.merge)
     dqkv = np.empty(split.shape, dy.dtype)
     views = _heads_of(dqkv, split.n_head, split.n_kv_head)  # what is written to them fills dqkv
     placed = cache.place.query_norm is not None or cache.place.query_rotation is not None
-    dquery, dkey, dvalue = attend_backward(
-        dheads, cache.attend, trace, out=(None, None, views[2]) if placed else views
-    )
+    out = (None, None, views[2]) if placed else views
+    if isinstance(cache.attend, AttendInBlocksCache):
+        dquery, dkey, dvalue = attend_in_blocks_backward(dheads, cache.attend, out)
+    else:
+        dquery, dkey, dvalue = attend_backward(dheads, cache.attend, trace, out)
     dquery, dkey, place_gradients = _place_backward(dquery, dkey, cache.place, trace, out=views)
     trace.record_gradient(f"{name}.value", dvalue)
     trace.record_gradient(f"{name}.key", dkey)
     trace.record_gradient(f"{name}.query", dquery)
     dqkv = split_heads_backward(dquery, dkey, dvalue, split, out=dqkv)
-    dx, dqkv_weight, dqkv_bias = linear_backward(dqkv, cache.query_key_value)
+    dx, dqkv_weight, dqkv_bias = linear_backward(dqkv, cache.query_key_value, later=True)
     return dx, place_gradients | {
         f"{name}.query_key_value.weight": dqkv_weight,
         f"{name}.query_key_value.bias": dqkv_bias,

@@ -214,7 +214,7 @@ def _linear_forward(x, weights, name, trace):
 def _linear_backward(dy, cache, name, trace):
     """returns: dx, the layer's gradients by weight name"""
     trace.record_gradient(name, dy)
-    dx, dweight, dbias = linear_backward(dy, cache)
+    dx, dweight, dbias = linear_backward(dy, cache, later=True)
     return dx, {f"{name}.weight": dweight, f"{name}.bias": dbias}
 
 

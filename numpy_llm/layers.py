@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.randomness import DropoutKey, dropout_mask
+from numpy_llm.threads import product
 
 
 class EmbeddingCache(NamedTuple):
@@ -28,7 +29,26 @@ def embedding_forward(tokens, weight):
     return weight[tokens], EmbeddingCache(tokens, weight.shape)
 
 
-def embedding_backward(dy, cache):
+class EmbeddingGradient(NamedTuple):
+    """The gradient of an embedding's weight before its rows are added up: what `embedding_weight_gradient` takes."""
+
+    dy: np.ndarray  # (N, C)
+    tokens: np.ndarray  # (N,)
+
+
+def embedding_weight_gradient(dy, tokens):
+    """Add up the rows of dy whose tokens are equal.
+
+    dy: float (N, C); tokens: int (N,)
+    returns: the tokens that occur (n,), their sums (n, C): the gradient's other rows are 0
+    """
+    order = np.argsort(tokens, kind="stable")
+    ordered = tokens[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    return ordered[starts], np.add.reduceat(dy[order], starts, axis=0)
+
+
+def embedding_backward(dy, cache, later=False):
     """A row's gradient is the sum over all places where its token stands.
 
         y[b, t] = weight[tokens[b, t]]   =>   dweight[v] = Σ dy[b, t] over all b, t with tokens[b, t] = v
@@ -36,14 +56,15 @@ def embedding_backward(dy, cache):
     Assigning `dweight[tokens] = dy` would keep only the last place of a repeated token. Sorting brings equal
     tokens together, so that one `reduceat` sums each run.
 
-    returns: dweight (V, C)
+    later: leave the sum to `numpy_llm.gradients`, which takes it for all parts of a batch at once
+    returns: dweight (V, C), or what it will be made of
     """
-    tokens, shape = cache.tokens, cache.shape
-    dweight = np.zeros(shape, dy.dtype)
-    order = np.argsort(tokens, axis=None, kind="stable")
-    ordered = tokens.reshape(-1)[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    dweight[ordered[starts]] = np.add.reduceat(dy.reshape(-1, shape[1])[order], starts, axis=0)
+    made_of = EmbeddingGradient(dy.reshape(-1, cache.shape[1]), cache.tokens.reshape(-1))
+    if later:
+        return made_of
+    dweight = np.zeros(cache.shape, dy.dtype)
+    rows, sums = embedding_weight_gradient(*made_of)
+    dweight[rows] = sums
     return dweight
 
 
@@ -61,24 +82,37 @@ def linear_forward(x, weight, bias):
     Twin: torch_llm.layers.linear
     """
     rows = x.reshape(-1, x.shape[-1])  # one large matrix product instead of B small ones
-    y = rows @ weight.T  # (B·T, in) @ (in, out) -> (B·T, out)
+    y = product(rows, weight.T)  # (B·T, in) @ (in, out) -> (B·T, out)
     if bias is not None:
         y += bias
     return y.reshape(*x.shape[:-1], -1), LinearCache(rows, weight, bias is not None)
 
 
-def linear_backward(dy, cache):
+class LinearGradient(NamedTuple):
+    """The gradient of a linear weight before its product is taken: what `linear_weight_gradient` takes."""
+
+    dy: np.ndarray  # (N, out)
+    x: np.ndarray  # (N, in)
+
+
+def linear_weight_gradient(dy, x, out=None):
+    """dweight[o, i] = Σ_n dy[n, o] x[n, i]: (out, N) @ (N, in) -> (out, in)"""
+    return product(dy.T, x, out=out)
+
+
+def linear_backward(dy, cache, later=False):
     """Differentiate y[n, o] = Σ_i x[n, i] weight[o, i] + bias[o].
 
         dx[n, i]      = Σ_o dy[n, o] weight[o, i]     =>   dx = dy weight
         dweight[o, i] = Σ_n dy[n, o] x[n, i]          =>   dweight = dyᵀ x
         dbias[o]      = Σ_n dy[n, o]
 
-    returns: dx (..., in), dweight (out, in), dbias (out,) or None
+    later: leave dweight's product to `numpy_llm.gradients`, which takes it for all parts of a batch
+    returns: dx (..., in), dweight (out, in), or what it will be made of, dbias (out,) or None
     """
     drows = dy.reshape(-1, dy.shape[-1])
-    dx = drows @ cache.weight  # (B·T, out) @ (out, in) -> (B·T, in)
-    dweight = drows.T @ cache.rows  # (out, B·T) @ (B·T, in) -> (out, in)
+    dx = product(drows, cache.weight)  # (B·T, out) @ (out, in) -> (B·T, in)
+    dweight = LinearGradient(drows, cache.rows) if later else linear_weight_gradient(drows, cache.rows)
     dbias = sum_rows(drows) if cache.has_bias else None
     return dx.reshape(*dy.shape[:-1], -1), dweight, dbias
 

@@ -6,7 +6,7 @@
 The dimension letters are explained in `contract/config.py`.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from contract.weights import (
 )
 from numpy_llm.block import BlockCache, block_backward, block_forward
 from numpy_llm.generate import generate
+from numpy_llm.gradients import GradientSum
 from numpy_llm.layers import (
     DropoutCache,
     EmbeddingCache,
@@ -184,47 +185,54 @@ class GPT:
         trace.record("logits", capped, "soft_cap", logits, cap)
         return capped, output_cache, cap_cache
 
-    def backward(
-        self, cache, *, dloss=1.0, gradients: Weights | None = None, turn=nullcontext, trace: Trace = NO_TRACE
-    ):
+    def backward(self, cache, *, dloss=1.0, gradients: Weights | None = None, trace: Trace = NO_TRACE):
         """The forward pass reversed: the gradient of the loss with respect to every weight.
 
-        cache: what `forward` returned
-        dloss: gradient of the total loss with respect to this one: a part's share of a larger batch
+        cache: what `forward` returned; dloss: gradient of the total loss with respect to this one
         gradients: where to add them, in the weights' layout; None starts from zeros
-        turn: makes the context of each addition: waits where several threads add to the same `gradients`
         returns: gradients
         Raises ConfigError for gradients of another layout.
         """
-        if gradients is None:
-            gradients = Weights.zeros(self.config, self.dtype)
+        empty = gradients is None
+        gradients = Weights.zeros(self.config, self.dtype) if empty else gradients
         check_layout("gradients", gradients, self.weights.layout)
+        total = GradientSum(gradients, empty=empty)
+        for layer in self.backward_layers(cache, dloss, trace):
+            for add in total.work([layer]):
+                add()
+        return gradients
+
+    def backward_layers(self, cache, dloss=1.0, trace: Trace = NO_TRACE) -> Iterator[dict]:
+        """The same, one layer after another, the last one first.
+
+        dloss: gradient of the total loss with respect to this one: a part's share of a larger batch
+        yields: gradients by weight name, for `numpy_llm.gradients.GradientSum`
+        """
         stream = cache.stream
         trace.record_gradient("loss", np.asarray(dloss, self.dtype))
         dx, doutput = self._output_backward(dloss, cache, trace)
-        # A tied matrix is used twice, at the output and at the embedding: both gradients are added to it.
-        _add(gradients, {self.output_name: doutput}, turn)
+        # A tied matrix is used twice, at the output and at the embedding: both gradients are added up.
+        yield {self.output_name: doutput}
         dx, norm_gradients = norm_backward(dx, stream.norm, trace)
-        _add(gradients, norm_gradients, turn)
+        yield norm_gradients
         for block_cache in reversed(stream.blocks):
             dx, block_gradients = block_backward(dx, block_cache, trace)
-            _add(gradients, block_gradients, turn)
+            yield block_gradients
         trace.record_gradient("embedding_dropout", dx)
         dx = dropout_backward(dx, stream.dropout)
         if stream.position is not None:
             trace.record_gradient("embedding", dx)
             dx, dpositions = position_backward(dx, stream.position)
             if self.config.position == "learned":
-                _add(gradients, {"position_embedding.weight": dpositions}, turn)
+                yield {"position_embedding.weight": dpositions}
         if stream.scale is not None:
             trace.record_gradient("scaled_embedding", dx)
             dx = scale_backward(dx, stream.scale)
         trace.record_gradient("token_embedding", dx)
-        _add(gradients, {"token_embedding.weight": embedding_backward(dx, stream.embedding)}, turn)
-        return gradients
+        yield {"token_embedding.weight": embedding_backward(dx, stream.embedding, later=True)}
 
     def _output_backward(self, dloss, cache, trace):
-        """From the loss back to the normed stream. returns: dx (B, T, C), gradient of the output matrix (V, C)"""
+        """From the loss back to the normed stream. returns: dx (B, T, C), gradient of the output matrix"""
         if cache.output is None:
             dx, doutput = linear_cross_entropy_backward(dloss, cache.loss)
             return dx.reshape(*cache.stream.embedding.tokens.shape, -1), doutput
@@ -233,17 +241,9 @@ class GPT:
         if cache.cap is not None:
             dlogits = soft_cap_backward(dlogits, cache.cap)
             trace.record_gradient("uncapped_logits", dlogits)
-        dx, doutput, _ = linear_backward(dlogits, cache.output)
+        dx, doutput, _ = linear_backward(dlogits, cache.output, later=True)
         return dx, doutput
 
     def generate(self, tokens, max_new_tokens, **sampling):
         """The tokens that the model adds to `tokens`; see `numpy_llm.generate.generate`."""
         return list(generate(self, tokens, max_new_tokens, **sampling))
-
-
-def _add(gradients, part, turn):
-    with turn():
-        for name, gradient in part.items():
-            if gradient is not None:
-                total = gradients[name]
-                total += gradient

@@ -5,11 +5,11 @@ Source: Vaswani et al. 2017, sections 3.2.2 and 3.2.3. The dimension letters are
 ones.
 """
 
-import torch.nn.functional as F
 from torch import nn
 
 from contract.trace import NO_TRACE
-from torch_llm.attend import attend, causal_mask
+from torch_llm.attend import attend
+from torch_llm.attend_in_blocks import attend_in_blocks
 from torch_llm.layers import linear
 from torch_llm.norms import Norm
 from torch_llm.positions import rotate
@@ -37,28 +37,6 @@ def merge_heads(heads):
     """
     B, H, T, D = heads.shape
     return heads.transpose(1, 2).reshape(B, T, H * D)
-
-
-def _attend_fused(query, key, value, config, window=None):
-    """`attend` in one kernel, which keeps no (T, S) tensor; it has no soft cap and no dropout of ours.
-
-    query: float (B, H, T, D); key, value: float (B, K, S, D); returns: heads (B, H, T, D)
-    """
-    T, S = query.shape[-2], key.shape[-2]
-    # A single query is the last token and sees every key. Otherwise the kernel's own causal mask fits if T = S.
-    causal = T > 1 and T == S <= (window or S)
-    mask = None
-    if not causal and (T > 1 or (window or S) < S):
-        mask = causal_mask(T, S, window, query.device).to(query.dtype)
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        mask,
-        is_causal=causal,
-        scale=config.score_scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
 
 
 class Attention(nn.Module):
@@ -105,7 +83,7 @@ class Attention(nn.Module):
 
         dropping = dropout is not None and config.dropout > 0
         if trace is NO_TRACE and not dropping and config.score_cap is None:
-            heads = _attend_fused(query, key, value, config, self.layer.window)
+            heads = attend_in_blocks(query, key, value, config.score_scale, window=self.layer.window)
         else:
             heads = attend(query, key, value, name, config, self.layer.window, dropout, trace)
 

@@ -2,33 +2,36 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import pairwise
-from threading import BrokenBarrierError
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from contract.checks import check_targets
 from contract.config import ModelConfig
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
 from contract.weights import Weights, check_weights, weight_table
 from harness.training.backend import BackendSettings
-from harness.training.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate
+from numpy_llm.gradients import GradientSum
 from numpy_llm.model import GPT
+from numpy_llm.threads import Team, each
+
+# A part of a batch has at least so many tokens, for BLAS, and numbers in its stream, for the calls of NumPy.
+PART_TOKENS, PART_NUMBERS = 128, 48_000
 
 
 class NumpyBackend:
     """See `harness.training.backend.Backend`.
 
-    Each thread takes a part of the batch with one BLAS thread. They add their gradients to one buffer in a fixed
-    order, so a run is bit-identical for one seed and thread count.
+    The batch is computed in parts, and BLAS uses one thread for each. No cut depends on the number of threads, so a
+    run is bit-identical for one seed, whatever the threads.
     """
 
     name, device = "numpy", "cpu"
@@ -48,8 +51,8 @@ class NumpyBackend:
                 view[...] = given[name]
         self.model = GPT(config, weights, seed=settings.seed, dtype=settings.dtype)
         self._adam = settings.adam
-        self._pool = ThreadPoolExecutor(self.threads)
-        self._blas = ThreadpoolController()
+        blas = ThreadpoolController()
+        self._team = Team(self.threads, alone=lambda: blas.limit(limits=1, user_api="blas"))
 
     @cached_property
     def optimizer(self) -> AdamW:
@@ -61,24 +64,28 @@ class NumpyBackend:
         return Weights.zeros(self.config, self.model.dtype)
 
     def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
-        self._gradients.flat.fill(0)
-        loss = 0.0
-        for micro_batch in _split(slice(0, len(tokens)), accumulate):
-            parts = _split(micro_batch, self.threads)
-            turnstile = Turnstile(len(parts))
-
-            def differentiate(part: slice, place: int, turnstile=turnstile) -> float:
-                with turnstile.aborted_by_failure():
-                    share = (part.stop - part.start) / len(tokens)
-                    dropout = DropoutKey(self.seed, step, first_sequence=part.start)
-                    loss, cache = self.model.loss(tokens[part], targets[part], dropout=dropout)
-                    turn = partial(turnstile.turn, place)
-                    self.model.backward(cache, dloss=share, gradients=self._gradients, turn=turn)
-                    return share * float(loss)
-
-            with turnstile.aborted_by_failure():  # also of a thread that cannot start
-                loss += sum(self._over_threads(differentiate, parts))
+        total, loss = GradientSum(self._gradients, empty=True), 0.0
+        with self._working():
+            for micro_batch in _split(slice(0, len(tokens)), accumulate):
+                loss += self._differentiate(tokens, targets, micro_batch, step, total)
         return loss
+
+    def _differentiate(self, tokens, targets, rows: slice, step: int, total: GradientSum) -> float:
+        """The share of these rows in the loss of the batch; their gradients are added to `total`."""
+
+        def forward(part: slice):
+            dropout = DropoutKey(self.seed, step, first_sequence=part.start)
+            loss, cache = self.model.loss(tokens[part], targets[part], dropout=dropout)
+            share = (part.stop - part.start) / len(tokens)
+            return share * float(loss), self.model.backward_layers(cache, share)
+
+        losses, parts = zip(*each(forward, self._parts(rows, tokens.shape[1])), strict=True)
+        adding = []
+        while True:  # each part through its next layer, while the gradients of the layer before are added up
+            layers = each(_call, [*(partial(next, part, None) for part in parts), *adding])[: len(parts)]
+            if layers[0] is None:
+                return sum(losses)
+            adding = total.work(layers)
 
     def trace(self, tokens, targets, *, step) -> Trace:
         trace = Trace()
@@ -99,11 +106,12 @@ class NumpyBackend:
     def evaluate(self, tokens, targets) -> float:
         check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)  # before they are split
 
-        def evaluate(rows: slice, place: int) -> float:
+        def evaluate(rows: slice) -> float:
             loss, _ = self.model.loss(tokens[rows], targets[rows])
             return float(loss) * (rows.stop - rows.start) / len(tokens)
 
-        return sum(self._over_threads(evaluate, _split(slice(0, len(tokens)), self.threads)))
+        with self._working():
+            return sum(each(evaluate, self._parts(slice(0, len(tokens)), tokens.shape[1])))
 
     def weights(self) -> Mapping[str, np.ndarray]:
         return self.model.weights
@@ -121,28 +129,26 @@ class NumpyBackend:
     def generate(self, tokens, max_new_tokens, **sampling) -> Iterator[int]:
         return generate(self.model, tokens, max_new_tokens, **sampling)
 
-    def _over_threads(self, function, parts: list[slice]) -> list[float]:
-        """Call `function(part, place)` for the parts of a batch, one per thread. returns: results in order"""
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        # What is no longer finite is told by the trainer, once.
+        with np.errstate(all="ignore"), self._team.working():
+            yield
 
-        def quietly(part: slice, place: int) -> float:
-            with np.errstate(all="ignore"):  # the trainer says so, once, when the loss is no longer finite
-                return function(part, place)
+    def _parts(self, rows: slice, T: int) -> list[slice]:
+        """Cut sequences of a batch into parts that are computed apart, at best on a thread each.
 
-        if len(parts) == 1:  # a single part has all threads to itself, inside BLAS
-            with self._blas.limit(limits=self.threads, user_api="blas"):
-                return [quietly(parts[0], 0)]
-        with self._blas.limit(limits=1, user_api="blas"):
-            try:
-                calls = [self._pool.submit(quietly, part, place) for place, part in enumerate(parts)]
-            except RuntimeError as error:
-                raise UserError(
-                    f"the system does not start {len(parts)} threads ({error}); choose fewer with --threads"
-                ) from error
-            # The cause of the failure comes before the threads that only waited for it.
-            failures = [failure for call in calls if (failure := call.exception())]
-            for failure in sorted(failures, key=lambda failure: isinstance(failure, BrokenBarrierError)):
-                raise failure
-            return [call.result() for call in calls]
+        As many as leave enough to do for each, and a power of two, so that two or four threads have equally much to
+        do; never by the number of threads.
+        """
+        sequences = rows.stop - rows.start
+        tokens = sequences * T
+        most = min(sequences, tokens // PART_TOKENS, tokens * self.config.d_model // PART_NUMBERS)
+        return _split(rows, 1 << max(1, most).bit_length() - 1)
+
+
+def _call(work: Callable):
+    return work()
 
 
 def _split(rows: slice, parts: int) -> list[slice]:

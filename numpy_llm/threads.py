@@ -1,0 +1,117 @@
+"""Threads that share out pieces of work and have no say in the result.
+
+How work is cut never depends on the number of threads, and what is added up is added in the order of the pieces. So
+the same numbers come out, bit for bit, for every number of threads.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, copy_context
+from itertools import pairwise
+from threading import Semaphore
+
+import numpy as np
+
+# Rows and columns of a tile of a matrix product: large enough for BLAS to run at its full rate.
+TILE_ROWS, TILE_COLUMNS = 512, 1024
+
+
+class Team:
+    """Threads that `each` shares work out to, inside `with team.working():`.
+
+    threads: their number, that of the caller included
+    alone: makes the context in which BLAS computes with the calling thread alone
+    """
+
+    def __init__(self, threads: int = 1, alone: Callable[[], AbstractContextManager] = nullcontext):
+        self._alone = alone
+        self._pool = ThreadPoolExecutor(
+            max(1, threads - 1)
+        )  # which starts a thread when it gets the first work
+        self._free = Semaphore(threads - 1)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """What runs inside shares its work out to this team."""
+        token = _TEAM.set(self)
+        try:
+            with self._alone():
+                yield
+        finally:
+            _TEAM.reset(token)
+
+    def call(self, work: Callable[[], None], most: int):
+        """Call `work` here and on as many threads as are free, `most` at most; it returns when all have.
+
+        Raises what the first call to fail raised.
+        """
+        helpers = []
+        while len(helpers) < most and self._free.acquire(blocking=False):
+            try:
+                helpers.append(self._pool.submit(copy_context().run, work))
+            except RuntimeError:  # the system starts no more threads: the others do the work
+                self._free.release()
+                break
+        try:
+            work()
+        finally:
+            for helper in helpers:
+                helper.cancel() or helper.exception()  # has not begun, or ends
+                self._free.release()
+        for helper in helpers:
+            if not helper.cancelled():
+                helper.result()
+
+
+_TEAM: ContextVar[Team | None] = ContextVar("team", default=None)
+
+
+def each(function: Callable, items: Iterable) -> list:
+    """Call `function` with each item, on all threads of the team that are free.
+
+    returns: the results, in order. Raises what the first call to fail raised, once no other is running.
+    """
+    items = list(items)
+    team, results, places = _TEAM.get(), [None] * len(items), iter(range(len(items)))
+
+    def work():
+        try:
+            for place in places:  # whoever asks gets the next
+                results[place] = function(items[place])
+        except BaseException:
+            list(places)  # no other begins
+            raise
+
+    if team is None or len(items) < 2:
+        work()
+    else:
+        team.call(work, len(items) - 1)
+    return results
+
+
+def cut(length: int, size: int) -> list[slice]:
+    """Cut `length` into the fewest slices of at most `size`, of nearly equal lengths."""
+    count = -(-length // size)
+    edges = [length * place // count for place in range(count + 1)]
+    return [slice(*edge) for edge in pairwise(edges)]
+
+
+def product(a, b, out=None):
+    """The matrix product a b, in tiles where a team works on it.
+
+    a: float (N, M); b: float (M, O); out: where to write; returns: float (N, O)
+    """
+    if _TEAM.get() is None or (len(a) <= TILE_ROWS and b.shape[1] <= TILE_COLUMNS):
+        return np.matmul(a, b, out=out)
+    out = np.empty((len(a), b.shape[1]), a.dtype) if out is None else out
+
+    def multiply(tile):
+        rows, columns = tile
+        np.matmul(a[rows], b[:, columns], out=out[rows, columns])
+
+    each(
+        multiply,
+        [(rows, columns) for rows in cut(len(a), TILE_ROWS) for columns in cut(b.shape[1], TILE_COLUMNS)],
+    )
+    return out
