@@ -4,9 +4,7 @@ import numpy as np
 
 from contract.checks import check_adam, check_learning_rate, check_max_norm
 from contract.weights import Weights, check_buffer, check_layout
-
-# A piece of each buffer that stays in a core's cache while all of an update's operations pass over it.
-CHUNK = 1 << 15
+from numpy_llm.threads import each, pieces
 
 
 class Adam:
@@ -47,12 +45,13 @@ class Adam:
         check_learning_rate(learning_rate)
         check_layout("gradients", gradients, self.weights.layout)
         self.step += 1
+        buffers = self.weights.flat, self.m, self.v, gradients.flat
         size, decaying = self.weights.flat.size, self.weights.decaying
-        for start, stop, decays in ((0, decaying, True), (decaying, size, False)):
-            for at in range(start, stop, CHUNK):
-                piece = slice(at, min(at + CHUNK, stop))
-                parts = self.weights.flat[piece], self.m[piece], self.v[piece]
-                update_piece(self, *parts, gradients.flat[piece], learning_rate, decays)
+
+        def update(piece):
+            update_piece(self, *(buffer[piece] for buffer in buffers), learning_rate, piece.start < decaying)
+
+        each(update, [*pieces(0, decaying), *pieces(decaying, size)])
 
 
 class AdamW(Adam):
@@ -104,7 +103,8 @@ def clip_gradients(gradients: Weights, max_norm: float) -> float:
     check_buffer("gradients", gradients)
     norm = gradient_norm(gradients)
     if norm > max_norm and np.isfinite(norm):
-        gradients.flat *= max_norm / norm
+        flat, factor = gradients.flat, max_norm / norm
+        each(lambda piece: np.multiply(flat[piece], factor, out=flat[piece]), pieces(0, flat.size))
     return norm
 
 
@@ -122,10 +122,11 @@ def gradient_norm(gradients: Weights) -> float:
 
 
 def _sum_of_squares(flat, unit=None):
-    """The sum over a flat buffer, whose numbers are counted in `unit`."""
-    total = 0.0
+    """The sum over a flat buffer, whose numbers are counted in `unit`; in the order of its pieces."""
+
+    def of(piece):
+        numbers = flat[piece] if unit is None else flat[piece] / unit
+        return float(numbers @ numbers)
+
     with np.errstate(all="ignore"):
-        for at in range(0, flat.size, CHUNK):
-            piece = flat[at : at + CHUNK] if unit is None else flat[at : at + CHUNK] / unit
-            total += float(piece @ piece)
-    return total
+        return sum(each(of, pieces(0, flat.size)))

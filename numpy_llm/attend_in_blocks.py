@@ -15,7 +15,8 @@ from numpy_llm.threads import each
 # The shortest text that is attended to in blocks: below it the plain pairs are as fast (docs/benchmarks.md).
 BLOCKS_FROM = 384
 # Queries and keys of a block. Its scores, 256 kB in float32, stay in a core's cache while they are worked on.
-_QUERIES, _KEYS = 128, 512
+_QUERIES = 128
+_KEYS = 512
 
 
 class AttendInBlocksCache(NamedTuple):

@@ -13,6 +13,8 @@ from threading import Semaphore
 
 import numpy as np
 
+# Numbers of a piece: several arrays of that size stay in a core's cache while many operations pass over them.
+PIECE = 1 << 15
 # Rows and columns of a tile of a matrix product: large enough for BLAS to run at its full rate.
 TILE_ROWS, TILE_COLUMNS = 512, 1024
 
@@ -48,11 +50,7 @@ class Team:
         """
         helpers = []
         while len(helpers) < most and self._free.acquire(blocking=False):
-            try:
-                helpers.append(self._pool.submit(copy_context().run, work))
-            except RuntimeError:  # the system starts no more threads: the others do the work
-                self._free.release()
-                break
+            helpers.append(self._pool.submit(copy_context().run, work))
         try:
             work()
         finally:
@@ -95,6 +93,17 @@ def cut(length: int, size: int) -> list[slice]:
     count = -(-length // size)
     edges = [length * place // count for place in range(count + 1)]
     return [slice(*edge) for edge in pairwise(edges)]
+
+
+def pieces(start: int, stop: int) -> list[slice]:
+    """Slices of flat arrays, of PIECE numbers."""
+    return [slice(at, min(at + PIECE, stop)) for at in range(start, stop, PIECE)]
+
+
+def by_pieces(function: Callable, *arrays):
+    """Call `function` with the same piece of each array, all of one size: one piece after another."""
+    flat = [array.reshape(-1) for array in arrays]
+    each(lambda piece: function(*(array[piece] for array in flat)), pieces(0, flat[0].size))
 
 
 def product(a, b, out=None):

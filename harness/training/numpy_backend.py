@@ -96,12 +96,14 @@ class NumpyBackend:
         return trace
 
     def clip(self, max_norm) -> float:
-        if max_norm is None:
-            return gradient_norm(self._gradients)
-        return clip_gradients(self._gradients, max_norm)
+        with self._working():
+            if max_norm is None:
+                return gradient_norm(self._gradients)
+            return clip_gradients(self._gradients, max_norm)
 
     def update(self, learning_rate):
-        self.optimizer.update(self._gradients, learning_rate)
+        with self._working():
+            self.optimizer.update(self._gradients, learning_rate)
 
     def evaluate(self, tokens, targets) -> float:
         check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)  # before they are split

@@ -12,7 +12,7 @@ from contract.components import sizes
 from contract.config import ModelConfig
 from contract.weights import Weights, weight_table
 from learn.study.tensors import View, view
-from numpy_llm.adam import CHUNK
+from numpy_llm.threads import PIECE
 from operations.dataflow import Dataflow, record
 from parity.cases import Inputs
 from parity.compare import Row, compare
@@ -50,7 +50,7 @@ class Pass(NamedTuple):
     def sizes(self) -> dict[str, int]:
         """This pass's number for each dimension letter, as they occur in shapes."""
         T, decaying = len(self.tokens) - 1, self.inputs["float64"].weights.decaying
-        return sizes(self.config, T=T) | {"B T": T, "1": 1, "N": min(CHUNK, decaying)}
+        return sizes(self.config, T=T) | {"B T": T, "1": 1, "N": min(PIECE, decaying)}
 
     def fails(self, view: View) -> list[str]:
         """The precisions in which a tensor of the twins differs by more than its limit."""

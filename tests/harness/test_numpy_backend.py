@@ -1,12 +1,13 @@
 """The NumPy backend: threads and micro-batches change no result, and a run can be taken up where it was left."""
 
 import tracemalloc
-from threading import Event, Thread
+from dataclasses import replace
+from itertools import islice
+from threading import Thread
 
 import numpy as np
 import pytest
 
-from contract.errors import UserError
 from contract.presets import preset
 from contract.randomness import DropoutKey
 from contract.weights import parameter_count, weight_table
@@ -21,7 +22,10 @@ SETTINGS = {"seed": 4, "dtype": "float64", "threads": 2, "beta1": 0.9, "beta2": 
 
 
 @pytest.fixture
-def config(tiny_config):
+def config(tiny_config, monkeypatch):
+    """A small model; its batches are cut into parts as large ones are."""
+    monkeypatch.setattr("harness.training.numpy_backend.PART_TOKENS", 4)
+    monkeypatch.setattr("harness.training.numpy_backend.PART_NUMBERS", 1)
     return tiny_config(n_layer=2, dropout=0.3)
 
 
@@ -29,8 +33,8 @@ def backend_of(config, weights=None, **changes):
     return open_backend("numpy", config, weights, **{**SETTINGS, **changes})
 
 
-def batch_of(B, step=0):
-    drawn = np.random.default_rng([B, step]).integers(7, size=(B, 5))
+def batch_of(B, step=0, T=4):
+    drawn = np.random.default_rng([B, step]).integers(7, size=(B, T + 1))
     return drawn[:, :-1], drawn[:, 1:]
 
 
@@ -39,10 +43,10 @@ def loss_and_gradients(backend, B, step=3, accumulate=1):
     return loss, backend._gradients.flat.copy()
 
 
-def train(backend, steps, B=4):
+def train(backend, steps, B=4, T=4):
     losses = []
     for step in steps:
-        losses.append(backend.loss_and_gradients(*batch_of(B, step), step=step, accumulate=2))
+        losses.append(backend.loss_and_gradients(*batch_of(B, step, T), step=step, accumulate=2))
         backend.clip(1.0)
         backend.update(0.01)
     return losses
@@ -73,18 +77,28 @@ def test_dropout_is_keyed(config):
     assert backend.evaluate(*batch) == other.evaluate(*batch) != losses[0]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.0, "context_length": 600}], ids=["parts", "blocks"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_runs_are_bit_identical(config, threads, dtype):
-    """Two runs with the same seed and thread count end with the same bits."""
+def test_any_number_of_threads_gives_the_same_bits(config, changes, dtype, monkeypatch):
+    """Losses, weights and moments are those of one thread, bit for bit: in parts, in blocks and in tiles."""
+    monkeypatch.setattr("numpy_llm.threads.TILE_ROWS", 5)
+    monkeypatch.setattr("numpy_llm.threads.TILE_COLUMNS", 4)
+    monkeypatch.setattr("numpy_llm.gradients.ROWS", 3)
+    monkeypatch.setattr("numpy_llm.threads.PIECE", 16)
+    config = replace(config, **changes)
     ends = []
-    for _ in range(2):
-        backend = backend_of(config, threads=threads, dtype=dtype)
-        ends.append((train(backend, range(6), B=5), backend.model.weights.flat, backend.optimizer.v))
-    assert ends[0][0] == ends[1][0]
-    for first, second in zip(ends[0][1:], ends[1][1:], strict=True):
-        assert first.dtype == dtype
-        np.testing.assert_array_equal(first, second)
+    for count in (1, 2, 3, 4):
+        backend = backend_of(config, threads=count, dtype=dtype)
+        ends.append((train(backend, range(4), B=5, T=config.context_length), backend))
+    for losses, backend in ends[1:]:
+        assert losses == ends[0][0]
+        for found, expected in zip(_state(backend), _state(ends[0][1]), strict=True):
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, expected)
+
+
+def _state(backend) -> list[np.ndarray]:
+    return [backend.model.weights.flat, backend.optimizer.m, backend.optimizer.v]
 
 
 def test_gradients_start_anew(config):
@@ -96,53 +110,38 @@ def test_gradients_start_anew(config):
         np.testing.assert_allclose(gradients, expected, rtol=1e-10, atol=1e-15)
 
 
-def test_a_failing_thread_ends_the_step(config, monkeypatch):
-    """Where one part fails its error comes out, and the other parts do not wait for it for ever."""
-    backend, real = backend_of(config), GPT.backward
+def test_a_failing_part_ends_the_step(config, monkeypatch):
+    """Where one part fails its error comes out, and the next step is as ever."""
+    backend, real = backend_of(config), GPT.backward_layers
 
-    def backward(self, cache, *, dloss, **options):
-        if options["turn"].args == (1,):
-            raise MemoryError("too large")
-        return real(self, cache, dloss=dloss, **options)
+    def backward_layers(self, cache, dloss):
+        yield from islice(real(self, cache, dloss), 2)
+        raise MemoryError("too large")
 
-    monkeypatch.setattr(GPT, "backward", backward)
+    monkeypatch.setattr(GPT, "backward_layers", backward_layers)
     with pytest.raises(MemoryError, match="too large"):
         loss_and_gradients(backend, 4)
-    monkeypatch.undo()
+    monkeypatch.setattr(GPT, "backward_layers", real)
     np.testing.assert_array_equal(
         loss_and_gradients(backend, 4)[1], loss_and_gradients(backend_of(config), 4)[1]
     )
 
 
 def test_a_thread_that_cannot_start(config, monkeypatch):
-    """Where the system starts no more threads that is one line, and those that did start do not wait for ever."""
-    backend, start, forward, started, refused = (
-        backend_of(config, threads=4),
-        Thread.start,
-        GPT.forward,
-        [],
-        Event(),
-    )
+    """Where the system starts no more threads, those that there are do the work."""
+    _, expected = loss_and_gradients(backend_of(config), 8)
+    start, started = Thread.start, []
 
-    def start_two(thread):
-        if len(started) == 2:
-            refused.set()
+    def start_one(thread):
+        if started:
             raise RuntimeError("can't start new thread")
         started.append(thread)
         start(thread)
 
-    def wait_for_all(*arguments, **options):  # so no thread is free for the work of another
-        refused.wait()
-        return forward(*arguments, **options)
-
-    monkeypatch.setattr(Thread, "start", start_two)
-    monkeypatch.setattr(GPT, "forward", wait_for_all)
-    with pytest.raises(
-        UserError, match=r"the system does not start 4 threads \(can't .* fewer with --threads"
-    ):
-        loss_and_gradients(backend, 8)
-    backend._pool.shutdown()  # waits for the threads
-    assert len(started) == 2
+    monkeypatch.setattr(Thread, "start", start_one)
+    _, gradients = loss_and_gradients(backend_of(config, threads=4), 8)
+    assert len(started) == 1
+    np.testing.assert_array_equal(gradients, expected)
 
 
 def test_clip(config):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from contract.weights import Weights, WeightSpec, parameter_count
-from numpy_llm import adam
+from numpy_llm import threads
 from numpy_llm.adam import Adam, AdamW, clip_gradients, gradient_norm
 
 TABLE = {"a": WeightSpec((3,), "zeros"), "b": WeightSpec((2, 3), "normal"), "c": WeightSpec((1, 1), "normal")}
@@ -114,8 +114,8 @@ def test_update_leaves_the_gradients(optimizer):
 
 
 @OPTIMIZERS
-@pytest.mark.parametrize("chunk", [1, 4, 7])
-def test_chunks_change_nothing(optimizer, chunk, monkeypatch):
+@pytest.mark.parametrize("piece", [1, 4, 7])
+def test_pieces_change_nothing(optimizer, piece, monkeypatch):
     """Cutting the buffer into pieces anywhere gives the same bits as taking it whole."""
 
     def run():
@@ -126,16 +126,16 @@ def test_chunks_change_nothing(optimizer, chunk, monkeypatch):
         return weights.flat, trained.m, trained.v
 
     whole = run()
-    monkeypatch.setattr(adam, "CHUNK", chunk)
+    monkeypatch.setattr(threads, "PIECE", piece)
     for cut, uncut in zip(run(), whole, strict=True):
         np.testing.assert_array_equal(cut, uncut)
 
 
-def test_buffer_larger_than_a_chunk():
-    """A buffer of several chunks, the border between matrices and vectors inside one, is updated whole."""
+def test_buffer_larger_than_a_piece():
+    """A buffer of several pieces, the border between matrices and vectors inside one, is updated whole."""
     table = {
-        "v": WeightSpec((adam.CHUNK + 3,), "zeros"),
-        "m": WeightSpec((2, adam.CHUNK - 5), "normal"),
+        "v": WeightSpec((threads.PIECE + 3,), "zeros"),
+        "m": WeightSpec((2, threads.PIECE - 5), "normal"),
     }
     weights, start, gradients = drawn(0, table), drawn(0, table), drawn(1, table)
     AdamW(weights, weight_decay=0.1, eps=TINY_EPS).update(gradients, 0.01)
