@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
 from itertools import pairwise
-from threading import Semaphore
+from threading import Event, Semaphore
 
 import numpy as np
 
@@ -24,14 +24,22 @@ class Team:
 
     threads: their number, that of the caller included
     alone: makes the context in which BLAS computes with the calling thread alone
+    Raises RuntimeError if the system does not start so many.
     """
 
     def __init__(self, threads: int = 1, alone: Callable[[], AbstractContextManager] = nullcontext):
         self._alone = alone
-        self._pool = ThreadPoolExecutor(
-            max(1, threads - 1)
-        )  # which starts a thread when it gets the first work
+        self._pool = ThreadPoolExecutor(max(1, threads - 1))
         self._free = Semaphore(threads - 1)
+        begin = Event()
+        try:
+            for _ in range(threads - 1):  # started now, while none is free to take another's work
+                self._pool.submit(begin.wait)
+        except RuntimeError:
+            self._pool.shutdown(wait=False)
+            raise
+        finally:
+            begin.set()
 
     @contextmanager
     def working(self) -> Iterator[None]:

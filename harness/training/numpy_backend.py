@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 
 from contract.checks import check_targets
 from contract.config import ModelConfig
-from contract.errors import ConfigError
+from contract.errors import ConfigError, UserError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
 from contract.weights import Weights, check_weights, weight_table
@@ -52,7 +52,12 @@ class NumpyBackend:
         self.model = GPT(config, weights, seed=settings.seed, dtype=settings.dtype)
         self._adam = settings.adam
         blas = ThreadpoolController()
-        self._team = Team(self.threads, alone=lambda: blas.limit(limits=1, user_api="blas"))
+        try:
+            self._team = Team(self.threads, alone=lambda: blas.limit(limits=1, user_api="blas"))
+        except RuntimeError as error:
+            raise UserError(
+                f"the system does not start {self.threads} threads ({error}); choose fewer with --threads"
+            ) from error
 
     @cached_property
     def optimizer(self) -> AdamW:
