@@ -40,8 +40,9 @@ class Rotary:
             raise ConfigError(
                 f"unknown rotary.scaling {self.scaling!r}; choose {' or '.join(map(repr, SCALINGS))}"
             )
+        wanted = "a number above 0 and below 1e30"
         for name in ("theta", "factor", "low_frequency_factor", "high_frequency_factor"):
-            check_number(f"rotary.{name}", getattr(self, name), lambda x: 0 < x < 1e30, "a number above 0")
+            check_number(f"rotary.{name}", getattr(self, name), lambda x: 0 < x < 1e30, wanted)
         check_whole("rotary.original_context_length", self.original_context_length, 1)
         if self.low_frequency_factor >= self.high_frequency_factor:
             raise ConfigError(

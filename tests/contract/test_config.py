@@ -48,9 +48,12 @@ INVALID = [
     pytest.param(
         {"position": "rotary", "head_size": 3}, ["rotary positions need an even head_size", "3"], id="odd D"
     ),
-    pytest.param(
-        {"rotary": {"theta": 5.0}}, ["rotary is set, but position is 'learned'"], id="rotary unused"
-    ),
+    *[
+        pytest.param(
+            {name: {"theta": 5.0}}, [f"{name} is set, but position is 'learned'"], id=f"{name} unused"
+        )
+        for name in ("rotary", "local_rotary")
+    ],
     *[
         pytest.param({"position": "rotary", "rotary": value}, words, id=f"rotary={value!r}")
         for value, words in (
@@ -58,16 +61,17 @@ INVALID = [
             ({"scaling": "longrope"}, ["rotary.scaling 'longrope' is not supported yet"]),
             ({"scaling": "dynamic"}, ["rotary.scaling 'dynamic' is not supported yet"]),
             ({"scaling": "ntk"}, ["unknown rotary.scaling 'ntk'", "'linear' or 'llama3'"]),
-            ({"theta": 0}, ["rotary.theta must be a number above 0, got 0"]),
-            ({"theta": "1e4"}, ["rotary.theta must be a number above 0, got '1e4'"]),
-            ({"factor": -1}, ["rotary.factor must be a number above 0, got -1"]),
+            ({"theta": 0}, ["rotary.theta must be a number above 0", "got 0"]),
+            ({"theta": 1e30}, ["rotary.theta must be", "below 1e30, got 1e+30"]),
+            ({"theta": "1e4"}, ["rotary.theta must be a number above 0", "got '1e4'"]),
+            ({"factor": -1}, ["rotary.factor must be a number above 0", "got -1"]),
             ({"original_context_length": 0}, ["rotary.original_context_length", "from 1", "got 0"]),
             (
                 {"low_frequency_factor": 4},
                 ["low_frequency_factor must be below high_frequency_factor 4", "4"],
             ),
-            ({"base": 5.0}, ["rotary with unknown field base"]),
-            (5.0, ["rotary must be the fields", "5.0"]),
+            ({"base": 5.0}, ["rotary with unknown field base; its fields are theta, scaling, factor"]),
+            (5.0, ['rotary must be an object such as {"theta": 10000}', "got 5.0"]),
         )
     ],
     *[
@@ -84,7 +88,7 @@ INVALID = [
         pytest.param(
             {"layer_pattern": value}, ["layer_pattern must be a list", repr(value)], id=f"pattern={value!r}"
         )
-        for value in ((), "full", ("local",), None)
+        for value in ([], "full", ["local"], [["full"]], [{}], None)
     ],
     pytest.param(
         {"layer_pattern": ["full"] * 3, "n_layer": 2},
@@ -99,8 +103,10 @@ INVALID = [
     *[
         pytest.param({name: value}, [name, repr(value)], id=f"{name}={value!r}")
         for name in ("score_cap", "logit_cap", "attention_scale", "embedding_scale")
-        for value in (0, -1.0, float("nan"), float("inf"), "2", True)
+        for value in (0, -1.0, float("nan"), float("inf"), 1e30, 1e-30, "2", True)
     ],
+    *[pytest.param({name: 2**63}, [name, "below 2^63"], id=f"{name} of 64 bits") for name in SIZES],
+    pytest.param({"norm": "x" * 5000}, ["unknown norm 'xxx", "x…; choose"], id="a long name"),
     pytest.param({"block": "parallel"}, ["unknown block 'parallel'", "sandwich"], id="unknown block"),
     pytest.param({"feed_forward": "moe"}, ["unknown feed_forward 'moe'", "gated"], id="unknown feed-forward"),
     pytest.param(
