@@ -262,7 +262,10 @@ def _rotary(name: str, values: Mapping) -> Rotary:
         raise ConfigError(
             f"{name} with unknown field {', '.join(sorted(unknown))}; its fields are {', '.join(known)}"
         )
-    return Rotary(**values)
+    try:
+        return Rotary(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{name}.{error}") from None
 
 
 def _is_number(value) -> bool:

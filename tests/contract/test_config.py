@@ -60,7 +60,8 @@ INVALID = [
             ({"scaling": "yarn"}, ["rotary.scaling 'yarn' is not supported yet", "'linear' or 'llama3'"]),
             ({"scaling": "longrope"}, ["rotary.scaling 'longrope' is not supported yet"]),
             ({"scaling": "dynamic"}, ["rotary.scaling 'dynamic' is not supported yet"]),
-            ({"scaling": "ntk"}, ["unknown rotary.scaling 'ntk'", "'linear' or 'llama3'"]),
+            ({"scaling": "ntk"}, ["rotary.scaling 'ntk' is unknown", "'linear' or 'llama3'"]),
+            ({"factor": 8.0}, ["rotary.factor 8.0 has no effect", "set scaling to 'linear' or 'llama3'"]),
             ({"theta": 0}, ["rotary.theta must be a number above 0", "got 0"]),
             ({"theta": 1e30}, ["rotary.theta must be", "below 1e30, got 1e+30"]),
             ({"theta": "1e4"}, ["rotary.theta must be a number above 0", "got '1e4'"]),
@@ -74,6 +75,9 @@ INVALID = [
             (5.0, ['rotary must be an object such as {"theta": 10000}', "got 5.0"]),
         )
     ],
+    pytest.param(
+        {"position": "rotary", "local_rotary": {"theta": 0}}, ["local_rotary.theta must be"], id="local theta"
+    ),
     *[
         pytest.param(
             {"window": value, "layer_pattern": ["sliding"]}, ["window", repr(value)], id=f"window={value!r}"
