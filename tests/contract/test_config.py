@@ -295,6 +295,9 @@ def test_preset_overrides():
     assert (config.n_layer, config.dropout, config.d_ff) == (2, 0.2, 512)
     assert preset("tense", vocab_size=11, d_model=8).d_ff == 32
     assert preset("tense", vocab_size=11, d_model=8, d_ff=10).d_ff == 10
+    gemma = preset("gemma-2-2b", vocab_size=11, d_model=64)
+    assert (gemma.d_ff, gemma.embedding_scale) == (256, 8.0)  # √64
+    assert preset("gemma-2-2b", vocab_size=11, d_model=64, embedding_scale=2.0).embedding_scale == 2.0
     assert preset("tense", vocab_size=11).d_model == 96  # an override leaves no trace in the preset
 
 
@@ -304,3 +307,7 @@ def test_preset_refuses():
         preset("gpt3", vocab_size=11)
     with pytest.raises(ConfigError, match="n_head 5"):
         preset("nano", vocab_size=11, n_head=5)
+    for name in ("d_model", "n_head", "n_layer"):
+        for value in (0, "4", 2.5, None, 10**400):
+            with pytest.raises(ConfigError, match=f"{name} must be a whole number from 1"):
+                preset("gemma-2-2b", vocab_size=11, **{name: value})
