@@ -13,20 +13,21 @@ Dimension letters, used in every shape comment of the project:
     L  layers           `n_layer`
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from os import PathLike
 from typing import NamedTuple
 
+from contract.checks import MAX_WHOLE
 from contract.components import COMPONENTS
 from contract.errors import ConfigError, UserError
 from contract.rotary import Rotary
-from contract.schema import read_json
+from contract.schema import read_json, shortened
 
 # Bounds of what is built before anything of a file proves that its numbers are meant.
 MAX_LAYERS = 10_000
 MAX_SINUSOIDS = 1 << 28
+MIN_FACTOR, MAX_FACTOR = 1e-30, 1e30  # of caps and scales, which must stay above 0 and finite in float32
 
 
 class Layer(NamedTuple):
@@ -155,8 +156,10 @@ class ModelConfig:
             value = getattr(self, name)
             if value is None and name != "embedding_scale":
                 continue
-            if not _is_number(value) or not 0 < value <= sys.float_info.max:
-                raise ConfigError(f"{name} must be a finite number above 0, got {value!r}")
+            if not _is_number(value) or not MIN_FACTOR < value < MAX_FACTOR:
+                raise ConfigError(
+                    f"{name} must be a number between {MIN_FACTOR} and {MAX_FACTOR}, got {shortened(value)}"
+                )
 
     def _check_positions(self):
         for name in ("rotary", "local_rotary"):
@@ -164,7 +167,9 @@ class ModelConfig:
             if isinstance(value, Mapping):
                 self._set(name, _rotary(name, value))
             elif value is not None and not isinstance(value, Rotary):
-                raise ConfigError(f"{name} must be the fields of contract.rotary.Rotary, got {value!r}")
+                raise ConfigError(
+                    f'{name} must be an object such as {{"theta": 10000}}, got {shortened(value)}'
+                )
         if self.position == "rotary":
             if self.rotary is None:
                 self._set("rotary", Rotary())
@@ -173,7 +178,8 @@ class ModelConfig:
                     f"rotary positions need an even head_size (channels turn in pairs), got {self.head_size}"
                 )
         elif self.rotary or self.local_rotary:
-            raise ConfigError(f"rotary is set, but position is {self.position!r}; set position to 'rotary'")
+            name = "rotary" if self.rotary else "local_rotary"
+            raise ConfigError(f"{name} is set, but position is {self.position!r}; set position to 'rotary'")
         if self.position != "sinusoidal":
             return
         if self.d_model % 2:
@@ -190,8 +196,10 @@ class ModelConfig:
         pattern = self.layer_pattern
         if isinstance(pattern, list):
             self._set("layer_pattern", pattern := tuple(pattern))
-        if not isinstance(pattern, tuple) or not pattern or not set(pattern) <= {"full", "sliding"}:
-            raise ConfigError(f"layer_pattern must be a list of 'full' and 'sliding', got {pattern!r}")
+        fits = isinstance(pattern, tuple) and pattern and all(kind in ("full", "sliding") for kind in pattern)
+        if not fits:
+            found = list(pattern) if isinstance(pattern, tuple) else pattern
+            raise ConfigError(f"layer_pattern must be a list of 'full' and 'sliding', got {shortened(found)}")
         if len(pattern) > self.n_layer:
             raise ConfigError(
                 f"layer_pattern has {len(pattern)} entries, but the model has n_layer {self.n_layer}; "
@@ -249,10 +257,15 @@ class ModelConfig:
 
 
 def _rotary(name: str, values: Mapping) -> Rotary:
-    unknown = values.keys() - {field.name for field in fields(Rotary)}
-    if unknown:
-        raise ConfigError(f"{name} with unknown field {', '.join(sorted(unknown))}")
-    return Rotary(**values)
+    known = [field.name for field in fields(Rotary)]
+    if unknown := values.keys() - known:
+        raise ConfigError(
+            f"{name} with unknown field {', '.join(sorted(unknown))}; its fields are {', '.join(known)}"
+        )
+    try:
+        return Rotary(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{name}.{error}") from None
 
 
 def _is_number(value) -> bool:
@@ -261,7 +274,9 @@ def _is_number(value) -> bool:
 
 def _require_positive_integer(name: str, value):
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        raise ConfigError(f"{name} must be a whole number of at least 1, got {shortened(value)}")
+    if value > MAX_WHOLE:
+        raise ConfigError(f"{name} must be below 2^63, got {shortened(value)}")
 
 
 def _require_choice(name: str, value, choices: tuple[str, ...]):
@@ -271,7 +286,7 @@ def _require_choice(name: str, value, choices: tuple[str, ...]):
             "choose 'gelu_tanh'"
         )
     if value not in choices:
-        raise ConfigError(f"unknown {name} {value!r}; choose {' or '.join(map(repr, choices))}")
+        raise ConfigError(f"unknown {name} {shortened(value)}; choose {' or '.join(map(repr, choices))}")
 
 
 def read_config(path: str | PathLike, **overrides) -> dict:

@@ -3,6 +3,7 @@
 Sizes are those of the published configuration files; the vocabulary is the tokenizer's, so it is not part of them.
 """
 
+from contract.checks import check_whole
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 
@@ -156,15 +157,20 @@ PRESETS: dict[str, dict] = {
 def preset(name: str, *, vocab_size: int, **overrides) -> ModelConfig:
     """The configuration called `name`, with `overrides` put over its fields.
 
-    What follows from a field that is overridden keeps its proportion: d_ff that of d_model, n_kv_head that of n_head;
-    fewer layers keep the beginning of the pattern.
+    What follows from a field that is overridden follows it: d_ff and n_kv_head keep their proportion to d_model and
+    n_head, Gemma's embedding_scale stays √C, and fewer layers keep the beginning of the pattern.
     Raises ConfigError for an unknown name or an impossible combination.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
     fields = PRESETS[name]
+    for size in ("d_model", "n_head", "n_layer"):  # others are computed from them
+        if size in overrides:
+            check_whole(size, overrides[size], 1)
     if "d_model" in overrides:
         overrides.setdefault("d_ff", fields["d_ff"] * overrides["d_model"] // fields["d_model"])
+        if "embedding_scale" in fields:
+            overrides.setdefault("embedding_scale", overrides["d_model"] ** 0.5)  # Gemma's √C
     if "n_head" in overrides and "n_kv_head" in fields:
         H = overrides["n_head"]
         most = max(1, fields["n_kv_head"] * H // fields["n_head"])

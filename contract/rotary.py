@@ -34,17 +34,22 @@ class Rotary:
     def __post_init__(self):
         if self.scaling in _NOT_WRITTEN:
             raise ConfigError(
-                f"rotary.scaling {self.scaling!r} is not supported yet; choose {' or '.join(map(repr, SCALINGS))}"
+                f"scaling {self.scaling!r} is not supported yet; choose {' or '.join(map(repr, SCALINGS))}"
             )
         if self.scaling not in SCALINGS:
             raise ConfigError(
-                f"unknown rotary.scaling {self.scaling!r}; choose {' or '.join(map(repr, SCALINGS))}"
+                f"scaling {self.scaling!r} is unknown; choose {' or '.join(map(repr, SCALINGS))}"
             )
+        wanted = "a number above 0 and below 1e30"
         for name in ("theta", "factor", "low_frequency_factor", "high_frequency_factor"):
-            check_number(f"rotary.{name}", getattr(self, name), lambda x: 0 < x < 1e30, "a number above 0")
-        check_whole("rotary.original_context_length", self.original_context_length, 1)
+            check_number(name, getattr(self, name), lambda x: 0 < x < 1e30, wanted)
+        check_whole("original_context_length", self.original_context_length, 1)
         if self.low_frequency_factor >= self.high_frequency_factor:
             raise ConfigError(
-                f"rotary.low_frequency_factor must be below high_frequency_factor {self.high_frequency_factor}, "
+                f"low_frequency_factor must be below high_frequency_factor {self.high_frequency_factor}, "
                 f"got {self.low_frequency_factor}"
+            )
+        if self.scaling == "none" and self.factor != 1:
+            raise ConfigError(
+                f"factor {self.factor} has no effect without a scaling; set scaling to 'linear' or 'llama3'"
             )

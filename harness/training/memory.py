@@ -64,8 +64,8 @@ def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSetting
         gradients = parts  # each thread's of the output matrix, and then of the embedding
     else:
         per_token += (0 if blocks else size["V"]) + 3 * size["F"]
-        # Without dropout attention is one kernel that keeps no probabilities; with it they stay, with their masks.
-        per_pair = per_pair + 2 * size["H"] if config.dropout else 0
+        # Attention is one kernel that keeps no probabilities, unless dropout or a soft cap makes us write it out.
+        per_pair = per_pair + 2 * size["H"] if config.dropout or config.score_cap else 0
         # A second one of the embedding while it is added: a tied output's, another micro-batch's.
         gradients = config.tie_embeddings + (settings.accumulate > 1)
     kept = sequences * size["T"] * (per_token + size["T"] * per_pair)
@@ -76,9 +76,10 @@ def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSetting
 @lru_cache(maxsize=2)
 def cached_numbers(config: ModelConfig) -> tuple[float, float]:
     """How many numbers the caches of `numpy_llm` keep for the backward pass: per token, and per pair of tokens."""
-    two, four = _cached(config, 2), _cached(config, 4)
-    pairs = (four - 2 * two) / 8  # two = 2 · tokens + 4 · pairs, four = 4 · tokens + 16 · pairs
-    return (two - 4 * pairs) / 2, pairs
+    # What does not grow with the text, such as 1 + weight of a norm, falls out of the differences.
+    two, four, eight = (_cached(config, tokens) for tokens in (2, 4, 8))
+    pairs = ((eight - four) - 2 * (four - two)) / 24
+    return (four - two) / 2 - 6 * pairs, pairs
 
 
 def _cached(config: ModelConfig, T: int) -> int:

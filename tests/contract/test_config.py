@@ -48,28 +48,36 @@ INVALID = [
     pytest.param(
         {"position": "rotary", "head_size": 3}, ["rotary positions need an even head_size", "3"], id="odd D"
     ),
-    pytest.param(
-        {"rotary": {"theta": 5.0}}, ["rotary is set, but position is 'learned'"], id="rotary unused"
-    ),
+    *[
+        pytest.param(
+            {name: {"theta": 5.0}}, [f"{name} is set, but position is 'learned'"], id=f"{name} unused"
+        )
+        for name in ("rotary", "local_rotary")
+    ],
     *[
         pytest.param({"position": "rotary", "rotary": value}, words, id=f"rotary={value!r}")
         for value, words in (
             ({"scaling": "yarn"}, ["rotary.scaling 'yarn' is not supported yet", "'linear' or 'llama3'"]),
             ({"scaling": "longrope"}, ["rotary.scaling 'longrope' is not supported yet"]),
             ({"scaling": "dynamic"}, ["rotary.scaling 'dynamic' is not supported yet"]),
-            ({"scaling": "ntk"}, ["unknown rotary.scaling 'ntk'", "'linear' or 'llama3'"]),
-            ({"theta": 0}, ["rotary.theta must be a number above 0, got 0"]),
-            ({"theta": "1e4"}, ["rotary.theta must be a number above 0, got '1e4'"]),
-            ({"factor": -1}, ["rotary.factor must be a number above 0, got -1"]),
+            ({"scaling": "ntk"}, ["rotary.scaling 'ntk' is unknown", "'linear' or 'llama3'"]),
+            ({"factor": 8.0}, ["rotary.factor 8.0 has no effect", "set scaling to 'linear' or 'llama3'"]),
+            ({"theta": 0}, ["rotary.theta must be a number above 0", "got 0"]),
+            ({"theta": 1e30}, ["rotary.theta must be", "below 1e30, got 1e+30"]),
+            ({"theta": "1e4"}, ["rotary.theta must be a number above 0", "got '1e4'"]),
+            ({"factor": -1}, ["rotary.factor must be a number above 0", "got -1"]),
             ({"original_context_length": 0}, ["rotary.original_context_length", "from 1", "got 0"]),
             (
                 {"low_frequency_factor": 4},
                 ["low_frequency_factor must be below high_frequency_factor 4", "4"],
             ),
-            ({"base": 5.0}, ["rotary with unknown field base"]),
-            (5.0, ["rotary must be the fields", "5.0"]),
+            ({"base": 5.0}, ["rotary with unknown field base; its fields are theta, scaling, factor"]),
+            (5.0, ['rotary must be an object such as {"theta": 10000}', "got 5.0"]),
         )
     ],
+    pytest.param(
+        {"position": "rotary", "local_rotary": {"theta": 0}}, ["local_rotary.theta must be"], id="local theta"
+    ),
     *[
         pytest.param(
             {"window": value, "layer_pattern": ["sliding"]}, ["window", repr(value)], id=f"window={value!r}"
@@ -84,7 +92,7 @@ INVALID = [
         pytest.param(
             {"layer_pattern": value}, ["layer_pattern must be a list", repr(value)], id=f"pattern={value!r}"
         )
-        for value in ((), "full", ("local",), None)
+        for value in ([], "full", ["local"], [["full"]], [{}], None)
     ],
     pytest.param(
         {"layer_pattern": ["full"] * 3, "n_layer": 2},
@@ -99,8 +107,10 @@ INVALID = [
     *[
         pytest.param({name: value}, [name, repr(value)], id=f"{name}={value!r}")
         for name in ("score_cap", "logit_cap", "attention_scale", "embedding_scale")
-        for value in (0, -1.0, float("nan"), float("inf"), "2", True)
+        for value in (0, -1.0, float("nan"), float("inf"), 1e30, 1e-30, "2", True)
     ],
+    *[pytest.param({name: 2**63}, [name, "below 2^63"], id=f"{name} of 64 bits") for name in SIZES],
+    pytest.param({"norm": "x" * 5000}, ["unknown norm 'xxx", "x…; choose"], id="a long name"),
     pytest.param({"block": "parallel"}, ["unknown block 'parallel'", "sandwich"], id="unknown block"),
     pytest.param({"feed_forward": "moe"}, ["unknown feed_forward 'moe'", "gated"], id="unknown feed-forward"),
     pytest.param(
@@ -285,6 +295,9 @@ def test_preset_overrides():
     assert (config.n_layer, config.dropout, config.d_ff) == (2, 0.2, 512)
     assert preset("tense", vocab_size=11, d_model=8).d_ff == 32
     assert preset("tense", vocab_size=11, d_model=8, d_ff=10).d_ff == 10
+    gemma = preset("gemma-2-2b", vocab_size=11, d_model=64)
+    assert (gemma.d_ff, gemma.embedding_scale) == (256, 8.0)  # √64
+    assert preset("gemma-2-2b", vocab_size=11, d_model=64, embedding_scale=2.0).embedding_scale == 2.0
     assert preset("tense", vocab_size=11).d_model == 96  # an override leaves no trace in the preset
 
 
@@ -294,3 +307,7 @@ def test_preset_refuses():
         preset("gpt3", vocab_size=11)
     with pytest.raises(ConfigError, match="n_head 5"):
         preset("nano", vocab_size=11, n_head=5)
+    for name in ("d_model", "n_head", "n_layer"):
+        for value in (0, "4", 2.5, None, 10**400):
+            with pytest.raises(ConfigError, match=f"{name} must be a whole number from 1"):
+                preset("gemma-2-2b", vocab_size=11, **{name: value})

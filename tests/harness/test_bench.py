@@ -23,6 +23,8 @@ from harness.training.bench import (
     contestants,
 )
 from harness.training.machine import peak_memory, versions
+from harness.training.memory import estimate_memory
+from harness.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 TINY = preset("nano", vocab_size=11, n_layer=1, n_head=2, d_model=16, context_length=8)
@@ -193,6 +195,7 @@ def test_a_contestant_that_fails():
         pytest.param("--backend torch", marks=pytest.mark.slow),
         "--backend numpy --preset nano --batch-size 12 --dropout 0.1 --dtype float64",
         pytest.param("--backend torch --preset nano --dropout 0.1 --dtype float64", marks=pytest.mark.slow),
+        "--backend torch --preset gemma-2-2b --n-layer 3 --d-model 64 --context-length 512 --batch-size 4",
         *(
             pytest.param(f"--backend {backend} {shape} --batch-size 4", marks=pytest.mark.slow)
             for backend, shape in (
@@ -222,6 +225,18 @@ def test_memory_is_as_estimated(tmp_path, text, flags):
     (line,) = [line for line in lines if "MB of memory at the peak" in line]
     estimate = 1e6 * float(line.split("about ")[1].split(" MB")[0].replace(",", ""))
     assert 0.8 < estimate / (1024 * int(taken)) < 1.2
+
+
+@pytest.mark.parametrize("T", [64, 4096])
+def test_memory_counts_what_grows_with_the_text(T):
+    """A norm that makes 1 + weight keeps a copy of it, of the same size for any text: only that much more."""
+    plain = preset("llama-3.2-1b", vocab_size=100, n_layer=3, d_model=64)
+    settings = TrainingSettings(sequence_length=T, batch_size=2)
+    plain, added = (
+        estimate_memory("numpy", replace(plain, norm=norm), settings, threads=1)
+        for norm in ("rms_norm", "rms_norm_plus_one")
+    )
+    assert 0 <= added - plain < 1e6
 
 
 def test_without_pytorch(run_cli, monkeypatch):

@@ -171,7 +171,8 @@ def part(kind, B, T, dropout=None, **changes):
 
 
 def rotate(start, scaling="none"):
-    rotary = Rotary(theta=10.0, scaling=scaling, factor=3.0, original_context_length=12)
+    factor = 1.0 if scaling == "none" else 3.0
+    rotary = Rotary(theta=10.0, scaling=scaling, factor=factor, original_context_length=12)
     forward = lambda x: positions.rotate_forward(x, rotary, start)  # noqa: E731
     return Layer({"x": (2, 3, 4, 6)}, forward, positions.rotate_backward)
 
