@@ -24,8 +24,9 @@ def split_heads(qkv, n_head, n_kv_head):
     Twin: numpy_llm.attention.split_heads_forward and split_heads_backward
     """
     H, K = n_head, n_kv_head
-    # (B, T, (H+2K)·D) -> (B, T, H+2K, D) -> (B, H+2K, T, D), cut into H, K and K
-    return qkv.unflatten(-1, (H + 2 * K, -1)).transpose(1, 2).split([H, K, K], dim=1)
+    # Cut before the axes change places: the other way round autograd copies the gradients once more.
+    parts = qkv.unflatten(-1, (H + 2 * K, -1)).split([H, K, K], dim=2)  # of (B, T, H+2K, D)
+    return tuple(part.transpose(1, 2) for part in parts)
 
 
 def merge_heads(heads):

@@ -7,11 +7,11 @@ slows the machine for a while slows all of them. A ratio is taken within a turn;
 import json
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import cache
-from math import prod
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
 from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import median
@@ -21,70 +21,33 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from contract.components import shape, sizes, weight_rows
-from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
-from contract.presets import preset
 from harness.training.backend import open_backend, thread_count
 from harness.training.machine import peak_memory, versions
+from harness.training.recipes import Recipe
 
 NUMPY, TORCH, COMPILED, TRANSFORMERS = "numpy", "torch", "torch.compile", "transformers"
-TURN_SECONDS = 1.0  # how long a contestant works before it is the other's turn, at least one unit
+LIBRARIES = {NUMPY: "numpy", TORCH: "torch"}  # whose matrix products are measured
+TURN_SECONDS = 1.0  # how long a contestant works before it is the other's turn: at least one unit,
+LONGEST_TURN = 5.0  # and three where they are done by then
+BUSY = 1.3  # the median of a unit's times over their least, above which the machine was doing something else
 PEAK_SIZE = 2048  # rows of the square matrices whose product gives the peak
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A measured piece of work: a training step of B = `batch_size`, or generating if there are `new_tokens`."""
-
-    name: str
-    config: ModelConfig
-    batch_size: int = 1
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Those of a unit of work: of a step, or generated."""
-        return self.new_tokens or self.batch_size * self.config.context_length
-
-    @property
-    def flops(self) -> int:
-        """Multiplications and additions of the matrix products of a unit of work.
-
-        Training: per token 6 a weight (forward 2, backward 4), and 12 · L · T · H · D for attention, causal or not.
-        Generating: 2 a weight and token, without attention.
-        Source: Chowdhery et al. 2022 (PaLM), appendix B.
-        """
-        config, size = self.config, sizes(self.config)
-        linear = [shape(config, name) for name, row in weight_rows(config).items() if row.linear]
-        weights = sum(prod(each) for each in linear if len(each) > 1) + size["V"] * size["C"]
-        if self.new_tokens:
-            return 2 * weights * self.tokens
-        attention = 12 * size["L"] * size["P"] * size["H·D"]
-        return (6 * weights + attention) * self.tokens
-
-
-_MEDIUM = {"vocab_size": 65, "n_layer": 6, "n_head": 6, "d_model": 384, "context_length": 256}
-_GPT2 = preset("gpt2", vocab_size=50257)
-_RECIPES = (
-    Recipe("nano", preset("nano", vocab_size=65), batch_size=12),
-    Recipe("modern", preset("modern", vocab_size=65), batch_size=12),
-    Recipe("tense", preset("tense", vocab_size=768), batch_size=64),
-    Recipe("medium", preset("nano", **_MEDIUM), batch_size=4),
-    Recipe("gpt2", replace(_GPT2, context_length=64), batch_size=4),
-    Recipe("decode", _GPT2, prompt_tokens=16, new_tokens=64),
-)
-RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 
 
 @dataclass
 class Measured:
-    """What one contestant did: the seconds of its units by turn, and its largest memory in bytes."""
+    """What one contestant did.
+
+    recipe: its work; turns: the seconds of its units, by turn
+    product_rate: of its library's matrix products on the model's shapes, multiplications and additions per second
+    peak_memory: bytes
+    """
 
     name: str
+    recipe: Recipe
     turns: list[list[float]]
+    product_rate: float | None = None
     peak_memory: int = 0
 
     @property
@@ -92,28 +55,58 @@ class Measured:
         """Of every unit."""
         return [seconds for turn in self.turns for seconds in turn]
 
+    @property
+    def unrest(self) -> float:
+        """The median of a unit's times over their least: 1 on a quiet machine."""
+        return median(self.seconds) / min(self.seconds)
+
+    @property
+    def share_in_products(self) -> float | None:
+        """How much of a unit's time its linear layers take at `product_rate`."""
+        if self.product_rate is None:
+            return None
+        return self.recipe.linear_flops / self.product_rate / median(self.seconds)
+
 
 @dataclass(frozen=True)
 class Result:
-    """A recipe's figures; peak_flops: multiplications and additions a second of a large matrix product."""
+    """A recipe's figures, NumPy's and PyTorch's first.
+
+    peak_flops: multiplications and additions per second of a large matrix product in NumPy
+    """
 
     recipe: Recipe
     contestants: list[Measured]
     peak_flops: float
 
+    @property
+    def unrest(self) -> float:
+        """The largest of the contestants'."""
+        return max(each.unrest for each in self.contestants)
+
+    @property
+    def product_ratio(self) -> float:
+        """How many times as fast NumPy's library multiplies the model's matrices as PyTorch's."""
+        ours, theirs, *_ = self.contestants
+        return ours.product_rate / theirs.product_rate
+
     def ratios(self, other: Measured) -> list[float]:
-        """How many times as fast as `other` NumPy is, a figure for each turn."""
-        pairs = zip(self.contestants[0].turns, other.turns, strict=True)
-        return [median(theirs) / median(ours) for ours, theirs in pairs]
+        """How many times as fast as `other` NumPy is, in tokens per second, a figure for each turn."""
+        ours = self.contestants[0]
+        more = ours.recipe.tokens / other.recipe.tokens
+        pairs = zip(ours.turns, other.turns, strict=True)
+        return [more * median(theirs) / median(ours) for ours, theirs in pairs]
 
     def row(self, contestant: Measured) -> dict:
-        """A contestant's figures: seconds, tokens per second, share of the peak, bytes, ratios."""
-        seconds = contestant.seconds
+        """A contestant's figures: seconds, tokens per second, shares, rate of products, bytes, ratios."""
+        recipe, seconds = contestant.recipe, contestant.seconds
         return {
             "name": contestant.name,
             "seconds": seconds,
-            "tokens_per_second": self.recipe.tokens / median(seconds),
-            "share_of_peak": self.recipe.flops / median(seconds) / self.peak_flops,
+            "tokens_per_second": recipe.tokens / median(seconds),
+            "share_of_peak": recipe.flops / median(seconds) / self.peak_flops,
+            "product_flops_per_second": contestant.product_rate,
+            "share_in_products": contestant.share_in_products,
             "peak_memory": contestant.peak_memory,
             "numpy_speed_over_this": self.ratios(contestant),
         }
@@ -125,6 +118,9 @@ class Result:
             "model": self.recipe.config.to_dict(),
             "batch_size": self.recipe.batch_size,
             "matrix_product_flops_per_second": self.peak_flops,
+            "numpy_product_speed_over_torch": self.product_ratio,
+            "median_over_least": self.unrest,
+            "busy": self.unrest > BUSY,
             "contestants": [self.row(each) for each in self.contestants],
         }
 
@@ -146,15 +142,23 @@ def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compil
         raise ConfigError(f"turns must be at least 1, got {turns}")
     names, threads = contestants(recipe, compiled=compiled), thread_count(threads)
     with ExitStack() as stack:
-        asks = [stack.enter_context(_contestant(name, recipe, threads)) for name in names]
-        for ask in asks:
-            ask("turn")  # the warm-up
-        rounds = [[ask("turn") for ask in asks] for _ in range(turns)]
+        asks = {name: stack.enter_context(_contestant(name, recipe, threads)) for name in names}
+
+        def in_turn(question: str, names: Iterable[str]) -> dict[str, list]:
+            """Each contestant's answers by turn."""
+            rounds = [[asks[name](question) for name in names] for _ in range(turns)]
+            return dict(zip(names, map(list, zip(*rounds, strict=True)), strict=True))
+
+        for ask in asks.values():
+            ask("work")  # the warm-up
+        work = in_turn("work", names)
+        memory = {name: asks[name]("memory") for name in names}  # before products take their own
+        rates = in_turn("products", [name for name in names if name in LIBRARIES])
         measured = [
-            Measured(name, list(own), ask("memory"))
-            for name, own, ask in zip(names, zip(*rounds, strict=True), asks, strict=True)
+            Measured(name, recipe, work[name], max(rates.get(name, ()), default=None), memory[name])
+            for name in names
         ]
-        return Result(recipe, measured, asks[0]("peak"))
+        return Result(recipe, measured, asks[NUMPY]("peak"))
 
 
 @contextmanager
@@ -206,8 +210,9 @@ def _serve(connection, name: str, recipe: Recipe, threads: int, seconds: float):
     """What runs in a contestant's process; seconds: of a turn"""
     unit = cache(lambda: _unit(name, recipe, threads))
     answers = {
-        "turn": lambda: list(_timed(unit(), seconds)),
+        "work": lambda: list(_timed(unit(), seconds)),
         "memory": peak_memory,
+        "products": lambda: _product_rate(LIBRARIES[name], recipe, threads, seconds / 4),
         "peak": lambda: _peak_flops(threads, seconds),
     }
     with suppress(EOFError, BrokenPipeError):  # the parent has closed the connection
@@ -218,10 +223,10 @@ def _serve(connection, name: str, recipe: Recipe, threads: int, seconds: float):
                 connection.send((None, f"{type(error).__name__}: {error}"))
 
 
-def _timed(unit: Callable[[], None], seconds: float) -> Iterator[float]:
-    """Do at least three units of work, for at least `seconds`. yields: the seconds of each"""
+def _timed(unit: Callable[[], Any], seconds: float) -> Iterator[float]:
+    """Do units of work for at least `seconds`, at least three if they are short. yields: the seconds of each"""
     started, count = perf_counter(), 0
-    while count < 3 or perf_counter() - started < seconds:
+    while (passed := perf_counter() - started) < seconds or (count < 3 and passed < LONGEST_TURN):
         begun = perf_counter()
         unit()
         yield perf_counter() - begun
@@ -241,7 +246,8 @@ def _unit(name: str, recipe: Recipe, threads: int) -> Callable[[], None]:
     random = np.random.default_rng(0)
     if recipe.new_tokens:
         prompt = random.integers(config.vocab_size, size=recipe.prompt_tokens).tolist()
-        return lambda: list(backend.generate(prompt, recipe.new_tokens, temperature=0))
+        sampling = {"temperature": recipe.temperature, "top_k": recipe.top_k}
+        return lambda: list(backend.generate(prompt, recipe.new_tokens, **sampling))
     tokens = random.integers(config.vocab_size, size=(recipe.batch_size, config.context_length + 1))
 
     def step():
@@ -266,6 +272,26 @@ def _transformers_unit(recipe: Recipe, threads: int) -> Callable[[], None]:
     length = {"max_new_tokens": recipe.new_tokens, "min_new_tokens": recipe.new_tokens}
     settings = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=0, **length)
     return lambda: model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+
+
+def _product_rate(library: str, recipe: Recipe, threads: int, seconds: float) -> float:
+    """Multiplications and additions per second of a library on the matrix products of a recipe's linear layers.
+
+    Each shape is timed alone, with all threads, for `seconds` in all; its least time counts as often as it occurs.
+    """
+    own = import_module(library)  # NumPy and PyTorch have the same names for what is needed here
+    passes = 1 if recipe.new_tokens else 3
+    each = seconds / (passes * len(recipe.layers))
+    flops = total = 0
+    for (out, into), count in recipe.layers.items():
+        shapes = (recipe.rows, into), (recipe.rows, out), (out, into)
+        x, dy, weight = (own.ones(shape, dtype=own.float32) for shape in shapes)
+        for a, b in [(x, weight.T), (dy, weight), (dy.T, x)][:passes]:  # y, dx, dweight
+            product = own.matmul(a, b)
+            with threadpool_limits(threads):
+                total += count * min(_timed(partial(own.matmul, a, b, out=product), each))
+            flops += count * 2 * recipe.rows * out * into
+    return flops / total
 
 
 def _peak_flops(threads: int, seconds: float) -> float:

@@ -12,19 +12,19 @@ import pytest
 from contract.presets import preset
 from harness.training import bench
 from harness.training.bench import (
+    BUSY,
     COMPILED,
     NUMPY,
-    RECIPES,
     TORCH,
     TRANSFORMERS,
     Measured,
-    Recipe,
     Result,
     contestants,
 )
 from harness.training.machine import peak_memory, versions
 from harness.training.memory import estimate_memory
 from harness.training.settings import TrainingSettings
+from harness.training.recipes import RECIPES, Recipe
 
 ROOT = Path(__file__).parents[2]
 TINY = preset("nano", vocab_size=11, n_layer=1, n_head=2, d_model=16, context_length=8)
@@ -44,6 +44,8 @@ def test_recipes_are_those_of_the_documents():
         "modern": (4, 4, 128, 65, 12, 64),
         "tense": (3, 4, 96, 768, 64, 32),
         "medium": (6, 6, 384, 65, 4, 256),
+        "long": (6, 6, 384, 65, 2, 1024),
+        "longer": (4, 6, 384, 65, 1, 2048),
         "gpt2": (12, 12, 768, 50257, 4, 64),
         "decode": (12, 12, 768, 50257, 1, 1024),
     }
@@ -62,16 +64,43 @@ def test_flops_are_counted_as_the_matrix_products_are():
     assert Recipe("", wide, batch_size=B).flops == (6 * (products + more) + 12 * L * T * 2 * C) * B * T
 
 
+def test_products_are_those_of_the_linear_layers():
+    """Each shape (out, in) as often as the model has it, over all tokens of a step, or those generated at once."""
+    C, F, V = 16, 64, 11
+    trained = Recipe("", replace(TINY, n_layer=2), batch_size=3)
+    assert trained.layers == {(3 * C, C): 2, (C, C): 2, (F, C): 2, (C, F): 2, (V, C): 1}
+    assert (trained.rows, trained.tokens) == (24, 24)
+    together = Recipe("", TINY, batch_size=3, new_tokens=5)
+    assert (together.rows, together.tokens) == (3, 15)
+
+
+def _result(ours: list[list[float]], theirs: list[list[float]]) -> Result:
+    """Of a recipe of 16 tokens, with round figures for the products."""
+    recipe = Recipe("", TINY, batch_size=2)
+    measured = [Measured("numpy", recipe, ours, 2e9), Measured("torch", recipe, theirs, 4e9)]
+    return Result(recipe, measured, peak_flops=1e9)
+
+
 def test_ratios_are_taken_within_a_turn():
     """A machine that slows down for both changes no ratio."""
-    ours = Measured("numpy", [[1.0, 1.0, 3.0], [2.0, 2.0]])
-    theirs = Measured("torch", [[1.5, 1.5], [3.0]])
-    result = Result(Recipe("", TINY, batch_size=2), [ours, theirs], peak_flops=1e9)
+    result = _result([[1.0, 1.0, 3.0], [2.0, 2.0]], [[1.5, 1.5], [3.0]])
+    ours, theirs = result.contestants
     assert result.ratios(theirs) == [1.5, 1.5]
     assert result.ratios(ours) == [1.0, 1.0]
     record = result.to_dict()["contestants"][1]
     assert record["tokens_per_second"] == 16 / 1.5
     assert record["share_of_peak"] == pytest.approx(result.recipe.flops / 1.5 / 1e9)
+    assert record["product_flops_per_second"] == 4e9
+    assert record["share_in_products"] == pytest.approx(result.recipe.linear_flops / 4e9 / 1.5)
+    assert result.to_dict()["numpy_product_speed_over_torch"] == 0.5
+
+
+@pytest.mark.parametrize(("slow", "busy"), [(1.25, False), (1.5, True)])
+def test_a_busy_machine_is_told(slow, busy):
+    """Half of one contestant's times are longer than its least by more than a quiet machine's are."""
+    result = _result([[1.0, 1.0], [1.1]], [[2.0, 2 * slow], [2 * slow]])
+    record = result.to_dict()
+    assert (record["median_over_least"], record["busy"]) == (slow, busy)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +179,11 @@ def test_command(tmp_path, monkeypatch, run_cli, trained):
     code, out, _ = run_cli("bench", "nano", "--turns", "2", "--threads", "1", "--json", file)
     assert code == 0
     assert asked == [(RECIPES["nano"], {"turns": 2, "threads": 1, "compiled": False})]
-    assert [line.split()[0] for line in out.splitlines()] == ["train", "numpy", "torch", "peak"]
+    machine, *table = out.splitlines()
+    assert machine.startswith(f"{versions()['processor']}, 1 thread, {versions()['blas']}, PyTorch ")
+    assert [line.split()[0] for line in table] == ["train", "numpy", "torch", "matrix"]
+    assert max(map(len, table)) <= 110
+    assert f"NumPy's library is {trained.product_ratio:.2f} x as fast as PyTorch's" in table[-1]
     record = json.loads(file.read_text())
     assert record["versions"] == versions()
     (found,) = record["recipes"]
@@ -158,10 +191,26 @@ def test_command(tmp_path, monkeypatch, run_cli, trained):
     assert f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) x as fast" in out
 
 
+@pytest.mark.parametrize("ratio", [BUSY - 0.01, BUSY + 0.01])
+def test_command_warns_of_a_busy_machine(monkeypatch, run_cli, ratio):
+    """One line on stderr with the recipe's name and the ratio."""
+    result = _result([[1.0, ratio, ratio]], [[1.0]])
+    monkeypatch.setattr(bench, "run_recipe", lambda recipe, **how: result)
+    _, _, err = run_cli("bench", "nano")
+    warned = f"warning: nano: the median time is {ratio:.2f} x the least" in err
+    assert warned == (ratio > BUSY)
+
+
+def test_help_names_the_recipes(run_cli):
+    """All of them, in their order."""
+    _, out, _ = run_cli("bench", "--help")
+    assert ", ".join(RECIPES) in " ".join(out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (["giant"], 2, "unknown recipe 'giant'; choose from nano, modern, tense, medium, gpt2, decode"),
+        (["giant"], 2, f"unknown recipe 'giant'; choose from {', '.join(RECIPES)}"),
         (["nano", "--turns", "0"], 2, "turns must be at least 1, got 0"),
         (["nano", "--threads", "0"], 2, "threads must be from 1 to 1024, got 0"),
     ],
