@@ -18,7 +18,7 @@ from contract.trace import Trace
 from contract.weights import Weights, check_weights, weight_table
 from harness.training.backend import BackendSettings
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
-from numpy_llm.generate import generate
+from numpy_llm.generate import generate, generate_samples
 from numpy_llm.gradients import GradientSum
 from numpy_llm.model import GPT
 from numpy_llm.threads import Team, each
@@ -135,6 +135,9 @@ class NumpyBackend:
 
     def generate(self, tokens, max_new_tokens, **sampling) -> Iterator[int]:
         return generate(self.model, tokens, max_new_tokens, **sampling)
+
+    def generate_samples(self, tokens, max_new_tokens, num_samples, **sampling) -> Iterator[tuple[int, int]]:
+        return generate_samples(self.model, tokens, max_new_tokens, num_samples, **sampling)
 
     @contextmanager
     def _working(self) -> Iterator[None]:

@@ -23,8 +23,8 @@ from harness.training.bench import (
 )
 from harness.training.machine import peak_memory, versions
 from harness.training.memory import estimate_memory
-from harness.training.settings import TrainingSettings
 from harness.training.recipes import RECIPES, Recipe
+from harness.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 TINY = preset("nano", vocab_size=11, n_layer=1, n_head=2, d_model=16, context_length=8)
