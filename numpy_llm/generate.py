@@ -1,6 +1,7 @@
 """Decoding, one token at a time, with a cache of the keys and values already computed."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -136,7 +137,9 @@ def next_token_logits(model, tokens, kv_cache):
     tokens: B lists of T token ids; returns: float (B, V)
     """
     tokens = np.asarray(tokens)
-    x, _ = model.stream_forward(tokens, kv_cache=kv_cache)
+    # A single token is bound by reading the weights, which BLAS's own threads do best.
+    with model.team.working() if model.team and tokens.shape[1] > 1 else nullcontext():
+        x, _ = model.stream_forward(tokens, kv_cache=kv_cache)
     kv_cache.length += tokens.shape[1]
     logits, *_ = model.logits_forward(x[:, -1])  # only the last token's are needed
     return logits

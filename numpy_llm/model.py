@@ -96,6 +96,7 @@ class GPT:
         self.weights = weights
         self.dtype = self.weights.flat.dtype
         self.positions = POSITIONS[config.position](config, self.weights)
+        self.team = None  # `numpy_llm.threads.Team` that prompts are read with, if any
         self.output_name = "token_embedding.weight" if config.tie_embeddings else "output.weight"
 
     def forward(self, tokens, targets=None, *, dropout: DropoutKey | None = None, trace: Trace = NO_TRACE):

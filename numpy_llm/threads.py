@@ -15,8 +15,9 @@ import numpy as np
 
 # Numbers of a piece: several arrays of that size stay in a core's cache while many operations pass over them.
 PIECE = 1 << 15
-# Rows and columns of a tile of a matrix product: large enough for BLAS to run at its full rate.
-TILE_ROWS, TILE_COLUMNS = 512, 1024
+# Rows and columns of a tile of a matrix product, the best first.
+TILES = ((512, 1024), (256, 512), (128, 256))
+ENOUGH_TILES = 4
 
 
 class Team:
@@ -71,6 +72,9 @@ class Team:
 
 
 _TEAM: ContextVar[Team | None] = ContextVar("team", default=None)
+_SHARING: ContextVar[bool] = ContextVar(
+    "sharing", default=False
+)  # whether this is one of several pieces of work
 
 
 def each(function: Callable, items: Iterable) -> list:
@@ -82,17 +86,19 @@ def each(function: Callable, items: Iterable) -> list:
     team, results, places = _TEAM.get(), [None] * len(items), iter(range(len(items)))
 
     def work():
+        token = _SHARING.set(True)
         try:
             for place in places:  # whoever asks gets the next
                 results[place] = function(items[place])
         except BaseException:
             list(places)  # no other begins
             raise
+        finally:
+            _SHARING.reset(token)
 
     if team is None or len(items) < 2:
-        work()
-    else:
-        team.call(work, len(items) - 1)
+        return [function(item) for item in items]
+    team.call(work, len(items) - 1)
     return results
 
 
@@ -119,16 +125,26 @@ def product(a, b, out=None):
 
     a: float (N, M); b: float (M, O); out: where to write; returns: float (N, O)
     """
-    if _TEAM.get() is None or (len(a) <= TILE_ROWS and b.shape[1] <= TILE_COLUMNS):
+    tiles = [] if _TEAM.get() is None else _tiles(len(a), b.shape[1])
+    if len(tiles) < 2:
         return np.matmul(a, b, out=out)
-    out = np.empty((len(a), b.shape[1]), a.dtype) if out is None else out
+    out = np.empty((len(a), b.shape[1]), np.result_type(a, b)) if out is None else out
 
     def multiply(tile):
         rows, columns = tile
         np.matmul(a[rows], b[:, columns], out=out[rows, columns])
 
-    each(
-        multiply,
-        [(rows, columns) for rows in cut(len(a), TILE_ROWS) for columns in cut(b.shape[1], TILE_COLUMNS)],
-    )
+    each(multiply, tiles)
     return out
+
+
+def _tiles(rows: int, columns: int) -> list[tuple[slice, slice]]:
+    """Tiles of a matrix; smaller ones where there would be too few for several threads, which have nothing else to do.
+
+    A part of a batch is not alone, and the larger the tile, the nearer BLAS comes to its full rate.
+    """
+    for height, width in TILES:
+        tiles = [(row, column) for row in cut(rows, height) for column in cut(columns, width)]
+        if _SHARING.get() or len(tiles) >= ENOUGH_TILES:
+            break
+    return tiles

@@ -53,7 +53,7 @@ class NumpyBackend:
         self._adam = settings.adam
         blas = ThreadpoolController()
         try:
-            self._team = Team(self.threads, alone=lambda: blas.limit(limits=1, user_api="blas"))
+            self.model.team = Team(self.threads, alone=lambda: blas.limit(limits=1, user_api="blas"))
         except RuntimeError as error:
             raise UserError(
                 f"the system does not start {self.threads} threads ({error}); choose fewer with --threads"
@@ -142,7 +142,7 @@ class NumpyBackend:
     @contextmanager
     def _working(self) -> Iterator[None]:
         # What is no longer finite is told by the trainer, once.
-        with np.errstate(all="ignore"), self._team.working():
+        with np.errstate(all="ignore"), self.model.team.working():
             yield
 
     def _parts(self, rows: slice, T: int) -> list[slice]:

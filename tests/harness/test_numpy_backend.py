@@ -82,8 +82,7 @@ def test_dropout_is_keyed(config):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_any_number_of_threads_gives_the_same_bits(config, changes, dtype, monkeypatch):
     """Losses, weights and moments are those of one thread, bit for bit: in parts, in blocks and in tiles."""
-    monkeypatch.setattr("numpy_llm.threads.TILE_ROWS", 5)
-    monkeypatch.setattr("numpy_llm.threads.TILE_COLUMNS", 4)
+    monkeypatch.setattr("numpy_llm.threads.TILES", ((5, 4), (3, 2)))
     monkeypatch.setattr("numpy_llm.gradients.ROWS", 3)
     monkeypatch.setattr("numpy_llm.threads.PIECE", 16)
     config = replace(config, **changes)
