@@ -12,7 +12,9 @@ from contract.errors import UserError
 from contract.randomness import DropoutKey
 from contract.weights import Weights, parameter_count, weight_table
 from harness.training.machine import available_memory
+from harness.training.numpy_backend import part_count
 from harness.training.settings import TrainingSettings
+from numpy_llm.attend_in_blocks import BLOCKS_FROM
 from numpy_llm.losses import MAX_LOGITS
 from numpy_llm.model import GPT
 
@@ -21,7 +23,7 @@ MAX_ACCUMULATE = 1024  # more micro-batches than anybody would wait for
 PROCESS_BYTES = {"numpy": 105 << 20, "torch": 370 << 20}
 
 
-def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int):
+def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings):
     """Raise UserError, with a way out, if a training would take more memory than this process may use."""
     memory = available_memory()
     has = f"and this process may use {memory / 1e9:,.1f} GB"
@@ -34,7 +36,7 @@ def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, 
         )
 
     def estimate(parts: int) -> int:
-        return estimate_memory(backend, config, replace(settings, accumulate=parts), threads)
+        return estimate_memory(backend, config, replace(settings, accumulate=parts))
 
     if (needed := estimate(settings.accumulate)) <= memory:
         return
@@ -49,27 +51,32 @@ def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, 
     raise UserError(f"training takes about {needed / 1e9:,.1f} GB of memory, {has}; {way}")
 
 
-def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int) -> int:
+def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSettings) -> int:
     """Bytes that training takes at its peak: the process, weights, moments and gradients, and what a pass keeps."""
     T, sequences = settings.tokens_per_sequence(config), -(-settings.batch_size // settings.accumulate)
     size = sizes(config, T=T)
     per_token, per_pair = cached_numbers(config)
     per_token += 2 * size["C"] + size["V"]  # the residual stream and the logits
-    parts = min(threads, sequences) if backend == "numpy" else 1
-    blocks = 0
+    parts = part_count(sequences, T, config.d_model) if backend == "numpy" else 1
+    blocks = matrices = 0
     if -(-sequences // parts) * T * size["V"] > MAX_LOGITS:  # then no more than a block of them is held
         per_token, blocks = per_token - 2 * size["V"], 3 * parts * MAX_LOGITS
     if backend == "numpy":
-        per_token += max(3 * size["F"], 2 * size["H"] * size["T"])  # a layer's gradients
-        gradients = parts  # each thread's of the output matrix, and then of the embedding
+        # A layer's gradients, two where those of the one before are not added up yet.
+        per_token += 2 * (5 * size["C"] + size["F"])
+        if T >= BLOCKS_FROM and not config.dropout:
+            per_pair, per_token = 0, per_token + 2 * size["H·D"] + size["H"]
+        else:
+            per_token += 2 * size["H"] * size["T"]
+        matrices = parts * bool(blocks)
     else:
         per_token += (0 if blocks else size["V"]) + 3 * size["F"]
         # Attention is one kernel that keeps no probabilities, unless dropout or a soft cap makes us write it out.
         per_pair = per_pair + 2 * size["H"] if config.dropout or config.score_cap else 0
         # A second one of the embedding while it is added: a tied output's, another micro-batch's.
-        gradients = config.tie_embeddings + (settings.accumulate > 1)
+        matrices = config.tie_embeddings + (settings.accumulate > 1)
     kept = sequences * size["T"] * (per_token + size["T"] * per_pair)
-    numbers = parameter_count(config) * 4 + gradients * size["V"] * size["C"] + kept + blocks
+    numbers = parameter_count(config) * 4 + matrices * size["V"] * size["C"] + kept + blocks
     return int(numbers) * np.dtype(settings.dtype).itemsize + PROCESS_BYTES[backend]
 
 

@@ -84,7 +84,7 @@ class NumpyBackend:
             share = (part.stop - part.start) / len(tokens)
             return share * float(loss), self.model.backward_layers(cache, share)
 
-        losses, parts = zip(*each(forward, self._parts(rows, tokens.shape[1])), strict=True)
+        losses, parts = zip(*each(forward, self._parts(rows, tokens)), strict=True)
         adding = []
         while True:  # each part through its next layer, while the gradients of the layer before are added up
             layers = each(_call, [*(partial(next, part, None) for part in parts), *adding])[: len(parts)]
@@ -118,7 +118,7 @@ class NumpyBackend:
             return float(loss) * (rows.stop - rows.start) / len(tokens)
 
         with self._working():
-            return sum(each(evaluate, self._parts(slice(0, len(tokens)), tokens.shape[1])))
+            return sum(each(evaluate, self._parts(slice(0, len(tokens)), tokens)))
 
     def weights(self) -> Mapping[str, np.ndarray]:
         return self.model.weights
@@ -145,16 +145,19 @@ class NumpyBackend:
         with np.errstate(all="ignore"), self.model.team.working():
             yield
 
-    def _parts(self, rows: slice, T: int) -> list[slice]:
-        """Cut sequences of a batch into parts that are computed apart, at best on a thread each.
+    def _parts(self, rows: slice, tokens) -> list[slice]:
+        return _split(rows, part_count(rows.stop - rows.start, tokens.shape[1], self.config.d_model))
 
-        As many as leave enough to do for each, and a power of two, so that two or four threads have equally much to
-        do; never by the number of threads.
-        """
-        sequences = rows.stop - rows.start
-        tokens = sequences * T
-        most = min(sequences, tokens // PART_TOKENS, tokens * self.config.d_model // PART_NUMBERS)
-        return _split(rows, 1 << max(1, most).bit_length() - 1)
+
+def part_count(sequences: int, T: int, d_model: int) -> int:
+    """How many parts a batch is computed in, at best on a thread each.
+
+    As many as leave each enough to do, and a power of two, so that two or four threads have equally much to do; never
+    by the number of threads.
+    """
+    tokens = sequences * T
+    most = min(sequences, tokens // PART_TOKENS, tokens * d_model // PART_NUMBERS)
+    return 1 << max(1, most).bit_length() - 1
 
 
 def _call(work: Callable):

@@ -17,7 +17,7 @@ from contract.staging import clear_leftovers
 from data.batches import windows_per_epoch
 from data.prepare import DEFAULT_TEXT, TokenFile, TokenFileInfo, open_prepared, open_tokens, prepare
 from data.tokenizers import tokenizer_is_fixed
-from harness.training.backend import Backend, check_backend, open_backend, thread_count
+from harness.training.backend import Backend, check_backend, open_backend
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
 from harness.training.memory import check_memory
 from harness.training.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
@@ -276,7 +276,7 @@ def _trainer(
 def _training_backend(machine: Machine, config: ModelConfig, settings: TrainingSettings, weights) -> Backend:
     """The backend that the settings ask for; it takes `weights` over."""
     check_backend(machine.backend)
-    check_memory(machine.backend, config, settings, thread_count(machine.threads))
+    check_memory(machine.backend, config, settings)
     names = ("seed", "dtype", "beta1", "beta2", "weight_decay")
     own = {name: getattr(settings, name) for name in names}
     return open_backend(config=config, weights=weights, take_weights=True, **machine._asdict(), **own)

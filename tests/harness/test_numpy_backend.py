@@ -274,17 +274,16 @@ def test_split(count, parts):
     assert min(lengths) >= 1
 
 
-def estimate(tiny_config, *, batch_size=12, accumulate=1, threads=2, dtype="float32", **changes):
+def estimate(tiny_config, *, batch_size=12, accumulate=1, dtype="float32", **changes):
     config = tiny_config(**{"d_model": 64, "d_ff": 64, "n_head": 2, "context_length": 32, **changes})
     settings = TrainingSettings(batch_size=batch_size, accumulate=accumulate, dtype=dtype)
-    return estimate_memory("numpy", config, settings, threads)
+    return estimate_memory("numpy", config, settings)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"batch_size": 13},
-        {"threads": 3},
         {"dtype": "float64"},
         {"vocab_size": 70},
         {"context_length": 64},
@@ -303,10 +302,9 @@ def test_memory_estimate_grows(tiny_config, change):
 
 
 def test_memory_estimate_shrinks(tiny_config):
-    """Micro-batches, and an activation that keeps less, need less memory; threads without work need none."""
+    """Micro-batches, and an activation that keeps less, need less memory."""
     assert estimate(tiny_config, accumulate=4) < estimate(tiny_config)
     assert estimate(tiny_config, activation="relu") < estimate(tiny_config)
-    assert estimate(tiny_config, threads=50) == estimate(tiny_config, threads=12)
     assert isinstance(estimate(tiny_config), int)
 
 
@@ -321,24 +319,24 @@ def test_memory_estimate_shrinks(tiny_config):
         pytest.param({"dropout": 0.1}, {}, id="dropout"),
         pytest.param({"activation": "relu", "d_ff": 1024}, {}, id="wide relu"),
         pytest.param({}, {"accumulate": 3}, id="micro-batches"),
-        pytest.param({}, {"dtype": "float64", "threads": 1}, id="float64"),
+        pytest.param({"context_length": 600}, {}, id="attention in blocks"),
+        pytest.param({}, {"dtype": "float64"}, id="float64"),
     ],
 )
 def test_memory_estimate_is_what_a_step_takes(changes, settings):
     """The estimate, less what the interpreter takes, is within a fifth of the arrays that training holds."""
-    settings = {"accumulate": 1, "threads": 2, "dtype": "float32", **settings}
+    settings = {"accumulate": 1, "dtype": "float32", **settings}
     config = preset("nano", **{"vocab_size": 65, **changes})
     tokens = np.zeros((12, config.context_length), np.int64)
     tracemalloc.start()
     try:
-        backend = backend_of(config, threads=settings["threads"], dtype=settings["dtype"])
+        backend = backend_of(config, dtype=settings["dtype"])
         backend.loss_and_gradients(tokens, tokens, step=0, accumulate=settings["accumulate"])
         backend.update(0.01)
         backend.loss_and_gradients(tokens, tokens, step=1, accumulate=settings["accumulate"])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    threads = settings.pop("threads")
     training = TrainingSettings(batch_size=12, **settings)
-    expected = estimate_memory("numpy", config, training, threads) - PROCESS_BYTES["numpy"]
+    expected = estimate_memory("numpy", config, training) - PROCESS_BYTES["numpy"]
     assert 0.8 * peak < expected < 1.2 * peak
