@@ -43,7 +43,9 @@ class Rotary:
         wanted = "a number above 0 and below 1e30"
         for name in ("theta", "factor", "low_frequency_factor", "high_frequency_factor"):
             check_number(name, getattr(self, name), lambda x: 0 < x < 1e30, wanted)
+            self._set(name, float(getattr(self, name)))  # JSON knows no number of NumPy's
         check_whole("original_context_length", self.original_context_length, 1)
+        self._set("original_context_length", int(self.original_context_length))
         if self.low_frequency_factor >= self.high_frequency_factor:
             raise ConfigError(
                 f"low_frequency_factor must be below high_frequency_factor {self.high_frequency_factor}, "
@@ -53,3 +55,6 @@ class Rotary:
             raise ConfigError(
                 f"factor {self.factor} has no effect without a scaling; set scaling to 'linear' or 'llama3'"
             )
+
+    def _set(self, name: str, value):
+        object.__setattr__(self, name, value)  # the dataclass is frozen

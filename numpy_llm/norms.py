@@ -116,7 +116,7 @@ def rms_norm_plus_one_forward(x, weight, eps):
 
         normal = x / √(mean(x²) + eps),   y = normal · (1 + weight)
 
-    Weight decay then pulls the factor towards 1, and a weight near 0 is rounded less than one near 1.
+    Stored in 16 bits, a weight near 0 is rounded less than a factor near 1.
 
     x: float (..., C); weight: float (C,); eps: float, inside the root
     returns: y (..., C), cache

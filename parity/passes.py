@@ -128,7 +128,9 @@ def kink_distance(record: Record) -> float:
 
     Nearer than rounding, two correct programs may fall on different sides of it and have other gradients.
     """
-    hidden = [value for name, value in record.activations.items() if name.endswith("feed_forward.up")]
+    gated = any(name.endswith("feed_forward.gate") for name in record.activations)
+    inputs = f"feed_forward.{'gate' if gated else 'up'}"
+    hidden = [value for name, value in record.activations.items() if name.endswith(inputs)]
     return min(float(np.abs(value).min() / (np.abs(value).max() or 1)) for value in hidden)
 
 

@@ -1,5 +1,7 @@
 """Every tensor of both twins: activations, their gradients, the weights' gradients, logits and loss."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -188,3 +190,13 @@ def test_rounding_widens_a_limit_and_nothing_else():
     rows = compare_passes(found, "float32", traced=traced, untraced=untraced)
     (wrong,) = (row for row in allow_rounding(rows, case.config, inputs) if not row.holds)
     assert (wrong.quantity, wrong.name, wrong.rounding) == ("gradient", row.name, 0.0)
+
+
+@pytest.mark.parametrize(("feed_forward", "inputs"), [("two_layers", "up"), ("gated", "gate")])
+def test_kink_distance_is_of_what_relu_reads(feed_forward, inputs):
+    """ReLU reads the gate where there is one, and else the wide layer."""
+    config = replace(CASES[0].config, activation="relu", feed_forward=feed_forward)
+    record = reference_pass(numpy_llm, config, CASES[0]._replace(config=config).inputs("float64"))
+    assert kink_distance(record) > 0
+    record.activations[f"blocks.1.feed_forward.{inputs}"][0, 0, 0] = 0
+    assert kink_distance(record) == 0

@@ -64,14 +64,16 @@ def make_pack(
 def _check_size(config: ModelConfig, B: int, T: int, seed: int, steps: int):
     for flag, value, least in (
         ("batch-size", B, 1),
-        ("tokens", T, 1),
+        ("sequence-length", T, 1),
         ("steps", steps, 0),
         ("seed", seed, 0),
     ):
         if not least <= value < 2**63:
             raise ConfigError(f"--{flag} must be at least {least} and below 2^63, got {value}")
     if config.context_length < T:
-        raise ConfigError(f"--tokens {T} is more than the model's context of {config.context_length}")
+        raise ConfigError(
+            f"--sequence-length {T} is more than the model's context of {config.context_length}"
+        )
     # In float64: weights and their gradients, three tensors per step of AdamW, activations and their gradients.
     size = 8 * ((2 + 3 * steps) * parameter_count(config) + 2 * traced_numbers(config, B, T))
     if size > LARGEST:

@@ -3,11 +3,13 @@
 import json
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.presets import PRESETS, preset
+from contract.rotary import Rotary
 from contract.weights import parameter_count
 
 SIZES = ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff")
@@ -201,6 +203,13 @@ def test_dictionary_round_trip(name):
     """from_dict(to_dict()) is the same configuration, also through JSON."""
     config = preset(name, vocab_size=11, dropout=0.1, bias=False)
     assert ModelConfig.from_dict(config.to_dict()) == config
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_numbers_of_numpy_are_written(tiny_config):
+    """A rotation may be given in NumPy's numbers, and is written as JSON all the same."""
+    rotary = Rotary(theta=np.float32(50), original_context_length=np.int64(9))
+    config = tiny_config(position="rotary", head_size=2, rotary=rotary)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 

@@ -94,7 +94,7 @@ def _makers(name: str, origins: dict[str, Origin]) -> tuple[str, ...]:
 def _of_operation(operation: Operation, mistake: Mistake) -> Port:
     @contextmanager
     def run(pack: Pack) -> Iterator[ModuleType]:
-        at_hand = {"scale": pack.config.head_size**-0.5, "tokens": pack.tensors["tokens"]}
+        at_hand = {"scale": pack.config.score_scale, "tokens": pack.tensors["tokens"]}
         others = {name: at_hand[name] for name in mistake.reads if name in at_hand}
         with made(operation, mistake, **others):
             yield numpy_llm
