@@ -180,14 +180,15 @@ def attention_forward(
     )
 
 
-def attention_backward(dy, cache, trace=NO_TRACE):
+def attention_backward(dy, cache, trace=NO_TRACE, later=False):
     """The forward pass read from its last line to its first.
 
+    later: as in `linear_backward`
     returns: dx (B, T, C), gradients by weight name (None for an absent bias)
     """
     name, split = cache.name, cache.split
     trace.record_gradient(f"{name}.output", dy)
-    dmerged, doutput_weight, doutput_bias = linear_backward(dy, cache.output, later=True)
+    dmerged, doutput_weight, doutput_bias = linear_backward(dy, cache.output, later)
     dheads = merge_heads_backward(dmerged, cache.merge)
     dqkv = np.empty(split.shape, dy.dtype)
     views = _heads_of(dqkv, split.n_head, split.n_kv_head)  # what is written to them fills dqkv
@@ -202,7 +203,7 @@ def attention_backward(dy, cache, trace=NO_TRACE):
     trace.record_gradient(f"{name}.key", dkey)
     trace.record_gradient(f"{name}.query", dquery)
     dqkv = split_heads_backward(dquery, dkey, dvalue, split, out=dqkv)
-    dx, dqkv_weight, dqkv_bias = linear_backward(dqkv, cache.query_key_value, later=True)
+    dx, dqkv_weight, dqkv_bias = linear_backward(dqkv, cache.query_key_value, later)
     return dx, place_gradients | {
         f"{name}.query_key_value.weight": dqkv_weight,
         f"{name}.query_key_value.bias": dqkv_bias,

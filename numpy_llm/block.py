@@ -73,18 +73,19 @@ def block_forward(x, weights, name, config, layer=PLAIN_LAYER, dropout=None, kv_
     )  # fmt: skip
 
 
-def block_backward(dy, cache, trace=NO_TRACE):
+def block_backward(dy, cache, trace=NO_TRACE, later=False):
     """The forward pass reversed; where the stream forked, the gradients of both ways are added.
 
+    later: as in `linear_backward`
     returns: dx (B, T, C), gradients by weight name
     """
     dstream, dbranch, add_2_gradients = _add_backward(dy, cache.add_2, trace)
-    dread, feed_forward_gradients = cache.feed_forward_backward(dbranch, cache.feed_forward, trace)
+    dread, feed_forward_gradients = cache.feed_forward_backward(dbranch, cache.feed_forward, trace, later)
     dx, norm_2_gradients = _norm_backward(dread, cache.norm_2, trace)
     dx += dstream
 
     dstream, dbranch, add_1_gradients = _add_backward(dx, cache.add_1, trace)
-    dread, attention_gradients = attention_backward(dbranch, cache.attention, trace)
+    dread, attention_gradients = attention_backward(dbranch, cache.attention, trace, later)
     dx, norm_1_gradients = _norm_backward(dread, cache.norm_1, trace)
     dx += dstream
     return dx, (

@@ -168,13 +168,13 @@ def two_layers_forward(x, weights, name, config, trace=NO_TRACE):
     return y, TwoLayersCache(name, up_cache, activation_backward, activation_cache, down_cache)
 
 
-def two_layers_backward(dy, cache, trace=NO_TRACE):
-    """The forward pass reversed. returns: dx (B, T, C), gradients by weight name"""
+def two_layers_backward(dy, cache, trace=NO_TRACE, later=False):
+    """The forward pass reversed. later: as in `linear_backward`; returns: dx (B, T, C), gradients by weight name"""
     name = cache.name
-    dactive, down_gradients = _linear_backward(dy, cache.down, f"{name}.down", trace)
+    dactive, down_gradients = _linear_backward(dy, cache.down, f"{name}.down", trace, later)
     trace.record_gradient(f"{name}.activation", dactive)
     dhidden = cache.activation_backward(dactive, cache.activation)
-    dx, up_gradients = _linear_backward(dhidden, cache.up, f"{name}.up", trace)
+    dx, up_gradients = _linear_backward(dhidden, cache.up, f"{name}.up", trace, later)
     return dx, up_gradients | down_gradients
 
 
@@ -212,19 +212,20 @@ def gated_forward(x, weights, name, config, trace=NO_TRACE):
     )
 
 
-def gated_backward(dy, cache, trace=NO_TRACE):
+def gated_backward(dy, cache, trace=NO_TRACE, later=False):
     """The forward pass reversed; both layers read x, so their gradients of it are added.
 
+    later: as in `linear_backward`
     returns: dx (B, T, C), gradients by weight name
     """
     name = cache.name
-    dgated, down_gradients = _linear_backward(dy, cache.down, f"{name}.down", trace)
+    dgated, down_gradients = _linear_backward(dy, cache.down, f"{name}.down", trace, later)
     trace.record_gradient(f"{name}.gated", dgated)
     dactive, dup = gate_backward(dgated, cache.product)
-    dx, up_gradients = _linear_backward(dup, cache.up, f"{name}.up", trace)
+    dx, up_gradients = _linear_backward(dup, cache.up, f"{name}.up", trace, later)
     trace.record_gradient(f"{name}.activation", dactive)
     dhidden = cache.activation_backward(dactive, cache.activation)
-    dx_gate, gate_gradients = _linear_backward(dhidden, cache.gate, f"{name}.gate", trace)
+    dx_gate, gate_gradients = _linear_backward(dhidden, cache.gate, f"{name}.gate", trace, later)
     dx += dx_gate
     return dx, gate_gradients | up_gradients | down_gradients
 
@@ -237,10 +238,10 @@ def _linear_forward(x, weights, name, trace):
     return y, cache
 
 
-def _linear_backward(dy, cache, name, trace):
+def _linear_backward(dy, cache, name, trace, later):
     """returns: dx, the layer's gradients by weight name"""
     trace.record_gradient(name, dy)
-    dx, dweight, dbias = linear_backward(dy, cache, later=True)
+    dx, dweight, dbias = linear_backward(dy, cache, later)
     return dx, {f"{name}.weight": dweight, f"{name}.bias": dbias}
 
 

@@ -217,7 +217,7 @@ class GPT:
         dx, norm_gradients = norm_backward(dx, stream.norm, trace)
         yield norm_gradients
         for block_cache in reversed(stream.blocks):
-            dx, block_gradients = block_backward(dx, block_cache, trace)
+            dx, block_gradients = block_backward(dx, block_cache, trace, later=True)
             yield block_gradients
         trace.record_gradient("embedding_dropout", dx)
         dx = dropout_backward(dx, stream.dropout)

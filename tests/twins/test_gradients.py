@@ -85,17 +85,11 @@ class Layer(NamedTuple):
             result = (result,)
         if isinstance(result[-1], dict):  # dx and the gradients by weight name
             dx, named = result
-            result = {"x": dx} | {name: added_up(value) for name, value in named.items() if value is not None}
+            result = {"x": dx} | {name: value for name, value in named.items() if value is not None}
             assert result.keys() == self.shapes.keys()
             return result
         result = [value for value in result if value is not None]
         return dict(zip(self.shapes, result, strict=True))
-
-
-def added_up(gradient):
-    """The gradient of a weight, whose product may still be due."""
-    later = isinstance(gradient, layers.LinearGradient)
-    return layers.linear_weight_gradient(*gradient) if later else gradient
 
 
 def away_from_kink(inputs):
