@@ -51,10 +51,6 @@ class Rotary:
                 f"low_frequency_factor must be below high_frequency_factor {self.high_frequency_factor}, "
                 f"got {self.low_frequency_factor}"
             )
-        if self.scaling == "none" and self.factor != 1:
-            raise ConfigError(
-                f"factor {self.factor} has no effect without a scaling; set scaling to 'linear' or 'llama3'"
-            )
 
     def _set(self, name: str, value):
         object.__setattr__(self, name, value)  # the dataclass is frozen

@@ -63,7 +63,6 @@ INVALID = [
             ({"scaling": "longrope"}, ["rotary.scaling 'longrope' is not supported yet"]),
             ({"scaling": "dynamic"}, ["rotary.scaling 'dynamic' is not supported yet"]),
             ({"scaling": "ntk"}, ["rotary.scaling 'ntk' is unknown", "'linear' or 'llama3'"]),
-            ({"factor": 8.0}, ["rotary.factor 8.0 has no effect", "set scaling to 'linear' or 'llama3'"]),
             ({"theta": 0}, ["rotary.theta must be a number above 0", "got 0"]),
             ({"theta": 1e30}, ["rotary.theta must be", "below 1e30, got 1e+30"]),
             ({"theta": "1e4"}, ["rotary.theta must be a number above 0", "got '1e4'"]),
