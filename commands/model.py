@@ -119,6 +119,7 @@ def info(run: RunArgument, as_json: JsonOption = False):
         "checkpoint": str(folder),
         "parameters": parameter_count(config),
         "layers": _layers(config),
+        "attention": _attention(config),
         "kv_cache_bytes": kv_cache_numbers(config, config.context_length) * dtype.itemsize,
         "step": checkpoint.step,
         "validation_loss": checkpoint.validation_loss,
@@ -128,6 +129,16 @@ def info(run: RunArgument, as_json: JsonOption = False):
         "training": training,
     }
     _print_record(record, as_json)
+
+
+def _attention(config) -> str:
+    """How NumPy computes it: it depends on the length of the text."""
+    from numpy_llm.attend_in_blocks import BLOCKS_FROM
+
+    if config.context_length < BLOCKS_FROM:
+        return "written out"
+    dropping = ", but in training with dropout" if config.dropout else ""
+    return f"in blocks from {BLOCKS_FROM} tokens on{dropping}"
 
 
 def _layers(config) -> str | None:

@@ -213,7 +213,7 @@ def check_cache(twins: Twins):
         inputs = Case("pieces", config, B=1, T=9).inputs("float64")
         whole = twins.twin.GPT(config, inputs.weights).stream_forward(torch.tensor(inputs.tokens)).numpy()
         model, pieces, is_twin = package.GPT(config, inputs.weights), [], package is twins.twin
-        kv_cache = import_module(f"{package.__name__}.generate").KeyValueCache(config, model.dtype)
+        kv_cache = import_module(f"{package.__name__}.generate").KeyValueCache(config)
         for piece in np.split(inputs.tokens, np.cumsum(_PIECES)[:-1], axis=1):
             stream = model.stream_forward(torch.tensor(piece) if is_twin else piece, kv_cache=kv_cache)
             pieces.append(stream.numpy() if is_twin else np.array(stream[0]))

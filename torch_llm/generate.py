@@ -13,14 +13,14 @@ class KeyValueCache:
 
     A token's key and value depend on it and on those before it, so they stay valid as long as no token
     changes its place. Keys are kept as scores read them, turned. A layer with a window of W keeps the last tokens
-    alone, fewer than 2 W of them. Memory: see `contract.decoding.kv_cache_numbers`.
+    alone, with room for 2 W of them. Memory: see `contract.decoding.kv_cache_numbers`.
 
     Twin: numpy_llm.generate.KeyValueCache
     """
 
-    def __init__(self, config, dtype, device=None):
+    def __init__(self, config):
         self._layers = {
-            f"blocks.{place}.attention": _LayerCache(config, config.layer(place).window, dtype, device)
+            f"blocks.{place}.attention": _LayerCache(config.layer(place).window)
             for place in range(config.n_layer)
         }
         self.length = 0  # tokens whose keys and values every layer holds
@@ -45,33 +45,31 @@ class KeyValueCache:
 class _LayerCache:
     """The keys and values of one layer, in an array that is twice as large as it must be when it is made."""
 
-    def __init__(self, config, window, dtype, device):
-        self._heads, self._width, self._window = config.n_kv_head, config.head_size, window
-        self._dtype, self._device = dtype, device
-        self._kept = self._empty(1, 0)
-        self._length = 0
-
-    def _empty(self, sequences, size):
-        return torch.empty(
-            (2, sequences, self._heads, size, self._width), dtype=self._dtype, device=self._device
-        )
+    def __init__(self, window):
+        self._window = window
+        self._kept = None  # (2, B, K, room, D)
+        self._length = 0  # of what is kept
 
     def extend(self, key, value):
-        T = key.shape[2]
+        stop = self._length + key.shape[2]
+        if self._kept is None:
+            return self._keep(torch.stack([key, value]))
         seen = self._length if self._window is None else min(self._length, self._window - 1)
-        if (
-            self._length + T > self._kept.shape[3]
-        ):  # make room: for twice as much, or by what no query sees any more
-            old = self._kept[:, :, :, self._length - seen : self._length]
-            self._kept = self._empty(len(key), 2 * (seen + T))
-            self._kept[:, :, :, :seen] = old
-            self._length = seen
-        stop = self._length + T
+        if stop > self._kept.shape[3]:
+            earlier = self._kept[:, :, :, self._length - seen : self._length]
+            return self._keep(torch.cat([earlier, torch.stack([key, value])], dim=3))
         for kept, new in zip(self._kept, (key, value), strict=True):
             kept[:, :, self._length : stop] = new
-        self._length = stop
-        keys, values = self._kept[:, :, :, stop - T - seen : stop]
-        return keys, values
+        first, self._length = self._length - seen, stop
+        return tuple(self._kept[:, :, :, first:stop])
+
+    def _keep(self, both):
+        """Keep of keys and values, (2, B, K, S, D), what later queries may see, with as much room again."""
+        kept = both if self._window is None else both[:, :, :, -self._window :]
+        self._length = kept.shape[3]
+        self._kept = kept.new_empty((*kept.shape[:3], 2 * self._length, kept.shape[4]))
+        self._kept[:, :, :, : self._length] = kept
+        return tuple(both)
 
     def select(self, rows):
         if rows != list(range(self._kept.shape[1])):
@@ -129,7 +127,7 @@ def generate_samples(
         sampling=Sampling(**sampling),
         stop=stop,
         next_logits=lambda unseen, kv_cache: next_token_logits(model, unseen, kv_cache).cpu().numpy(),
-        new_cache=lambda: KeyValueCache(model.config, model.dtype, model.device),
+        new_cache=lambda: KeyValueCache(model.config),
         use_cache=use_cache,
     )
 

@@ -343,7 +343,7 @@ def test_a_cache_changes_nothing(config):
     model, tokens = torch_llm.GPT(config, weights), torch.tensor(tokens)
     with torch.no_grad():
         whole = model.stream_forward(tokens)
-        kv_cache = KeyValueCache(config, model.dtype)
+        kv_cache = KeyValueCache(config)
         pieces = []
         for piece in tokens.split([2, 1, 3, 1], dim=1):
             pieces.append(model.stream_forward(piece, kv_cache=kv_cache))
