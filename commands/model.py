@@ -137,7 +137,7 @@ def _attention(config) -> str:
 
     if config.context_length < BLOCKS_FROM:
         return "written out"
-    dropping = ", but in training with dropout" if config.dropout else ""
+    dropping = ", except in training with dropout" if config.dropout else ""
     return f"in blocks from {BLOCKS_FROM} tokens on{dropping}"
 
 
