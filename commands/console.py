@@ -8,7 +8,8 @@ from time import monotonic
 
 import typer
 from rich import progress as bars
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import Progress
 
 from commands.streams import fit_stdout
@@ -23,7 +24,11 @@ class _Console(Console):
         return False
 
 
-console = _Console(stderr=True, highlight=False, markup=False, emoji=False)
+def _open_console(**stream) -> Console:
+    return _Console(**stream, highlight=False, markup=False, emoji=False)
+
+
+console = _open_console(stderr=True)
 
 
 def say(line: str):
@@ -132,6 +137,17 @@ class SpikeLines:
             spikes = f"{self._more} more spike{'s' * (self._more > 1)}"
             say(f"step {progress.step:>6}  {spikes} in the training loss")
             self._more = 0
+
+
+def live_view(view: RenderableType) -> Live:
+    """Draws `view` on stdout, a terminal, again and again, and erases it at the end."""
+    fit_stdout()
+    return Live(
+        get_renderable=lambda: view,
+        console=_open_console(file=sys.stdout),
+        transient=True,
+        refresh_per_second=4,
+    )
 
 
 def show(line: str = ""):

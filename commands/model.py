@@ -1,7 +1,7 @@
 """Use a trained model: `generate`, `evaluate` and `info`."""
 
 import json
-from itertools import chain, groupby
+from itertools import groupby
 from math import isfinite
 from pathlib import Path
 from typing import Annotated
@@ -31,14 +31,15 @@ def generate(
         float | None, option("Sample from the most likely tokens that sum to p. [default: all]")
     ] = None,
     seed: Annotated[int, option("Seed of the sampling.")] = 0,
-    num_samples: Annotated[int, option("Texts to generate, one after the other.")] = 1,
+    num_samples: Annotated[int, option("Texts to generate, up to 64 at once.")] = 1,
     backend: BackendOption = "numpy",
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
 ):
     """Generate text with a trained model, printed token by token."""
-    from commands.console import say, write
-    from harness.training.generation import encode_prompt, generate_text
+    from commands.console import say
+    from commands.samples import write_samples
+    from harness.training.generation import encode_prompt, generate_texts, samples_at_once
     from harness.training.runs import open_model
 
     for name, value in (("max-new-tokens", max_new_tokens), ("num-samples", num_samples)):
@@ -51,12 +52,14 @@ def generate(
     if len(tokens) > context_length:
         say(f"the prompt has {len(tokens)} tokens; the model sees only the last {context_length} of them")
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    for sequence in range(num_samples):
-        text = generate_text(
-            model, checkpoint.tokenizer, tokens, max_new_tokens, **sampling, sequence=sequence
+    dtype = next(iter(checkpoint.weights.values())).dtype
+    at_once = samples_at_once(checkpoint.config, len(tokens) + max_new_tokens, dtype)
+    for first in range(0, num_samples, at_once):
+        numbers = range(first, min(first + at_once, num_samples))
+        texts = generate_texts(
+            model, checkpoint.tokenizer, tokens, max_new_tokens, len(numbers), **sampling, sequence=first
         )
-        for piece in chain([prompt or ""], text, ["\n"]):
-            write(piece)
+        write_samples(prompt or "", texts, numbers, num_samples)
 
 
 def evaluate(

@@ -92,6 +92,17 @@ def check_prompt(tokens, config) -> list[int]:
     return [index(token) for token in ids]
 
 
+def check_stop(stop, config) -> frozenset[int]:
+    """The ids that end a text. Accept any number of whole numbers from 0 to V - 1."""
+    try:
+        ids = list(stop)
+    except TypeError:
+        raise ConfigError(f"stop must be a set of token ids, got {stop!r}") from None
+    for token in ids:
+        check_whole("a token of stop", token, 0, config.vocab_size - 1)
+    return frozenset(map(index, ids))
+
+
 def _integer_shape(array, array_type) -> tuple[int, ...] | None:
     """The shape of an array of integers, None for anything else."""
     if not isinstance(array, array_type) or not _dtype_name(array).startswith(("int", "uint")):

@@ -25,7 +25,7 @@ from contract.weights import (
     weight_table,
 )
 from numpy_llm.block import BlockCache, block_backward, block_forward
-from numpy_llm.generate import generate
+from numpy_llm.generate import generate, generate_samples
 from numpy_llm.layers import (
     DropoutCache,
     EmbeddingCache,
@@ -239,6 +239,14 @@ class GPT:
     def generate(self, tokens, max_new_tokens, **sampling):
         """The tokens that the model adds to `tokens`; see `numpy_llm.generate.generate`."""
         return list(generate(self, tokens, max_new_tokens, **sampling))
+
+    def generate_samples(self, tokens, max_new_tokens, num_samples, **sampling):
+        """The tokens of each of `num_samples` samples; see `numpy_llm.generate.generate_samples`."""
+        steps = generate_samples(self, tokens, max_new_tokens, num_samples, **sampling)
+        samples = [[] for _ in range(num_samples)]
+        for sample, token in steps:
+            samples[sample].append(token)
+        return samples
 
 
 def _add(gradients, part, turn):

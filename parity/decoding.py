@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 import numpy_llm
+from contract.randomness import uniform
 from contract.sampling import sample
 from contract.weights import Weights
+from numpy_llm.attend import softmax_forward
 from parity.cases import Case, lively_weights, small
 from parity.compare import Comparison, ParityError, compare
 from parity.passes import Twins
@@ -18,6 +20,9 @@ from parity.tolerances import limit, observe
 
 PROMPTS, NEW_TOKENS, SEED = 50, 64, 2
 _PIECES = (2, 1, 4, 1, 1)  # how `check_cache` cuts a text
+# Several at once: prompts of both decoders, from one token to more than the context; ids at which a sample stops.
+SAMPLES, SAMPLED_PROMPTS, STOP = 6, (0, 9, 22, 29), frozenset({3, 11})
+FLOAT32_SAMPLING = {"temperature": 1.2, "seed": 3}
 SAMPLINGS = {
     "greedy": {"temperature": 0},
     "sampled": {"temperature": 1.2, "top_k": 20, "top_p": 0.95, "seed": 3},
@@ -68,12 +73,12 @@ _twin_text = lru_cache(maxsize=16 * PROMPTS)(_text)
 
 
 @cache
-def _defined_text(number: int, sampling: str) -> list[int]:
+def _defined_text(number: int, sampling: str, sequence: int) -> list[int]:
     """What decoding means, without the loop that the twins share: a pass over the last window, a draw, and again."""
     model, tokens = _decoder(numpy_llm, "float64", number), prompts()[number]
     for _ in range(NEW_TOKENS):
         logits = model.forward(np.array([tokens[-CONTEXT:]]))[0][0, -1]
-        place = {"sequence": number, "position": len(tokens)}
+        place = {"sequence": sequence, "position": len(tokens)}
         tokens.append(sample(logits, **SAMPLINGS[sampling], **place))
     return tokens[-NEW_TOKENS:]
 
@@ -87,7 +92,7 @@ def check_generation(twins: Twins):
         for sampling, use_cache, package in product(SAMPLINGS, (True, False), twins):
             write = _twin_text if package is twins.twin else _text
             found = write(package, "float64", number, sampling, use_cache)
-            wanted = _defined_text(number, sampling)
+            wanted = _defined_text(number, sampling, sequence=number)
             at = first_difference(found, wanted)
             if at is not None:
                 raise ParityError(
@@ -95,6 +100,71 @@ def check_generation(twins: Twins):
                     f"is {found[at]} in {package.__name__}, expected {wanted[at]}",
                     f"token {at} of prompt {number}, {sampling}",
                 )
+
+
+def check_samples(twins: Twins):
+    """In float64 each of several samples at once gets the tokens of its definition, whenever it and the others stop."""
+    for number, sampling, package in product(SAMPLED_PROMPTS, SAMPLINGS, twins):
+        found = write_samples(package, "float64", number, SAMPLINGS[sampling])
+        for sequence, tokens in enumerate(found):
+            wanted = until_stop(_defined_text(number, sampling, sequence))
+            at = first_difference(tokens, wanted)
+            if at is not None:
+                raise ParityError(
+                    f"{sampling}, seed {SEED}, prompt {number}: {package.__name__} writes {tokens} as sample "
+                    f"{sequence} of {SAMPLES} at once, expected {wanted}; they differ at token {at}",
+                    f"token {at} of sample {sequence} of prompt {number}, {sampling}",
+                )
+
+
+def write_samples(package: ModuleType, dtype: str, number: int, sampling: dict) -> list[list[int]]:
+    """What a model of either package writes after prompt `number` in several samples at once."""
+    model = _decoder(package, dtype, number)
+    return model.generate_samples(prompts()[number], NEW_TOKENS, SAMPLES, stop=STOP, **sampling)
+
+
+def until_stop(tokens: list[int]) -> list[int]:
+    """The tokens up to the first that stops."""
+    end = next((at for at, token in enumerate(tokens) if token in STOP), len(tokens))
+    return tokens[: end + 1]
+
+
+def check_samples_in_float32(twins: Twins) -> int:
+    """In float32 a sample among others differs from it alone only where the draw was closer than float32 tells.
+
+    returns: how many of the samples differ
+    """
+    differing = 0
+    for number, package in product(SAMPLED_PROMPTS, twins):
+        prompt, found = prompts()[number], write_samples(package, "float32", number, FLOAT32_SAMPLING)
+        for sequence, tokens in enumerate(found):
+            alone = _decoder(package, "float32", number).generate(
+                prompt, NEW_TOKENS, sequence=sequence, **FLOAT32_SAMPLING
+            )
+            at = first_difference(tokens, until_stop(alone))
+            if at is not None:
+                model = _decoder(twins.reference, "float32", number)
+                require_close_draw(model, prompt + alone[:at], sequence, tokens[at], alone[at])
+                differing += 1
+    return differing
+
+
+def require_close_draw(model, tokens: list[int], sequence: int, ours: int, theirs: int):
+    """Raise ParityError unless the draw after `tokens` lies within the margin of both tokens' shares, or they tie."""
+    logits = model.forward(np.array([tokens[-CONTEXT:]]))[0][0, -1].astype(np.float64)
+    order = np.argsort(-logits, kind="stable").tolist()
+    ends = np.cumsum(softmax_forward(logits[order] / FLOAT32_SAMPLING["temperature"])[0])
+    u = uniform(FLOAT32_SAMPLING["seed"], "sampling", sequence, len(tokens))
+    places = [order.index(token) for token in (ours, theirs)]
+    away = max(max(ends[place - 1] - u if place else 0, u - ends[place]) for place in places)
+    apart = min(away, abs(logits[ours] - logits[theirs]) / np.abs(logits).max())
+    allowed = limit("logit margin", "float32")
+    if not apart <= allowed:
+        raise ParityError(
+            f"after {tokens}, seed {SEED}, sequence {sequence}: {ours} among other samples, {theirs} alone; the draw "
+            f"is {away:.3g} from one of them, and rounding moves it by at most {allowed:g}",
+            f"token {len(tokens)}",
+        )
 
 
 def check_generation_in_float32(twins: Twins) -> int:

@@ -49,7 +49,7 @@ MODEL_FAULTS = [
 
 DECODING_FAULTS = [
     Fault("cache: one position short", f"{_GENERATE}.next_token_logits",
-          "+= len(tokens)", "+= len(tokens) - 1", "generation"),
+          "+= tokens.shape[1]", "+= tokens.shape[1] - 1", "generation"),
     Fault("cache: keys for values", f"{_GENERATE}._LayerCache.extend",
           "(key, value)", "(key, key)", "generation"),
     Fault("cache: a window one token short", f"{_GENERATE}._LayerCache.extend",
@@ -58,9 +58,17 @@ DECODING_FAULTS = [
           "kv_cache.length if kv_cache is not None else 0", "0", "generation"),
     Fault("window one token short", "contract.decoding._decode",
           "tokens[-context_length:]", "tokens[1 - context_length :]", "generation"),
-    Fault("logits of the first token", f"{_GENERATE}.next_token_logits", "x[0, -1:]", "x[0, :1]", "generation"),
+    Fault("logits of the first token", f"{_GENERATE}.next_token_logits", "x[:, -1]", "x[:, 0]", "generation"),
     Fault("draw of another position", "contract.decoding._decode",
-          "position=len(tokens)", "position=len(tokens) - 1", "generation"),
+          '"position": len(tokens)', '"position": len(tokens) - 1', "generation"),
+    Fault("samples: all draw alike", "contract.decoding._decode",
+          "sampling.sequence + number", "sampling.sequence", "samples"),
+    Fault("samples: rows of those that stopped", "contract.decoding._decode",
+          "kv_cache.select(rows)", "kv_cache.select(rows if len(set(rows)) == 1 else list(range(len(rows))))",
+          "samples"),
+    Fault("samples: none stops", "contract.decoding._decode", "token in stop", "False", "samples"),
+    Fault("samples: rows in another order", f"{_GENERATE}._LayerCache.select",
+          "self._kept[:, rows]", "self._kept[:, rows[::-1]]", "samples"),
     Fault("draw of another sequence", f"{_GENERATE}.generate", "seed, sequence)", "seed, 0)", "generation"),
     Fault("top-k forgotten", f"{_GENERATE}.generate", "temperature, top_k,", "temperature, None,", "generation"),
 ]
@@ -83,7 +91,7 @@ TWIN_FAULTS = [
     Fault("twin: clipped by norm + 1e-6", "torch_llm.adam.clip_gradients",
           "max_norm / norm", "max_norm / (norm + 1e-6)", "adam"),
     Fault("twin: cache: one position short", "torch_llm.generate.next_token_logits",
-          "+= len(tokens)", "+= len(tokens) - 1", "generation"),
+          "+= tokens.shape[1]", "+= tokens.shape[1] - 1", "generation"),
 ]
 # fmt: on
 

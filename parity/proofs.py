@@ -8,7 +8,7 @@ import torch
 from contract.weights import Weights
 from parity.cases import CASES, Case
 from parity.compare import Comparison, compare
-from parity.decoding import check_cache, check_generation
+from parity.decoding import check_cache, check_generation, check_samples
 from parity.families import check_families
 from parity.optimizers import check_adam, check_adamw
 from parity.passes import Twins, compare_case, reference_pass
@@ -65,6 +65,7 @@ CHECKS: dict[str, Callable[[Twins], None]] = {
     "adamw": check_adamw,
     "cache": check_cache,
     "generation": check_generation,
+    "samples": check_samples,
     "differences": check_differences,
     "transformers": check_transformers,
     "families": check_families,

@@ -9,15 +9,24 @@ from parity.compare import ParityError
 from parity.decoding import (
     CONTEXT,
     DECODERS,
+    FLOAT32_SAMPLING,
     NEW_TOKENS,
     PROMPTS,
+    SAMPLED_PROMPTS,
+    SAMPLES,
+    SAMPLINGS,
     SEED,
+    STOP,
     V,
     check_cache,
     check_generation,
     check_generation_in_float32,
+    check_samples,
+    check_samples_in_float32,
     prompts,
+    require_close_draw,
     require_tie,
+    write_samples,
     write_texts,
 )
 from parity.passes import Twins
@@ -36,6 +45,46 @@ def test_pieces():
 def test_every_token_in_float32():
     """In float32 greedy texts are the same but for ties, and ties are rare."""
     assert check_generation_in_float32(Twins()) < PROMPTS / 2
+
+
+def test_every_sample():
+    """Several samples at once, of both models and prompts on both sides of the context's edge, in float64."""
+    check_samples(Twins())
+
+
+def test_every_sample_in_float32():
+    """In float32 a sample is the same alone and among others, but for draws on an edge, and those are rare."""
+    assert check_samples_in_float32(Twins()) <= 1
+
+
+def test_the_samples_are_worth_comparing():
+    """Some stop early, at different times, and some go on past the context's end to the last token."""
+    for number in SAMPLED_PROMPTS:
+        texts = write_samples(Twins().reference, "float64", number, SAMPLINGS["sampled"])
+        assert len({tuple(text) for text in texts}) == SAMPLES
+        assert len({len(text) for text in texts}) > 2
+        for text in texts:
+            assert not STOP & set(text[:-1])
+            assert len(text) == NEW_TOKENS or text[-1] in STOP
+    lengths = [
+        len(text)
+        for number in SAMPLED_PROMPTS
+        for text in write_samples(Twins().reference, "float64", number, SAMPLINGS["sampled"])
+    ]
+    assert max(lengths) > CONTEXT
+
+
+def test_only_a_close_draw_excuses_a_difference():
+    """Of all tokens only the one drawn and those that tie with it, or lie at an edge of its share, are excused."""
+    weights = lively_weights(DECODERS[0], SEED, "float32")
+    model, prompt = GPT(DECODERS[0], weights), prompts()[5]
+    drawn = model.generate(prompt, 1, sequence=4, **FLOAT32_SAMPLING)[0]
+    require_close_draw(model, prompt, 4, drawn, drawn)
+    for other in set(range(V)) - {drawn}:
+        with pytest.raises(ParityError, match=f"{other} among other samples, {drawn} alone"):
+            require_close_draw(model, prompt, 4, other, drawn)
+    weights["output.weight"][other] = weights["output.weight"][drawn]
+    require_close_draw(model, prompt, 4, other, drawn)
 
 
 def test_the_texts_are_worth_comparing():

@@ -28,9 +28,18 @@ class KeyValueCache:
     def extend(self, name, key, value):
         """Append the new tokens' keys and values to the layer called `name`.
 
-        key, value: float (1, K, T, D); returns: key, value (1, K, S, D), the earlier tokens that a query sees included
+        key, value: float (B, K, T, D), B the same at each call; returns: key, value (B, K, S, D), the earlier tokens
+            that a query sees included
         """
         return self._layers[name].extend(key, value)
+
+    def select(self, rows):
+        """Go on with the sequences `rows` of the batch alone, in their order; one named twice is there twice.
+
+        rows: list of numbers from 0 to B - 1
+        """
+        for layer in self._layers.values():
+            layer.select(rows)
 
 
 class _LayerCache:
@@ -39,11 +48,13 @@ class _LayerCache:
     def __init__(self, config, window, dtype, device):
         self._heads, self._width, self._window = config.n_kv_head, config.head_size, window
         self._dtype, self._device = dtype, device
-        self._kept = self._empty(0)
+        self._kept = self._empty(1, 0)
         self._length = 0
 
-    def _empty(self, size):
-        return torch.empty((2, 1, self._heads, size, self._width), dtype=self._dtype, device=self._device)
+    def _empty(self, sequences, size):
+        return torch.empty(
+            (2, sequences, self._heads, size, self._width), dtype=self._dtype, device=self._device
+        )
 
     def extend(self, key, value):
         T = key.shape[2]
@@ -52,7 +63,7 @@ class _LayerCache:
             self._length + T > self._kept.shape[3]
         ):  # make room: for twice as much, or by what no query sees any more
             old = self._kept[:, :, :, self._length - seen : self._length]
-            self._kept = self._empty(2 * (seen + T))
+            self._kept = self._empty(len(key), 2 * (seen + T))
             self._kept[:, :, :, :seen] = old
             self._length = seen
         stop = self._length + T
@@ -61,6 +72,10 @@ class _LayerCache:
         self._length = stop
         keys, values = self._kept[:, :, :, stop - T - seen : stop]
         return keys, values
+
+    def select(self, rows):
+        if rows != list(range(self._kept.shape[1])):
+            self._kept = self._kept[:, rows]
 
 
 def generate(
@@ -88,11 +103,31 @@ def generate(
         tokens are drawn, for logits that are not finite.
     Twin: numpy_llm.generate.generate
     """
+    sampling = Sampling(temperature, top_k, top_p, seed, sequence)._asdict()
+    steps = generate_samples(model, tokens, max_new_tokens, 1, use_cache=use_cache, **sampling)
+    return (token for _, token in steps)
+
+
+def generate_samples(
+    model, tokens, max_new_tokens, num_samples, *, stop=(), use_cache=True, **sampling
+) -> Iterator[tuple[int, int]]:
+    """Yield (sample, token) for each token of `num_samples` texts that continue `tokens`, as soon as it is drawn.
+
+    The samples share the pass over the prompt and step together: a step of many costs little more than that of one.
+    Sample n draws as sequence `sequence` + n and so gets the tokens that `generate` yields for that sequence.
+    Tokens come step by step, those of a step in the order of samples.
+
+    stop: token ids that end a sample; the one that it drew is its last
+    the rest as in `generate`
+    Twin: numpy_llm.generate.generate_samples
+    """
     return decode(
         tokens,
         max_new_tokens,
+        num_samples,
         config=model.config,
-        sampling=Sampling(temperature, top_k, top_p, seed, sequence),
+        sampling=Sampling(**sampling),
+        stop=stop,
         next_logits=lambda unseen, kv_cache: next_token_logits(model, unseen, kv_cache).cpu().numpy(),
         new_cache=lambda: KeyValueCache(model.config, model.dtype, model.device),
         use_cache=use_cache,
@@ -103,9 +138,10 @@ def generate(
 def next_token_logits(model, tokens, kv_cache):
     """The logits after `tokens`, which follow those in `kv_cache` and are added to it.
 
-    returns: float (V,)
+    tokens: B lists of T token ids; returns: float (B, V)
     Twin: numpy_llm.generate.next_token_logits
     """
-    x = model.stream_forward(torch.tensor([tokens], device=model.device), kv_cache=kv_cache)
-    kv_cache.length += len(tokens)
-    return model.logits_forward(x[0, -1])  # only the last token's are needed
+    tokens = torch.tensor(tokens, device=model.device)
+    x = model.stream_forward(tokens, kv_cache=kv_cache)
+    kv_cache.length += tokens.shape[1]
+    return model.logits_forward(x[:, -1])  # only the last token's are needed

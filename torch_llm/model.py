@@ -21,7 +21,7 @@ from contract.randomness import DropoutKey
 from contract.trace import NO_TRACE, Trace
 from contract.weights import check_weights, initial_weights, weight_table
 from torch_llm.block import Block
-from torch_llm.generate import generate
+from torch_llm.generate import generate, generate_samples
 from torch_llm.layers import dropout as drop
 from torch_llm.layers import embedding, linear, scale, soft_cap
 from torch_llm.losses import MAX_LOGITS, cross_entropy, linear_cross_entropy
@@ -167,6 +167,14 @@ class GPT(nn.Module):
     def generate(self, tokens, max_new_tokens, **sampling):
         """The tokens that the model adds to `tokens`; see `torch_llm.generate.generate`."""
         return list(generate(self, tokens, max_new_tokens, **sampling))
+
+    def generate_samples(self, tokens, max_new_tokens, num_samples, **sampling):
+        """The tokens of each of `num_samples` samples; see `torch_llm.generate.generate_samples`."""
+        steps = generate_samples(self, tokens, max_new_tokens, num_samples, **sampling)
+        samples = [[] for _ in range(num_samples)]
+        for sample, token in steps:
+            samples[sample].append(token)
+        return samples
 
     def _on_device(self, ids):
         # Blocking, the copy to a GPU would wait until it has done all earlier work.

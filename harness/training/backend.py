@@ -56,6 +56,11 @@ class Backend(Protocol):
     def generate(self, tokens: list[int], max_new_tokens: int, **sampling) -> Iterator[int]:
         """Yield tokens that continue `tokens`; `sampling` as in `numpy_llm.generate.generate`."""
 
+    def generate_samples(
+        self, tokens: list[int], max_new_tokens: int, num_samples: int, **sampling
+    ) -> Iterator[tuple[int, int]]:
+        """Yield (sample, token) of several at once; `sampling` as in `numpy_llm.generate.generate_samples`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackendSettings:

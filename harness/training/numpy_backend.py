@@ -20,7 +20,7 @@ from contract.weights import Weights, check_weights, weight_table
 from harness.training.backend import BackendSettings
 from harness.training.turnstile import Turnstile
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
-from numpy_llm.generate import generate
+from numpy_llm.generate import generate, generate_samples
 from numpy_llm.model import GPT
 
 
@@ -120,6 +120,9 @@ class NumpyBackend:
 
     def generate(self, tokens, max_new_tokens, **sampling) -> Iterator[int]:
         return generate(self.model, tokens, max_new_tokens, **sampling)
+
+    def generate_samples(self, tokens, max_new_tokens, num_samples, **sampling) -> Iterator[tuple[int, int]]:
+        return generate_samples(self.model, tokens, max_new_tokens, num_samples, **sampling)
 
     def _over_threads(self, function, parts: list[slice]) -> list[float]:
         """Call `function(part, place)` for the parts of a batch, one per thread. returns: results in order"""

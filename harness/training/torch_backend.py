@@ -12,7 +12,7 @@ from contract.randomness import DropoutKey
 from contract.trace import Trace
 from harness.training.backend import BackendSettings
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
-from torch_llm.generate import generate
+from torch_llm.generate import generate, generate_samples
 from torch_llm.model import GPT
 
 
@@ -90,6 +90,9 @@ class TorchBackend:
 
     def generate(self, tokens, max_new_tokens, **sampling) -> Iterator[int]:
         return generate(self.model, tokens, max_new_tokens, **sampling)
+
+    def generate_samples(self, tokens, max_new_tokens, num_samples, **sampling) -> Iterator[tuple[int, int]]:
+        return generate_samples(self.model, tokens, max_new_tokens, num_samples, **sampling)
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

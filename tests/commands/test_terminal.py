@@ -193,6 +193,29 @@ def test_generated_escapes_do_not_reach_a_terminal(hostile_run):
 
 
 @posix
+def test_samples_grow_together_on_a_terminal(hostile_run):
+    """All are on screen before the first is done; at the end each stands whole under its heading, as in a pipe."""
+    arguments = ("generate", hostile_run, "--max-new-tokens", 400, "--prompt", "\r\n", "--num-samples", 3)
+    code, shown = on_a_terminal(*arguments)
+    assert code == 0
+    assert "\x1b[?25" not in shown
+    assert "\x07" not in shown
+    headings = re.findall(r"--- sample (.) of 3 ---", shown)
+    assert headings[-3:] == headings[:3] == ["1", "2", "3"]
+    assert len(headings) > 3  # drawn before the end too
+    final = shown[shown.rindex("--- sample 1 of 3 ---") :]
+    assert "\x1b" not in final
+    piped = subprocess.run(
+        [sys.executable, "cli.py", *map(str, arguments)], cwd=ROOT, capture_output=True, check=True
+    )
+    texts = [f"--- sample {n} of 3 ---\n" for n in (1, 2, 3)]
+    length = len(piped.stdout) // 3
+    for number in range(3):
+        texts[number] += visible(piped.stdout[number * length : (number + 1) * length].decode())
+    assert final.replace("\r\n", "\n") == "".join(texts)
+
+
+@posix
 def test_a_bar_hides_no_cursor(hostile_run, tmp_path):
     """A process that is killed beside its bar leaves a terminal with a cursor, and the sample is filtered there."""
     text = hostile_run.parent / "text.txt"

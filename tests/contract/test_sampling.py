@@ -132,6 +132,24 @@ def test_ties_go_to_the_lower_id():
     assert set(draws(logits, top_p=0.05)) == {0, 1}
 
 
+@pytest.mark.parametrize("values", [1, 2, 7, 300, None], ids=lambda count: f"{count or 'all'} different")
+@pytest.mark.parametrize("excluded", [0, 1950])
+def test_top_k_is_the_beginning_of_a_stable_sort(values, excluded):
+    """However many logits tie, or are -inf, top-k keeps and orders the tokens as a stable sort of all would."""
+    random = np.random.default_rng(values or 0)
+    logits = random.normal(size=2000).astype(np.float32)
+    if values:
+        logits = random.permutation(logits)[:values][random.integers(values, size=2000)]
+    logits[random.permutation(2000)[:excluded]] = -np.inf
+    order = np.argsort(-logits, kind="stable")
+    for k in (1, 2, 40, 49, 50, 51, 700, 1999, 2000, 2001):
+        weights = np.exp((logits[order[:k]].astype(np.float64) - logits[order[0]]) / 0.9)
+        limits = np.cumsum(weights / weights.sum())
+        for u in np.linspace(0, 1, 97, endpoint=False):
+            expected = order[np.searchsorted(limits[:-1], u * limits[-1], side="right")]
+            assert sample_at(u, logits, temperature=0.9, top_k=k) == expected
+
+
 def test_temperature():
     """Cold draws concentrate on the most likely token, hot ones spread out; both limits are reached."""
     share = [draws(np.array([1.0, 0.0]), temperature=t).count(0) / 400 for t in (0.1, 0.5, 1.0, 5.0, 1e6)]
@@ -172,6 +190,12 @@ def test_draw_is_the_documented_one():
         u = uniform(4, "sampling", 2, position)
         expected = plain_sample(u, list(LOGITS), 0.8, None, None)
         assert sample(LOGITS, temperature=0.8, seed=4, sequence=2, position=position) == expected
+
+
+def test_top_k_of_any_integer_type():
+    """NumPy's integers are as good as Python's, unsigned ones included."""
+    for k in (3, np.int64(3), np.uint8(3)):
+        assert set(draws(LOGITS, top_k=k)) == {1, 3, 5}
 
 
 def test_result_is_an_int():

@@ -132,8 +132,9 @@ class Parrot:
     def __init__(self, tokens):
         self.tokens = tokens
 
-    def generate(self, tokens, max_new_tokens, **sampling):
-        return itertools.islice(self.tokens, max_new_tokens)
+    def generate_samples(self, tokens, max_new_tokens, num_samples, **sampling):
+        for token in itertools.islice(self.tokens, max_new_tokens):
+            yield from ((sample, token) for sample in range(num_samples))
 
 
 def test_characters_come_out_whole():
@@ -150,11 +151,11 @@ def test_text_comes_as_the_tokens_do():
     asked, told = [], []
 
     class Watched:
-        def generate(self, tokens, max_new_tokens, **sampling):
-            told.append((tokens, max_new_tokens, sampling))
+        def generate_samples(self, tokens, max_new_tokens, num_samples, **sampling):
+            told.append((tokens, max_new_tokens, num_samples, sampling))
             for token in encode(tokenizer, "ab"):
                 asked.append(int(token))
-                yield int(token)
+                yield 0, int(token)
 
     tokenizer = load_ranks(DEFAULT_RANKS)
     for number, piece in enumerate(
@@ -162,7 +163,7 @@ def test_text_comes_as_the_tokens_do():
     ):
         assert len(asked) == min(number, 2)
         assert piece == ("a", "b", "")[number - 1]
-    assert told == [([5, 6], 9, {"temperature": 0.5, "seed": 3})]
+    assert told == [([5, 6], 9, 1, {"temperature": 0.5, "seed": 3})]
 
 
 def test_a_model_writes_what_it_samples(backend, tmp_path):

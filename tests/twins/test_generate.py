@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from contract import decoding
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.sampling import sample
 from numpy_llm import generate as exported_generate
-from numpy_llm.generate import KeyValueCache, generate, next_token_logits
+from numpy_llm.generate import KeyValueCache, generate, generate_samples, next_token_logits
 from numpy_llm.model import GPT
 
 CONTEXT, VOCABULARY = 8, 13
@@ -67,7 +68,7 @@ def test_cached_logits(gpt, cuts):
     whole, _, _ = gpt.forward(np.array([tokens]))
     cache, start = KeyValueCache(gpt.config, gpt.dtype), 0
     for cut in cuts:
-        logits = next_token_logits(gpt, tokens[start : start + cut], cache)
+        logits = next_token_logits(gpt, [tokens[start : start + cut]], cache)[0]
         start += cut
         assert cache.length == start
         assert logits.shape == (VOCABULARY,)
@@ -179,6 +180,80 @@ def test_going_on_gives_the_same_tokens(gpt):
 def test_nothing_asked_for(gpt):
     """Zero new tokens are none."""
     assert gpt.generate([1], 0) == []
+    assert gpt.generate_samples([1], 0, 2) == [[], []]
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 20])
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("stop", [(), [4], {0, 7, 9}, range(VOCABULARY)], ids=str)
+def test_each_sample_is_the_one_alone(gpt, length, use_cache, stop):
+    """Sample n has the tokens of sequence n up to its first stop, whatever the others do, past the context's end."""
+    prompt, settings = prompt_of(length), {"seed": 3, "top_k": 9}
+    found = gpt.generate_samples(prompt, 20, 5, stop=stop, use_cache=use_cache, sequence=2, **settings)
+    for number, tokens in enumerate(found):
+        alone = plain_generate(gpt, prompt, 20, sequence=2 + number, **settings)
+        end = next((at for at, token in enumerate(alone) if token in stop), len(alone))
+        assert tokens == alone[: end + 1]
+
+
+def test_samples_come_step_by_step(gpt, monkeypatch):
+    """The prompt's pass is shared, a step is one pass for those that go on, windows that slide share passes too."""
+    passes = []
+    forward = GPT.stream_forward
+
+    def counting(self, tokens, **named):
+        passes.append(tokens.shape)
+        return forward(self, tokens, **named)
+
+    monkeypatch.setattr(GPT, "stream_forward", counting)
+    steps = generate_samples(gpt, prompt_of(6), 5, 3, seed=1)
+    assert passes == []
+    assert type(next(steps)[1]) is int
+    assert passes == [(1, 6)]
+    assert [sample for sample, _ in steps] == [1, 2, *[0, 1, 2] * 4]
+    assert passes == [(1, 6), (3, 1), (3, 1), (3, 8), (3, 8)]
+    passes.clear()
+    monkeypatch.setattr(decoding, "MAX_PASS_TOKENS", 2 * CONTEXT)
+    assert len(list(generate_samples(gpt, prompt_of(CONTEXT), 2, 3))) == 6
+    assert passes == [(1, 8), (2, 8), (1, 8)]
+    # A sample that has stopped takes no more part.
+    drawn = [gpt.generate([1], 8, sequence=sample) for sample in range(4)]
+    passes.clear()
+    found = gpt.generate_samples([1], 8, 4, stop={drawn[0][0], drawn[1][2]})
+    assert [rows for rows, _ in passes[1:]] == [
+        count for step in range(1, 8) if (count := sum(len(tokens) > step for tokens in found))
+    ]
+
+
+def test_kept_sequences_of_a_cache(gpt):
+    """A cache goes on with the sequences that were selected, in any order, each as often as named."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(VOCABULARY, size=(3, 6))
+    cache = KeyValueCache(gpt.config, gpt.dtype)
+    next_token_logits(gpt, tokens[:, :4], cache)
+    rows = [2, 0, 0]
+    cache.select(rows)
+    found = next_token_logits(gpt, tokens[:, 4:5], cache)
+    whole, _, _ = gpt.forward(np.concatenate([tokens[rows, :4], tokens[:, 4:5]], axis=1))
+    np.testing.assert_allclose(found, whole[:, -1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "settings", "words"),
+    [
+        (0, {}, "num_samples must be a whole number from 1 to .*, got 0"),
+        (1.5, {}, "num_samples must be a whole number from 1 to .*, got 1.5"),
+        (2, {"sequence": 2**63 - 1}, "sequence must be a whole number from 0 to .*, got 9223372036854775808"),
+        (2, {"stop": [VOCABULARY]}, "a token of stop must be a whole number from 0 to 12, got 13"),
+        (2, {"stop": 3}, "stop must be a set of token ids, got 3"),
+        (2, {"top_k": 0}, "top-k"),
+    ],
+    ids=str,
+)
+def test_impossible_samples(gpt, num_samples, settings, words):
+    """What cannot work is refused by the call itself, before a first token is asked for."""
+    with pytest.raises(ConfigError, match=words):
+        generate_samples(gpt, [1], 3, num_samples, **settings)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +275,7 @@ def test_errors_come_at_once(gpt, tokens, settings, words):
 def test_float32_model(tiny_config):
     """A float32 model generates too, with a cache in its dtype."""
     model = GPT(tiny_config(), dtype="float32")
-    logits = next_token_logits(model, [1, 2], KeyValueCache(model.config, model.dtype))
+    logits = next_token_logits(model, [[1, 2]], KeyValueCache(model.config, model.dtype))
     assert logits.dtype == np.float32
     assert len(model.generate([1, 2], 9)) == 9
 

@@ -400,6 +400,18 @@ def test_linear_values():
         assert layers.linear_forward(x, weight, None)[0][b, t, o] == pytest.approx(total, rel=1e-12)
 
 
+@pytest.mark.parametrize("rows", [1, 2, layers.FEW_ROWS, layers.FEW_ROWS + 1])
+@pytest.mark.parametrize("out", [1, 3, 2500])
+def test_linear_of_few_and_many_rows(rows, out):
+    """However the product is written for a number of rows, it is the same, in an array of the usual layout."""
+    random = np.random.default_rng(rows)
+    x, weight, bias = random.normal(size=(rows, 1, 5)), random.normal(size=(out, 5)), random.normal(size=out)
+    y, cache = layers.linear_forward(x, weight, bias)
+    np.testing.assert_allclose(y, np.einsum("nti,oi->nto", x, weight) + bias, rtol=1e-12, atol=1e-14)
+    assert y.flags.c_contiguous
+    assert cache.rows.shape == (rows, 5)
+
+
 @pytest.mark.parametrize("eps", [1e-5, 0.3])
 def test_layer_norm_values(eps):
     """(x - mean) / √(var + eps), with the biased variance and eps inside the root."""

@@ -44,7 +44,7 @@ FILES = (
 )
 
 # What only a hand-written backward pass over a flat buffer needs.
-NUMPY_ONLY = {"CHUNK", "backward", "sum_rows", "update_piece"}
+NUMPY_ONLY = {"CHUNK", "FEW_ROWS", "backward", "sum_rows", "update_piece"}
 # What a function of NumPy is told with every call and a module of PyTorch holds.
 HELD_BY_MODULE = {"weights", "name", "config", "layer"}
 # The weights that a call of NumPy gets say it.
