@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from multiprocessing import resource_tracker
@@ -28,7 +28,8 @@ from harness.training.machine import peak_memory, versions
 from harness.training.recipes import Recipe
 
 NUMPY, TORCH, COMPILED, TRANSFORMERS = "numpy", "torch", "torch.compile", "transformers"
-LIBRARIES = {NUMPY: "numpy", TORCH: "torch"}  # whose matrix products are measured
+ONE = "numpy, one"  # sample, where the others generate several at once
+LIBRARIES = {NUMPY: "numpy", ONE: "numpy", TORCH: "torch"}  # whose matrix products are measured
 TURN_SECONDS = 1.0  # how long a contestant works before it is the other's turn: at least one unit,
 LONGEST_TURN = 5.0  # and three where they are done by then
 BUSY = 1.3  # the median of a unit's times over their least, above which the machine was doing something else
@@ -125,11 +126,21 @@ class Result:
         }
 
 
-def contestants(recipe: Recipe, *, compiled: bool) -> list[str]:
-    """Who takes part, NumPy first; `transformers` only generates, `torch.compile` only trains, on request."""
+def contestants(recipe: Recipe, *, compiled: bool) -> dict[str, Recipe]:
+    """Who takes part, NumPy first, and what it does.
+
+    `torch.compile` only trains, on request; `transformers` only generates. Where several samples are generated at once,
+    NumPy also generates one alone.
+    """
+    names = [NUMPY, TORCH]
     if recipe.new_tokens:
-        return [NUMPY, TORCH, TRANSFORMERS]
-    return [NUMPY, TORCH, *([COMPILED] if compiled else [])]
+        names.append(TRANSFORMERS)
+    elif compiled:
+        names.append(COMPILED)
+    work = dict.fromkeys(names, recipe)
+    if recipe.new_tokens and recipe.batch_size > 1:
+        work[ONE] = replace(recipe, batch_size=1)
+    return work
 
 
 def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compiled: bool = False) -> Result:
@@ -140,9 +151,9 @@ def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compil
     """
     if turns < 1:
         raise ConfigError(f"turns must be at least 1, got {turns}")
-    names, threads = contestants(recipe, compiled=compiled), thread_count(threads)
+    work, threads = contestants(recipe, compiled=compiled), thread_count(threads)
     with ExitStack() as stack:
-        asks = {name: stack.enter_context(_contestant(name, recipe, threads)) for name in names}
+        asks = {name: stack.enter_context(_contestant(name, work[name], threads)) for name in work}
 
         def in_turn(question: str, names: Iterable[str]) -> dict[str, list]:
             """Each contestant's answers by turn."""
@@ -151,12 +162,12 @@ def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compil
 
         for ask in asks.values():
             ask("work")  # the warm-up
-        work = in_turn("work", names)
-        memory = {name: asks[name]("memory") for name in names}  # before products take their own
-        rates = in_turn("products", [name for name in names if name in LIBRARIES])
+        seconds = in_turn("work", work)
+        memory = {name: ask("memory") for name, ask in asks.items()}  # before products take their own
+        rates = in_turn("products", [name for name in work if name in LIBRARIES])
         measured = [
-            Measured(name, recipe, work[name], max(rates.get(name, ()), default=None), memory[name])
-            for name in names
+            Measured(name, work[name], seconds[name], max(rates.get(name, ()), default=None), memory[name])
+            for name in work
         ]
         return Result(recipe, measured, asks[NUMPY]("peak"))
 
@@ -238,7 +249,7 @@ def _unit(name: str, recipe: Recipe, threads: int) -> Callable[[], None]:
     if name == TRANSFORMERS:
         return _transformers_unit(recipe, threads)
     config = recipe.config
-    backend = open_backend(NUMPY if name == NUMPY else TORCH, config, threads=threads)
+    backend = open_backend(NUMPY if name in (NUMPY, ONE) else TORCH, config, threads=threads)
     if name == COMPILED:
         import torch
 
@@ -247,7 +258,10 @@ def _unit(name: str, recipe: Recipe, threads: int) -> Callable[[], None]:
     if recipe.new_tokens:
         prompt = random.integers(config.vocab_size, size=recipe.prompt_tokens).tolist()
         sampling = {"temperature": recipe.temperature, "top_k": recipe.top_k}
-        return lambda: list(backend.generate(prompt, recipe.new_tokens, **sampling))
+        if recipe.batch_size == 1:
+            return lambda: list(backend.generate(prompt, recipe.new_tokens, **sampling))
+        how_many = recipe.new_tokens, recipe.batch_size
+        return lambda: list(backend.generate_samples(prompt, *how_many, **sampling))
     tokens = random.integers(config.vocab_size, size=(recipe.batch_size, config.context_length + 1))
 
     def step():
@@ -270,7 +284,10 @@ def _transformers_unit(recipe: Recipe, threads: int) -> Callable[[], None]:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=config.vocab_size, **shape)).eval()
     prompt = torch.randint(config.vocab_size, (1, recipe.prompt_tokens))
     length = {"max_new_tokens": recipe.new_tokens, "min_new_tokens": recipe.new_tokens}
-    settings = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=0, **length)
+    sampling = {"do_sample": recipe.temperature > 0, "num_return_sequences": recipe.batch_size}
+    if recipe.temperature:
+        sampling |= {"temperature": recipe.temperature, "top_k": recipe.top_k}
+    settings = GenerationConfig(use_cache=True, pad_token_id=0, **length, **sampling)
     return lambda: model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
 
 

@@ -79,5 +79,6 @@ _RECIPES = (
     Recipe("longer", _bytes_model(4, 2048), batch_size=1),
     Recipe("gpt2", replace(_GPT2, context_length=64), batch_size=4),
     Recipe("decode", _GPT2, prompt_tokens=16, new_tokens=64),
+    Recipe("samples", _GPT2, batch_size=16, prompt_tokens=16, new_tokens=64, temperature=0.8, top_k=40),
 )
 RECIPES = {recipe.name: recipe for recipe in _RECIPES}

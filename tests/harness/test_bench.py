@@ -14,7 +14,9 @@ from harness.training import bench
 from harness.training.bench import (
     BUSY,
     COMPILED,
+    LIBRARIES,
     NUMPY,
+    ONE,
     TORCH,
     TRANSFORMERS,
     Measured,
@@ -28,6 +30,7 @@ from harness.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 TINY = preset("nano", vocab_size=11, n_layer=1, n_head=2, d_model=16, context_length=8)
+TOGETHER = Recipe("together", TINY, batch_size=3, prompt_tokens=2, new_tokens=3, temperature=0.8, top_k=4)
 
 torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
 
@@ -48,8 +51,10 @@ def test_recipes_are_those_of_the_documents():
         "longer": (4, 6, 384, 65, 1, 2048),
         "gpt2": (12, 12, 768, 50257, 4, 64),
         "decode": (12, 12, 768, 50257, 1, 1024),
+        "samples": (12, 12, 768, 50257, 16, 1024),
     }
-    assert (RECIPES["decode"].prompt_tokens, RECIPES["decode"].new_tokens) == (16, 64)
+    for name in ("decode", "samples"):
+        assert (RECIPES[name].prompt_tokens, RECIPES[name].new_tokens) == (16, 64)
 
 
 def test_flops_are_counted_as_the_matrix_products_are():
@@ -95,6 +100,18 @@ def test_ratios_are_taken_within_a_turn():
     assert result.to_dict()["numpy_product_speed_over_torch"] == 0.5
 
 
+def test_a_ratio_is_per_token():
+    """Sixteen samples in the time of four alone are four times as fast."""
+    together = Recipe("", TINY, batch_size=16, new_tokens=5)
+    ours, alone = (
+        Measured("numpy", together, [[4.0]]),
+        Measured("alone", replace(together, batch_size=1), [[1.0]]),
+    )
+    result = Result(together, [ours, alone], peak_flops=1e9)
+    assert result.ratios(alone) == [4.0]
+    assert result.row(alone)["tokens_per_second"] == 5.0
+
+
 @pytest.mark.parametrize(("slow", "busy"), [(1.25, False), (1.5, True)])
 def test_a_busy_machine_is_told(slow, busy):
     """Half of one contestant's times are longer than its least by more than a quiet machine's are."""
@@ -109,11 +126,15 @@ def test_a_busy_machine_is_told(slow, busy):
         (Recipe("", TINY, batch_size=2), False, [NUMPY, TORCH]),
         (Recipe("", TINY, batch_size=2), True, [NUMPY, TORCH, COMPILED]),
         (Recipe("", TINY, prompt_tokens=2, new_tokens=3), False, [NUMPY, TORCH, TRANSFORMERS]),
+        (TOGETHER, False, [NUMPY, TORCH, TRANSFORMERS, ONE]),
     ],
 )
 def test_who_takes_part(recipe, compiled, names):
-    """NumPy first, its twin, and whoever else the recipe is about."""
-    assert contestants(recipe, compiled=compiled) == names
+    """NumPy first, its twin, and whoever else the recipe is about, all with the same work but for a sample alone."""
+    work = contestants(recipe, compiled=compiled)
+    assert list(work) == names
+    assert work.pop(ONE, replace(recipe, batch_size=1)).batch_size == 1
+    assert set(work.values()) == {recipe}
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +157,23 @@ def written(measure):
     return measure(Recipe("write", TINY, prompt_tokens=2, new_tokens=3))
 
 
-@pytest.mark.parametrize("measured", ["trained", pytest.param("written", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module")
+def written_together(measure):
+    """Several samples at once, measured."""
+    return measure(TOGETHER)
+
+
+@pytest.mark.parametrize(
+    "measured",
+    ["trained", *(pytest.param(name, marks=pytest.mark.slow) for name in ("written", "written_together"))],
+)
 def test_a_recipe_is_measured(measured, request):
     """Every contestant gets its turns, each of at least three units, in a process with memory of its own."""
     result = request.getfixturevalue(measured)
-    assert [each.name for each in result.contestants] == contestants(result.recipe, compiled=False)
+    work = contestants(result.recipe, compiled=False)
+    assert {each.name: each.recipe for each in result.contestants} == work
     for each in result.contestants:
+        assert ((each.product_rate or 0) > 1e5) == (each.name in LIBRARIES)
         assert [len(turn) >= 3 for turn in each.turns] == [True, True]
         assert 0 < min(each.seconds) <= median(each.seconds)
     assert result.peak_flops > 1e8
