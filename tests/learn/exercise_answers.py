@@ -3,9 +3,10 @@
 The answers are written as a student would, apart from the project's own functions, to which grading holds them.
 """
 
+from textwrap import indent
 from typing import NamedTuple
 
-from learn.exercises.start import starter
+from learn.exercises.start import BLANK, starter
 
 
 class Slip(NamedTuple):
@@ -111,6 +112,43 @@ return dx, {
     "output.weight": doutput_weight,
     "output.bias": doutput_bias,
 }
+""",
+    "attention-in-blocks": """
+T, D = query.shape
+y, log_totals = np.empty((T, D)), np.empty(T)
+for start in range(0, T, rows):
+    stop = min(start + rows, T)
+    m, total, gathered = -np.inf, 0, 0
+    for at in range(0, stop, columns):
+        keys = np.arange(at, min(at + columns, stop))
+        scores = query[start:stop] @ key[keys].T / np.sqrt(D)
+        scores[np.arange(start, stop)[:, None] < keys] = -np.inf
+        new = np.maximum(m, scores.max(axis=1, keepdims=True))
+        weights, kept = np.exp(scores - new), np.exp(m - new)
+        total = total * kept + weights.sum(axis=1, keepdims=True)
+        gathered = gathered * kept + weights @ value[keys]
+        m = new
+    y[start:stop] = gathered / total
+    log_totals[start:stop] = (m + np.log(total))[:, 0]
+return y, (query, key, value, y, log_totals, rows, columns)
+---
+T, D = query.shape
+dquery, dkey, dvalue = np.zeros((3, T, D))
+delta = (dy * y).sum(axis=1, keepdims=True)
+for start in range(0, T, rows):
+    stop = min(start + rows, T)
+    dhead = dy[start:stop]
+    for at in range(0, stop, columns):
+        keys = np.arange(at, min(at + columns, stop))
+        scores = query[start:stop] @ key[keys].T / np.sqrt(D)
+        scores[np.arange(start, stop)[:, None] < keys] = -np.inf
+        p = np.exp(scores - log_totals[start:stop, None])
+        dp = dhead @ value[keys].T
+        dscores = p * (dp - delta[start:stop]) / np.sqrt(D)
+        dquery[start:stop] += dscores @ key[keys]
+        dkey[keys] += dscores.T @ query[start:stop]
+        dvalue[keys] += p.T @ dhead
+return dquery, dkey, dvalue
 """,
     "block": """
 gradients = {}
@@ -312,6 +350,24 @@ SLIPS = [
     Slip("attention", "dheads = dmerged", "dmerged = np.tanh(dmerged)\ndheads = dmerged", "dquery_key_value.bias",
          "doutput.weight comes before it and is right: the fault lies between them"),
     Slip("attention", '    "output.bias": doutput_bias,\n', "", "doutput.bias", "has no 'output.bias'"),
+    Slip("attention-in-blocks", "gathered * kept", "gathered", "y", "what the values were summed to is still in units"),
+    Slip("attention-in-blocks", "total * kept", "total", "y", "the total so far is still in units of exp(m)"),
+    Slip("attention-in-blocks", "total * kept", "total", "dvalue", "y comes before it and is wrong too"),
+    Slip("attention-in-blocks", "np.exp(scores - new), np.exp(m - new)", "np.exp(scores - new), 1", "y",
+         "neither total nor sum is rescaled"),
+    Slip("attention-in-blocks", "scores[np.arange(start, stop)[:, None] < keys] = -np.inf\n        new", "new", "y",
+         "the block on the diagonal is not masked"),
+    Slip("attention-in-blocks", "m = new", "m = np.maximum(new, 0)", "y", "the largest error is at"),
+    Slip("attention-in-blocks", "(m + np.log(total))", "np.log(total)", "dvalue", "the log-sum-exp lacks the maximum"),
+    Slip("attention-in-blocks", "scores - log_totals[start:stop, None]", "scores", "dquery",
+         "the probabilities are not divided by the total"),
+    Slip("attention-in-blocks", "dp - delta[start:stop]", "dp", "dquery", "delta is left out: a score takes part"),
+    Slip("attention-in-blocks", "delta[start:stop]", "(dp * p).sum(axis=1, keepdims=True)", "dkey",
+         "delta is summed over one block of keys alone"),
+    Slip("attention-in-blocks", ") / np.sqrt(D)\n        dquery", ")\n        dquery", "dquery", "the scale is left out"),
+    Slip("attention-in-blocks", "dkey[keys] +=", "dkey[keys] =", "dkey", "a block's part overwrites the earlier ones"),
+    Slip("attention-in-blocks", "dvalue[keys] +=", "dvalue[keys] =", "dvalue", "a block's part overwrites"),
+    Slip("attention-in-blocks", "dquery[start:stop] +=", "dquery[start:stop] =", "dquery", "a block's part overwrites"),
     Slip("block", "dmiddle = dmiddle + dy", "pass", "dx", "the shortcut around the feed-forward branch is missing"),
     Slip("block", "dx = dx + dmiddle", "pass", "dx", "the shortcut around attention is missing"),
     Slip("block", "attention_backward(dmiddle,", "attention_backward(dy,", "dnorm_1.weight", "attention gets dy"),
@@ -325,10 +381,10 @@ SLIPS = [
 
 
 def filled_in(exercise, seed, answer=None):
-    """The text of a student's file: the starter with an answer in place of its blank."""
-    lines = (ANSWERS[exercise.name] if answer is None else answer).strip().splitlines()
-    body = "\n".join(f"    {line}" for line in lines)
-    blank = '    raise NotImplementedError("write this function")'
+    """The text of a student's file: the starter with an answer in place of its blank, or several between lines of ---."""
+    bodies = (ANSWERS[exercise.name] if answer is None else answer).strip().split("\n---\n")
     text = starter(exercise, seed)
-    assert text.count(blank) == 1
-    return text.replace(blank, body)
+    assert text.count(BLANK) == len(bodies)
+    for body in bodies:
+        text = text.replace(BLANK, indent(f"{body}\n", "    "), 1)
+    return text

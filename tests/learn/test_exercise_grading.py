@@ -27,7 +27,8 @@ PAIRS = {
     for operation in exercise.operations
     if f"{operation.name}_backward" in exercise.withheld
 } | {"softmax": "attention.softmax"}  # fmt: skip
-PUT_TOGETHER = ("residual", "split-heads", "merge-heads", "scores", "attention", "tied-output", "block")
+PUT_TOGETHER = ("residual", "split-heads", "merge-heads", "scores", "attention", "tied-output", "block",
+    "attention-in-blocks")
 
 
 EMPTY_REPLY = {"problem": "", "memory_bounded": True, "trials": 0, "problems": {}, "changed": []}

@@ -76,7 +76,7 @@ def test_any_value_of_any_flag(place, monkeypatch, capsys, count, figure):
     def try_one(command, data):
         arguments, flags = COMMANDS[command]
         flag, value = data.draw(st.sampled_from(flags)), data.draw(VALUES)
-        # A million samples are fine, and written one after the other.
+        # A million samples are fine, and written group after group.
         assume(flag != "--num-samples" or not value.isdecimal() or int(value) < 10)
         monkeypatch.setattr(sys, "argv", ["cli.py", *arguments, f"{flag}={value}"])
         code = cli.main()
