@@ -194,10 +194,10 @@ def attention_backward(dy, cache, trace=NO_TRACE, later=False):
     views = _heads_of(dqkv, split.n_head, split.n_kv_head)  # what is written to them fills dqkv
     placed = cache.place.query_norm is not None or cache.place.query_rotation is not None
     out = (None, None, views[2]) if placed else views
-    if isinstance(cache.attend, AttendInBlocksCache):
-        dquery, dkey, dvalue = attend_in_blocks_backward(dheads, cache.attend, out)
-    else:
+    if isinstance(cache.attend, AttendCache):
         dquery, dkey, dvalue = attend_backward(dheads, cache.attend, trace, out)
+    else:
+        dquery, dkey, dvalue = attend_in_blocks_backward(dheads, cache.attend, out=out)
     dquery, dkey, place_gradients = _place_backward(dquery, dkey, cache.place, trace, out=views)
     trace.record_gradient(f"{name}.value", dvalue)
     trace.record_gradient(f"{name}.key", dkey)

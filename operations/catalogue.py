@@ -1,5 +1,6 @@
 """Every operation of the model, in dataflow order."""
 
+from operations.attend_in_blocks import ATTEND_IN_BLOCKS
 from operations.cross_entropy import CROSS_ENTROPY
 from operations.dropout import DROPOUT
 from operations.embedding import EMBEDDING
@@ -29,3 +30,5 @@ _ALL = (
     GATE, CROSS_ENTROPY,
 )  # fmt: skip
 OPERATIONS = {operation.name: operation for operation in _ALL}
+# What an untraced pass runs in the place of several of them, so that no dataflow holds it.
+UNTRACED = {operation.name: operation for operation in (ATTEND_IN_BLOCKS,)}

@@ -74,7 +74,7 @@ DECODING_FAULTS = [
 ]
 
 TWIN_FAULTS = [
-    Fault("twin: fused attention not causal", "torch_llm.attention._attend_fused",
+    Fault("twin: fused attention not causal", "torch_llm.attend_in_blocks.attend_in_blocks",
           "is_causal=causal", "is_causal=False"),
     Fault("twin: mask sees one token of the future", "torch_llm.attend.causal_mask", "1 + S - T", "2 + S - T"),
     Fault("twin: 1/√D forgotten where written out", "torch_llm.attend.attend",

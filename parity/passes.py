@@ -1,10 +1,12 @@
 """One pass forward and back through either twin, with every tensor on record."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 from types import ModuleType
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -35,13 +37,27 @@ class Record(NamedTuple):
 QUANTITIES = ("activation", "gradient", "weight gradient")  # of a record's three parts
 
 
-def reference_pass(package: ModuleType, config, inputs: Inputs) -> Record:
-    """The pass of the hand-written model; package: `numpy_llm` or a changed copy of it."""
+def reference_pass(package: ModuleType, config, inputs: Inputs, *, traced=True) -> Record:
+    """The pass of the hand-written model; untraced, its activations are logits and loss alone.
+
+    package: `numpy_llm` or a changed copy of it
+    """
     trace = Trace()
     model = package.GPT(config, inputs.weights)
-    _, _, cache = model.forward(inputs.tokens, inputs.targets, dropout=inputs.dropout, trace=trace)
-    gradients = model.backward(cache, trace=trace)
+    settings = {"trace": trace if traced else NO_TRACE}
+    logits, loss, cache = model.forward(inputs.tokens, inputs.targets, dropout=inputs.dropout, **settings)
+    gradients = model.backward(cache, **settings)
+    if not traced:
+        trace.activations.update(logits=logits, loss=loss)
     return Record(trace.activations, trace.gradients, _backward_order(gradients))
+
+
+@contextmanager
+def in_blocks(package: ModuleType, queries: int = 2, keys: int = 3) -> Iterator[None]:
+    """Let untraced passes of the hand-written model attend in blocks of so few queries and keys, whatever the text."""
+    small = patch.multiple(package.attend_in_blocks, _QUERIES=queries, _KEYS=keys)
+    with patch.object(package.attention, "BLOCKS_FROM", 1), small:
+        yield
 
 
 def twin_pass(

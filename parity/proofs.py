@@ -11,7 +11,7 @@ from parity.compare import Comparison, compare
 from parity.decoding import check_cache, check_generation, check_samples
 from parity.families import check_families
 from parity.optimizers import check_adam, check_adamw
-from parity.passes import Twins, compare_case, reference_pass
+from parity.passes import Twins, compare_case, compare_passes, in_blocks, reference_pass, twin_passes
 from parity.witnesses import check_differences, check_transformers
 
 
@@ -19,6 +19,16 @@ def check_tensors(twins: Twins):
     """Every tensor of every case of the table, in float64."""
     for case in CASES:
         compare_case(case, "float64", twins).require()
+
+
+def check_blocks(twins: Twins):
+    """What an untraced pass of the reference computes, attention in blocks, in float64."""
+    for case in CASES:
+        with in_blocks(twins.reference):
+            found = reference_pass(twins.reference, case.config, case.inputs("float64"), traced=False)
+        _, untraced = twin_passes(twins.twin, case, "float64")
+        rows = compare_passes(found, "float64", traced=None, untraced=untraced)
+        Comparison(f"{case.title}, attention in blocks", "float64", case.seed, rows).require()
 
 
 def check_accumulation(twins: Twins):
@@ -60,6 +70,7 @@ def _accumulate_twin(package, case, parts) -> dict[str, np.ndarray]:
 
 CHECKS: dict[str, Callable[[Twins], None]] = {
     "tensors": check_tensors,
+    "blocks": check_blocks,
     "accumulation": check_accumulation,
     "adam": check_adam,
     "adamw": check_adamw,

@@ -17,8 +17,10 @@ from contract.config import ModelConfig
 from contract.trace import Node
 from learn.study.formulas import Formula, symbol_latex
 from learn.study.source import Excerpt, excerpt, statement_lines
-from operations.catalogue import OPERATIONS
+from numpy_llm.attend_in_blocks import BLOCKS_FROM
+from operations.catalogue import OPERATIONS, UNTRACED
 
+EVERY = OPERATIONS | UNTRACED
 FOLDER = Path(__file__).parents[2] / "operations"
 SIDES = ("forward", "backward", "torch")
 
@@ -81,6 +83,7 @@ class Chapter:
     places: the tensors that it makes, without "blocks.0."; all of the operation's where none are given
     labels: what the map calls them, by place, where that is not the title
     of_inputs: it has no tensors of its own and shows those that it reads
+    at: the traced operation whose tensors it shows, where no traced pass has its own
     needs: the settings of a model that has it
     """
 
@@ -95,6 +98,7 @@ class Chapter:
     places: list[str] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)
     of_inputs: bool = False
+    at: str = ""
     needs: Mapping = field(default_factory=dict)
 
     def of(self, config: ModelConfig) -> "Chapter":
@@ -112,7 +116,7 @@ class Chapter:
 
     def nodes(self, nodes: Iterable[Node]) -> list[Node]:
         """Where a model does this."""
-        own = [node for node in nodes if node.operation == self.operation]
+        own = [node for node in nodes if node.operation == (self.at or self.operation)]
         return [
             node
             for node in own
@@ -179,7 +183,10 @@ def side_of(function: str) -> str:
 
 def fits(needs: Mapping, config: ModelConfig) -> bool:
     """Whether a configuration has the settings that an entry needs; true and false stand for any value or none."""
-    facts = vars(config) | {"grouped": config.n_kv_head < config.n_head}
+    facts = vars(config) | {
+        "grouped": config.n_kv_head < config.n_head,
+        "in_blocks": config.context_length >= BLOCKS_FROM,  # an untraced pass over a long text
+    }
     return all(
         (bool(facts[name]) if isinstance(value, bool) else facts[name]) == value
         for name, value in needs.items()
@@ -190,7 +197,7 @@ def fits(needs: Mapping, config: ModelConfig) -> bool:
 def all_chapters() -> tuple[Chapter, ...]:
     """The chapters of every operation of the catalogue, then Adam's, which is none of the model's dataflow."""
     found = []
-    for operation in (*OPERATIONS, "adamw"):
+    for operation in (*EVERY, "adamw"):
         file = FOLDER / f"{operation}.toml"
         if file.exists():  # some are explained in another's chapter, or not yet
             content = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -205,7 +212,7 @@ def chapters_of(nodes: list[Node], config: ModelConfig) -> list[Chapter]:
     found = []
     for chapter in all_chapters():
         own = chapter.nodes(nodes) if fits(chapter.needs, config) else []
-        if own or chapter.operation not in OPERATIONS:
+        if own or chapter.operation not in EVERY:
             first = next((at for at, node in enumerate(nodes) if own and node is own[0]), len(nodes))
             found.append((first, chapter.of(config)))
     return [chapter for _, chapter in sorted(found, key=itemgetter(0))]
@@ -234,7 +241,7 @@ def _dotted(function) -> str:
 # The functions of the operations by their names alone.
 _pairs = {
     function.__name__: _dotted(function)
-    for operation in OPERATIONS.values()
+    for operation in EVERY.values()
     for function in (operation.forward, operation.backward)
     if function
 }
@@ -244,7 +251,7 @@ def _code(entry: str | dict) -> list[dict]:
     """The code that an entry of the list means: of a pair and its twin, of a function, or of some of its lines."""
     if isinstance(entry, dict):
         return [entry]
-    if entry not in OPERATIONS:
+    if entry not in EVERY:
         return [{"function": _pairs.get(entry, entry)}]
     forward, backward = _pairs[f"{entry}_forward"], _pairs[f"{entry}_backward"]
     twin = forward.replace("numpy_llm", "torch_llm", 1).removesuffix("_forward")

@@ -20,6 +20,7 @@ from contract.numbers import central_difference, magnitude, relative_error
 FUNCTIONS = {name: getattr(math, name) for name in ("exp", "log", "sqrt", "tanh", "sin", "cos")} | {
     "delta": lambda i, j: float(i == j),
     "where": lambda condition, value, otherwise: value if condition else otherwise,
+    "max": max,
 }
 CONSTANTS = {"pi": math.pi, "inf": math.inf}
 _STEP = 1e-5  # of central differences: error of order h⁴, rounding of order 1e-16 / h
@@ -176,7 +177,8 @@ def _copy(node):
 
 
 _LATEX_CALLS = {name: rf"\{name}\left({{}}\right)" for name in ("exp", "log", "tanh", "sin", "cos")} | {
-    "sum": "{}",
+    "sum": r"\sum{}",
+    "max": r"\max{}",
     "sqrt": r"\sqrt{{{}}}",
     "delta": r"\delta_{{{}\,{}}}",
     "partial": r"\frac{{\partial {}}}{{\partial {}}}",
@@ -238,7 +240,7 @@ class _Latex(ast.NodeVisitor):
         below = [self.visit(each.target) for each in node.generators]
         conditions = [self.visit(each) for generator in node.generators for each in generator.ifs]
         under = ", ".join(below) + (r" :\, " + ", ".join(conditions) if conditions else "")
-        return rf"\sum\limits_{{{under}}} {self._inside(node.elt, _PRODUCT)}"
+        return rf"\limits_{{{under}}} {self._inside(node.elt, _PRODUCT)}"
 
     def _inside(self, node, tightness):
         """The expression, in brackets where it holds together less tightly than its surroundings ask."""
@@ -257,7 +259,7 @@ def _tightness(node) -> int:
 def _ends_in_sum(node) -> bool:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         return _ends_in_sum(node.right)
-    return isinstance(node, ast.Call) and node.func.id == "sum"
+    return isinstance(node, ast.Call) and node.func.id in ("sum", "max")
 
 
 def symbol_latex(name: str) -> str:

@@ -6,13 +6,12 @@ from itertools import groupby
 from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
-from learn.study.chapters import SIDES, Chapter, Step, block_of
+from learn.study.chapters import EVERY, SIDES, Chapter, Step, block_of
 from learn.study.derivations import shapes, step_errors
 from learn.study.one_pass import Pass
 from learn.study.source import highlighted
 from learn.study.tensors import View
 from learn.study.witness import Witness
-from operations.catalogue import OPERATIONS
 
 _LONG = 100  # characters of LaTeX
 _TITLES = {"forward": "NumPy, forward", "backward": "NumPy, backward", "torch": "PyTorch, autograd"}
@@ -38,7 +37,7 @@ def lay_out(chapter: Chapter, run: Pass, witness: Witness) -> dict:
 
 def views_of(chapter: Chapter, run: Pass) -> list[View]:
     """The tensors of a chapter, block by block: what it makes, its gradient, its weights' gradients."""
-    if chapter.operation not in OPERATIONS:  # Adam, after the pass
+    if chapter.operation not in EVERY:  # Adam, after the pass
         return [view for view in run.views.values() if view.kind == "optimizer"]
     keys = []
     for _, group in groupby(chapter.nodes(run.flow.nodes), lambda node: block_of(node)):

@@ -9,7 +9,7 @@ def draw_map(run: Pass, chapters: list[Chapter]) -> dict[str, list]:
     """Lanes of rows of nodes: what comes before the blocks, each block, and what comes after them."""
     nodes = run.flow.nodes
     homes = {id(node): [] for node in nodes}
-    for chapter in chapters:
+    for chapter in (each for each in chapters if not each.at):
         for node in chapter.nodes(nodes):
             homes[id(node)].append(chapter)
     shown = {name for node in nodes for chapter in homes[id(node)] for name in chapter.tensors(node)}

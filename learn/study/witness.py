@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
 from contract.config import ModelConfig
 from contract.trace import Trace
 from learn.study.source import find_function
-from numpy_llm import GPT, Adam
+from numpy_llm import GPT, Adam, attend_in_blocks
 from operations.dataflow import Dataflow
 from parity.cases import Case
 
@@ -56,6 +57,7 @@ def run_witness(functions: Iterable[str], config: ModelConfig) -> Witness:
         model = GPT(config, inputs.weights)
         _, _, cache = model.forward(inputs.tokens, inputs.targets, trace=trace)
         gradients = model.backward(cache, trace=trace)
+        _attend_in_blocks(trace, config)
         optimizer = Adam(model.weights, beta1=0.8, beta2=0.9)  # after the pass: the copies are made
         for _ in range(2):
             optimizer.update(gradients, _LEARNING_RATE)
@@ -63,6 +65,18 @@ def run_witness(functions: Iterable[str], config: ModelConfig) -> Witness:
     calls = record_calls(run, functions)
     flow = Dataflow(trace.nodes, trace.activations.__contains__, trace.activations.get)
     return Witness(calls, flow, config)
+
+
+def _attend_in_blocks(trace: Trace, config: ModelConfig):
+    """The first layer's attention once more, in several blocks."""
+    name, layer = "blocks.0.attention", config.layer(0)
+    (node,) = (node for node in trace.nodes if node.results == (f"{name}.scores",))
+    query, key = (trace.activations[each] for each in node.inputs)
+    terms = config.score_scale, layer.window, config.score_cap
+    with patch.multiple(attend_in_blocks, _QUERIES=2, _KEYS=2):
+        value = trace.activations[f"{name}.value"]
+        _, cache = attend_in_blocks.attend_in_blocks_forward(query, key, value, *terms)
+        attend_in_blocks.attend_in_blocks_backward(trace.gradients[f"{name}.heads"], cache)
 
 
 def _small(config: ModelConfig) -> ModelConfig:

@@ -25,7 +25,7 @@ from contract.trace import Trace
 from contract.weights import Weights
 from data.tokenizers import encoding_of
 from harness.training.checkpoint import Checkpoint, save_checkpoint
-from learn.study.chapters import FOLDER, SIDES, all_chapters, chapters_of, place, side_of
+from learn.study.chapters import EVERY, FOLDER, SIDES, all_chapters, chapters_of, place, side_of
 from learn.study.derivations import shapes, step_errors
 from learn.study.formulas import Formula, partial_derivative
 from learn.study.layout import math as mathml
@@ -37,7 +37,7 @@ from learn.study.source import excerpt, highlighted, statement_lines, variables
 from learn.study.tensors import sample
 from learn.study.witness import run_witness
 from learn.study.write import labels, open_subject, write_study
-from operations.catalogue import OPERATIONS
+from numpy_llm.attend_in_blocks import BLOCKS_FROM
 from operations.dataflow import record
 from parity.cases import lively_weights
 
@@ -75,9 +75,9 @@ def witness_of(config):
 
 def test_every_operation_has_a_chapter():
     """Every pair of the catalogue that has a derivation is shown by a chapter, and no file is left over."""
-    assert {path.stem for path in FOLDER.glob("*.toml")} <= {*OPERATIONS, "adamw"}
+    assert {path.stem for path in FOLDER.glob("*.toml")} <= {*EVERY, "adamw"}
     shown = {function for chapter in all_chapters() for function in chapter.functions()}
-    for operation in OPERATIONS.values():
+    for operation in EVERY.values():
         if operation.name in UNEXPLAINED:  # of them dropout is off in a pass that is studied
             continue
         for function in (operation.forward, operation.backward):
@@ -213,25 +213,64 @@ def test_a_wrong_formula_is_found():
         ("embedding", " if k[b, t] == v", ""),
         ("adam", "(1 - beta1 ** t)", "1"),
     ):
-        chapter = by_name[name]
-        steps = [
-            replace(step, formula=Formula(step.formula.text.replace(right, wrong), step.formula.indices))
-            for step in chapter.steps
-        ]
-        assert steps != chapter.steps, right
-        errors = step_errors(replace(chapter, steps=steps), witness)
-        assert max(errors) > 1e-3, (name, wrong)
+        assert_found(by_name[name], witness, right, wrong)
+
+
+def assert_found(chapter, witness, right, wrong):
+    """A piece of a chapter's formulas written wrongly shows as an error."""
+    steps = [
+        replace(step, formula=Formula(step.formula.text.replace(right, wrong), step.formula.indices))
+        for step in chapter.steps
+    ]
+    assert steps != chapter.steps, right
+    errors = step_errors(replace(chapter, steps=steps), witness)
+    assert max(errors) > 1e-3, (chapter.name, wrong)
+
+
+def test_a_wrong_formula_of_attention_in_blocks_is_found():
+    """Sums that are not rescaled, the maximum and delta left out, on a row whose maximum grows with the last block."""
+    witness, chapters = witness_of(replace(form("relu", "learned", "rms_norm"), context_length=1024))
+    (chapter,) = (each for each in chapters if each.name == "attend_in_blocks")
+    for right, wrong in (
+        ("exp(m[t, i] - m[t, i + 1]) * l[t, i]", "l[t, i]"),
+        ("exp(m[t, i] - m[t, i + 1]) * o[t, i, d]", "o[t, i, d]"),
+        ("m[t, J - 1] + log", "log"),
+        (" - dlt[t]", ""),
+    ):
+        assert_found(chapter, witness, right, wrong)
+
+
+def test_attention_in_blocks_is_shown_where_texts_are_long():
+    """Behind the weighted sum, whose heads it shows, and only in a model that has texts of several blocks."""
+    for length, shown in ((BLOCKS_FROM - 1, False), (BLOCKS_FROM, True)):
+        config = replace(form("relu", "learned"), context_length=length)
+        nodes = record(config).nodes
+        chapters = chapters_of(nodes, config)
+        names = [each.name for each in chapters]
+        assert ("attend_in_blocks" in names) == shown
+    place = names.index("attend_in_blocks")
+    assert names[place - 1] == "weighted_sum"
+    (node,) = (each for each in chapters[place].nodes(nodes) if each.results[0].startswith("blocks.0."))
+    assert chapters[place].tensors(node) == ["blocks.0.attention.heads"]
 
 
 # --- formulas ---
 
 
 def test_a_formula_is_set_and_evaluated():
-    """A product with a sum, a fraction, a power and brackets where the mathematics needs them."""
+    """A product with a sum, a largest number, a fraction, a power, and brackets where the mathematics needs them."""
     formula = Formula("y[i] == (a + sum(x[k] ** 2 for k in C) * a) / C", {"i": "C", "k": "C"})
     assert formula.symbols == {"y", "a", "x"}
     assert formula.latex({}) == [r"y_{i} = \frac{a + \left(\sum\limits_{k} {x_{k}}^{2}\right) \, a}{C}"]
     assert Formula("a == 1 == bias", {}).latex({"a": r"\alpha"}) == [r"\alpha = 1", r"= \text{bias}"]
+    formula = Formula("a == max(x[k] for k in C if k > 0)", {"k": "C"})
+    assert formula.latex({}) == [r"a = \max\limits_{k :\, k > 0} x_{k}"]
+    assert formula.error({"a": np.array(3.0), "x": np.array([5.0, 2.0, 3.0])}, {"C": 3}) == 0
+
+
+def test_a_formula_is_held_against_numbers():
+    """The largest difference of its sides counts, and a number that is not finite on one side alone."""
+    formula = Formula("y[i] == (a + sum(x[k] ** 2 for k in C) * a) / C", {"i": "C", "k": "C"})
     values = {"y": np.full(2, 7.5), "a": np.array(3.0), "x": np.array([1.0, math.sqrt(3)])}
     assert formula.error(values, {"C": 2}) < 1e-15
     assert formula.error(values | {"y": np.array([7.5, 7.6])}, {"C": 2}) == pytest.approx(0.1 / 7.5)
