@@ -188,7 +188,7 @@ def attention_backward(dy, cache, trace=NO_TRACE, later=False):
     """
     name, split = cache.name, cache.split
     trace.record_gradient(f"{name}.output", dy)
-    dmerged, doutput_weight, doutput_bias = linear_backward(dy, cache.output, later)
+    dmerged, doutput_weight, doutput_bias = linear_backward(dy, cache.output, later=later)
     dheads = merge_heads_backward(dmerged, cache.merge)
     dqkv = np.empty(split.shape, dy.dtype)
     views = _heads_of(dqkv, split.n_head, split.n_kv_head)  # what is written to them fills dqkv
@@ -203,7 +203,7 @@ def attention_backward(dy, cache, trace=NO_TRACE, later=False):
     trace.record_gradient(f"{name}.key", dkey)
     trace.record_gradient(f"{name}.query", dquery)
     dqkv = split_heads_backward(dquery, dkey, dvalue, split, out=dqkv)
-    dx, dqkv_weight, dqkv_bias = linear_backward(dqkv, cache.query_key_value, later)
+    dx, dqkv_weight, dqkv_bias = linear_backward(dqkv, cache.query_key_value, later=later)
     return dx, place_gradients | {
         f"{name}.query_key_value.weight": dqkv_weight,
         f"{name}.query_key_value.bias": dqkv_bias,

@@ -241,7 +241,7 @@ def _linear_forward(x, weights, name, trace):
 def _linear_backward(dy, cache, name, trace, later):
     """returns: dx, the layer's gradients by weight name"""
     trace.record_gradient(name, dy)
-    dx, dweight, dbias = linear_backward(dy, cache, later)
+    dx, dweight, dbias = linear_backward(dy, cache, later=later)
     return dx, {f"{name}.weight": dweight, f"{name}.bias": dbias}
 
 
