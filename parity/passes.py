@@ -132,6 +132,15 @@ def compare_case(case: Case, dtype: str, twins: Twins) -> Comparison:
     return Comparison(case.title, dtype, case.seed, rows)
 
 
+def compare_in_blocks(case: Case, twins: Twins) -> Comparison:
+    """Both twins' untraced passes on one case in float64, the reference's with attention in small blocks."""
+    with in_blocks(twins.reference):
+        found = reference_pass(twins.reference, case.config, case.inputs("float64"), traced=False)
+    _, untraced = twin_passes(twins.twin, case, "float64")
+    rows = compare_passes(found, "float64", traced=None, untraced=untraced)
+    return Comparison(f"{case.title}, attention in blocks", "float64", case.seed, rows)
+
+
 @lru_cache(maxsize=128)  # many changed references are held against the same twin
 def twin_passes(twin: ModuleType, case: Case, dtype: str) -> tuple[Record, Record]:
     """The traced and the untraced pass of a case."""

@@ -11,7 +11,7 @@ from parity.compare import Comparison, compare
 from parity.decoding import check_cache, check_generation, check_samples
 from parity.families import check_families
 from parity.optimizers import check_adam, check_adamw
-from parity.passes import Twins, compare_case, compare_passes, in_blocks, reference_pass, twin_passes
+from parity.passes import Twins, compare_case, compare_in_blocks, reference_pass
 from parity.witnesses import check_differences, check_transformers
 
 
@@ -24,11 +24,7 @@ def check_tensors(twins: Twins):
 def check_blocks(twins: Twins):
     """What an untraced pass of the reference computes, attention in blocks, in float64."""
     for case in CASES:
-        with in_blocks(twins.reference):
-            found = reference_pass(twins.reference, case.config, case.inputs("float64"), traced=False)
-        _, untraced = twin_passes(twins.twin, case, "float64")
-        rows = compare_passes(found, "float64", traced=None, untraced=untraced)
-        Comparison(f"{case.title}, attention in blocks", "float64", case.seed, rows).require()
+        compare_in_blocks(case, twins).require()
 
 
 def check_accumulation(twins: Twins):

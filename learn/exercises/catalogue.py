@@ -12,7 +12,7 @@ from contract.errors import ConfigError
 from learn.exercises.composites import CODE, MISTAKES
 from learn.exercises.exercise import Exercise, Mistake
 from operations.adamw import made_in_step
-from operations.catalogue import OPERATIONS
+from operations.catalogue import OPERATIONS, UNTRACED
 from operations.operation import Operation, made, replaced
 
 
@@ -52,13 +52,15 @@ def _mistakes(entry: dict, operations: list[Operation], of_step: tuple) -> dict[
     own = [Mistake(name, hint, _BETWEEN[name]) for name, hint in entry.get("mistakes", {}).items()]
     known = [(each, partial(made_in_step, each)) for each in of_step]
     for operation in operations:
-        known += [(each, partial(made, operation, each)) for each in operation.mistakes if each.backward]
+        written = [each for each in operation.mistakes if each.backward or entry.get("writes_forward")]
+        known += [(each, partial(made, operation, each)) for each in written]
     others = [Mistake(each.name, each.hint or each.text, make) for each, make in known]
     return {mistake.name: mistake for mistake in (*own, *others)}
 
 
 def _exercise(name: str, entry: dict) -> Exercise:
-    operations, own = [OPERATIONS[each] for each in entry.get("operations", ())], dict(CODE.get(name, {}))
+    operations = [(OPERATIONS | UNTRACED)[each] for each in entry.get("operations", ())]
+    own = dict(CODE.get(name, {}))
     pair = _pair(operations[0]) if len(operations) == 1 else {}
     given = {"given": own["forward"]} if "forward" in own else {}
     mistakes = _mistakes(entry, operations, own.pop("step_mistakes", ()))

@@ -13,7 +13,7 @@ from contract.config import ModelConfig
 from learn.exercises.exercise import Trial
 from learn.exercises.inputs import config_of
 from numpy_llm import adam as optimizers
-from numpy_llm import attend, attention, block, layers
+from numpy_llm import attend, attend_in_blocks, attention, block, layers
 from numpy_llm.attend import softmax_forward
 from numpy_llm.feed_forward import gelu_tanh_backward, gelu_tanh_forward
 from numpy_llm.layers import embedding_forward, linear_forward
@@ -191,6 +191,34 @@ def attention_forward(x, weights, n_head):
     return y, (qkv_cache, query, key, value, probabilities, softmax_cache, output_cache)
 
 
+def attention_in_blocks_forward(query, key, value, rows, columns):
+    """Causal attention of one head, `rows` queries at a time, against `columns` keys at a time.
+
+    y[t] = Σ exp(scores[t, s]) value[s] / Σ exp(scores[t, s])  over s <= t,   scores = query keyᵀ / √D
+
+    No number is stored for each pair of query and key. While the blocks of keys come, each query keeps the largest
+    score so far, m, and with it
+
+        total = Σ exp(scores - m),   gathered = Σ exp(scores - m) value  over the keys so far
+
+    and at the end log_totals[t] = log Σ exp(scores[t, s]), all of this that the backward pass needs.
+
+    returns: y, (query, key, value, y, log_totals, rows, columns)
+    """
+    heads = (each[None, None] for each in (query, key, value))
+    y, kept = attend_in_blocks.attend_in_blocks_forward(*heads, query.shape[-1] ** -0.5)
+    y, log_totals = y[0, 0], kept.log_totals[0, 0]
+    return y, (query, key, value, y, log_totals, rows, columns)
+
+
+def _attention_in_blocks_backward(dy, cache):
+    *tensors, _, _ = cache
+    heads = (each[None, None] for each in tensors)
+    kept = attend_in_blocks.AttendInBlocksCache(*heads, dy.shape[-1] ** -0.5, None, None)
+    gradients = attend_in_blocks.attend_in_blocks_backward(dy[None, None], kept)
+    return {f"d{name}": each[0, 0] for name, each in zip(("query", "key", "value"), gradients, strict=True)}
+
+
 def block_forward(x, weights, n_head):
     """Attention and a feed-forward layer, each on a normed copy of the stream, each added to it.
 
@@ -244,5 +272,9 @@ CODE = {
     "tied-output": {"forward": tied_output_forward, "backward": _tied_output_backward},
     "adam": {"forward": adam, "backward": None, "decompose": _adam_terms, "step_mistakes": STEP_MISTAKES},
     "attention": _layer(attention, "attention", "blocks.0.attention") | {"given": attention_forward},
+    "attention-in-blocks": {
+        "forward": attention_in_blocks_forward,
+        "backward": _attention_in_blocks_backward,
+    },
     "block": _layer(block, "block", "blocks.0") | {"given": block_forward},
 }

@@ -51,6 +51,7 @@ class Exercise:
     forward: the reference: (**inputs) -> y, cache; for a step of Adam, -> outputs
     backward: the reference: (dy, cache) -> outputs by name; None where there is no pair
     given: the forward pass that a student's file holds
+    writes_forward: the student writes the forward pass, too: the file holds the head of `given` alone
     omissions: a term -> what makes the mistake that leaves it out: () -> context
     decompose: (trial, right outputs) -> output -> {what a term is: its value}, in place of omissions
     mistakes: what people get wrong in putting the operations together, the likeliest first, then in each
@@ -63,6 +64,7 @@ class Exercise:
     forward: Callable
     backward: Callable | None
     given: Callable
+    writes_forward: bool = False
     note: str = ""
     omissions: Mapping[str, Callable] = field(default_factory=dict)
     rest: str = ""

@@ -168,13 +168,18 @@ def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> l
     instance = Instance(exercise, trials)
     differences = finite_differences(exercise, trials[0], seed)
     marks, clues = [], {"earlier": "", "intact": ""}
-    for name in reversed(instance.solutions[0]):  # as the way back meets them
+    names = list(instance.solutions[0])
+    if exercise.writes_forward:
+        mark = _judge_output(instance, "y", reply, None, clues)
+        marks, clues["earlier"] = [mark], "" if mark.right else "y"
+        names.remove("y")
+    for name in reversed(names):  # as the way back meets them
         mark = _judge_output(instance, name, reply, differences.get(name), clues)
         if name == "y":
             hint = "the forward pass was given and has changed; put it back"
             mark = mark._replace(hint=hint, cause=hint)
         if name != "y" or not mark.right:
-            marks.insert(0, mark)
+            marks.insert(int(exercise.writes_forward), mark)
         if exercise.chained and not clues["earlier"]:
             clues["intact" if mark.right else "earlier"] = name
     if reply.changed:

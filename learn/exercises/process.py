@@ -80,6 +80,7 @@ def write_request(folder: Path, exercise: Exercise, trials: list[Trial], limits:
         arrays |= {f"{place}/{name}": value for name, value in flat(values).items()}
     request = {
         "function": exercise.function,
+        "given": not exercise.writes_forward,
         "outputs": list(exercise.solve(trials[0])),
         "trials": len(trials),
         "withheld": None if trusted else exercise.withheld,

@@ -174,9 +174,8 @@ def run_trial(module, request: dict, arrays: dict, trial: int) -> tuple[dict, li
     else:
         pair = call(module, f"{stem}_forward", **inputs)
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise Problem(
-                f"{stem}_forward returns {describe(pair)}, not y and a cache; it was given, put it back"
-            )
+            advice = "; it was given, put it back" if request["given"] else ""
+            raise Problem(f"{stem}_forward returns {describe(pair)}, not y and a cache{advice}")
         outputs = call(module, f"{stem}_backward", dy, pair[1])
         found = {"y": pair[0]} | name_outputs(outputs, names[1:], f"{stem}_backward")
     changed = [name for name, value in sent.items() if not np.array_equal(value, arrays[f"{trial}/{name}"])]

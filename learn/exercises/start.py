@@ -2,8 +2,9 @@
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, indent
 from types import ModuleType
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from contract.files import write_file
 from learn.exercises.exercise import Exercise, Trial
 from learn.exercises.runner import flat
+
+BLANK = '    raise NotImplementedError("write this function")\n'
 
 
 def default_path(exercise: Exercise) -> Path:
@@ -26,14 +29,15 @@ def starter(exercise: Exercise, seed: int) -> str:
         equation, imports, source, unpacked = f"{inspect.getdoc(given)}\n\n", "import numpy as np", "", ""
         blank, told = f"{exercise.function}{inspect.signature(given)}", "returns: the new "
     else:
-        equation, (imports, source) = "", _source(exercise)
+        equation, (imports, source) = "", _head(given) if exercise.writes_forward else _source(exercise)
         dy, y = ("dy", "y") if np.ndim(trial.dy) else ("dloss", "this one")
         blank, unpacked = f"{exercise.function}_backward({dy}, cache)", _unpacked(exercise, trial)
         told = f"{dy}: the gradient of the loss with respect to {y}\n    returns: "
         if "." in returned:
             returned = "dx, and a dict of the weights' gradients by the names that they have in `weights`"
     shapes = "\n".join(f"    {line}" for line in shape_lines(exercise, seed))
-    task = fill(f"Write `{blank.partition('(')[0]}`. {exercise.note}", 110)
+    tasks = [f"`{given.__name__}`"] * exercise.writes_forward + [f"`{blank.partition('(')[0]}`"]
+    task = fill(f"Write {' and '.join(tasks)}. {exercise.note}", 110)
     return f'''"""Exercise {exercise.name}: {exercise.title}.
 
 {equation}Shapes of your instance; grade tries others too:
@@ -51,8 +55,13 @@ SEED = {seed}
 
 {source}def {blank}:
     """{told}{returned}"""
-{unpacked}    raise NotImplementedError("write this function")
-'''
+{unpacked}{BLANK}'''
+
+
+def _head(forward: Callable) -> tuple[str, str]:
+    """The imports for a forward pass that is to be written, and its first lines."""
+    told = indent(f'"""{inspect.getdoc(forward)}\n"""', "    ")
+    return "import numpy as np", f"def {forward.__name__}{inspect.signature(forward)}:\n{told}\n{BLANK}\n\n"
 
 
 def _source(exercise: Exercise) -> tuple[str, str]:
@@ -111,6 +120,7 @@ def _shape(value, other, trials: list[Trial]) -> str:
     # The same axis in both trials tells its letter: no two letters have the same pair of sizes.
     first, second = (trial.sizes for trial in trials)
     letters = {(3 * first["C"], 3 * second["C"]): "3·C"}
+    letters |= {(2 * first["T"], 2 * second["T"]): "2·T"}
     letters |= {(first[letter], second[letter]): letter for letter in first}
     names = [letters.get(pair, str(pair[0])) for pair in zip(value.shape, other.shape, strict=True)]
     kind = "int" if value.dtype.kind == "i" else "float"

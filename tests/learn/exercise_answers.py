@@ -364,7 +364,8 @@ SLIPS = [
     Slip("attention-in-blocks", "dp - delta[start:stop]", "dp", "dquery", "delta is left out: a score takes part"),
     Slip("attention-in-blocks", "delta[start:stop]", "(dp * p).sum(axis=1, keepdims=True)", "dkey",
          "delta is summed over one block of keys alone"),
-    Slip("attention-in-blocks", ") / np.sqrt(D)\n        dquery", ")\n        dquery", "dquery", "the scale is left out"),
+    Slip("attention-in-blocks", ") / np.sqrt(D)\n        dquery", ")\n        dquery", "dquery",
+         "the scale is left out"),
     Slip("attention-in-blocks", "dkey[keys] +=", "dkey[keys] =", "dkey", "a block's part overwrites the earlier ones"),
     Slip("attention-in-blocks", "dvalue[keys] +=", "dvalue[keys] =", "dvalue", "a block's part overwrites"),
     Slip("attention-in-blocks", "dquery[start:stop] +=", "dquery[start:stop] =", "dquery", "a block's part overwrites"),
@@ -381,7 +382,7 @@ SLIPS = [
 
 
 def filled_in(exercise, seed, answer=None):
-    """The text of a student's file: the starter with an answer in place of its blank, or several between lines of ---."""
+    """The text of a student's file: the starter with an answer in its blank, or several, between lines of ---."""
     bodies = (ANSWERS[exercise.name] if answer is None else answer).strip().split("\n---\n")
     text = starter(exercise, seed)
     assert text.count(BLANK) == len(bodies)

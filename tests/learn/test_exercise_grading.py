@@ -27,8 +27,9 @@ PAIRS = {
     for operation in exercise.operations
     if f"{operation.name}_backward" in exercise.withheld
 } | {"softmax": "attention.softmax"}  # fmt: skip
-PUT_TOGETHER = ("residual", "split-heads", "merge-heads", "scores", "attention", "tied-output", "block",
-    "attention-in-blocks")
+PUT_TOGETHER = (
+    "residual", "split-heads", "merge-heads", "scores", "attention", "tied-output", "block", "attention-in-blocks",
+)  # fmt: skip
 
 
 EMPTY_REPLY = {"problem": "", "memory_bounded": True, "trials": 0, "problems": {}, "changed": []}
@@ -146,7 +147,7 @@ def test_a_right_file_gets_full_marks(exercise, write):
     assert (result.problem, [mark for mark in result.marks if not mark.right]) == ("", [])
     assert result.full
     assert all(mark.error < 1e-12 for mark in result.marks)
-    differences = [mark.difference_error for mark in result.marks]
+    differences = [mark.difference_error for mark in result.marks if mark.name != "y"]
     assert exercise.name == "adam" or max(differences) < 1e-7
 
 
