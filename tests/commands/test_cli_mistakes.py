@@ -85,7 +85,7 @@ MISTAKES = [
     (f"{TRAIN} --wings 2", 2, "No such option"),
     # sizes
     (f"{TRAIN} --n-head 3", 2, "d_model 16 does not divide into n_head 3"),
-    (f"{TRAIN} --n-layer 0", 2, "n_layer must be a whole number of at least 1, got 0"),
+    (f"{TRAIN} --n-layer 0", 2, "n_layer must be a whole number from 1 to 2^63 - 1, got 0"),
     (f"{TRAIN} --n-head -1", 2, "n_head must be"),
     (f"{TRAIN} --d-model 0", 2, "d_model must be"),
     (f"{TRAIN} --d-ff 0", 2, "d_ff must be"),
