@@ -357,7 +357,7 @@ SLIPS = [
          "neither total nor sum is rescaled"),
     Slip("attention-in-blocks", "scores[np.arange(start, stop)[:, None] < keys] = -np.inf\n        new", "new", "y",
          "the block on the diagonal is not masked"),
-    Slip("attention-in-blocks", "m = new", "m = np.maximum(new, 0)", "y", "the largest error is at"),
+    Slip("attention-in-blocks", "m = new", "m = new + 1", "y", "the largest error is at"),
     Slip("attention-in-blocks", "(m + np.log(total))", "np.log(total)", "dvalue", "the log-sum-exp lacks the maximum"),
     Slip("attention-in-blocks", "scores - log_totals[start:stop, None]", "scores", "dquery",
          "the probabilities are not divided by the total"),
