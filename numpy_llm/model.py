@@ -203,21 +203,22 @@ class GPT:
                 add()
         return gradients
 
-    def backward_layers(self, cache, dloss=1.0, trace: Trace = NO_TRACE) -> Iterator[dict]:
+    def backward_layers(self, cache, dloss=1.0, trace: Trace = NO_TRACE, *, later=False) -> Iterator[dict]:
         """The same, one layer after another, the last one first.
 
         dloss: gradient of the total loss with respect to this one: a part's share of a larger batch
+        later: whether the products of weights' gradients wait until they can be taken for all parts
         yields: gradients by weight name, for `numpy_llm.gradients.GradientSum`
         """
         stream = cache.stream
         trace.record_gradient("loss", np.asarray(dloss, self.dtype))
-        dx, doutput = self._output_backward(dloss, cache, trace)
+        dx, doutput = self._output_backward(dloss, cache, trace, later)
         # A tied matrix is used twice, at the output and at the embedding: both gradients are added up.
         yield {self.output_name: doutput}
         dx, norm_gradients = norm_backward(dx, stream.norm, trace)
         yield norm_gradients
         for block_cache in reversed(stream.blocks):
-            dx, block_gradients = block_backward(dx, block_cache, trace, later=True)
+            dx, block_gradients = block_backward(dx, block_cache, trace, later)
             yield block_gradients
         trace.record_gradient("embedding_dropout", dx)
         dx = dropout_backward(dx, stream.dropout)
@@ -232,7 +233,7 @@ class GPT:
         trace.record_gradient("token_embedding", dx)
         yield {"token_embedding.weight": embedding_backward(dx, stream.embedding, later=True)}
 
-    def _output_backward(self, dloss, cache, trace):
+    def _output_backward(self, dloss, cache, trace, later):
         """From the loss back to the normed stream. returns: dx (B, T, C), gradient of the output matrix"""
         if cache.output is None:
             dx, doutput = linear_cross_entropy_backward(dloss, cache.loss)
@@ -242,7 +243,7 @@ class GPT:
         if cache.cap is not None:
             dlogits = soft_cap_backward(dlogits, cache.cap)
             trace.record_gradient("uncapped_logits", dlogits)
-        dx, doutput, _ = linear_backward(dlogits, cache.output, later=True)
+        dx, doutput, _ = linear_backward(dlogits, cache.output, later=later)
         return dx, doutput
 
     def generate(self, tokens, max_new_tokens, **sampling):

@@ -14,7 +14,7 @@ from threading import Event, Semaphore
 import numpy as np
 
 # Numbers of a piece: several arrays of that size stay in a core's cache while many operations pass over them.
-PIECE = 1 << 15
+PIECE = 1 << 17
 # Rows and columns of a tile of a matrix product, the best first.
 TILES = ((512, 1024), (256, 512), (128, 256))
 ENOUGH_TILES = 4

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -23,8 +23,9 @@ from numpy_llm.gradients import GradientSum
 from numpy_llm.model import GPT
 from numpy_llm.threads import Team, each
 
-# A part of a batch has at least so many tokens, for BLAS, and numbers in its stream, for the calls of NumPy.
-PART_TOKENS, PART_NUMBERS = 128, 48_000
+# Parts of a batch have about so many tokens, as large as products want them and no larger than caches do; and at least
+# so many numbers in their residual stream, below which the calls of NumPy take longer than its work.
+PART_TOKENS, PART_NUMBERS = 1024, 48_000
 
 
 class NumpyBackend:
@@ -77,20 +78,29 @@ class NumpyBackend:
 
     def _differentiate(self, tokens, targets, rows: slice, step: int, total: GradientSum) -> float:
         """The share of these rows in the loss of the batch; their gradients are added to `total`."""
+        parts = self._parts(rows, tokens)
+        # A product with fewer tokens than channels takes less time than to write and add its result.
+        later = (rows.stop - rows.start) * tokens.shape[1] < len(parts) * self.config.d_model
+        losses = [0.0] * len(parts)
 
-        def forward(part: slice):
+        def differentiate(place: int, part: slice):
             dropout = DropoutKey(self.seed, step, first_sequence=part.start)
             loss, cache = self.model.loss(tokens[part], targets[part], dropout=dropout)
             share = (part.stop - part.start) / len(tokens)
-            return share * float(loss), self.model.backward_layers(cache, share)
+            losses[place] = share * float(loss)
+            yield from self.model.backward_layers(cache, share, later=later)
 
-        losses, parts = zip(*each(forward, self._parts(rows, tokens)), strict=True)
+        def advance(part) -> list[dict]:
+            """The gradients of the next layer if products wait for it, of all layers if none do."""
+            return list(islice(part, 1 if later else None))
+
+        advancing = [partial(advance, differentiate(place, part)) for place, part in enumerate(parts)]
         adding = []
-        while True:  # each part through its next layer, while the gradients of the layer before are added up
-            layers = each(_call, [*(partial(next, part, None) for part in parts), *adding])[: len(parts)]
-            if layers[0] is None:
+        while True:  # the gradients of one layer are added up while the parts go through the next
+            groups = each(_call, [*advancing, *adding])[: len(parts)]
+            if not groups[0]:
                 return sum(losses)
-            adding = total.work(layers)
+            adding = [work for layers in zip(*groups, strict=True) for work in total.work(layers)]
 
     def trace(self, tokens, targets, *, step) -> Trace:
         trace = Trace()
@@ -152,12 +162,14 @@ class NumpyBackend:
 def part_count(sequences: int, T: int, d_model: int) -> int:
     """How many parts a batch is computed in, at best on a thread each.
 
-    As many as leave each enough to do, and a power of two, so that two or four threads have equally much to do; never
-    by the number of threads.
+    A power of two, so that two or four threads have equally much to do, and never by the number of threads. At least
+    two, unless there is too little to do; more where parts would be large.
     """
     tokens = sequences * T
-    most = min(sequences, tokens // PART_TOKENS, tokens * d_model // PART_NUMBERS)
-    return 1 << max(1, most).bit_length() - 1
+    if tokens * d_model < 2 * PART_NUMBERS:
+        return 1
+    wanted = max(2, -(-tokens // PART_TOKENS))
+    return 1 << (min(sequences, wanted)).bit_length() - 1
 
 
 def _call(work: Callable):
