@@ -12,7 +12,7 @@ from contract.errors import UserError
 from contract.randomness import DropoutKey
 from contract.weights import Weights, parameter_count, weight_table
 from harness.training.machine import available_memory
-from harness.training.numpy_backend import part_count
+from harness.training.numpy_backend import part_count, products_wait
 from harness.training.settings import TrainingSettings
 from numpy_llm.attend_in_blocks import BLOCKS_FROM
 from numpy_llm.losses import MAX_LOGITS
@@ -23,7 +23,7 @@ MAX_ACCUMULATE = 1024  # more micro-batches than anybody would wait for
 PROCESS_BYTES = {"numpy": 105 << 20, "torch": 370 << 20}
 
 
-def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings):
+def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int):
     """Raise UserError, with a way out, if a training would take more memory than this process may use."""
     memory = available_memory()
     has = f"and this process may use {memory / 1e9:,.1f} GB"
@@ -36,7 +36,7 @@ def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings):
         )
 
     def estimate(parts: int) -> int:
-        return estimate_memory(backend, config, replace(settings, accumulate=parts))
+        return estimate_memory(backend, config, replace(settings, accumulate=parts), threads)
 
     if (needed := estimate(settings.accumulate)) <= memory:
         return
@@ -51,32 +51,35 @@ def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings):
     raise UserError(f"training takes about {needed / 1e9:,.1f} GB of memory, {has}; {way}")
 
 
-def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSettings) -> int:
+def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int) -> int:
     """Bytes that training takes at its peak: the process, weights, moments and gradients, and what a pass keeps."""
     T, sequences = settings.tokens_per_sequence(config), -(-settings.batch_size // settings.accumulate)
     size = sizes(config, T=T)
     per_token, per_pair = cached_numbers(config)
     per_token += 2 * size["C"] + size["V"]  # the residual stream and the logits
     parts = part_count(sequences, T, config.d_model) if backend == "numpy" else 1
-    blocks = matrices = 0
+    waiting = backend == "numpy" and products_wait(sequences, T, config.d_model)
+    held = parts if waiting else min(parts, threads)  # parts whose caches are held at once
+    blocks = matrices = gradients = 0
     if -(-sequences // parts) * T * size["V"] > MAX_LOGITS:  # then no more than a block of them is held
-        per_token, blocks = per_token - 2 * size["V"], 3 * parts * MAX_LOGITS
+        per_token, blocks = per_token - 2 * size["V"], 3 * held * MAX_LOGITS
     if backend == "numpy":
         # A layer's gradients, two where those of the one before are not added up yet.
-        per_token += 2 * (5 * size["C"] + size["F"])
+        per_token += (1 + waiting) * (5 * size["C"] + size["F"])
         if T >= BLOCKS_FROM and not config.dropout:
             per_pair, per_token = 0, per_token + 2 * size["H·D"] + size["H"]
         else:
             per_token += 2 * size["H"] * size["T"]
-        matrices = parts * bool(blocks)
+        matrices = parts * bool(blocks) * waiting
+        gradients = 0 if waiting else parts  # of each part, until they are added up
     else:
         per_token += (0 if blocks else size["V"]) + 3 * size["F"]
         # Attention is one kernel that keeps no probabilities, unless dropout or a soft cap makes us write it out.
         per_pair = per_pair + 2 * size["H"] if config.dropout or config.score_cap else 0
         # A second one of the embedding while it is added: a tied output's, another micro-batch's.
         matrices = config.tie_embeddings + (settings.accumulate > 1)
-    kept = sequences * size["T"] * (per_token + size["T"] * per_pair)
-    numbers = parameter_count(config) * 4 + matrices * size["V"] * size["C"] + kept + blocks
+    kept = sequences * held * size["T"] * (per_token + size["T"] * per_pair) // parts
+    numbers = parameter_count(config) * (4 + gradients) + matrices * size["V"] * size["C"] + kept + blocks
     return int(numbers) * np.dtype(settings.dtype).itemsize + PROCESS_BYTES[backend]
 
 

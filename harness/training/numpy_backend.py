@@ -79,8 +79,7 @@ class NumpyBackend:
     def _differentiate(self, tokens, targets, rows: slice, step: int, total: GradientSum) -> float:
         """The share of these rows in the loss of the batch; their gradients are added to `total`."""
         parts = self._parts(rows, tokens)
-        # A product with fewer tokens than channels takes less time than to write and add its result.
-        later = (rows.stop - rows.start) * tokens.shape[1] < len(parts) * self.config.d_model
+        later = products_wait(rows.stop - rows.start, tokens.shape[1], self.config.d_model)
         losses = [0.0] * len(parts)
 
         def differentiate(place: int, part: slice):
@@ -170,6 +169,14 @@ def part_count(sequences: int, T: int, d_model: int) -> int:
         return 1
     wanted = max(2, -(-tokens // PART_TOKENS))
     return 1 << (min(sequences, wanted)).bit_length() - 1
+
+
+def products_wait(sequences: int, T: int, d_model: int) -> bool:
+    """Whether the products of weights' gradients wait until all parts are through a layer.
+
+    The product of a part with fewer tokens than channels takes less time than to write and add its result.
+    """
+    return sequences * T < part_count(sequences, T, d_model) * d_model
 
 
 def _call(work: Callable):

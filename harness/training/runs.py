@@ -276,7 +276,7 @@ def _trainer(
 def _training_backend(machine: Machine, config: ModelConfig, settings: TrainingSettings, weights) -> Backend:
     """The backend that the settings ask for; it takes `weights` over."""
     check_backend(machine.backend)
-    check_memory(machine.backend, config, settings)
+    check_memory(machine.backend, config, settings, thread_count(machine.threads))
     names = ("seed", "dtype", "beta1", "beta2", "weight_decay")
     own = {name: getattr(settings, name) for name in names}
     return open_backend(config=config, weights=weights, take_weights=True, **machine._asdict(), **own)

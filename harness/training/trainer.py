@@ -94,7 +94,7 @@ class Trainer:
     def estimated_memory(self) -> int:
         """Bytes that training will take at its peak."""
         backend = self.backend
-        return estimate_memory(backend.name, backend.config, self.settings)
+        return estimate_memory(backend.name, backend.config, self.settings, backend.threads)
 
     @property
     def done(self) -> bool:

@@ -274,10 +274,10 @@ def test_split(count, parts):
     assert min(lengths) >= 1
 
 
-def estimate(tiny_config, *, batch_size=12, accumulate=1, dtype="float32", **changes):
+def estimate(tiny_config, *, batch_size=12, accumulate=1, threads=2, dtype="float32", **changes):
     config = tiny_config(**{"d_model": 64, "d_ff": 64, "n_head": 2, "context_length": 32, **changes})
     settings = TrainingSettings(batch_size=batch_size, accumulate=accumulate, dtype=dtype)
-    return estimate_memory("numpy", config, settings)
+    return estimate_memory("numpy", config, settings, threads)
 
 
 @pytest.mark.parametrize(
@@ -338,5 +338,5 @@ def test_memory_estimate_is_what_a_step_takes(changes, settings):
     finally:
         tracemalloc.stop()
     training = TrainingSettings(batch_size=12, **settings)
-    expected = estimate_memory("numpy", config, training) - PROCESS_BYTES["numpy"]
+    expected = estimate_memory("numpy", config, training, threads=2) - PROCESS_BYTES["numpy"]
     assert 0.8 * peak < expected < 1.2 * peak
