@@ -17,7 +17,7 @@ from contract.staging import clear_leftovers
 from data.batches import windows_per_epoch
 from data.prepare import DEFAULT_TEXT, TokenFile, TokenFileInfo, open_prepared, open_tokens, prepare
 from data.tokenizers import tokenizer_is_fixed
-from harness.training.backend import Backend, check_backend, open_backend
+from harness.training.backend import Backend, check_backend, open_backend, thread_count
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
 from harness.training.memory import check_memory
 from harness.training.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
