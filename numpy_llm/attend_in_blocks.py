@@ -14,8 +14,9 @@ from numpy_llm.threads import each
 
 # The shortest text that is attended to in blocks: below it the plain pairs are as fast (docs/benchmarks.md).
 BLOCKS_FROM = 384
-# Queries and keys of a block. Its scores, 256 kB in float32, stay in a core's cache while they are worked on.
-_QUERIES = 128
+# Queries and keys of a block. Its scores, 512 kB in float32, stay in a core's cache while they are worked on,
+# and each call of NumPy is long enough for two threads not to wait for each other's.
+_QUERIES = 256
 _KEYS = 512
 
 

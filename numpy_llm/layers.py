@@ -13,12 +13,6 @@ import numpy as np
 from contract.randomness import DropoutKey, dropout_mask
 from numpy_llm.threads import product
 
-# BLAS multiplies so few rows faster as columns. At GPT-2's shapes the products of a step take, in milliseconds on two
-# cores: 40 instead of 65 for 4 rows, 52 for 74 at 16, 64 for 83 at 32, 81 for 95 at 48; at 64 small matrices lose.
-# A single row takes 19 as it is.
-FEW_ROWS = 48
-_BLOCK = 1024  # columns of y computed at once, which the cache holds while they are turned
-
 
 class EmbeddingCache(NamedTuple):
     tokens: np.ndarray
@@ -88,20 +82,10 @@ def linear_forward(x, weight, bias):
     Twin: torch_llm.layers.linear
     """
     rows = x.reshape(-1, x.shape[-1])  # one large matrix product instead of B small ones
-    few = 1 < len(rows) <= FEW_ROWS
-    y = _few_rows(rows, weight) if few else product(rows, weight.T)  # (B·T, in) @ (in, out) -> (B·T, out)
+    y = product(rows, weight.T)  # (B·T, in) @ (in, out) -> (B·T, out)
     if bias is not None:
         y += bias
     return y.reshape(*x.shape[:-1], -1), LinearCache(rows, weight, bias is not None)
-
-
-def _few_rows(rows, weight):
-    """rows @ weightᵀ as (weight @ rowsᵀ)ᵀ, block by block. returns: y (N, out)"""
-    y = np.empty((len(rows), len(weight)), np.result_type(rows, weight))
-    for first in range(0, len(weight), _BLOCK):
-        block = slice(first, first + _BLOCK)
-        y[:, block] = (weight[block] @ rows.T).T  # (out, in) @ (in, N) -> (out, N)
-    return y
 
 
 class LinearGradient(NamedTuple):

@@ -231,7 +231,9 @@ class GPT:
             trace.record_gradient("scaled_embedding", dx)
             dx = scale_backward(dx, stream.scale)
         trace.record_gradient("token_embedding", dx)
-        yield {"token_embedding.weight": embedding_backward(dx, stream.embedding, later=True)}
+        # Only a traced pass, which is there to be read, makes the whole matrix: few of its rows are not 0.
+        dweight = embedding_backward(dx, stream.embedding, later=trace is NO_TRACE)
+        yield {"token_embedding.weight": dweight}
 
     def _output_backward(self, dloss, cache, trace, later):
         """From the loss back to the normed stream. returns: dx (B, T, C), gradient of the output matrix"""

@@ -14,10 +14,15 @@ from threading import Event, Semaphore
 import numpy as np
 
 # Numbers of a piece: several arrays of that size stay in a core's cache while many operations pass over them.
-PIECE = 1 << 17
+PIECE = 1 << 16
 # Rows and columns of a tile of a matrix product, the best first.
 TILES = ((512, 1024), (256, 512), (128, 256))
 ENOUGH_TILES = 4
+# BLAS multiplies so few rows faster as columns. At GPT-2's shapes the products of a step take, in milliseconds on two
+# cores: 40 instead of 65 for 4 rows, 52 for 74 at 16, 64 for 83 at 32, 81 for 95 at 48; at 64 small matrices lose.
+# A single row takes 19 as it is.
+FEW_ROWS = 48
+_BLOCK = 1024  # columns of y computed at once, which the cache holds while they are turned
 
 
 class Team:
@@ -125,6 +130,8 @@ def product(a, b, out=None):
 
     a: float (N, M); b: float (M, O); out: where to write; returns: float (N, O)
     """
+    if out is None and 1 < len(a) <= FEW_ROWS:
+        return _few_rows(a, b)
     tiles = [] if _TEAM.get() is None else _tiles(len(a), b.shape[1])
     if len(tiles) < 2:
         return np.matmul(a, b, out=out)
@@ -136,6 +143,14 @@ def product(a, b, out=None):
 
     each(multiply, tiles)
     return out
+
+
+def _few_rows(a, b):
+    """a b as (bᵀ aᵀ)ᵀ, block by block."""
+    y = np.empty((len(a), b.shape[1]), np.result_type(a, b))
+    for block in cut(b.shape[1], _BLOCK):
+        y[:, block] = (b.T[block] @ a.T).T  # (block, M) @ (M, N) -> (block, N)
+    return y
 
 
 def _tiles(rows: int, columns: int) -> list[tuple[slice, slice]]:

@@ -75,7 +75,8 @@ def _source(exercise: Exercise) -> tuple[str, str]:
                 sources.append(f"{inspect.getsource(value)}\n\n")
         elif value.__module__.startswith("numpy_llm"):
             backward = name.replace("_forward", "_backward")
-            own.append(f"from {value.__module__} import {backward}, {name}  # an earlier step")
+            earlier = f"{backward}, {name}  # an earlier step" if backward != name else name
+            own.append(f"from {value.__module__} import {earlier}")
         else:
             standard.append(f"from {value.__module__} import {name}")
     if any("(NamedTuple)" in source for source in sources):

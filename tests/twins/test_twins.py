@@ -48,7 +48,7 @@ FILES = (
 NUMPY_FILES = ("gradients", "threads")
 # What only a hand-written backward pass over a flat buffer needs.
 NUMPY_ONLY = {
-    "BLOCKS_FROM", "FEW_ROWS", "backward", "backward_layers", "sum_rows", "update_piece",
+    "BLOCKS_FROM", "backward", "backward_layers", "sum_rows", "update_piece",
     "EmbeddingGradient", "embedding_weight_gradient", "LinearGradient", "linear_weight_gradient",
 }  # fmt: skip
 # What a function of NumPy is told with every call and a module of PyTorch holds.
