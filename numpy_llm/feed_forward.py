@@ -10,7 +10,7 @@ import numpy as np
 
 from contract.trace import NO_TRACE
 from numpy_llm.layers import LinearCache, linear_backward, linear_forward
-from numpy_llm.threads import by_pieces
+from numpy_llm.threads import in_pieces
 
 
 class ReLUCache(NamedTuple):
@@ -40,40 +40,35 @@ class GELUCache(NamedTuple):
     slope: np.ndarray  # dy/dx
 
 
+@in_pieces(GELUCache)
 def gelu_tanh_forward(x):
-    """The tanh form of the Gaussian error linear unit: y = x g, g = (1 + tanh(u)) / 2, u = √(2/π) (x + 0.044715 x³).
+    """The tanh form of the Gaussian error linear unit: y = x/2 · (1 + tanh(u)), u = √(2/π) (x + 0.044715 x³).
 
-    Fused: the derivative is computed here, while g is at hand, and kept instead of x and g. Since
-    dtanh(u)/du = 1 - tanh²(u) = 4 g (1 - g),
+    Fused: the derivative is computed here, while tanh(u) is at hand, and kept instead of x and tanh(u).
 
-        dy/dx = g + x · 2 g (1 - g) · du/dx = g + y (1 - g) · 2 du/dx,   du/dx = √(2/π) (1 + 3 · 0.044715 x²)
+        dy/dx = (1 + tanh(u)) / 2  +  x/2 · (1 - tanh²(u)) · du/dx,   du/dx = √(2/π) (1 + 3 · 0.044715 x²)
 
-    Computed in place, in pieces that stay in a core's cache: three times as fast as an array for each term.
+    In pieces and in place it takes a third of the time that an array for each term took.
 
     x: float, any shape; returns: y of the same shape, cache
     Source: Hendrycks & Gimpel 2016, section 2; the form that GPT-2 was trained with, not the exact erf.
     Twin: torch_llm.feed_forward.gelu_tanh
     """
-    y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
-    by_pieces(_gelu_tanh, x, y, slope)
-    return y, GELUCache(slope)
-
-
-def _gelu_tanh(x, y, slope):
     x_squared = x * x
-    g = x_squared * (_GELU_SLOPE * _GELU_CUBIC)
-    g += _GELU_SLOPE
-    g *= x  # u
-    np.tanh(g, out=g)
-    g += 1
-    g *= 0.5
-    np.multiply(x, g, out=y)
-    x_squared *= 6 * _GELU_SLOPE * _GELU_CUBIC
-    x_squared += 2 * _GELU_SLOPE  # 2 du/dx
-    np.subtract(1, g, out=slope)
-    slope *= y
-    slope *= x_squared
-    slope += g
+    tanh = x_squared * (_GELU_SLOPE * _GELU_CUBIC)
+    tanh += _GELU_SLOPE
+    tanh *= x  # this is u
+    np.tanh(tanh, out=tanh)
+    du = x_squared * (3 * _GELU_SLOPE * _GELU_CUBIC)
+    du += _GELU_SLOPE
+    half_x = 0.5 * x
+    slope = tanh * tanh
+    np.subtract(1, slope, out=slope)
+    slope *= du
+    slope *= half_x
+    one_plus_tanh = 1 + tanh
+    slope += 0.5 * one_plus_tanh
+    return half_x * one_plus_tanh, GELUCache(slope)
 
 
 def gelu_tanh_backward(dy, cache):
@@ -85,30 +80,23 @@ class SiLUCache(NamedTuple):
     slope: np.ndarray  # dy/dx
 
 
+@in_pieces(SiLUCache)
 def silu_forward(x):
     """The sigmoid linear unit, also called swish: y = x σ, σ = 1 / (1 + exp(-x)).
 
-    Fused, in place and in pieces like GELU: the derivative is computed here and kept instead of x and σ.
+    Fused: the derivative is computed here, while σ is at hand, and kept instead of x and σ.
 
         dy/dx = σ + x σ (1 - σ) = σ + y (1 - σ)
 
     x: float, any shape; returns: y of the same shape, cache
     Source: Hendrycks & Gimpel 2016, section 2. Twin: torch_llm.feed_forward.silu
     """
-    y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
-    by_pieces(_silu, x, y, slope)
-    return y, SiLUCache(slope)
-
-
-def _silu(x, y, slope):
     sigmoid = 0.5 * x
     np.tanh(sigmoid, out=sigmoid)  # σ(x) = (1 + tanh(x / 2)) / 2, which cannot overflow
     sigmoid += 1
     sigmoid *= 0.5
-    np.multiply(x, sigmoid, out=y)
-    np.subtract(1, sigmoid, out=slope)
-    slope *= y
-    slope += sigmoid
+    y = x * sigmoid
+    return y, SiLUCache(sigmoid + y * (1 - sigmoid))
 
 
 def silu_backward(dy, cache):

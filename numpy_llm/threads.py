@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
+from functools import wraps
 from itertools import pairwise
 from threading import Event, Semaphore
 
@@ -119,10 +120,31 @@ def pieces(start: int, stop: int) -> list[slice]:
     return [slice(at, min(at + PIECE, stop)) for at in range(start, stop, PIECE)]
 
 
-def by_pieces(function: Callable, *arrays):
-    """Call `function` with the same piece of each array, all of one size: one piece after another."""
-    flat = [array.reshape(-1) for array in arrays]
-    each(lambda piece: function(*(array[piece] for array in flat)), pieces(0, flat[0].size))
+def in_pieces(cache_type: Callable) -> Callable:
+    """Make a forward function of one array, element by element, compute a large one piece by piece.
+
+    cache_type: of the cache that it returns beside its result, whose fields are arrays like it
+    """
+
+    def decorate(forward: Callable) -> Callable:
+        @wraps(forward)
+        def computed(x):
+            if x.size <= PIECE:
+                return forward(x)
+            results = [np.empty(x.shape, x.dtype) for _ in ("y", *cache_type._fields)]
+            flat = [array.reshape(-1) for array in (x, *results)]
+
+            def compute(piece):
+                y, cache = forward(flat[0][piece])
+                for whole, part in zip(flat[1:], (y, *cache), strict=True):
+                    whole[piece] = part
+
+            each(compute, pieces(0, x.size))
+            return results[0], cache_type(*results[1:])
+
+        return computed
+
+    return decorate
 
 
 def product(a, b, out=None):

@@ -67,7 +67,7 @@ def _head(forward: Callable) -> tuple[str, str]:
 def _source(exercise: Exercise) -> tuple[str, str]:
     """The imports that the given forward pass needs, and its source with that of what its module alone defines."""
     given, sources, standard, own = exercise.given, [], [], []
-    for name, value in inspect.getclosurevars(given).globals.items():
+    for name, value in inspect.getclosurevars(inspect.unwrap(given)).globals.items():
         if isinstance(value, ModuleType):
             own += [] if value is np else [f"from numpy_llm import {name}"]
         elif value.__module__ == given.__module__:

@@ -178,7 +178,7 @@ def side_of(function: str) -> str:
     """Which of `SIDES` a function belongs to."""
     if function.startswith("torch_llm."):
         return "torch"
-    return "backward" if re.search(r"[._]backward$", function) else "forward"
+    return "backward" if re.search(r"[._]backward(_layers)?$", function) else "forward"
 
 
 def fits(needs: Mapping, config: ModelConfig) -> bool:

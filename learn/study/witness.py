@@ -4,6 +4,7 @@ The derivations are checked on it: a symbol's number is what the variable of tha
 function returned.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -99,7 +100,7 @@ def _small(config: ModelConfig) -> ModelConfig:
 
 def record_calls(run: Callable[[], object], functions: Iterable[str]) -> dict[str, list[Call]]:
     """Run `run` and keep copies of the arguments and variables of each call of the functions, by dotted name."""
-    found = {each: find_function(each) for each in functions}
+    found = {each: inspect.unwrap(find_function(each)) for each in functions}
     names = {function.__code__: each for each, function in found.items() if hasattr(function, "__code__")}
     calls: dict[str, list[Call]] = {name: [] for name in names.values()}
     open_calls: dict = {}

@@ -19,7 +19,7 @@ from contract.randomness import DropoutKey
 from contract.rotary import Rotary
 from contract.trace import Trace
 from contract.weights import Weights, weight_table
-from numpy_llm import attend, attention, block, feed_forward, layers, losses, norms, positions
+from numpy_llm import attend, attention, block, feed_forward, layers, losses, norms, positions, threads
 from numpy_llm.model import GPT
 
 LIMIT = 1e-6  # observed at most: 7e-11 for a layer, 6e-9 for a whole model
@@ -401,7 +401,7 @@ def test_linear_values():
         assert layers.linear_forward(x, weight, None)[0][b, t, o] == pytest.approx(total, rel=1e-12)
 
 
-@pytest.mark.parametrize("rows", [1, 2, layers.FEW_ROWS, layers.FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 2, threads.FEW_ROWS, threads.FEW_ROWS + 1])
 @pytest.mark.parametrize("out", [1, 3, 2500])
 def test_linear_of_few_and_many_rows(rows, out):
     """However the product is written for a number of rows, it is the same, in an array of the usual layout."""
