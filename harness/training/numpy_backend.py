@@ -99,7 +99,10 @@ class NumpyBackend:
             groups = each(_call, [*advancing, *adding])[: len(parts)]
             if not groups[0]:
                 return sum(losses)
-            adding = [work for layers in zip(*groups, strict=True) for work in total.work(layers)]
+            # One layer after another: a tied matrix has gradients in the first and in the last.
+            *earlier, adding = [total.work(layers) for layers in zip(*groups, strict=True)]
+            for work in earlier:
+                each(_call, work)
 
     def trace(self, tokens, targets, *, step) -> Trace:
         trace = Trace()
