@@ -97,6 +97,23 @@ def test_any_number_of_threads_gives_the_same_bits(config, changes, dtype, monke
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("waiting", [True, False])
+def test_the_order_of_the_pieces_changes_nothing(config, waiting, monkeypatch):
+    """No piece of work needs another that may run beside it: the last first, the same bits come out."""
+    monkeypatch.setattr("harness.training.numpy_backend.products_wait", lambda *sizes: waiting)
+    monkeypatch.setattr("numpy_llm.gradients.ROWS", 3)
+    expected = loss_and_gradients(backend_of(config), 5)
+
+    def backwards(function, items):
+        results = [function(item) for item in reversed(list(items))]
+        return results[::-1]
+
+    monkeypatch.setattr("harness.training.numpy_backend.each", backwards)
+    found = loss_and_gradients(backend_of(config), 5)
+    assert found[0] == expected[0]
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
 def _state(backend) -> list[np.ndarray]:
     return [backend.model.weights.flat, backend.optimizer.m, backend.optimizer.v]
 
