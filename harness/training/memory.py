@@ -56,24 +56,26 @@ def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSetting
     T, sequences = settings.tokens_per_sequence(config), -(-settings.batch_size // settings.accumulate)
     size = sizes(config, T=T)
     per_token, per_pair = cached_numbers(config)
-    per_token += 2 * size["C"] + size["V"]  # the residual stream and the logits
+    per_token += 2 * size["C"]  # the residual stream
     parts = part_count(sequences, T, config.d_model) if backend == "numpy" else 1
     waiting = backend == "numpy" and products_wait(sequences, T, config.d_model)
     held = parts if waiting else min(parts, threads)  # parts whose caches are held at once
     blocks = matrices = gradients = 0
+    logits = size["V"]
     if -(-sequences // parts) * T * size["V"] > MAX_LOGITS:  # then no more than a block of them is held
-        per_token, blocks = per_token - 2 * size["V"], 3 * held * MAX_LOGITS
+        per_token, logits, blocks = per_token - size["V"], 0, 3 * held * MAX_LOGITS
     if backend == "numpy":
-        # A layer's gradients, two where those of the one before are not added up yet.
-        per_token += (1 + waiting) * (5 * size["C"] + size["F"])
+        # Gradients of the logits, or of a layer, or of two where those of the one before are not added up yet.
+        layer = (1 + waiting) * (5 * size["C"] + size["F"])
         if T >= BLOCKS_FROM and not config.dropout:
-            per_pair, per_token = 0, per_token + 2 * size["H·D"] + size["H"]
+            per_pair, layer = 0, layer + 2 * size["H·D"] + size["H"]
         else:
-            per_token += 2 * size["H"] * size["T"]
+            layer += 2 * size["H"] * size["T"]
+        per_token += max(logits, layer)
         matrices = parts * bool(blocks) * waiting
         gradients = 0 if waiting else parts  # of each part, until they are added up
     else:
-        per_token += (0 if blocks else size["V"]) + 3 * size["F"]
+        per_token += 2 * logits + 3 * size["F"]
         # Attention is one kernel that keeps no probabilities, unless dropout or a soft cap makes us write it out.
         per_pair = per_pair + 2 * size["H"] if config.dropout or config.score_cap else 0
         # A second one of the embedding while it is added: a tied output's, another micro-batch's.
