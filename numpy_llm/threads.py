@@ -78,9 +78,8 @@ class Team:
 
 
 _TEAM: ContextVar[Team | None] = ContextVar("team", default=None)
-_SHARING: ContextVar[bool] = ContextVar(
-    "sharing", default=False
-)  # whether this is one of several pieces of work
+# Whether this is one of several pieces of work.
+_SHARING: ContextVar[bool] = ContextVar("sharing", default=False)
 
 
 def each(function: Callable, items: Iterable) -> list:
