@@ -42,33 +42,32 @@ class GELUCache(NamedTuple):
 
 @in_pieces(GELUCache)
 def gelu_tanh_forward(x):
-    """The tanh form of the Gaussian error linear unit: y = x/2 · (1 + tanh(u)), u = √(2/π) (x + 0.044715 x³).
+    """The tanh form of the Gaussian error linear unit: y = x g, g = (1 + tanh(u)) / 2, u = √(2/π) (x + 0.044715 x³).
 
-    Fused: the derivative is computed here, while tanh(u) is at hand, and kept instead of x and tanh(u).
+    Fused: the derivative is computed here, while g is at hand, and kept instead of x and g. As the slope of tanh is
+    1 - tanh², that of g is dg/du = (1 - tanh²(u)) / 2 = 2 g (1 - g), and
 
-        dy/dx = (1 + tanh(u)) / 2  +  x/2 · (1 - tanh²(u)) · du/dx,   du/dx = √(2/π) (1 + 3 · 0.044715 x²)
-
-    In pieces and in place it takes a third of the time that an array for each term took.
+        dy/dx = g + x dg/dx = g + y (1 - g) · 2 du/dx,   du/dx = √(2/π) (1 + 3 · 0.044715 x²)
 
     x: float, any shape; returns: y of the same shape, cache
     Source: Hendrycks & Gimpel 2016, section 2; the form that GPT-2 was trained with, not the exact erf.
     Twin: torch_llm.feed_forward.gelu_tanh
     """
     x_squared = x * x
-    tanh = x_squared * (_GELU_SLOPE * _GELU_CUBIC)
-    tanh += _GELU_SLOPE
-    tanh *= x  # this is u
-    np.tanh(tanh, out=tanh)
-    du = x_squared * (3 * _GELU_SLOPE * _GELU_CUBIC)
-    du += _GELU_SLOPE
-    half_x = 0.5 * x
-    slope = tanh * tanh
-    np.subtract(1, slope, out=slope)
-    slope *= du
-    slope *= half_x
-    one_plus_tanh = 1 + tanh
-    slope += 0.5 * one_plus_tanh
-    return half_x * one_plus_tanh, GELUCache(slope)
+    gate = x_squared * (_GELU_SLOPE * _GELU_CUBIC)
+    gate += _GELU_SLOPE
+    gate *= x  # this is u; the next lines turn it into g in place
+    np.tanh(gate, out=gate)
+    gate *= 0.5
+    gate += 0.5
+    y = x * gate
+    slope = x_squared
+    slope *= 6 * _GELU_SLOPE * _GELU_CUBIC
+    slope += 2 * _GELU_SLOPE  # this is 2 du/dx
+    slope *= y
+    slope *= 1 - gate
+    slope += gate
+    return y, GELUCache(slope)
 
 
 def gelu_tanh_backward(dy, cache):
