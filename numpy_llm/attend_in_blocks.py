@@ -54,7 +54,7 @@ def attend_in_blocks_forward(query, key, value, scale, window=None, cap=None):
 
     def attend(place):
         b, h = place
-        keys, values = key[b, h // group], value[b, h // group]
+        keys, values = map(np.ascontiguousarray, (key[b, h // group], value[b, h // group]))
         for rows, columns in _blocks(T, len(keys), window):
             scaled = query[b, h, rows] * scale
             largest, total, gathered = -np.inf, 0, 0
@@ -98,7 +98,7 @@ def attend_in_blocks_backward(dheads, cache, out=(None, None, None)):
 
     def differentiate(place):
         b, h = place
-        keys, values = key[b, h * K // H], value[b, h * K // H]
+        keys, values = map(np.ascontiguousarray, (key[b, h * K // H], value[b, h * K // H]))
         for rows, columns in _blocks(T, S, window):
             scaled = query[b, h, rows] * scale
             dhead = np.ascontiguousarray(dheads[b, h, rows])

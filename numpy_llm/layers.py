@@ -82,9 +82,7 @@ def linear_forward(x, weight, bias):
     Twin: torch_llm.layers.linear
     """
     rows = x.reshape(-1, x.shape[-1])  # one large matrix product instead of B small ones
-    y = product(rows, weight.T)  # (B·T, in) @ (in, out) -> (B·T, out)
-    if bias is not None:
-        y += bias
+    y = product(rows, weight.T, bias=bias)  # (B·T, in) @ (in, out) -> (B·T, out)
     return y.reshape(*x.shape[:-1], -1), LinearCache(rows, weight, bias is not None)
 
 

@@ -26,6 +26,9 @@ from numpy_llm.threads import Team, each
 # Parts of a batch have about so many tokens, as large as products want them and no larger than caches do; and at least
 # so many numbers in their residual stream, below which the calls of NumPy take longer than its work.
 PART_TOKENS, PART_NUMBERS = 1024, 48_000
+# Seconds. A thread that comes back from a call of NumPy sleeps until the interpreter is free, this long at most. With
+# Python's 5 ms two threads took 1.02 to 1.06 times as long for a step.
+SWITCH_INTERVAL = 1e-5
 
 
 class NumpyBackend:
@@ -39,6 +42,7 @@ class NumpyBackend:
 
     def __init__(self, config: ModelConfig, weights, settings: BackendSettings):
         keep_freed_memory()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         if settings.device != self.device:
             raise ConfigError(
                 f"NumPy computes on the cpu alone, got --device {settings.device}; add --backend torch"
