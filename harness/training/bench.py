@@ -7,7 +7,7 @@ slows the machine for a while slows all of them. A ratio is taken within a turn;
 import json
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -153,18 +153,22 @@ def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compil
         raise ConfigError(f"turns must be at least 1, got {turns}")
     work, threads = contestants(recipe, compiled=compiled), thread_count(threads)
     with ExitStack() as stack:
-        asks = {name: stack.enter_context(_contestant(name, work[name], threads)) for name in work}
 
-        def in_turn(question: str, names: Iterable[str]) -> dict[str, list]:
+        def start(names: Iterable[str]) -> dict[str, Callable]:
+            return {name: stack.enter_context(_contestant(name, work[name], threads)) for name in names}
+
+        def in_turn(question: str, asks: Mapping[str, Callable]) -> dict[str, list]:
             """Each contestant's answers by turn."""
-            rounds = [[asks[name](question) for name in names] for _ in range(turns)]
-            return dict(zip(names, map(list, zip(*rounds, strict=True)), strict=True))
+            rounds = [[ask(question) for ask in asks.values()] for _ in range(turns)]
+            return dict(zip(asks, map(list, zip(*rounds, strict=True)), strict=True))
 
+        asks = start(work)
         for ask in asks.values():
             ask("work")  # the warm-up
-        seconds = in_turn("work", work)
-        memory = {name: ask("memory") for name, ask in asks.items()}  # before products take their own
-        rates = in_turn("products", [name for name in work if name in LIBRARIES])
+        seconds = in_turn("work", asks)
+        memory = {name: ask("memory") for name, ask in asks.items()}
+        # In processes of their own: once PyTorch has trained, its small products are a fifth as fast.
+        rates = in_turn("products", start(name for name in work if name in LIBRARIES))
         measured = [
             Measured(name, work[name], seconds[name], max(rates.get(name, ()), default=None), memory[name])
             for name in work
