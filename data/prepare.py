@@ -1,8 +1,8 @@
 """Text files to token files, and token files to tokens.
 
 A token file `x.bin` holds token ids, uint16 or uint32, little endian, without a header: first the training
-part, then the validation part. `x.json` beside it is a `TokenFileInfo` with a checksum, and `x.tiktoken` has the
-ranks of a tokenizer that is not tiktoken's own.
+part, then the validation part. `x.json` beside it is a `TokenFileInfo` with a checksum, and `x.tiktoken` or
+`x.published.json` has the tokenizer, unless it is tiktoken's own.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import tiktoken
 
 from contract.errors import ConfigError, UserError, explaining
 from contract.files import replaceable_items, write_into
@@ -22,20 +21,23 @@ from contract.schema import pop_checksum, read_json, require, write_record
 from data.text import stream_text
 from data.token_store import AGAIN, StoredTokens, TokenStore
 from data.tokenizers import (
+    TOKENIZER_ENDINGS,
+    Tokenizer,
     encode,
     identity,
     is_bytewise,
-    load_ranks,
+    load_tokenizer,
     open_tokenizer,
-    save_ranks,
+    save_tokenizer,
     token_bytes,
     token_dtype,
+    tokenizer_file,
 )
 
 DEFAULT_TEXT, DEFAULT_RANKS = (Path(__file__).with_name(f"tense.{ending}") for ending in ("txt", "tiktoken"))
 FORMAT_VERSION = 1
 SPLIT_REACH = 4096  # tokens that the split may move back, see `_find_split`
-TOKEN_ENDINGS = (".bin", ".json", ".tiktoken")
+TOKEN_ENDINGS = (".bin", ".json", *TOKENIZER_ENDINGS)
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
@@ -88,7 +90,7 @@ def default_tokenizer(text: Path) -> str:
 
 def prepare(
     text: str | PathLike,
-    tokenizer: str | tiktoken.Encoding | None,
+    tokenizer: str | Tokenizer | None,
     out: str | PathLike,
     *,
     validation_fraction: float = 0.1,
@@ -105,7 +107,7 @@ def prepare(
     """
     text, out = Path(text), Path(out)
     tokenizer = default_tokenizer(text) if tokenizer is None else tokenizer
-    encoding = tokenizer if isinstance(tokenizer, tiktoken.Encoding) else open_tokenizer(tokenizer, text)
+    encoding = tokenizer if isinstance(tokenizer, Tokenizer) else open_tokenizer(tokenizer, text)
     _check_settings(text, out, validation_fraction)
     _replaceable(out, encoding, overwrite)
     with write_into(out.parent, lambda: _replaceable(out, encoding, overwrite), shown=out) as new:
@@ -123,8 +125,8 @@ def prepare(
             **counts,
         }
         write_record(info_path(fresh), record)
-        if encoding.name != "gpt2" and not _holds(out.with_suffix(".tiktoken"), identity(encoding)):
-            save_ranks(encoding, fresh.with_suffix(".tiktoken"))
+        if not _holds(out, identity(encoding)):
+            save_tokenizer(encoding, fresh)
     return TokenFileInfo(**record)
 
 
@@ -144,11 +146,11 @@ def _check_settings(text: Path, out: Path, validation_fraction: float) -> None:
             raise ConfigError(f"{path}: this is the text, which would be lost; name another token file")
 
 
-def _replaceable(out: Path, encoding: tiktoken.Encoding, overwrite: bool) -> list[str]:
-    """The names of an earlier token file's files at `out`, which a new one replaces, but not equal ranks."""
+def _replaceable(out: Path, encoding: Tokenizer, overwrite: bool) -> list[str]:
+    """The names of an earlier token file's files at `out`, which a new one replaces, but not an equal tokenizer."""
     paths = [out.with_suffix(ending) for ending in TOKEN_ENDINGS]
-    if _holds(paths[-1], identity(encoding)):
-        del paths[-1]
+    if _holds(out, identity(encoding)):
+        paths.remove(tokenizer_file(out, encoding.name))
 
     def foreign(path: Path) -> Path | None:
         return None if path in token_files(out) else path
@@ -157,27 +159,29 @@ def _replaceable(out: Path, encoding: tiktoken.Encoding, overwrite: bool) -> lis
 
 
 def token_files(out: Path) -> set[Path]:
-    """Which of the files at `out`, its JSON and its ranks belong to a token file, by its JSON."""
+    """Which of the files at `out`, its JSON and its tokenizer belong to a token file, by its JSON."""
     try:
         info = _read_info(out)
     except UserError:
         return set()
-    own, ranks = {out, info_path(out)}, out.with_suffix(".tiktoken")
-    if _holds(ranks, info.tokenizer):
-        own.add(ranks)
+    own = {out, info_path(out)}
+    if _holds(out, info.tokenizer):
+        own.add(tokenizer_file(out, info.tokenizer["name"]))
     return {path for path in own if path.is_file() and not path.is_symlink()}
 
 
-def _holds(ranks: Path, tokenizer: dict) -> bool:
-    """Whether a ranks file holds the tokenizer with this identity."""
+def _holds(out: Path, tokenizer: dict) -> bool:
+    """Whether the tokenizer with this identity is kept in its file at `out`."""
+    if tokenizer_file(out, tokenizer["name"]) is None:
+        return False
     try:
-        return identity(load_ranks(ranks, name=tokenizer["name"])) == tokenizer
+        return identity(load_tokenizer(out, tokenizer["name"])) == tokenizer
     except UserError:
         return False
 
 
 def _write_tokens(
-    text: Path, encoding: tiktoken.Encoding, file: BinaryIO, progress: Callable[[int], None] | None
+    text: Path, encoding: Tokenizer, file: BinaryIO, progress: Callable[[int], None] | None
 ) -> dict[str, int | str]:
     """Stream the text's tokens into `file`; returns the counts and hashes of both."""
     dtype = _DTYPES[token_dtype(encoding).name]
@@ -208,7 +212,7 @@ _BOUNDARIES = {
 }
 
 
-def _find_split(file: BinaryIO, tokens: int, encoding: tiktoken.Encoding, fraction: float) -> int:
+def _find_split(file: BinaryIO, tokens: int, encoding: Tokenizer, fraction: float) -> int:
     """The number of training tokens, at least 1.
 
     The split is at the given fraction or a few tokens earlier: after the last line in reach, else the last sentence,
@@ -237,11 +241,10 @@ def _find_split(file: BinaryIO, tokens: int, encoding: tiktoken.Encoding, fracti
 # --- read ---
 
 
-def open_prepared(path: Path) -> tuple[TokenFile, tiktoken.Encoding]:
+def open_prepared(path: Path) -> tuple[TokenFile, Tokenizer]:
     """Open a token file that `prepare` wrote, and its tokenizer."""
-    corpus, ranks = open_tokens(path), path.with_suffix(".tiktoken")
-    name = corpus.info.tokenizer["name"]
-    return corpus, open_tokenizer(name) if name == "gpt2" else load_ranks(ranks, name=name)
+    corpus = open_tokens(path)
+    return corpus, load_tokenizer(path, corpus.info.tokenizer["name"])
 
 
 def open_tokens(path: str | PathLike) -> TokenFile:

@@ -1,4 +1,7 @@
-"""Tokenizers: GPT-2's own, ranks trained on a text, or a text's bytes; every one a `tiktoken.Encoding`.
+"""Tokenizers: GPT-2's own, ranks trained on a text, a text's bytes, or one that came with a published model.
+
+The first three are `tiktoken.Encoding`s, the last is a `data.published.PublishedTokenizer`; what a tokenizer is asked
+stands here, for both.
 
 A ranks file (`.tiktoken`) has one token a line, its bytes in base64, a space and its rank: its id and its place in the
 order of merges. Words are split by GPT-2's pattern in all three.
@@ -17,6 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import chain
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import tiktoken
@@ -24,10 +28,14 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from contract.errors import ConfigError, UserError, explaining
 from contract.files import open_regular, write_file
+from contract.schema import checksum
 from data import merging
+from data.published import PublishedTokenizer
 from data.text import is_pipe, stream_text
 
+Tokenizer = tiktoken.Encoding | PublishedTokenizer
 MAX_VOCAB_SIZE = 1 << 24
+RANKS, PUBLISHED = TOKENIZER_ENDINGS = ".tiktoken", ".published.json"
 # The pattern's engine keeps a place to come back to for every character of a run of whitespace in front of a
 # word, and gives up at a million of them: an error in tiktoken, the end of the process in rustbpe.
 _LONG_WHITESPACE = re.compile(r"\s{999998}")
@@ -200,40 +208,67 @@ def encoding_of(name: str, tokens: list[bytes]) -> tiktoken.Encoding:
     return tiktoken.Encoding(name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
 
 
+def tokenizer_file(place: Path, name: str) -> Path | None:
+    """The file that keeps the tokenizer called `name` beside `place`, under another ending; None for "gpt2"."""
+    if name == "gpt2":
+        return None
+    return place.with_suffix(PUBLISHED if name == PublishedTokenizer.name else RANKS)
+
+
+def save_tokenizer(tokenizer: Tokenizer, place: Path):
+    """Write the file that `load_tokenizer` needs; see `tokenizer_file`."""
+    path = tokenizer_file(place, tokenizer.name)
+    if isinstance(tokenizer, PublishedTokenizer):
+        tokenizer.save(path)
+    elif path is not None:
+        save_ranks(tokenizer, path)
+
+
+def load_tokenizer(place: Path, name: str) -> Tokenizer:
+    """The tokenizer called `name` that was saved at `place`. Raises UserError if its file is missing or damaged."""
+    path = tokenizer_file(place, name)
+    if name == PublishedTokenizer.name:
+        return PublishedTokenizer.load(path)
+    return open_tokenizer(name) if path is None else load_ranks(path, name=name)
+
+
 # --- what a tokenizer is ---
 
 
-def token_bytes(encoding: tiktoken.Encoding) -> list[bytes]:
+def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     """Every token's bytes in the order of the ids; a special token's text; b"" for an id without token."""
-    return [_bytes_of(encoding, token) or b"" for token in range(encoding.n_vocab)]
+    return [_bytes_of(tokenizer, token) or b"" for token in range(tokenizer.n_vocab)]
 
 
-def token_lengths(encoding: tiktoken.Encoding) -> np.ndarray:
+def token_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """The length of each token in bytes: int64 (V,). Loss per token over these is loss per byte."""
-    return np.array([len(token) for token in token_bytes(encoding)], np.int64)
+    return np.array([len(token) for token in token_bytes(tokenizer)], np.int64)
 
 
-def _bytes_of(encoding: tiktoken.Encoding, token: int) -> bytes | None:
+def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes | None:
     try:
-        return encoding.decode_single_token_bytes(token)
+        return tokenizer.decode_single_token_bytes(token)
     except (KeyError, OverflowError):  # OverflowError: negative, or beyond 32 bits
         return None
 
 
-def identity(encoding: tiktoken.Encoding) -> dict[str, str | int]:
-    """The name ("gpt2", "bytes" or "ranks"), vocab_size, and the SHA-256 of all tokens: equal if the ids mean the same.
+def identity(tokenizer: Tokenizer) -> dict[str, str | int]:
+    """The name, vocab_size, and a SHA-256 that is equal if the ids mean the same.
 
-    Hashed in the order of the ids is each token's length (4 bytes, little endian) and its bytes.
+    Hashed in the order of the ids is each token's length (4 bytes, little endian) and its bytes; for a published
+    tokenizer what its `tokenizer.json` says.
     """
-    digest = hashlib.sha256()
-    for token in token_bytes(encoding):
-        digest.update(len(token).to_bytes(4, "little") + token)
-    return {"name": encoding.name, "vocab_size": encoding.n_vocab, "sha256": digest.hexdigest()}
+    if isinstance(tokenizer, PublishedTokenizer):
+        digest = checksum(tokenizer.content)
+    else:
+        tokens = (len(token).to_bytes(4, "little") + token for token in token_bytes(tokenizer))
+        digest = hashlib.sha256(b"".join(tokens)).hexdigest()
+    return {"name": tokenizer.name, "vocab_size": tokenizer.n_vocab, "sha256": digest}
 
 
-def token_dtype(encoding: tiktoken.Encoding) -> np.dtype:
+def token_dtype(tokenizer: Tokenizer) -> np.dtype:
     """The smallest of uint16 and uint32 that holds every id."""
-    return np.dtype(np.uint16 if encoding.n_vocab <= 1 << 16 else np.uint32)
+    return np.dtype(np.uint16 if tokenizer.n_vocab <= 1 << 16 else np.uint32)
 
 
 @lru_cache(maxsize=8)
@@ -247,9 +282,11 @@ def _byte_ids(encoding: tiktoken.Encoding) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def is_bytewise(encoding: tiktoken.Encoding) -> bool:
+def is_bytewise(tokenizer: Tokenizer) -> bool:
     """Whether every token is a single byte, so that a text may be cut anywhere."""
-    return all(len(token) == 1 for token in encoding.token_byte_values())
+    if isinstance(tokenizer, PublishedTokenizer):
+        return False
+    return all(len(token) == 1 for token in tokenizer.token_byte_values())
 
 
 # --- text to tokens and back ---
@@ -277,7 +314,7 @@ def tokenizer_is_fixed(advice: str):
         raise UserError(f"{error.problem}; {advice}") from error
 
 
-def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
+def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """The tokens of a text, uint16 or uint32 (T,); `<|endoftext|>` in it is ordinary text.
 
     Raises MissingSymbols if the text holds symbols that the tokenizer lacks, UserError if it is not valid.
@@ -289,18 +326,20 @@ def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
             f"the text holds U+{ord(text[error.start]):04X} at character {error.start}, which is half of a "
             "character (a lone surrogate); give text that is valid Unicode"
         ) from error
-    byte_ids = _byte_ids(encoding)
+    if isinstance(tokenizer, PublishedTokenizer):
+        return tokenizer.encode(text).astype(token_dtype(tokenizer))
+    byte_ids = _byte_ids(tokenizer)
     if byte_ids.min() < 0 and (byte_ids[data] < 0).any():  # tiktoken would panic
-        raise MissingSymbols(encoding, text)
-    if is_bytewise(encoding):
+        raise MissingSymbols(tokenizer, text)
+    if is_bytewise(tokenizer):
         # A table look-up runs at 300 MB/s; tiktoken, which would split words first, at 13.
-        return byte_ids.astype(token_dtype(encoding))[data]
+        return byte_ids.astype(token_dtype(tokenizer))[data]
     try:
         # As encode_ordinary, without its list of Python integers: a tenth faster, a tenth of the memory.
-        tokens = encoding.encode_to_numpy(text, disallowed_special=())
+        tokens = tokenizer.encode_to_numpy(text, disallowed_special=())
     except ValueError as error:
         raise _whitespace_error() from error
-    return tokens.astype(token_dtype(encoding))
+    return tokens.astype(token_dtype(tokenizer))
 
 
 class TextDecoder:
@@ -309,13 +348,13 @@ class TextDecoder:
     Bytes that are not UTF-8, and ids that the tokenizer lacks, come out as U+FFFD.
     """
 
-    def __init__(self, encoding: tiktoken.Encoding):
-        self._encoding = encoding
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
         """The text that this token completes, often all of its own, sometimes ""."""
-        token_bytes = _bytes_of(self._encoding, int(token))
+        token_bytes = _bytes_of(self._tokenizer, int(token))
         return self._decoder.decode(b"\xff" if token_bytes is None else token_bytes)
 
     def flush(self) -> str:

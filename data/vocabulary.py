@@ -25,23 +25,13 @@ import tiktoken
 
 from contract.errors import UserError, explaining
 from contract.schema import read_json
+from data.symbols import BYTE_OF, SYMBOLS
 from data.tokenizers import encoding_of, token_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 _OTHER_EXPORT = "export to torch or npz instead"
 FILE_NAMES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # the second as first published
 TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
-
-
-def _byte_symbols() -> list[str]:
-    """The character for each byte in the files: itself if printable, else one from U+0100 on."""
-    printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printing else next(others)) for byte in range(256)]
-
-
-_SYMBOLS = _byte_symbols()
-_BYTES = {symbol: byte for byte, symbol in enumerate(_SYMBOLS)}
 
 
 _IDS = {str: int}  # token -> id, a token's bytes written as symbols
@@ -137,7 +127,7 @@ def _encoding_of(ids: dict[str, int], merges: Merges) -> tiktoken.Encoding:
         raise ValueError(
             f"{len(ids)} tokens, but none has the id {min(absent)}: ids count up from 0 without a gap"
         )
-    tokens = {ids[symbol]: bytes([byte]) for symbol, byte in _BYTES.items() if symbol in ids}
+    tokens = {ids[symbol]: bytes([byte]) for symbol, byte in BYTE_OF.items() if symbol in ids}
     tokens |= _merged_tokens(ids, merges)
     ranks = {token: id for id, token in tokens.items()}
     for left, right in merges:
@@ -169,9 +159,9 @@ def _merged_tokens(ids: dict[str, int], merges: Merges) -> dict[int, bytes]:
                 f"{makes}, id {ids[merged]}, after a merge that made id {last}: ids must grow in the order of merges"
             )
         last = ids[merged]
-        if not _BYTES.keys() >= set(merged):
+        if not BYTE_OF.keys() >= set(merged):
             raise ValueError(f"{makes}, which holds symbols for no byte")
-        tokens[last] = bytes(_BYTES[symbol] for symbol in merged)
+        tokens[last] = bytes(BYTE_OF[symbol] for symbol in merged)
     return tokens
 
 
@@ -226,7 +216,7 @@ def vocabulary_of(encoding: tiktoken.Encoding) -> tuple[dict[str, int], Merges]:
 
 
 def _symbols(token: bytes) -> str:
-    return "".join(_SYMBOLS[byte] for byte in token)
+    return "".join(SYMBOLS[byte] for byte in token)
 
 
 def _special_name(encoding: tiktoken.Encoding, id: int, token: bytes) -> str:

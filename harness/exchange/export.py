@@ -15,11 +15,11 @@ import numpy as np
 from contract.errors import ConfigError, needs
 from contract.files import exported_files, write_into, write_sums
 from contract.weights import weight_table
-from data.tokenizers import save_ranks
+from data.tokenizers import RANKS, save_ranks, save_tokenizer
 from data.vocabulary import END_OF_TEXT, vocabulary_files, vocabulary_of
 from harness.exchange.families import gpt2
 from harness.exchange.hub import CONFIG, MODEL
-from harness.training.checkpoint import RANKS, Checkpoint
+from harness.training.checkpoint import TOKENIZER, Checkpoint
 from harness.training.tensor_file import save_tensors
 from numpy_llm.positions import sinusoidal_positions
 
@@ -40,7 +40,10 @@ def export(checkpoint: Checkpoint, format: str, out: Path, *, overwrite: bool = 
         FORMATS[format](checkpoint, fresh)
         if format != "huggingface":
             _write_json(fresh / CONFIG, checkpoint.config.to_dict())
-            save_ranks(checkpoint.tokenizer, fresh / RANKS)
+            if checkpoint.tokenizer.name == "gpt2":  # whoever reads it may have no tiktoken
+                save_ranks(checkpoint.tokenizer, (fresh / TOKENIZER).with_suffix(RANKS))
+            else:
+                save_tokenizer(checkpoint.tokenizer, fresh / TOKENIZER)
         write_sums(fresh)
 
 

@@ -3,7 +3,7 @@
     config.json             format version, model configuration, training settings, step, hashes
     model.safetensors       the weights under their dotted names
     optimizer.safetensors   Adam's moments, "m." and "v." before each weight's name (only while training)
-    tokenizer.tiktoken      the tokenizer's ranks, unless they are tiktoken's own
+    tokenizer.tiktoken      the tokenizer's ranks, unless they are tiktoken's own; or tokenizer.published.json
 
 A checkpoint is written beside its final place, flushed and renamed, so a complete one exists at every instant. Every
 file is verified by its hash when read. Nothing is ever unpickled.
@@ -17,7 +17,6 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import tiktoken
 
 from contract.checks import check_whole
 from contract.config import ModelConfig
@@ -26,13 +25,13 @@ from contract.files import WriteError, replace_folder, sha256_of
 from contract.schema import pop_checksum, read_json, require, write_record
 from contract.staging import replaced_folders
 from contract.weights import Weights, check_tensors, check_weights, weight_table
-from data.tokenizers import identity, load_ranks, open_tokenizer, save_ranks
+from data.tokenizers import Tokenizer, identity, load_tokenizer, save_tokenizer, tokenizer_file
 from harness.training.tensor_file import StoredTensor, save_tensors, stored_tensors
 
 FORMAT = "twin-gpt checkpoint"
 FORMAT_VERSION = 1
 MAX_READ_ATTEMPTS = 20  # a writer may replace the checkpoint while we read
-CONFIG, MODEL, RANKS = "config.json", "model.safetensors", "tokenizer.tiktoken"
+CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 OPTIMIZER = "optimizer.safetensors"
 ANOTHER = "use another checkpoint"
 _COUNT = range(2**63)
@@ -66,7 +65,7 @@ class Checkpoint:
 
     config: ModelConfig
     weights: Mapping[str, np.ndarray]
-    tokenizer: tiktoken.Encoding
+    tokenizer: Tokenizer
     step: int = 0
     training: dict = field(default_factory=dict)
     optimizer: Mapping[str, np.ndarray] | None = None
@@ -169,9 +168,9 @@ def checkpoint_exists(folder: Path) -> bool:
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with plain JSON numbers. Raises ConfigError for one that could not be read again."""
-    for name, kind in (("config", ModelConfig), ("tokenizer", tiktoken.Encoding)):
+    for name, kind, what in (("config", ModelConfig, "ModelConfig"), ("tokenizer", Tokenizer, "Tokenizer")):
         if not isinstance(getattr(checkpoint, name, None), kind):
-            raise ConfigError(f"a checkpoint's {name} must be a {kind.__name__}, got {checkpoint!r:.60}")
+            raise ConfigError(f"a checkpoint's {name} must be a {what}, got {checkpoint!r:.60}")
     check_weights(checkpoint.weights, checkpoint.config)
     if checkpoint.optimizer is not None:
         check_tensors("moments", checkpoint.optimizer, _moments(checkpoint.config))
@@ -203,8 +202,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint):
     save_tensors(folder / MODEL, checkpoint.weights)
     if checkpoint.optimizer is not None:
         save_tensors(folder / OPTIMIZER, checkpoint.optimizer)
-    if checkpoint.tokenizer.name != "gpt2":
-        save_ranks(checkpoint.tokenizer, folder / RANKS)
+    save_tokenizer(checkpoint.tokenizer, folder / TOKENIZER)
     record = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -289,12 +287,12 @@ def _copy(stored: Mapping[str, StoredTensor], target: Mapping[str, np.ndarray]):
             )
 
 
-def _read_tokenizer(folder: Path, record: dict) -> tiktoken.Encoding:
+def _read_tokenizer(folder: Path, record: dict) -> Tokenizer:
     wanted = record["tokenizer"]
-    if RANKS in record["files"]:
-        tokenizer = load_ranks(_verified(folder, RANKS, record), name=wanted["name"])
-    else:
-        tokenizer = open_tokenizer(wanted["name"])
+    path = tokenizer_file(folder / TOKENIZER, wanted["name"])
+    if path is not None:
+        _verified(folder, path.name, record)
+    tokenizer = load_tokenizer(folder / TOKENIZER, wanted["name"])
     if identity(tokenizer) != wanted:
         raise ConfigError(f"the tokenizer of {folder} is not the one that its model was trained with")
     return tokenizer

@@ -3,19 +3,18 @@
 from collections.abc import Iterator
 
 import numpy as np
-import tiktoken
 
 from contract.config import ModelConfig
 from contract.decoding import kv_cache_numbers
 from contract.errors import ConfigError, UserError
-from data.tokenizers import TextDecoder, encode, tokenizer_is_fixed
+from data.tokenizers import TextDecoder, Tokenizer, encode, tokenizer_is_fixed
 from harness.training.backend import Backend
 from harness.training.machine import available_memory
 
 MAX_SAMPLES = 64  # at once; more of them would take longer in proportion
 
 
-def encode_prompt(tokenizer: tiktoken.Encoding, prompt: str | None) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
     """The tokens of a prompt; None means a line break, after which a new line begins.
 
     Raises ConfigError for an empty prompt, UserError for symbols that the tokenizer lacks.
@@ -34,7 +33,7 @@ def encode_prompt(tokenizer: tiktoken.Encoding, prompt: str | None) -> list[int]
 
 
 def generate_text(
-    backend: Backend, tokenizer: tiktoken.Encoding, tokens: list[int], max_new_tokens: int, **sampling
+    backend: Backend, tokenizer: Tokenizer, tokens: list[int], max_new_tokens: int, **sampling
 ) -> Iterator[str]:
     """The text that continues `tokens`, piece by piece, as the tokens come.
 
@@ -46,7 +45,7 @@ def generate_text(
 
 def generate_texts(
     backend: Backend,
-    tokenizer: tiktoken.Encoding,
+    tokenizer: Tokenizer,
     tokens: list[int],
     max_new_tokens: int,
     num_samples: int,

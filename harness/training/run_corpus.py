@@ -4,12 +4,10 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 
-import tiktoken
-
 from contract.errors import ConfigError, UserError, command_line
 from contract.files import scratch_folder
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare
-from data.tokenizers import identity, tokenizer_is_fixed
+from data.tokenizers import Tokenizer, identity, tokenizer_is_fixed
 from harness.training.checkpoint import Checkpoint
 from harness.training.run_folder import RunFolder
 
@@ -61,7 +59,7 @@ def check_named(text: Path, run: RunFolder, checkpoint: Checkpoint):
         )
 
 
-def check_tokenizer(corpus: TokenFile, tokenizer: tiktoken.Encoding, advice: str = ""):
+def check_tokenizer(corpus: TokenFile, tokenizer: Tokenizer, advice: str = ""):
     """Raise UserError, with `advice`, if a token file was made by another tokenizer than the model's."""
     found, wanted = corpus.info.tokenizer, identity(tokenizer)
     if (found["sha256"], found["vocab_size"]) != (wanted["sha256"], wanted["vocab_size"]):

@@ -7,8 +7,6 @@ from math import ceil, inf
 from os import PathLike
 from pathlib import Path
 
-import tiktoken
-
 from contract.config import ModelConfig, read_config
 from contract.errors import ConfigError, UserError
 from contract.presets import preset
@@ -16,7 +14,7 @@ from contract.schema import require
 from contract.staging import clear_leftovers
 from data.batches import windows_per_epoch
 from data.prepare import DEFAULT_TEXT, TokenFile, TokenFileInfo, open_prepared, open_tokens, prepare
-from data.tokenizers import tokenizer_is_fixed
+from data.tokenizers import Tokenizer, tokenizer_is_fixed
 from harness.training.backend import Backend, check_backend, open_backend, thread_count
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
 from harness.training.memory import check_memory
@@ -104,7 +102,7 @@ def _model_source(
 
 def _training_corpus(
     text: Path, tokenizer: str | None, base: Checkpoint | None, out: Path, progress
-) -> tuple[TokenFile, tiktoken.Encoding]:
+) -> tuple[TokenFile, Tokenizer]:
     """The tokens to train on, prepared in `out` unless `text` is a token file, and what made them."""
     if text.suffix != ".bin" and base:
         with tokenizer_is_fixed("omit them, or train a new model without --from"):

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-import tiktoken
 from threadpoolctl import threadpool_limits
 
 from contract.errors import ConfigError
 from contract.files import require_free, write_file
 from contract.presets import preset
 from data.prepare import DEFAULT_RANKS
-from data.tokenizers import encode, load_ranks, token_bytes
+from data.tokenizers import Tokenizer, encode, load_ranks, token_bytes
 from harness.training.checkpoint import load_checkpoint
 from harness.training.run_folder import find_checkpoint
 from learn.study.page import Subject, study_page
@@ -59,7 +58,7 @@ def open_subject(run: Path | None, text: str) -> Subject:
     return Subject(title, config, weights, tokens, labels(encoding), text, note)
 
 
-def labels(encoding: tiktoken.Encoding) -> list[str]:
+def labels(encoding: Tokenizer) -> list[str]:
     """The text of every token: a space as "␣", whatever cannot be shown as its bytes."""
     shown = []
     for token in token_bytes(encoding):

@@ -9,8 +9,8 @@ import pytest
 import tiktoken
 
 from contract.errors import UserError
-from data import vocabulary
 from data.prepare import DEFAULT_RANKS, DEFAULT_TEXT
+from data.symbols import SYMBOLS
 from data.tokenizers import encode, encoding_of, identity, load_ranks, token_bytes, train_tokenizer
 from data.vocabulary import END_OF_TEXT, read_vocabulary, vocabulary_files, vocabulary_of
 from tests.shared_files import CACHE, SHAKESPEARE, require_cache
@@ -225,7 +225,7 @@ def test_ranks_that_no_merges_express():
 
 def test_symbols_are_gpt2s():
     """Each byte has its own symbol, which is never a space or a control character."""
-    symbols = vocabulary._SYMBOLS
+    symbols = SYMBOLS
     assert len(set(symbols)) == 256
     assert all(symbol.isprintable() and not symbol.isspace() for symbol in symbols)
     assert (symbols[ord("a")], symbols[ord(" ")], symbols[ord("\n")]) == ("a", "Ġ", "Ċ")

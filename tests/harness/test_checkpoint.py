@@ -13,9 +13,9 @@ from contract.errors import ConfigError, UserError
 from contract.files import sha256_of
 from contract.schema import checksum
 from contract.weights import initial_weights, weight_table
+from data import tokenizers
 from data.prepare import DEFAULT_RANKS
 from data.tokenizers import encoding_of, identity, load_ranks, token_bytes
-from harness.training import checkpoint as module
 from harness.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
@@ -65,10 +65,10 @@ def test_gpt2_needs_no_copy_of_its_ranks(make, tmp_path, monkeypatch):
     gpt2 = encoding_of("gpt2", token_bytes(tokenizer))  # stands in for the real one, which is not always here
     save_checkpoint(tmp_path / "latest", make(tokenizer=gpt2))
     assert not (tmp_path / "latest" / "tokenizer.tiktoken").exists()
-    monkeypatch.setattr(module, "open_tokenizer", {"gpt2": gpt2}.get)
+    monkeypatch.setattr(tokenizers, "open_tokenizer", {"gpt2": gpt2}.get)
     assert load_checkpoint(tmp_path / "latest").tokenizer is gpt2
     other = encoding_of("gpt2", token_bytes(tokenizer)[::-1])
-    monkeypatch.setattr(module, "open_tokenizer", {"gpt2": other}.get)
+    monkeypatch.setattr(tokenizers, "open_tokenizer", {"gpt2": other}.get)
     with pytest.raises(ConfigError, match="latest is not the one that its model was trained with"):
         load_checkpoint(tmp_path / "latest")
 
