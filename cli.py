@@ -14,10 +14,11 @@ from commands.bench import bench
 from commands.corpus import judge, prepare, train_tokenizer, validation, write_corpus
 from commands.exchange import export, import_gpt2
 from commands.exercise import grade, list_exercises, start
+from commands.generate import OptionalChatText, generate
 from commands.golden import check, list_packs, make
 from commands.golden import export as export_golden
 from commands.interruption import INTERRUPTED, acknowledge, handle_signals, leave_if_interrupted
-from commands.model import evaluate, generate, info
+from commands.model import evaluate, info
 from commands.parity import parity
 from commands.streams import cap_width, release_stdout, secure_streams
 from commands.study import study
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, check, study, bench):
-    app.command()(command)
+    app.command(cls=OptionalChatText if command is generate else None)(command)
 
 GROUPS = {
     "tokenizer": ("Train tokenizers.", {"train": train_tokenizer}),

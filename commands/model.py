@@ -1,4 +1,4 @@
-"""Use a trained model: `generate`, `evaluate` and `info`."""
+"""Look at a trained model: `evaluate` and `info`."""
 
 import json
 from itertools import groupby
@@ -12,54 +12,11 @@ from commands.options import (
     JsonOption,
     RunArgument,
     ThreadsOption,
-    check_seed,
     option,
 )
-from contract.errors import ConfigError
 
 # Shown beside a checkpoint's validation loss: its number of tokens, and the final evaluation.
 EVALUATIONS = ("validation_tokens", "final_validation_loss", "final_validation_tokens")
-
-
-def generate(
-    run: RunArgument,
-    prompt: Annotated[str | None, option("Text to continue. [default: start a new line]")] = None,
-    max_new_tokens: Annotated[int, option("Tokens to generate.")] = 100,
-    temperature: Annotated[float, option("Divides the logits; 0 is greedy.")] = 0.8,
-    top_k: Annotated[int | None, option("Sample from the k most likely tokens. [default: all]")] = None,
-    top_p: Annotated[
-        float | None, option("Sample from the most likely tokens that sum to p. [default: all]")
-    ] = None,
-    seed: Annotated[int, option("Seed of the sampling.")] = 0,
-    num_samples: Annotated[int, option("Texts to generate, up to 64 at once.")] = 1,
-    backend: BackendOption = "numpy",
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-):
-    """Generate text with a trained model, printed token by token."""
-    from commands.console import say
-    from commands.samples import write_samples
-    from harness.training.generation import encode_prompt, generate_texts, samples_at_once
-    from harness.training.runs import open_model
-
-    for name, value in (("max-new-tokens", max_new_tokens), ("num-samples", num_samples)):
-        if value < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {value}")
-    check_seed(seed)
-    model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
-    tokens = encode_prompt(checkpoint.tokenizer, prompt)
-    context_length = checkpoint.config.context_length
-    if len(tokens) > context_length:
-        say(f"the prompt has {len(tokens)} tokens; the model sees only the last {context_length} of them")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    dtype = next(iter(checkpoint.weights.values())).dtype
-    at_once = samples_at_once(checkpoint.config, len(tokens) + max_new_tokens, dtype)
-    for first in range(0, num_samples, at_once):
-        numbers = range(first, min(first + at_once, num_samples))
-        texts = generate_texts(
-            model, checkpoint.tokenizer, tokens, max_new_tokens, len(numbers), **sampling, sequence=first
-        )
-        write_samples(prompt or "", texts, numbers, num_samples)
 
 
 def evaluate(

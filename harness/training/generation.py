@@ -1,12 +1,13 @@
 """Text from a trained model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from contract.config import ModelConfig
 from contract.decoding import kv_cache_numbers
 from contract.errors import ConfigError, UserError
+from data.published import PublishedTokenizer
 from data.tokenizers import TextDecoder, Tokenizer, encode, tokenizer_is_fixed
 from harness.training.backend import Backend
 from harness.training.machine import available_memory
@@ -14,13 +15,22 @@ from harness.training.machine import available_memory
 MAX_SAMPLES = 64  # at once; more of them would take longer in proportion
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
-    """The tokens of a prompt; None means a line break, after which a new line begins.
+def encode_prompt(tokenizer: Tokenizer, prompt: str | None, *, special: bool = False) -> list[int]:
+    """The tokens of a prompt, behind those that the model's texts begin with; None means these alone.
 
-    Raises ConfigError for an empty prompt, UserError for symbols that the tokenizer lacks.
+    special: whether the text of a special token means that token
+    A model without a beginning of its own gets a line break for None, after which a new line begins.
+    Raises ConfigError for an empty prompt or special tokens that the tokenizer lacks, UserError for symbols it lacks.
     """
     if prompt == "":
-        raise ConfigError("the prompt is empty; give some text, or omit --prompt to begin a new line")
+        raise ConfigError("the prompt is empty; give some text, or omit --prompt")
+    if isinstance(tokenizer, PublishedTokenizer):
+        begin, _ = tokenizer.around
+        if prompt is not None:
+            return [*begin, *tokenizer.encode(prompt, special=special).tolist()]
+        return begin or ends(tokenizer)[:1] or tokenizer.encode("\n").tolist()
+    if special:
+        raise ConfigError("this model's tokenizer has no special tokens of its own; omit --special")
     if prompt is not None:
         with tokenizer_is_fixed("omit them"):
             return encode(tokenizer, prompt).tolist()
@@ -32,13 +42,15 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
         ) from None
 
 
+def ends(tokenizer: Tokenizer) -> list[int]:
+    """The tokens after which the model's text ends."""
+    return list(tokenizer.ends) if isinstance(tokenizer, PublishedTokenizer) else []
+
+
 def generate_text(
     backend: Backend, tokenizer: Tokenizer, tokens: list[int], max_new_tokens: int, **sampling
 ) -> Iterator[str]:
-    """The text that continues `tokens`, piece by piece, as the tokens come.
-
-    sampling: see `numpy_llm.generate.generate`, which refuses impossible ones at once
-    """
+    """The text that continues `tokens`, piece by piece, as the tokens come; see `generate_texts`."""
     pieces = generate_texts(backend, tokenizer, tokens, max_new_tokens, 1, **sampling)
     return (piece for _, piece in pieces)
 
@@ -49,21 +61,71 @@ def generate_texts(
     tokens: list[int],
     max_new_tokens: int,
     num_samples: int,
+    *,
+    stop: Sequence[int] = (),
+    stop_texts: Sequence[str] = (),
     **sampling,
 ) -> Iterator[tuple[int, str]]:
     """(sample, piece of its text) for several texts at once that continue `tokens`, as the tokens come.
 
+    stop: tokens that end a text; they are not part of it
+    stop_texts: what ends a text where it occurs in it; it is cut off
     sampling: see `numpy_llm.generate.generate_samples`, which refuses impossible ones at once
     """
-    steps = backend.generate_samples(tokens, max_new_tokens, num_samples, **sampling)
-    return _decode([TextDecoder(tokenizer) for _ in range(num_samples)], steps)
+    if "" in stop_texts:
+        raise ConfigError("--stop needs some text to stop at, got an empty one")
+    steps = backend.generate_samples(tokens, max_new_tokens, num_samples, stop=stop, **sampling)
+    return _decode([_GrowingText(tokenizer, stop_texts) for _ in range(num_samples)], steps, set(stop))
 
 
-def _decode(decoders: list[TextDecoder], steps: Iterator[tuple[int, int]]) -> Iterator[tuple[int, str]]:
+def _decode(
+    texts: list["_GrowingText"], steps: Iterator[tuple[int, int]], stop: set[int]
+) -> Iterator[tuple[int, str]]:
     for sample, token in steps:
-        yield sample, decoders[sample].feed(token)
-    for sample, decoder in enumerate(decoders):
-        yield sample, decoder.flush()
+        if token not in stop:
+            yield sample, texts[sample].feed(token)
+        if all(text.ended for text in texts):
+            return
+    for sample, text in enumerate(texts):
+        yield sample, text.flush()
+
+
+class _GrowingText:
+    """Tokens to text, up to where one of `stop_texts` occurs; what may be its beginning is held back."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_texts: Sequence[str]):
+        self._decoder, self._stop_texts = TextDecoder(tokenizer), stop_texts
+        self._held = ""
+        self.ended = False
+
+    def feed(self, token: int) -> str:
+        """The text that is certain after this token, "" once the text has ended."""
+        return "" if self.ended else self._add(self._decoder.feed(token))
+
+    def _add(self, piece: str) -> str:
+        self._held += piece
+        places = [place for stop in self._stop_texts if (place := self._held.find(stop)) >= 0]
+        self.ended = bool(places)
+        certain = min(places) if places else len(self._held) - self._may_begin()
+        text, self._held = self._held[:certain], self._held[certain:]
+        return text
+
+    def _may_begin(self) -> int:
+        """How many of the last characters may be the beginning of a stop text."""
+        lengths = (
+            length
+            for stop in self._stop_texts
+            for length in range(len(stop) - 1, 0, -1)
+            if self._held.endswith(stop[:length])
+        )
+        return max(lengths, default=0)
+
+    def flush(self) -> str:
+        """What is left at the end."""
+        if self.ended:
+            return ""
+        text = self._add(self._decoder.flush())
+        return text if self.ended else text + self._held
 
 
 def samples_at_once(config: ModelConfig, tokens: int, dtype: np.dtype) -> int:

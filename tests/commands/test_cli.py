@@ -58,7 +58,7 @@ def test_help_lists_the_commands(run_cli):
         ("prepare", ["TEXT with .bin"]),
         ("tokenizer train", ["TEXT-VOCAB_SIZE.tiktoken"]),
         ("train", ["data/tense.txt", "a new one in runs/", "1500", "one per CPU"]),
-        ("generate", ["start a new line", "all", "one per CPU"]),
+        ("generate", ["begin as the model does", "all", "one per CPU"]),
         ("evaluate", ["the run's held-out split"]),
     ],
 )
