@@ -22,24 +22,30 @@ _SPACE = "▁"  # what SentencePiece writes for a space
 class PublishedTokenizer:
     """Answers as a `tiktoken.Encoding` does where both are asked, and knows the roles of its tokens.
 
-    content: what `tokenizer.json` holds; settings: what `tokenizer_config.json` does, `chat_template` included
-    ends: ids after which the model's text ends; None takes the settings' `eos_token`
+    content: what `tokenizer.json` holds
+    settings: what `tokenizer_config.json` holds, `chat_template` included
+    generation: what `generation_config.json` holds: `eos_token_id`, a number or several, is where texts end
     Raises UserError naming the field that cannot be honoured, or if `tokenizers` is not installed.
     """
 
     name = "published"
 
-    def __init__(self, content: dict, settings: dict, ends: list[int] | None = None):
+    def __init__(self, content: dict, settings: dict, generation: dict | None = None):
         with needs("this model's tokenizer", "models", ["tokenizers"]):
             from tokenizers import Tokenizer
         _check_kind(content)
-        self.content, self.settings = content, settings
+        self.content, self.settings, self.generation = content, settings, generation or {}
         content = content | {"truncation": None, "padding": None}  # of batches for training, not of the text
         with explaining("the tokenizer's tokenizer.json", "get it again", Exception):
             self._tokenizer = Tokenizer.from_str(json.dumps(content))
         self._added = {id: token.content for id, token in self._tokenizer.get_added_tokens_decoder().items()}
-        self.ends = tuple([self._role("eos_token")] if ends is None else ends)
-        self.ends = tuple(id for id in self.ends if id is not None)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens after which the model's text ends."""
+        found = self.generation.get("eos_token_id", self._role("eos_token"))
+        ids = found if isinstance(found, list) else [found]
+        return tuple(id for id in ids if id is not None)
 
     @cached_property
     def n_vocab(self) -> int:
@@ -124,7 +130,7 @@ class PublishedTokenizer:
 
     def to_dict(self) -> dict:
         """All that it is made of, ready for JSON."""
-        return {"tokenizer": self.content, "settings": self.settings, "ends": list(self.ends)}
+        return {"tokenizer": self.content, "settings": self.settings, "generation": self.generation}
 
     def save(self, path: str | PathLike, *, overwrite: bool = False):
         """Write it to one file; see `contract.files.write_file`."""
@@ -135,8 +141,8 @@ class PublishedTokenizer:
     def load(cls, path: str | PathLike) -> "PublishedTokenizer":
         """Read what `save` wrote. Raises UserError if the file is missing or damaged."""
         with explaining(f"{path}: the tokenizer cannot be read", "restore the file", (OSError, ValueError)):
-            found = read_json(Path(path), {"tokenizer": dict, "settings": dict, "ends": [int]})
-        return cls(found["tokenizer"], found["settings"], found["ends"])
+            found = read_json(Path(path), {"tokenizer": dict, "settings": dict, "generation": dict})
+        return cls(found["tokenizer"], found["settings"], found["generation"])
 
 
 def _kinds(part: dict | None, inside: str) -> list[str]:

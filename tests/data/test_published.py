@@ -74,6 +74,12 @@ def test_saved_and_loaded(ours, tmp_path):
     assert identity(PublishedTokenizer(changed, ours.settings))["sha256"] != identity(ours)["sha256"]
 
 
+@pytest.mark.parametrize(("eos", "ends"), [(7, (7,)), ([7, 2], (7, 2)), (None, ())], ids=str)
+def test_the_generation_settings_say_where_texts_end(eos, ends):
+    model = published("qwen2")
+    assert PublishedTokenizer(model.content, model.settings, {"eos_token_id": eos}).ends == ends
+
+
 @pytest.mark.parametrize(("setting", "wanted"), [({}, True), ({"add_bos_token": False}, False)], ids=str)
 def test_the_settings_decide_about_the_beginning(setting, wanted):
     """`add_bos_token` overrules tokenizer.json; an end can be asked for."""
