@@ -47,6 +47,9 @@ def generate(
     top_p: Annotated[
         float | None, option("Sample from the most likely tokens that sum to p. [default: all]")
     ] = None,
+    repetition_penalty: Annotated[
+        float, option("Above 1 makes tokens that have occurred less likely.")
+    ] = 1.0,
     seed: Annotated[int, option("Seed of the sampling.")] = 0,
     num_samples: Annotated[int, option("Texts to generate of each prompt, up to 64 at once.")] = 1,
     backend: BackendOption = "numpy",
@@ -69,6 +72,7 @@ def generate(
     _check_chat(chat, system, given, num_samples, special)
     model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    settings["repetition_penalty"] = repetition_penalty
     settings |= {"stop": [] if ignore_eos else ends(checkpoint.tokenizer), "stop_texts": stop or []}
     if chat is not None:
         _chat(model, checkpoint, chat, system, max_new_tokens or REPLY, settings)

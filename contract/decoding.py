@@ -62,7 +62,7 @@ def _decode(samples, max_new_tokens, context_length, sampling, stop, next_logits
                 logits.extend(next_logits(group, kv_cache))
         going_on = []
         for row, its_logits, (number, tokens) in zip(rows, logits, list(samples.items()), strict=True):
-            place = {"sequence": sampling.sequence + number, "position": len(tokens)}
+            place = {"sequence": sampling.sequence + number, "position": len(tokens), "seen": tokens}
             token = sample(its_logits, **sampling._asdict() | place)
             tokens.append(token)
             if token in stop:

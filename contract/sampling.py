@@ -1,5 +1,6 @@
 """From logits to the next token, the same in both twins because it exists once."""
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import NamedTuple
 
@@ -11,16 +12,17 @@ from contract.randomness import uniform
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn; see `sample`, whose `position` is not a setting but counts on."""
+    """How tokens are drawn; see `sample`, whose `seen` and `position` are not settings but grow with the text."""
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
     sequence: int = 0
+    repetition_penalty: float = 1.0
 
 
-def check_sampling(temperature, top_k, top_p, seed=0, sequence=0):
+def check_sampling(temperature, top_k, top_p, seed=0, sequence=0, repetition_penalty=1.0):
     """Raise ConfigError unless the settings of `sample` make sense."""
     keep_all = "; omit it to keep every token"
     check_number("temperature", temperature, lambda t: 0 <= t < np.inf, "0 (greedy) or a positive number")
@@ -31,6 +33,9 @@ def check_sampling(temperature, top_k, top_p, seed=0, sequence=0):
         check_number("top-p", top_p, lambda p: 0 < p <= 1, "above 0 and at most 1", keep_all)
     check_whole("seed", seed)
     check_whole("sequence", sequence)
+    check_number(
+        "repetition-penalty", repetition_penalty, lambda r: 0 < r < np.inf, "a positive number, 1 for none"
+    )
 
 
 def sample(
@@ -41,14 +46,19 @@ def sample(
     top_p: float | None = None,
     seed: int = 0,
     sequence: int = 0,
+    repetition_penalty: float = 1.0,
+    seen: Sequence[int] = (),
     position: int = 0,
 ) -> int:
-    """Draw the next token: a pure function of the logits, the settings and (seed, sequence, position).
+    """Draw the next token: a pure function of the logits, the settings, (seed, sequence, position) and what was seen.
 
     logits: float (V,), unnormalised log-probabilities; -inf is never drawn, nan and inf raise ConfigError
     temperature: divides the logits; 0 takes the most likely token (the lowest id on a tie)
     top_k: keep only the k most likely tokens
     top_p: of those, keep the fewest whose probabilities reach p (Holtzman et al. 2020, section 3.1)
+    repetition_penalty: makes the tokens in `seen` less likely: it divides their positive logits and multiplies their
+        negative ones (Keskar et al. 2019, section 4.1, divide all, which makes negative ones likelier)
+    seen: the tokens of the text so far
     position: of the drawn token
     """
     logits = np.asarray(logits, np.float64)
@@ -56,6 +66,11 @@ def sample(
         raise ConfigError(
             f"the logits of the next token contain {logits.max()}; the weights are damaged, or training has diverged"
         )
+    if repetition_penalty != 1:
+        seen = np.unique(np.asarray(seen, np.int64))
+        theirs = logits[seen]
+        logits = logits.copy()
+        logits[seen] = np.where(theirs > 0, theirs / repetition_penalty, theirs * repetition_penalty)
     if temperature == 0:
         return int(logits.argmax())
 

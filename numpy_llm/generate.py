@@ -85,6 +85,7 @@ def generate(
     top_p=None,
     seed=0,
     sequence=0,
+    repetition_penalty=1.0,
     use_cache=True,
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` tokens that continue `tokens`, each as soon as it is drawn.
@@ -94,13 +95,13 @@ def generate(
     and without it, the same tokens come out.
 
     tokens: sequence of at least one token id, from 0 to V - 1; it is not changed
-    temperature, top_k, top_p, seed, sequence: see `contract.sampling.sample`
+    temperature, top_k, top_p, seed, sequence, repetition_penalty: see `contract.sampling.sample`
     use_cache: False computes every step from the whole window, to prove that the cache changes nothing
     Raises ConfigError, at the call itself, for an empty or impossible prompt or impossible settings; while
         tokens are drawn, for logits that are not finite.
     Twin: torch_llm.generate.generate
     """
-    sampling = Sampling(temperature, top_k, top_p, seed, sequence)._asdict()
+    sampling = Sampling(temperature, top_k, top_p, seed, sequence, repetition_penalty)._asdict()
     steps = generate_samples(model, tokens, max_new_tokens, 1, use_cache=use_cache, **sampling)
     return (token for _, token in steps)
 

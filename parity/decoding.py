@@ -25,7 +25,7 @@ SAMPLES, SAMPLED_PROMPTS, STOP = 6, (0, 9, 22, 29), frozenset({3, 11})
 FLOAT32_SAMPLING = {"temperature": 1.2, "seed": 3}
 SAMPLINGS = {
     "greedy": {"temperature": 0},
-    "sampled": {"temperature": 1.2, "top_k": 20, "top_p": 0.95, "seed": 3},
+    "sampled": {"temperature": 1.2, "top_k": 20, "top_p": 0.95, "seed": 3, "repetition_penalty": 1.1},
 }
 CONTEXT, V = 24, 23
 # Untied, because a tied model with random weights mostly repeats its last token. Prompts take turns.
@@ -78,7 +78,7 @@ def _defined_text(number: int, sampling: str, sequence: int) -> list[int]:
     model, tokens = _decoder(numpy_llm, "float64", number), prompts()[number]
     for _ in range(NEW_TOKENS):
         logits = model.forward(np.array([tokens[-CONTEXT:]]))[0][0, -1]
-        place = {"sequence": sequence, "position": len(tokens)}
+        place = {"sequence": sequence, "position": len(tokens), "seen": tokens}
         tokens.append(sample(logits, **SAMPLINGS[sampling], **place))
     return tokens[-NEW_TOKENS:]
 

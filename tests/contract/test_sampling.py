@@ -159,6 +159,35 @@ def test_temperature():
     assert set(draws(LOGITS, temperature=1e-3)) == {1, 3}
 
 
+def test_repetition_penalty():
+    """What was seen becomes less likely, whatever its logit's sign and however often; the logits stay as they are."""
+    logits = np.array([3.0, 2.0, -1.0, -1.5, 0.5])
+    before = logits.copy()
+
+    def order(seen, penalty):
+        left, found = logits.copy(), []
+        for _ in logits:
+            found.append(sample(left, temperature=0, repetition_penalty=penalty, seen=seen))
+            left[found[-1]] = -np.inf
+        return found
+
+    assert order([], 2.0) == order([0, 2, 4], 1.0) == [0, 1, 4, 2, 3]
+    assert order([0, 0, 0, 2], 2.0) == [1, 0, 4, 3, 2]
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_repetition_penalty_is_that_of_transformers():
+    """An independent witness, if it is installed."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(5)
+    theirs = transformers.RepetitionPenaltyLogitsProcessor(1.3)
+    for _ in range(50):
+        logits, seen = random.normal(size=9), random.integers(0, 9, 4)
+        wanted = theirs(torch.tensor(seen[None]), torch.tensor(logits[None]))[0].argmax()
+        assert sample(logits, temperature=0, repetition_penalty=1.3, seen=seen) == wanted
+
+
 def test_excluded_tokens():
     """A logit of -inf is never drawn, and huge ones overflow nothing."""
     assert set(draws(np.array([0.0, -np.inf, 0.5]))) == {0, 2}
@@ -215,6 +244,8 @@ def test_result_is_an_int():
         ((1.0, None, 0.0), ["top-p", "0.0"]),
         ((1.0, None, 1.1), ["top-p", "1.1"]),
         ((1.0, None, float("nan")), ["top-p", "nan"]),
+        ((1.0, None, None, 0, 0, 0.0), ["repetition-penalty", "0.0"]),
+        ((1.0, None, None, 0, 0, float("inf")), ["repetition-penalty", "inf"]),
     ],
 )
 def test_impossible_settings(options, words):
@@ -232,6 +263,6 @@ def test_possible_settings():
 
 
 def test_the_settings_are_those_of_sample():
-    """The grouped settings have the names and defaults of `sample`, and lack only the draw's position."""
+    """The grouped settings have the names and defaults of `sample`, and lack only what grows with the text."""
     settings = {name: each.default for name, each in inspect.signature(sample).parameters.items()}
-    assert Sampling()._asdict() | {"logits": inspect.Parameter.empty, "position": 0} == settings
+    assert Sampling()._asdict() | {"logits": inspect.Parameter.empty, "position": 0, "seen": ()} == settings
