@@ -94,7 +94,11 @@ def sentencepiece(kind: str) -> Tokenizer:
 
 def published(kind: str) -> PublishedTokenizer:
     make = sentencepiece if kind in ("mistral", "gemma") else byte_level
-    settings = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": "[PAD]"}
+    settings = {
+        "bos_token": "<s>",
+        "eos_token": {"__type": "AddedToken", "content": "</s>"},
+        "pad_token": "[PAD]",
+    }
     return PublishedTokenizer(json.loads(make(kind).to_str()), settings)
 
 

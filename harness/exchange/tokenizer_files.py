@@ -1,12 +1,20 @@
-"""The tokenizer of a published model, from the files beside its weights."""
+"""The tokenizer of a published model: from the files beside its weights, and to them."""
 
+import json
 from pathlib import Path
 
 from contract.errors import UserError, readable
 from contract.schema import read_json
 from data.published import PublishedTokenizer
 from data.tokenizers import Tokenizer
-from data.vocabulary import SETTINGS_FILE, TOKENIZER_FILE, read_vocabulary
+from data.vocabulary import (
+    END_OF_TEXT,
+    SETTINGS_FILE,
+    TOKENIZER_FILE,
+    read_vocabulary,
+    vocabulary_files,
+    vocabulary_of,
+)
 
 GENERATION_CONFIG, TEMPLATE_FILE, ROLES_FILE = (
     "generation_config.json", "chat_template.jinja", "special_tokens_map.json",
@@ -40,3 +48,31 @@ def _object(path: Path) -> dict:
         return {}
     with readable(path, "get it again", damaged="is not as published"):
         return read_json(path)
+
+
+def tokenizer_texts(tokenizer: Tokenizer, context_length: int) -> dict[str, str]:
+    """The text of each file that a folder in Hugging Face's form has of its tokenizer, by the file's name.
+
+    context_length: of the model
+    Raises UserError if the tokenizer cannot be written so.
+    """
+    if isinstance(tokenizer, PublishedTokenizer):
+        files = {
+            TOKENIZER_FILE: tokenizer.content,
+            SETTINGS_FILE: tokenizer.settings,
+            GENERATION_CONFIG: tokenizer.generation,
+        }
+        return {
+            name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in files.items()
+        }
+    # Without generation_config.json transformers makes one, with a warning.
+    return vocabulary_files(tokenizer, context_length) | {
+        GENERATION_CONFIG: json.dumps(end_ids(tokenizer), indent=2) + "\n"
+    }
+
+
+def end_ids(tokenizer: Tokenizer) -> dict[str, int | list[int] | None]:
+    """What `config.json` says of the tokens at a text's ends."""
+    if isinstance(tokenizer, PublishedTokenizer):
+        return {name: tokenizer.generation[name] for name in _ENDS if name in tokenizer.generation}
+    return dict.fromkeys(_ENDS[:2], vocabulary_of(tokenizer)[0].get(END_OF_TEXT))
