@@ -35,6 +35,9 @@ def evaluate(
         int | None,
         option("Tokens between windows: fewer give each token more context. [default: a window's]"),
     ] = None,
+    per_token: Annotated[
+        bool, option("Also give each token's log-probability, in nats.", "--per-token")
+    ] = False,
     as_json: JsonOption = False,
     backend: BackendOption = "numpy",
     device: DeviceOption = "cpu",
@@ -42,7 +45,7 @@ def evaluate(
 ):
     """Measure how well a trained model predicts a text."""
     from data.tokenizers import token_lengths
-    from harness.training.evaluation import bits_per_byte, evaluate
+    from harness.training.evaluation import bits_per_byte, evaluate, log_probabilities
     from harness.training.run_corpus import evaluation_tokens
     from harness.training.runs import open_model
 
@@ -56,7 +59,34 @@ def evaluate(
             "perplexity": result.perplexity,
             "bits_per_byte": bits_per_byte(result, tokens, token_lengths(checkpoint.tokenizer)),
         }
+        rows = []
+        if per_token:
+            found = log_probabilities(model, tokens, sequence_length=sequence_length, stride=stride)
+            rows = _token_rows(checkpoint.tokenizer, tokens, found.tolist())
+            record |= {"per_token": rows} if as_json else {}
     _print_record(record, as_json)
+    if not as_json:
+        _print_tokens(rows)
+
+
+def _token_rows(tokenizer, tokens, log_probabilities: list[float]) -> list[dict]:
+    """Id, text and log-probability of each token; the first has none, nothing stands before it."""
+    from data.tokenizers import token_bytes
+
+    texts = token_bytes(tokenizer)
+    return [
+        {"id": int(id), "text": texts[id].decode(errors="replace"), "log_probability": value}
+        for id, value in zip(tokens[:], [None, *log_probabilities], strict=True)
+    ]
+
+
+def _print_tokens(rows: list[dict]):
+    from commands.console import show
+
+    for row in rows:
+        value = row["log_probability"]
+        shown = " " * 9 if value is None else f"{value:9.4f}"
+        show(f"{shown}  {row['id']:>6}  {row['text']!r}")
 
 
 def info(run: RunArgument, as_json: JsonOption = False):

@@ -44,6 +44,9 @@ class Backend(Protocol):
     def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> float:
         """The loss of a batch without dropout; only of the last P positions if targets are (B, P)."""
 
+    def logits(self, tokens: np.ndarray, last: int) -> np.ndarray:
+        """The logits of the token after each of the last `last` positions, without dropout: float (B, last, V)."""
+
     def weights(self) -> Mapping[str, np.ndarray]:
         """The weights by name."""
 

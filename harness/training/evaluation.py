@@ -80,6 +80,26 @@ def evaluate(
     return Evaluation(total / count, count)
 
 
+def log_probabilities(
+    backend: Backend,
+    tokens: np.ndarray,
+    *,
+    sequence_length: int | None = None,
+    stride: int | None = None,
+) -> np.ndarray:
+    """The logarithm of the probability of every token but the first, from those before it in its window: float (N - 1,)
+
+    tokens, sequence_length, stride: as in `evaluate`, whose loss is minus the mean of these
+    """
+    T, found = tokens_per_sequence(sequence_length, backend.config), []
+    for inputs, targets in evaluation_batches(tokens, T, 1, stride=stride):
+        logits = backend.logits(inputs, targets.shape[1])[0].astype(np.float64)
+        logits -= logits.max(axis=-1, keepdims=True)
+        picked = logits[np.arange(len(logits)), targets[0]]
+        found.append(picked - np.log(np.exp(logits, out=logits).sum(axis=-1)))
+    return np.concatenate(found)
+
+
 def bits_per_byte(evaluation: Evaluation, tokens: np.ndarray, lengths: np.ndarray) -> float:
     """The loss in bits per byte of the predicted text, whatever the tokenizer.
 

@@ -136,6 +136,11 @@ class NumpyBackend:
         with self._working():
             return sum(each(evaluate, self._parts(slice(0, len(tokens)), tokens)))
 
+    def logits(self, tokens, last) -> np.ndarray:
+        with self._working():
+            x, _ = self.model.stream_forward(tokens)
+            return self.model.logits_forward(x[:, -last:])[0]
+
     def weights(self) -> Mapping[str, np.ndarray]:
         return self.model.weights
 

@@ -75,6 +75,11 @@ class TorchBackend:
     def evaluate(self, tokens, targets) -> float:
         return float(self.model.loss(torch.tensor(tokens), torch.tensor(targets)))
 
+    @torch.inference_mode()
+    def logits(self, tokens, last) -> np.ndarray:
+        x = self.model.stream_forward(torch.tensor(tokens, device=self.device))
+        return self.model.logits_forward(x[:, -last:]).cpu().numpy()
+
     def weights(self) -> Mapping[str, np.ndarray]:
         return _arrays(self._weights)
 

@@ -12,7 +12,7 @@ from contract.weights import Weights, initial_weights
 from data.prepare import DEFAULT_RANKS
 from data.tokenizers import encode, load_ranks, open_tokenizer, token_lengths
 from harness.training.backend import open_backend
-from harness.training.evaluation import Evaluation, bits_per_byte, evaluate
+from harness.training.evaluation import Evaluation, bits_per_byte, evaluate, log_probabilities
 from harness.training.generation import encode_prompt, generate_text
 from numpy_llm.model import GPT
 
@@ -50,6 +50,17 @@ def test_every_token_but_the_first_counts_once(backend, count, batch_size):
     result = evaluate(backend, tokens, batch_size)
     assert result.tokens == count - 1
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 5, 9, 23])
+def test_log_probabilities_are_those_of_each_token(backend, count):
+    """One for every token but the first, and their mean is minus the loss, at a stride too."""
+    tokens = np.random.default_rng(count).integers(7, size=count)
+    losses = [plain_loss(backend, tokens, (place - 1) // 4 * 4, place) for place in range(1, count)]
+    np.testing.assert_allclose(log_probabilities(backend, tokens), -np.array(losses), rtol=1e-12)
+    for stride in (1, 3):
+        mean = -log_probabilities(backend, tokens, stride=stride).mean()
+        assert mean == pytest.approx(evaluate(backend, tokens, stride=stride).loss, rel=1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
@@ -163,7 +174,7 @@ def test_text_comes_as_the_tokens_do():
     ):
         assert len(asked) == min(number, 2)
         assert piece == ("a", "b", "")[number - 1]
-    assert told == [([5, 6], 9, 1, {"temperature": 0.5, "seed": 3})]
+    assert told == [([5, 6], 9, 1, {"stop": (), "temperature": 0.5, "seed": 3})]
 
 
 def test_a_model_writes_what_it_samples(backend, tmp_path):
