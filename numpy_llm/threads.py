@@ -155,8 +155,14 @@ def product(a, b, bias=None, out=None):
     """
     if out is None and 1 < len(a) <= FEW_ROWS:
         y = _few_rows(a, b)
-        return y if bias is None else np.add(y, bias, out=y)
-    tiles = [np.s_[:, :]] if _TEAM.get() is None else _tiles(len(a), b.shape[1])
+    elif _TEAM.get() is None or len(tiles := _tiles(len(a), b.shape[1])) < 2:
+        y = np.matmul(a, b, out=out)
+    else:
+        return _in_tiles(a, b, bias, out, tiles)
+    return y if bias is None else np.add(y, bias, out=y)
+
+
+def _in_tiles(a, b, bias, out, tiles):
     out = np.empty((len(a), b.shape[1]), np.result_type(a, b)) if out is None else out
 
     def multiply(tile):
