@@ -17,6 +17,10 @@ def prepare(
     validation_fraction: Annotated[
         float, option("Fraction of the tokens, from the end, held out for validation.")
     ] = 0.1,
+    separator: Annotated[
+        str | None,
+        option("Text between two documents, which the end token replaces. [default: one document]"),
+    ] = None,
     overwrite: Annotated[bool, option("Replace an earlier token file in --out.", "--overwrite")] = False,
 ):
     """Turn a text into a token file, which `train --text` can use for several runs."""
@@ -25,8 +29,8 @@ def prepare(
 
     out = out or _beside(text, ".bin")
     with reading_progress(text, "tokenising") as progress:
-        options = {"validation_fraction": validation_fraction, "overwrite": overwrite}
-        prepare(text, tokenizer, out, **options, progress=progress)
+        options = {"validation_fraction": validation_fraction, "separator": separator}
+        prepare(text, tokenizer, out, **options, overwrite=overwrite, progress=progress)
     info = open_tokens(out).info
     say(
         f"{out}: {info.tokens:,} tokens, vocabulary {info.tokenizer['vocab_size']:,}, from {info.text_bytes:,} bytes: "

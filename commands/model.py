@@ -35,6 +35,9 @@ def evaluate(
         int | None,
         option("Tokens between windows: fewer give each token more context. [default: a window's]"),
     ] = None,
+    separator: Annotated[
+        str | None, option("With --text: what stands between two documents. [default: one document]")
+    ] = None,
     per_token: Annotated[
         bool, option("Also give each token's log-probability, in nats.", "--per-token")
     ] = False,
@@ -50,7 +53,7 @@ def evaluate(
     from harness.training.runs import open_model
 
     model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
-    with evaluation_tokens(run, checkpoint, text) as tokens:
+    with evaluation_tokens(run, checkpoint, text, separator) as tokens:
         result = evaluate(model, tokens, batch_size, sequence_length=sequence_length, stride=stride)
         record = {
             "text": text.name if text and text.suffix != ".bin" else "held-out split",

@@ -7,7 +7,7 @@ part, then the validation part. `x.json` beside it is a `TokenFileInfo` with a c
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -18,11 +18,13 @@ import numpy as np
 from contract.errors import ConfigError, UserError, explaining
 from contract.files import replaceable_items, write_into
 from contract.schema import pop_checksum, read_json, require, write_record
-from data.text import stream_text
+from data.published import PublishedTokenizer
+from data.text import BETWEEN_LINES, BETWEEN_WORDS, stream_text
 from data.token_store import AGAIN, StoredTokens, TokenStore
 from data.tokenizers import (
     TOKENIZER_ENDINGS,
     Tokenizer,
+    document_ids,
     encode,
     identity,
     is_bytewise,
@@ -94,6 +96,7 @@ def prepare(
     out: str | PathLike,
     *,
     validation_fraction: float = 0.1,
+    separator: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> TokenFileInfo:
@@ -102,6 +105,7 @@ def prepare(
     tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`; None takes `default_tokenizer`
     out: the token file to write, ending in `.bin`; overwrite: replace an earlier one there
     validation_fraction: of the tokens, from the text's end, 0 to less than 1; `_find_split` says where exactly
+    separator: what stands between two documents of the text; the tokenizer's end token takes its place
     progress: called with the number of bytes read so far
     Raises ConfigError for an impossible setting, UserError for what cannot be read, written, replaced or encoded.
     """
@@ -109,11 +113,12 @@ def prepare(
     tokenizer = default_tokenizer(text) if tokenizer is None else tokenizer
     encoding = tokenizer if isinstance(tokenizer, Tokenizer) else open_tokenizer(tokenizer, text)
     _check_settings(text, out, validation_fraction)
+    _check_separator(separator, encoding)
     _replaceable(out, encoding, overwrite)
     with write_into(out.parent, lambda: _replaceable(out, encoding, overwrite), shown=out) as new:
         fresh = new / out.name
         with open(fresh, "w+b") as token_file:
-            counts = _write_tokens(text, encoding, token_file, progress)
+            counts = _write_tokens(text, encoding, token_file, separator, progress)
             split = _find_split(token_file, counts["tokens"], encoding, validation_fraction)
         record = {
             "format_version": FORMAT_VERSION,
@@ -144,6 +149,19 @@ def _check_settings(text: Path, out: Path, validation_fraction: float) -> None:
     for path in map(out.with_suffix, TOKEN_ENDINGS):
         if path.resolve() == text.resolve():
             raise ConfigError(f"{path}: this is the text, which would be lost; name another token file")
+
+
+def _check_separator(separator: str | None, tokenizer: Tokenizer):
+    if separator is None:
+        return
+    if not separator:
+        raise ConfigError("--separator is empty; give the text that stands between two documents")
+    _, between = document_ids(tokenizer)
+    if not between:
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name!r} has no end token to put between documents; omit --separator, or use "
+            "gpt2 or an imported model's"
+        )
 
 
 def _replaceable(out: Path, encoding: Tokenizer, overwrite: bool) -> list[str]:
@@ -181,25 +199,60 @@ def _holds(out: Path, tokenizer: dict) -> bool:
 
 
 def _write_tokens(
-    text: Path, encoding: Tokenizer, file: BinaryIO, progress: Callable[[int], None] | None
+    text: Path,
+    tokenizer: Tokenizer,
+    file: BinaryIO,
+    separator: str | None,
+    progress: Callable[[int], None] | None,
 ) -> dict[str, int | str]:
     """Stream the text's tokens into `file`; returns the counts and hashes of both."""
-    dtype = _DTYPES[token_dtype(encoding).name]
+    dtype = _DTYPES[token_dtype(tokenizer).name]
     text_hash, tokens_hash = hashlib.sha256(), hashlib.sha256()
     text_bytes = 0
-    for piece in stream_text(text, progress, cut_anywhere=is_bytewise(encoding)):
-        ids = encode(encoding, piece).astype(dtype, copy=False)
+    begin, between = document_ids(tokenizer)
+
+    def write(ids):
+        ids = np.asarray(ids).astype(dtype, copy=False)
         file.write(ids)
         tokens_hash.update(ids)
-        data = piece.encode()
-        text_hash.update(data)
-        text_bytes += len(data)
+
+    def pieces():
+        nonlocal text_bytes
+        cuts = BETWEEN_LINES if isinstance(tokenizer, PublishedTokenizer) else BETWEEN_WORDS
+        for piece in stream_text(text, progress, cut_anywhere=is_bytewise(tokenizer), cuts=cuts):
+            data = piece.encode()
+            text_hash.update(data)
+            text_bytes += len(data)
+            yield piece
+
+    write(begin)
+    for piece, ends in _documents(pieces(), separator):
+        write(encode(tokenizer, piece))
+        if ends:
+            write(between)
     return {
         "tokens": file.tell() // dtype.itemsize,
         "tokens_sha256": tokens_hash.hexdigest(),
         "text_bytes": text_bytes,
         "text_sha256": text_hash.hexdigest(),
     }
+
+
+def _documents(pieces: Iterator[str], separator: str | None) -> Iterator[tuple[str, bool]]:
+    """The text without its separators: parts of documents, and whether a document ends after the part."""
+    held = ""
+    for piece in pieces:
+        if separator is None:
+            yield piece, False
+            continue
+        *whole, held = (held + piece).split(separator)
+        for document in whole:
+            yield document, True
+        if not any(held.endswith(separator[:length]) for length in range(1, len(separator))):
+            yield held, False  # no separator can have begun in it
+            held = ""
+    if held:
+        yield held, False
 
 
 # Where to split a text, best first: after a match in its UTF-8 bytes.

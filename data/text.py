@@ -43,18 +43,27 @@ OTHERS = (
     "\u2014\u2018\u2019\u201c\u201d\u2026"  # dash, quotation marks, ellipsis
     "\u3001\u3002\u300a-\u3011\uff01\uff0c\uff1a\uff1b\uff1f"  # CJK punctuation
 )
-_BEFORE_CUT = re.compile(
+# Where a text may be cut without a change of its tokens: after a match. BETWEEN_WORDS is for GPT-2's pattern. The other
+# published ones (Llama 3, Qwen, SmolLM) have a word take the character before it, but never a line break, and let no
+# match begin with letters and go on with a line break.
+BETWEEN_WORDS = re.compile(
     rf"\S(?=[ \t\r\n])|[{LETTERS}](?=[{NUMBERS}{OTHERS}])|[{NUMBERS}](?=[{LETTERS}{OTHERS}])"
 )
+BETWEEN_LINES = re.compile(rf"[{LETTERS}]\n(?=[{LETTERS}])")
 
 
 def stream_text(
-    path: str | PathLike, progress: Callable[[int], None] | None = None, *, cut_anywhere: bool = False
+    path: str | PathLike,
+    progress: Callable[[int], None] | None = None,
+    *,
+    cut_anywhere: bool = False,
+    cuts: re.Pattern = BETWEEN_WORDS,
 ) -> Iterator[str]:
     """Yield a UTF-8 file's text, without a byte order mark, in pieces whose tokens together are the whole text's.
 
     progress: called with the number of bytes read so far, after every block
     cut_anywhere: pieces may end anywhere, for a tokenizer that encodes every byte by itself
+    cuts: after whose matches a piece may end otherwise
     Raises UserError if the file cannot be read, is empty, is not UTF-8 text, or holds a longer run of one class of
     characters than can be tokenised in bounded memory.
     """
@@ -62,25 +71,25 @@ def stream_text(
     for text in _decode(Path(path), progress):
         searched = max(len(held) - 1, 0)
         held += text
-        cut = len(held) if cut_anywhere else _last_cut(held, searched)
+        cut = len(held) if cut_anywhere else _last_cut(cuts, held, searched)
         if cut:
             yield held[:cut]
             held = held[cut:]
         elif len(held.encode()) > PIECE_BYTES:
             raise UserError(
                 f"{path}: {len(held):,} characters, from {held[:20]!r} on, without a place where the text "
-                "can be cut between two tokens; break it with spaces, or use the tokenizer 'bytes'"
+                "can be cut between two tokens; break it with spaces or lines, or use the tokenizer 'bytes'"
             )
     if held:
         yield held
 
 
-def _last_cut(text: str, start: int) -> int:
+def _last_cut(cuts: re.Pattern, text: str, start: int) -> int:
     """The index of the last safe cut after `start`, or 0; searched from the end, in growing windows."""
     window = 256
     while True:
         low = max(start, len(text) - window)
-        cut = max((match.end() for match in _BEFORE_CUT.finditer(text, low)), default=0)
+        cut = max((match.end() for match in cuts.finditer(text, low)), default=0)
         if cut or low == start:
             return cut
         window *= 16

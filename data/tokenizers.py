@@ -342,6 +342,14 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return tokens.astype(token_dtype(tokenizer))
 
 
+def document_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that a text begins with, and those between two documents: an end token, and the next beginning."""
+    if isinstance(tokenizer, PublishedTokenizer):
+        before, after = tokenizer.around
+        return before, [*(after or tokenizer.ends[:1]), *before]
+    return [], [tokenizer.eot_token] if tokenizer.name == "gpt2" else []
+
+
 class TextDecoder:
     """Tokens to text, one by one: a character comes out as soon as its last byte is in.
 

@@ -68,11 +68,13 @@ def check_tokenizer(corpus: TokenFile, tokenizer: Tokenizer, advice: str = ""):
 
 
 @contextmanager
-def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
+def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None, separator: str | None = None):
     """The tokens to evaluate a model on, int (N,): of a UTF-8 text, or for None or a .bin the run's held-out split.
 
-    run: the folder that the user named
+    run: the folder that the user named; separator: see `data.prepare.prepare`, for a UTF-8 text
     """
+    if separator is not None and (text is None or text.suffix == ".bin"):
+        raise ConfigError("--separator is of a UTF-8 text in --text; tokens have their ends already")
     if text is None or text.suffix == ".bin":
         folder = RunFolder(run if RunFolder(run).holds_a_run() else run.parent)
         corpus = run_corpus(folder, checkpoint, text, otherwise="give a UTF-8 text with --text")
@@ -82,7 +84,7 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None):
     with scratch_folder() as folder:
         path = folder / "tokens.bin"
         with tokenizer_is_fixed("omit them"):
-            prepare(text, checkpoint.tokenizer, path, validation_fraction=0)
+            prepare(text, checkpoint.tokenizer, path, validation_fraction=0, separator=separator)
         corpus = open_tokens(path)
         yield corpus.train
         del corpus  # Windows removes no file that is still open
