@@ -226,10 +226,15 @@ def _write_tokens(
             yield piece
 
     write(begin)
+    after_line = False
     for piece, ends in _documents(pieces(), separator):
-        write(encode(tokenizer, piece))
+        if isinstance(tokenizer, PublishedTokenizer):
+            write(tokenizer.encode(piece, after_line=after_line))
+        else:
+            write(encode(tokenizer, piece))
         if ends:
             write(between)
+        after_line = not ends
     return {
         "tokens": file.tell() // dtype.itemsize,
         "tokens_sha256": tokens_hash.hexdigest(),

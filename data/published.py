@@ -52,13 +52,18 @@ class PublishedTokenizer:
         """One more than the largest id."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
-    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
+    def encode(self, text: str, *, special: bool = False, after_line: bool = False) -> np.ndarray:
         """The ids of a text alone: int (T,).
 
         special: whether the text of a special token, such as "<|im_end|>", means that token; else it is ordinary text
+        after_line: whether the text goes on after a line break, so that nothing is put before it as before a whole one
         """
         self._tokenizer.encode_special_tokens = not special
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        line = self._ids("\n") if after_line else []
+        return np.array(self._ids("\n" + text if line else text)[len(line) :], np.int64)
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:
@@ -74,7 +79,7 @@ class PublishedTokenizer:
 
     def _processed(self) -> tuple[list[int], list[int]]:
         """What tokenizer.json's `post_processor` puts around a text."""
-        alone = self._tokenizer.encode("a", add_special_tokens=False).ids
+        alone = self._ids("a")
         whole = self._tokenizer.encode("a", add_special_tokens=True).ids
         for at in range(len(whole) - len(alone) + 1):
             if whole[at : at + len(alone)] == alone:
