@@ -1,4 +1,4 @@
-"""Exchange models with other programs: `import-gpt2` and `export`."""
+"""Exchange models with other programs: `import` and `export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from commands.options import RunArgument, option
 
 
-def import_gpt2(
+def import_model(
     source: Annotated[
         str, typer.Argument(help="Folder in Hugging Face's format, or the name of a model on the hub.")
     ],
@@ -19,25 +19,28 @@ def import_gpt2(
     revision: Annotated[str | None, option("Branch, tag or commit on the hub. [default: main]")] = None,
     overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite")] = False,
 ):
-    """Import a published GPT-2 as a run, to generate, evaluate, fine-tune or export.
+    """Import a published model as a run, to generate, evaluate, fine-tune or export.
 
+    The families are GPT-2, Llama, Mistral, Qwen2, Qwen3, Gemma 2 and Gemma 3.
     SOURCE holds config.json, model.safetensors (or shards with their index) and
     the vocabulary: vocab.json with merges.txt, or tokenizer.json. A name such as
     openai-community/gpt2 is downloaded once, to the hub's cache; this needs the
     extra "hub".
     """
-    from commands.console import say
+    from commands.console import import_progress, say
     from contract.errors import command_line
     from contract.weights import parameter_count
     from harness.exchange.hub import find_source, origin
-    from harness.exchange.huggingface_import import import_gpt2
+    from harness.exchange.huggingface_import import import_folder
     from harness.training.checkpoint import save_checkpoint
     from harness.training.run_folder import RunFolder, new_run
 
     run = RunFolder(out)
     with new_run(run, overwrite=overwrite, way="") as staged:
         folder = find_source(source, revision)
-        checkpoint = import_gpt2(folder, origin=origin(source, folder), dropout=dropout, note=say)
+        with import_progress() as report:
+            where = origin(source, folder)
+            checkpoint = import_folder(folder, origin=where, dropout=dropout, note=say, report=report)
         save_checkpoint(staged.latest, checkpoint)
     run.unlock()
     say(
@@ -50,13 +53,18 @@ def export(
     run: RunArgument,
     out: Annotated[Path, option("Folder to create.")],
     format: Annotated[str, option("huggingface, torch or npz.")] = "huggingface",
+    dtype: Annotated[
+        str | None,
+        option("float32, bfloat16 or float16, of a huggingface export. [default: the run's own, float32]"),
+    ] = None,
     overwrite: Annotated[bool, option("Replace an earlier export in --out.", "--overwrite")] = False,
 ):
     """Write a trained model for other programs.
 
-    huggingface: for GPT2LMHeadModel and AutoTokenizer, with the same logits and
-    tokens. Fixed positions become a table, absent biases zeros; import-gpt2 turns
-    both back. Hugging Face's tokenizer differs in two ways: it reads <|endoftext|>
+    huggingface: for AutoModelForCausalLM and AutoTokenizer, with the same logits
+    and tokens, as the family that the model was imported from, or the first that
+    can express it. In GPT-2's files fixed positions become a table, absent biases
+    zeros; import turns both back. Hugging Face's tokenizer differs in two ways: it reads <|endoftext|>
     in a text as one token if the vocabulary has it, and it drops symbols missing
     from a vocabulary of bytes, which this program refuses.
 
@@ -69,5 +77,5 @@ def export(
     from harness.training.checkpoint import load_checkpoint
     from harness.training.run_folder import find_checkpoint
 
-    export(load_checkpoint(find_checkpoint(run)), format, out, overwrite=overwrite)
+    export(load_checkpoint(find_checkpoint(run)), format, out, dtype=dtype, overwrite=overwrite)
     say(f"{out}: {', '.join(visible_items(out))}")

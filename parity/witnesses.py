@@ -6,7 +6,7 @@ from contract.components import COMPONENTS
 from contract.config import ModelConfig
 from contract.numbers import slope
 from contract.presets import preset
-from harness.exchange.families.gpt2 import PREFIX, published_config, published_places
+from harness.exchange.families.gpt2 import output, prefix, published_config, published_places
 from parity.cases import Case, small
 from parity.compare import Comparison, ParityError, compare
 from parity.passes import Twins, kink_distance, reference_pass
@@ -123,8 +123,9 @@ def _gpt2(config: ModelConfig, weights):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    fields = published_config(config, "float64", None)
-    model = GPT2LMHeadModel(GPT2Config(**fields, attn_implementation="eager")).double().eval()
+    fields = published_config(config, "float64")
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"))
+    model = GPT2LMHeadModel(GPT2Config(**fields | ends, attn_implementation="eager")).double().eval()
     with torch.no_grad():
         for name, place in _places(config).items():
             value = torch.tensor(weights[name])
@@ -134,7 +135,7 @@ def _gpt2(config: ModelConfig, weights):
 
 def _places(config: ModelConfig) -> dict:
     return {
-        name: place if name == "output.weight" else place._replace(name=PREFIX + place.name)
+        name: place if place.name == output else place._replace(names=(prefix + place.name,))
         for name, place in published_places(config).items()
     }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from contract.errors import ConfigError, UserError, needs
 from data.vocabulary import FILE_NAMES, SETTINGS_FILE, TOKENIZER_FILE
+from harness.exchange.pickles import SUFFIXES, conversion
 
 CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # What is fetched of a published model; its folder also holds the same weights for other programs.
@@ -28,6 +29,8 @@ def find_source(source: str, revision: str | None = None) -> Path:
         raise ConfigError(f"--revision {revision} is of a model on the hub, but {path} is a folder; omit it")
     if path.is_dir():
         return path
+    if path.is_file() and path.suffix in SUFFIXES:
+        raise UserError(f"{path} is no safetensors file, and pickles are never read; {conversion(path)}")
     if path.exists():
         raise ConfigError(f"{path} is a file; name the folder that holds it, with {CONFIG} and {MODEL}")
     if not _HUB_NAME.fullmatch(source):

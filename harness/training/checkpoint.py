@@ -36,7 +36,7 @@ CONFIG, MODEL, RANKS = "config.json", "model.safetensors", "tokenizer.tiktoken"
 OPTIMIZER = "optimizer.safetensors"
 ANOTHER = "use another checkpoint"
 _COUNT = range(2**63)
-_TEXTS = "dtype source revision from backend device tokens tokens_relative tokens_sha256"
+_TEXTS = "dtype source revision model_type from backend device tokens tokens_relative tokens_sha256"
 _COUNTS = "threads evaluated best_step train_tokens validation_tokens final_validation_tokens"
 _RECORD = {
     "format": str,
@@ -254,7 +254,7 @@ def _read_config(folder: Path) -> dict:
 
 def import_advice(source: Path) -> str:
     """What to do with a published model, a folder or a name on the hub."""
-    return f"import it first: {command_line('import-gpt2', source, '--out', Path('runs') / source.name)}"
+    return f"import it first: {command_line('import', source, '--out', Path('runs') / source.name)}"
 
 
 def _verified(folder: Path, name: str, record: dict) -> Path:
