@@ -17,7 +17,7 @@ import numpy as np
 from contract.errors import UserError, needs, readable
 from contract.files import open_regular
 
-MAGIC, LFS = b"GGUF", b"version https://git-lfs"
+MAGIC, LFS = b"GGUF", b"version https://git-lfs."  # of a pointer's first line
 VERSIONS = (2, 3)
 _UNQUANTISED = ("F64", "F32", "F16", "BF16")
 _DEQUANTISED_AT_ONCE = 1 << 20  # numbers
@@ -144,7 +144,7 @@ def block_sizes(kind: str) -> tuple[int, int]:
 
 def _check_start(path: Path, start: bytes):
     """Refuse what is no GGUF file of this machine's byte order and a known version."""
-    if LFS.startswith(start) or start.startswith(LFS):
+    if start == LFS:
         raise UserError(f"{path} is a Git LFS pointer, not the file that it stands for; run: git lfs pull")
     if not start.startswith(MAGIC):
         raise UserError(f"{path} is no GGUF file: it begins with {start[:4]!r}, expected {MAGIC!r}")

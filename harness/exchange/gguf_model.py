@@ -1,14 +1,11 @@
-"""A GGUF file's model in the terms of Hugging Face: the fields of its `config.json`, and its tensors' names and values.
+"""A GGUF file's model in the terms of Hugging Face: the fields of its `config.json`, made of the metadata.
 
-llama.cpp's converter takes a published folder apart; here each of its steps is undone. What it does not write down,
-llama.cpp knows of the architecture, and so does this file: its sources are named beside the values.
+What llama.cpp's converter does not write down, llama.cpp knows of the architecture, and so does this file.
 
 Source: github.com/ggml-org/llama.cpp, convert_hf_to_gguf.py and src/llama-model.cpp.
 """
 
-import re
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -16,6 +13,7 @@ from contract.errors import UserError
 from contract.schema import require, shortened
 from harness.exchange.gguf_file import GGUF, GGUFTensor
 from harness.exchange.gguf_rope import llama3_settings
+from harness.exchange.gguf_tensors import FREQUENCIES, NAMES, as_published
 from harness.exchange.published import Published
 
 ARCHITECTURES = {
@@ -28,51 +26,6 @@ ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
 }
 
-# GGUF's names to Hugging Face's; `{}` is the layer's number, a weight or a bias follows.
-_LLAMA = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
-    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
-    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
-    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
-    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
-    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
-    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
-    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
-    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
-}
-_HEAD_NORMS = {
-    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
-    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
-}
-_SANDWICH = {
-    "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
-    "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
-    "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
-}
-_GPT2 = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
-    "blk.{}.attn_norm": "transformer.h.{}.ln_1",
-    "blk.{}.attn_qkv": "transformer.h.{}.attn.c_attn",
-    "blk.{}.attn_output": "transformer.h.{}.attn.c_proj",
-    "blk.{}.ffn_norm": "transformer.h.{}.ln_2",
-    "blk.{}.ffn_up": "transformer.h.{}.mlp.c_fc",
-    "blk.{}.ffn_down": "transformer.h.{}.mlp.c_proj",
-}
-_NAMES = {
-    "llama": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA | _HEAD_NORMS,
-    "gemma2": _LLAMA | _SANDWICH,
-    "gemma3": _LLAMA | _HEAD_NORMS | _SANDWICH,
-    "gpt2": _GPT2,
-}
-_FREQUENCIES = "rope_freqs.weight"
 # Keys that change nothing, or nothing while they have this value.
 _NO_EFFECT = (
     "vocab_size",
@@ -107,59 +60,13 @@ def read_gguf(file: GGUF) -> Published:
     }
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         fields[f"{name}_token_id"] = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-    return Published(file.path, fields, _stored(file, keys.architecture, fields, tied))
+    return Published(file.path, fields, as_published(file, keys.architecture, fields, tied))
 
 
 def _same(output: GGUFTensor, embedding: GGUFTensor) -> bool:
     """Whether the output repeats the embedding, as GPT-2's older converter wrote a tied one."""
     alike = (output.kind, output.shape) == (embedding.kind, embedding.shape)
     return alike and np.array_equal(output.stored(), embedding.stored())
-
-
-# --- tensors ---
-
-
-def _stored(file: GGUF, architecture: str, fields: dict, tied: bool) -> dict[str, GGUFTensor]:
-    """The tensors by Hugging Face's names, each with what undoes its conversion."""
-    stored = {}
-    for name, tensor in file.tensors.items():
-        if name == _FREQUENCIES or (tied and name == "output.weight"):
-            continue
-        layer, module, kind = re.fullmatch(r"(?:blk\.(\d+)\.)?(.*?)\.?(weight|bias|)", name).groups()
-        theirs = _NAMES[architecture].get(module if layer is None else f"blk.{{}}.{module}")
-        if theirs is None or not kind:
-            raise UserError(
-                f"{file.path} holds the tensor {name}, which is none of {architecture}'s that this project knows"
-            )
-        stored[f"{theirs.format(layer)}.{kind}"] = _undone(tensor, architecture, module, kind, fields)
-    return stored
-
-
-def _undone(tensor: GGUFTensor, architecture: str, module: str, kind: str, fields: dict) -> GGUFTensor:
-    """The tensor, with what its reading has to undo."""
-    if architecture == "llama" and module in ("attn_q", "attn_k"):
-        heads = fields["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
-        if tensor.shape[0] % (2 * heads) == 0:  # an importer refuses other shapes
-            return tensor._replace(undo=partial(half_split, heads=heads))
-    if architecture.startswith("gemma") and module.endswith("norm"):
-        return tensor._replace(undo=_minus_one)
-    if architecture == "gpt2" and kind == "weight" and len(tensor.shape) == 2 and "embd" not in module:
-        return tensor._replace(undo=np.transpose, transposed=True) if module != "output" else tensor
-    return tensor
-
-
-def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries or keys whose rotated pairs are neighbours, as pairs half a head apart."""
-    pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _minus_one(weight: np.ndarray) -> np.ndarray:
-    """Gemma's norms multiply by 1 + w, which the file holds."""
-    return weight - weight.dtype.type(1)
-
-
-# --- fields ---
 
 
 @dataclass
@@ -173,9 +80,9 @@ class _Keys:
     @classmethod
     def of(cls, file: GGUF) -> "_Keys":
         architecture = file.metadata.get("general.architecture")
-        if architecture not in _NAMES:
+        if architecture not in NAMES:
             raise UserError(
-                f"{file.path} is of the architecture {shortened(architecture)}; GGUF files of {', '.join(_NAMES)} "
+                f"{file.path} is of the architecture {shortened(architecture)}; GGUF files of {', '.join(NAMES)} "
                 "can be imported"
             )
         start = f"{architecture}."
@@ -338,7 +245,7 @@ def _rope(keys: _Keys, head_dim: int) -> dict:
     theta = float(keys.take("rope.freq_base", float, theta))
     kind = keys.take("rope.scaling.type", str, "none")
     factor = keys.take("rope.scaling.factor", float, 1.0)
-    factors = keys.file.tensors.get(_FREQUENCIES)
+    factors = keys.file.tensors.get(FREQUENCIES)
     if kind not in ("none", "linear") or (kind == "linear" and factors):
         known = "llama3 (as the tensor rope_freqs.weight) or linear"
         keys.refuse("rope.scaling.type", f"{shortened(kind)} cannot be imported, only {known}, one of them")
@@ -346,7 +253,7 @@ def _rope(keys: _Keys, head_dim: int) -> dict:
         settings = llama3_settings(factors.read(), theta, head_dim)
         if settings is None:
             raise UserError(
-                f"{keys.file.path}: {_FREQUENCIES} scales rotary frequencies by another rule than Llama 3's, which "
+                f"{keys.file.path}: {FREQUENCIES} scales rotary frequencies by another rule than Llama 3's, which "
                 "cannot be imported"
             )
         return settings | {"rope_theta": theta}

@@ -140,7 +140,7 @@ def _sentencepiece(stored: _Stored, settings: dict):
     if "tokenizer.ggml.merges" in stored.file.metadata:
         merges = [tuple(merge.split(" ")) for merge in stored.get("merges", [str])]
     else:
-        merges = _merges(stored, [-token for token in stored.ids.values()] if gemma else None)
+        merges = _merges(stored, [-token for token in range(len(stored.tokens))] if gemma else None)
     model = models.BPE(
         stored.ids, merges, unk_token=settings.get("unk_token"), fuse_unk=True, byte_fallback=True
     )
