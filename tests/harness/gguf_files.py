@@ -1,5 +1,7 @@
 """Small GGUF files, written of `transformers` models as llama.cpp's converter writes them."""
 
+from itertools import cycle
+
 import numpy as np
 
 # What makes the small models of an architecture: H · D differs from C where the family has its own D.
@@ -78,9 +80,9 @@ def write_gguf(path, model, kinds=None, *, vocabulary=None, more=None, tensors=N
     found = converted(model, arch)
     if tensors:
         tensors(found)
-    kinds = list(kinds or ["F32"])
-    for place, (name, value) in enumerate(found.items()):
-        kind = gguf.GGMLQuantizationType[kinds[place % len(kinds)] if value.ndim > 1 else "F32"]
+    kinds = cycle(kinds or ["F32"])
+    for name, value in found.items():
+        kind = gguf.GGMLQuantizationType[next(kinds) if value.ndim > 1 else "F32"]
         writer.add_tensor(name, gguf.quantize(value, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
