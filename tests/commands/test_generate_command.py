@@ -12,8 +12,8 @@ from harness.training.checkpoint import Checkpoint, save_checkpoint
 from harness.training.run_folder import RunFolder
 from tests.commands.conftest import ROOT
 
-pytest.importorskip("tokenizers")
-pytest.importorskip("jinja2")
+pytest.importorskip("tokenizers", reason="needs tokenizers (pip install -e '.[dev]')")
+pytest.importorskip("jinja2", reason="needs jinja2 (pip install -e '.[dev]')")
 
 from tests.small_tokenizers import published
 

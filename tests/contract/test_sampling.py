@@ -178,8 +178,8 @@ def test_repetition_penalty():
 
 def test_repetition_penalty_is_that_of_transformers():
     """An independent witness, if it is installed."""
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
+    torch = pytest.importorskip("torch", reason="needs torch (pip install -e '.[dev]')")
     random = np.random.default_rng(5)
     theirs = transformers.RepetitionPenaltyLogitsProcessor(1.3)
     for _ in range(50):

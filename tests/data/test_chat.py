@@ -6,8 +6,8 @@ from texts import one_line
 from contract.errors import UserError
 from data.chat import chat_tokens, render
 
-pytest.importorskip("jinja2")
-pytest.importorskip("tokenizers")
+pytest.importorskip("jinja2", reason="needs jinja2 (pip install -e '.[dev]')")
+pytest.importorskip("tokenizers", reason="needs tokenizers (pip install -e '.[dev]')")
 
 from tests.small_tokenizers import published
 
@@ -41,7 +41,7 @@ def with_template(template):
 @pytest.mark.parametrize("template", [CHATML, STRICT], ids=["chatml", "strict"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_tokens_are_those_of_transformers(template, count):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
     tokenizer = with_template(template)
     theirs = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer._tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template

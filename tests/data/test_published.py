@@ -11,8 +11,8 @@ from data.prepare import open_prepared, prepare
 from data.published import PublishedTokenizer
 from data.tokenizers import TextDecoder, encode, identity, load_tokenizer, save_tokenizer, token_bytes
 
-pytest.importorskip("tokenizers")
-pytest.importorskip("transformers")
+pytest.importorskip("tokenizers", reason="needs tokenizers (pip install -e '.[dev]')")
+pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
 from tokenizers import Tokenizer
 
 from tests.small_tokenizers import KINDS, lines, published

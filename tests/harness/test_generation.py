@@ -80,7 +80,7 @@ def test_a_prompt_of_an_own_tokenizer():
 
 def test_a_prompt_of_a_published_tokenizer():
     """It stands behind what the model's texts begin with; a special token's text is text unless asked for."""
-    pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers", reason="needs tokenizers (pip install -e '.[dev]')")
     from tests.small_tokenizers import published
 
     model, bare = published("llama3"), published("gpt2")

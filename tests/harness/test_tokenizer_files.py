@@ -7,7 +7,7 @@ import pytest
 from contract.errors import UserError
 from harness.exchange.tokenizer_files import end_ids, read_tokenizer, tokenizer_texts
 
-pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers", reason="needs tokenizers (pip install -e '.[dev]')")
 
 from tests.small_tokenizers import KINDS, lines, published
 
@@ -22,7 +22,7 @@ def folder_of(tmp_path, **files):
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_and_out(kind, tmp_path):
     """The files that come out are those that went in, and `transformers` reads the same ids and roles from them."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
     tokenizer = published(kind)
     generation = {"eos_token_id": [2, 4], "bos_token_id": 1, "temperature": 0.6}
     folder = folder_of(
