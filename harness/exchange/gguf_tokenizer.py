@@ -77,6 +77,16 @@ class _Stored:
             raise UserError(f"{self.file.path}: tokenizer.ggml.{key}: {error}; get the file again") from None
         return value
 
+    def merges(self) -> list[tuple[str, str]]:
+        """The pairs of tokens that are merged, the first to be first. Raises UserError if one is no pair."""
+        pairs = [tuple(merge.split(" ")) for merge in self.get("merges", [str])]
+        if wrong := [" ".join(pair) for pair in pairs if len(pair) != 2]:
+            raise UserError(
+                f"{self.file.path}: tokenizer.ggml.merges holds {shortened(wrong[0])}, expected two tokens; get the "
+                "file again"
+            )
+        return pairs
+
     def of_type(self, *types: int) -> list[str]:
         """The tokens of these types."""
         return [text for text, kind in zip(self.tokens, self.types, strict=True) if kind in types]
@@ -112,8 +122,7 @@ def _byte_level(stored: _Stored, settings: dict):
             f"{stored.file.path}: tokenizer.ggml.pre is {shortened(pre)}, a way of cutting text that this project does "
             f"not know; it knows {', '.join(SPLITS)}"
         )
-    merges = [tuple(merge.split(" ")) for merge in stored.get("merges", [str])]
-    tokenizer = Tokenizer(models.BPE(vocab=stored.ids, merges=merges))
+    tokenizer = Tokenizer(models.BPE(vocab=stored.ids, merges=stored.merges()))
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=SPLITS[pre] is None)
     if SPLITS[pre] is not None:
         whole = pre_tokenizers.Sequence(
@@ -138,9 +147,9 @@ def _sentencepiece(stored: _Stored, settings: dict):
         texts = ["▁" * len(text) if text and not text.strip(" ") else text for text in stored.tokens]
         stored.ids = {text: token for token, text in enumerate(texts)}
     if "tokenizer.ggml.merges" in stored.file.metadata:
-        merges = [tuple(merge.split(" ")) for merge in stored.get("merges", [str])]
+        merges = stored.merges()
     else:
-        merges = _merges(stored, [-token for token in range(len(stored.tokens))] if gemma else None)
+        merges = _merges_by_score(stored, [-token for token in range(len(stored.tokens))] if gemma else None)
     model = models.BPE(
         stored.ids, merges, unk_token=settings.get("unk_token"), fuse_unk=True, byte_fallback=True
     )
@@ -160,7 +169,7 @@ def _sentencepiece(stored: _Stored, settings: dict):
 _BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}
 
 
-def _merges(stored: _Stored, scores: list[float] | None) -> list[tuple[str, str]]:
+def _merges_by_score(stored: _Stored, scores: list[float] | None) -> list[tuple[str, str]]:
     """Every pair of tokens that makes a token, that of the best score first.
 
     scores: None for the file's
