@@ -14,6 +14,7 @@ from commands.options import (
     ThreadsOption,
     option,
 )
+from contract.errors import ConfigError
 
 # Shown beside a checkpoint's validation loss: its number of tokens, and the final evaluation.
 EVALUATIONS = ("validation_tokens", "final_validation_loss", "final_validation_tokens")
@@ -48,13 +49,24 @@ def evaluate(
 ):
     """Measure how well a trained model predicts a text."""
     from data.tokenizers import token_lengths
-    from harness.training.evaluation import bits_per_byte, evaluate, log_probabilities
+    from harness.training.evaluation import Evaluation, bits_per_byte, evaluate, log_probabilities
     from harness.training.run_corpus import evaluation_tokens
     from harness.training.runs import open_model
 
+    if per_token and batch_size is not None:
+        raise ConfigError(
+            "--batch-size does not go with --per-token, which takes one window at a time; omit it"
+        )
     model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
+    windows = {"sequence_length": sequence_length, "stride": stride}
     with evaluation_tokens(run, checkpoint, text, separator) as tokens:
-        result = evaluate(model, tokens, batch_size, sequence_length=sequence_length, stride=stride)
+        rows = []
+        if per_token:
+            found = log_probabilities(model, tokens, **windows)
+            result = Evaluation(-float(found.mean()), len(found))
+            rows = _token_rows(checkpoint.tokenizer, tokens, found.tolist())
+        else:
+            result = evaluate(model, tokens, batch_size, **windows)
         record = {
             "text": text.name if text and text.suffix != ".bin" else "held-out split",
             "tokens": result.tokens,
@@ -62,12 +74,7 @@ def evaluate(
             "perplexity": result.perplexity,
             "bits_per_byte": bits_per_byte(result, tokens, token_lengths(checkpoint.tokenizer)),
         }
-        rows = []
-        if per_token:
-            found = log_probabilities(model, tokens, sequence_length=sequence_length, stride=stride)
-            rows = _token_rows(checkpoint.tokenizer, tokens, found.tolist())
-            record |= {"per_token": rows} if as_json else {}
-    _print_record(record, as_json)
+    _print_record(record | ({"per_token": rows} if per_token and as_json else {}), as_json)
     if not as_json:
         _print_tokens(rows)
 

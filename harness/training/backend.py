@@ -44,8 +44,11 @@ class Backend(Protocol):
     def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> float:
         """The loss of a batch without dropout; only of the last P positions if targets are (B, P)."""
 
-    def logits(self, tokens: np.ndarray, last: int) -> np.ndarray:
-        """The logits of the token after each of the last `last` positions, without dropout: float (B, last, V)."""
+    def logits(self, tokens: np.ndarray, last: int, rows: int) -> Iterator[np.ndarray]:
+        """Yield the logits after each of the last positions of one sequence, at most `rows` at a time, without dropout.
+
+        tokens: int64 (1, T); last: how many positions; yields: float (n, V)
+        """
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """The weights by name."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from math import exp, inf, log
 from typing import NamedTuple
 
@@ -92,11 +93,13 @@ def log_probabilities(
     tokens, sequence_length, stride: as in `evaluate`, whose loss is minus the mean of these
     """
     T, found = tokens_per_sequence(sequence_length, backend.config), []
+    rows = max(1, MAX_LOGITS // 8 // backend.config.vocab_size)  # in float64, and held twice
     for inputs, targets in evaluation_batches(tokens, T, 1, stride=stride):
-        logits = backend.logits(inputs, targets.shape[1])[0].astype(np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        picked = logits[np.arange(len(logits)), targets[0]]
-        found.append(picked - np.log(np.exp(logits, out=logits).sum(axis=-1)))
+        wanted = iter(targets[0])
+        for logits in backend.logits(inputs, targets.shape[1], rows):
+            shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+            picked = shifted[np.arange(len(logits)), list(islice(wanted, len(logits)))]
+            found.append(picked - np.log(np.exp(shifted, out=shifted).sum(axis=-1)))
     return np.concatenate(found)
 
 

@@ -136,10 +136,13 @@ class NumpyBackend:
         with self._working():
             return sum(each(evaluate, self._parts(slice(0, len(tokens)), tokens)))
 
-    def logits(self, tokens, last) -> np.ndarray:
+    def logits(self, tokens, last, rows) -> Iterator[np.ndarray]:
         with self._working():
             x, _ = self.model.stream_forward(tokens)
-            return self.model.logits_forward(x[:, -last:])[0]
+        for start in range(len(x[0]) - last, len(x[0]), rows):
+            with self._working():
+                logits, *_ = self.model.logits_forward(x[0, start : start + rows])
+            yield logits
 
     def weights(self) -> Mapping[str, np.ndarray]:
         return self.model.weights

@@ -76,9 +76,10 @@ class TorchBackend:
         return float(self.model.loss(torch.tensor(tokens), torch.tensor(targets)))
 
     @torch.inference_mode()
-    def logits(self, tokens, last) -> np.ndarray:
+    def logits(self, tokens, last, rows) -> Iterator[np.ndarray]:
         x = self.model.stream_forward(torch.tensor(tokens, device=self.device))
-        return self.model.logits_forward(x[:, -last:]).cpu().numpy()
+        for block in x[0, -last:].split(rows):
+            yield self.model.logits_forward(block).cpu().numpy()
 
     def weights(self) -> Mapping[str, np.ndarray]:
         return _arrays(self._weights)

@@ -52,9 +52,11 @@ def test_every_token_but_the_first_counts_once(backend, count, batch_size):
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-12)
 
 
+@pytest.mark.parametrize("most", [1 << 26, 8 * 7 * 2, 1])
 @pytest.mark.parametrize("count", [2, 5, 9, 23])
-def test_log_probabilities_are_those_of_each_token(backend, count):
-    """One for every token but the first, and their mean is minus the loss, at a stride too."""
+def test_log_probabilities_are_those_of_each_token(backend, count, most, monkeypatch):
+    """One for every token but the first, and their mean is minus the loss, at a stride and in blocks of rows too."""
+    monkeypatch.setattr("harness.training.evaluation.MAX_LOGITS", most)
     tokens = np.random.default_rng(count).integers(7, size=count)
     losses = [plain_loss(backend, tokens, (place - 1) // 4 * 4, place) for place in range(1, count)]
     np.testing.assert_allclose(log_probabilities(backend, tokens), -np.array(losses), rtol=1e-12)
