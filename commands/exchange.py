@@ -23,8 +23,8 @@ def import_gpt2(
 
     SOURCE holds config.json, model.safetensors (or shards with their index) and
     the vocabulary: vocab.json with merges.txt, or tokenizer.json. A name such as
-    openai-community/gpt2 is downloaded once, to the hub's cache; this needs the
-    extra "hub".
+    openai-community/gpt2 is downloaded once, to the hub's cache; this and
+    tokenizer.json need the extra "models".
     """
     from commands.console import say
     from contract.errors import command_line

@@ -111,11 +111,6 @@ class PublishedTokenizer:
         ids = {name: self._role(name) for name in names}
         return {name: self._tokenizer.id_to_token(id) for name, id in ids.items() if id is not None}
 
-    def is_special_token(self, token: int) -> bool:
-        """Whether it stands for no text."""
-        added = self._tokenizer.get_added_tokens_decoder().get(token)
-        return added is not None and added.special
-
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes that a token adds to a text, a special token its name. Raises KeyError for an unknown id."""
         if token in self._added:

@@ -32,6 +32,9 @@ END_OF_TEXT = "<|endoftext|>"
 _OTHER_EXPORT = "export to torch or npz instead"
 FILE_NAMES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # the second as first published
 TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
+# What else a published model's folder says of text.
+GENERATION_FILE, TEMPLATE_FILE = "generation_config.json", "chat_template.jinja"
+ROLES_FILE = "special_tokens_map.json"
 
 
 _IDS = {str: int}  # token -> id, a token's bytes written as symbols

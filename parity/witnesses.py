@@ -123,7 +123,7 @@ def _gpt2(config: ModelConfig, weights):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    fields = published_config(config, "float64", None)
+    fields = published_config(config, "float64")
     model = GPT2LMHeadModel(GPT2Config(**fields, attn_implementation="eager")).double().eval()
     with torch.no_grad():
         for name, place in _places(config).items():

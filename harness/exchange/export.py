@@ -16,14 +16,12 @@ from contract.errors import ConfigError, needs
 from contract.files import exported_files, write_into, write_sums
 from contract.weights import weight_table
 from data.tokenizers import RANKS, save_ranks, save_tokenizer
-from data.vocabulary import END_OF_TEXT, vocabulary_files, vocabulary_of
 from harness.exchange.families import gpt2
 from harness.exchange.hub import CONFIG, MODEL
+from harness.exchange.tokenizer_files import end_ids, tokenizer_texts
 from harness.training.checkpoint import TOKENIZER, Checkpoint
 from harness.training.tensor_file import save_tensors
 from numpy_llm.positions import sinusoidal_positions
-
-GENERATION_CONFIG = "generation_config.json"
 
 
 def export(checkpoint: Checkpoint, format: str, out: Path, *, overwrite: bool = False):
@@ -53,16 +51,12 @@ def _write_json(path: Path, content: dict):
 
 def _write_huggingface(checkpoint: Checkpoint, folder: Path):
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    for name, text in vocabulary_files(tokenizer, config.context_length).items():
+    for name, text in tokenizer_texts(tokenizer, config.context_length).items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    end_of_text = vocabulary_of(tokenizer)[0].get(END_OF_TEXT)
     tensors = _published_tensors(checkpoint)
     dtype = next(iter(tensors.values())).dtype
     save_tensors(folder / MODEL, tensors, {"format": "pt"})  # transformers refuses a file without it
-    fields = gpt2.published_config(config, str(dtype), end_of_text)
-    _write_json(folder / CONFIG, fields)
-    ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
-    _write_json(folder / GENERATION_CONFIG, ends)  # without it transformers makes one, with a warning
+    _write_json(folder / CONFIG, gpt2.published_config(config, str(dtype)) | end_ids(tokenizer))
 
 
 def _published_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:

@@ -5,14 +5,21 @@ import sys
 from pathlib import Path
 
 from contract.errors import ConfigError, UserError, needs
-from data.vocabulary import FILE_NAMES, SETTINGS_FILE, TOKENIZER_FILE
+from data.vocabulary import (
+    FILE_NAMES,
+    GENERATION_FILE,
+    ROLES_FILE,
+    SETTINGS_FILE,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+)
 
 CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # What is fetched of a published model; its folder also holds the same weights for other programs.
 _FETCHED = [
     *(CONFIG, MODEL, INDEX, "model-*-of-*.safetensors"),
     *(name for names in FILE_NAMES for name in names),
-    *("added_tokens.json", TOKENIZER_FILE, SETTINGS_FILE),
+    *("added_tokens.json", TOKENIZER_FILE, SETTINGS_FILE, GENERATION_FILE, TEMPLATE_FILE, ROLES_FILE),
 ]
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 

@@ -17,9 +17,9 @@ from contract.errors import UserError, readable
 from contract.schema import read_json
 from contract.weights import Weights, weight_table
 from data.tokenizers import open_tokenizer
-from data.vocabulary import read_vocabulary
 from harness.exchange.families import gpt2
 from harness.exchange.hub import CONFIG, INDEX, MODEL
+from harness.exchange.tokenizer_files import read_tokenizer
 from harness.training.checkpoint import Checkpoint
 from harness.training.tensor_file import DTYPES, StoredTensor, stored_tensors
 from numpy_llm.positions import sinusoidal_positions
@@ -53,7 +53,7 @@ def import_gpt2(
     dtype = weights.flat.dtype
     config, weights = _restore(fields.get(gpt2.OWN_CONFIG), config, weights, note)
     training = {"dtype": str(dtype)} | (origin or {"source": folder.resolve().name})
-    return Checkpoint(config, weights, _tokenizer(folder, config, note), training=training)
+    return Checkpoint(config, weights, _tokenizer(folder, fields, config, note), training=training)
 
 
 def _read_weights(stored: dict[str, StoredTensor], config: ModelConfig, note) -> Weights:
@@ -199,8 +199,8 @@ def _restore(own: object, config: ModelConfig, weights: Weights, note) -> tuple[
     return wanted, restored
 
 
-def _tokenizer(folder: Path, config: ModelConfig, note):
-    encoding = read_vocabulary(folder)
+def _tokenizer(folder: Path, fields: dict, config: ModelConfig, note):
+    encoding = read_tokenizer(folder, fields)
     if encoding is None:
         if config.vocab_size != gpt2.VOCAB_SIZE:
             raise UserError(

@@ -9,16 +9,16 @@ from data.published import PublishedTokenizer
 from data.tokenizers import Tokenizer
 from data.vocabulary import (
     END_OF_TEXT,
+    GENERATION_FILE,
+    ROLES_FILE,
     SETTINGS_FILE,
+    TEMPLATE_FILE,
     TOKENIZER_FILE,
     read_vocabulary,
     vocabulary_files,
     vocabulary_of,
 )
 
-GENERATION_CONFIG, TEMPLATE_FILE, ROLES_FILE = (
-    "generation_config.json", "chat_template.jinja", "special_tokens_map.json",
-)  # fmt: skip
 _ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -38,7 +38,7 @@ def read_tokenizer(folder: Path, fields: dict) -> Tokenizer | None:
         with readable(folder / TEMPLATE_FILE, "get it again"):
             settings["chat_template"] = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     ends = {name: fields[name] for name in _ENDS if fields.get(name) is not None}
-    generation = ends | _object(folder / GENERATION_CONFIG)
+    generation = ends | _object(folder / GENERATION_FILE)
     return PublishedTokenizer(_object(path), settings, generation)
 
 
@@ -60,14 +60,14 @@ def tokenizer_texts(tokenizer: Tokenizer, context_length: int) -> dict[str, str]
         files = {
             TOKENIZER_FILE: tokenizer.content,
             SETTINGS_FILE: tokenizer.settings,
-            GENERATION_CONFIG: tokenizer.generation,
+            GENERATION_FILE: tokenizer.generation,
         }
         return {
             name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in files.items()
         }
     # Without generation_config.json transformers makes one, with a warning.
     return vocabulary_files(tokenizer, context_length) | {
-        GENERATION_CONFIG: json.dumps(end_ids(tokenizer), indent=2) + "\n"
+        GENERATION_FILE: json.dumps(end_ids(tokenizer), indent=2) + "\n"
     }
 
 

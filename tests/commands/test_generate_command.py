@@ -8,8 +8,8 @@ import pytest
 
 from contract.presets import preset
 from contract.weights import initial_weights
-from harness.training.checkpoint import Checkpoint, save_checkpoint
-from harness.training.run_folder import RunFolder
+from harness.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from harness.training.run_folder import RunFolder, find_checkpoint
 from tests.commands.conftest import ROOT
 
 pytest.importorskip("tokenizers", reason="needs tokenizers (pip install -e '.[dev]')")
@@ -31,7 +31,7 @@ def model(tmp_path_factory):
     tokenizer = published("qwen2")
     tokenizer.settings["chat_template"] = TEMPLATE
     tokenizer.generation["eos_token_id"] = list(range(0, tokenizer.n_vocab, 4))
-    config = preset("modern", vocab_size=tokenizer.n_vocab, n_layer=1, context_length=512)
+    config = preset("nano", vocab_size=tokenizer.n_vocab, n_layer=1, context_length=512)
     save_checkpoint(
         RunFolder(folder).latest, Checkpoint(config, initial_weights(config, 3, "float32"), tokenizer)
     )
@@ -72,6 +72,24 @@ def test_chat_prints_the_reply_alone(succeed, model):
     assert continued == text + reply
     told, _ = succeed("generate", model, "--chat", "the fox", "--system", "be brief", *SEED)
     assert told != reply
+
+
+def test_out_and_in_again(succeed, model, tmp_path):
+    """An exported model brings its tokenizer back with it: template, special tokens and ends, and so the reply."""
+    succeed("export", model, "--out", tmp_path / "out")
+    succeed("import-gpt2", tmp_path / "out", "--out", tmp_path / "again")
+    before, after = (load_checkpoint(find_checkpoint(folder)) for folder in (model, tmp_path / "again"))
+    assert after.tokenizer.to_dict() == before.tokenizer.to_dict()
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert config["eos_token_id"] == before.tokenizer.generation["eos_token_id"]
+    chat = ("--chat", "the fox", *SEED)
+    assert succeed("generate", tmp_path / "again", *chat) == succeed("generate", model, *chat)
+
+
+def test_per_token_takes_no_batch_size(run_cli, model):
+    code, _, err = run_cli("evaluate", model, "--text", "cli.py", "--per-token", "--batch-size", 2)
+    assert code == 2
+    assert "--batch-size does not go with --per-token" in err
 
 
 def test_a_conversation_remembers(model):

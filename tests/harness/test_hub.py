@@ -44,9 +44,10 @@ def test_fetching(hub, published):
     listed = [
         "config.json", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
         "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json",
+        "generation_config.json", "chat_template.jinja", "special_tokens_map.json",
         "pytorch_model.bin", "tf_model.h5", "onnx/decoder.onnx", "64.tflite", "README.md",
     ]  # fmt: skip
-    assert list(filter_repo_objects(listed, allow_patterns=patterns)) == listed[:9]
+    assert list(filter_repo_objects(listed, allow_patterns=patterns)) == listed[:12]
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_heads_that_gpt2_cannot_express():
     """GPT-2's files have no field for a head size of its own, so a model with one is not written as GPT-2."""
     config = preset("nano", vocab_size=9, head_size=16)
     with pytest.raises(UserError, match="cannot express head_size 16; choose --format npz"):
-        published_config(config, "float32", None)
+        published_config(config, "float32")
 
 
 @settings(max_examples=200, deadline=None)
@@ -175,7 +175,7 @@ def test_any_configuration_ends_in_a_line(data):
         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
         max_leaves=3,
     )
-    known = published_config(preset("nano", vocab_size=9), "float32", None)
+    known = published_config(preset("nano", vocab_size=9), "float32")
     fields = data.draw(
         st.dictionaries(st.sampled_from([*known, "is_causal", "hidden_size"]), values, max_size=3)
     )

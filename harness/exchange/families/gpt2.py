@@ -179,10 +179,10 @@ def _common_dropout(values: dict):
     return rates[0]
 
 
-def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -> dict:
+def published_config(config: ModelConfig, dtype: str) -> dict:
     """The fields of a published `config.json` for weights that were written in `published_terms(config)`.
 
-    dtype: of the weights; end_of_text: the token id of <|endoftext|>, None for a vocabulary without it
+    dtype: of the weights
     Raises UserError for a model that GPT-2's files cannot express.
     """
     published_terms(config)  # refuses what has no field
@@ -192,8 +192,6 @@ def published_config(config: ModelConfig, dtype: str, end_of_text: int | None) -
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         **theirs | {"activation_function": activation},
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
         "dtype": dtype,
         OWN_CONFIG: config.to_dict(),
     }
