@@ -47,7 +47,8 @@ def train_tokenizer(
     """Train byte-pair ranks on a text, for `--tokenizer`."""
     from commands.console import reading_progress, say
     from contract.files import require_free
-    from data.tokenizers import save_ranks, train_tokenizer
+    from data.tokenizer_training import train_tokenizer
+    from data.tokenizers import save_ranks
 
     out = out or _beside(text, f"-{vocab_size}.tiktoken")
     if out.resolve() == text.resolve():

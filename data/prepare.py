@@ -7,7 +7,7 @@ part, then the validation part. `x.json` beside it is a `TokenFileInfo` with a c
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -19,7 +19,7 @@ from contract.errors import ConfigError, UserError, explaining
 from contract.files import replaceable_items, write_into
 from contract.schema import pop_checksum, read_json, require, write_record
 from data.published import PublishedTokenizer
-from data.text import BETWEEN_LINES, BETWEEN_WORDS, stream_text
+from data.text import BETWEEN_LINES, BETWEEN_WORDS, split_documents, stream_text
 from data.token_store import AGAIN, StoredTokens, TokenStore
 from data.tokenizers import (
     TOKENIZER_ENDINGS,
@@ -227,7 +227,7 @@ def _write_tokens(
 
     write(begin)
     after_line = False
-    for piece, ends in _documents(pieces(), separator):
+    for piece, ends in split_documents(pieces(), separator):
         if isinstance(tokenizer, PublishedTokenizer):
             write(tokenizer.encode(piece, after_line=after_line))
         else:
@@ -241,23 +241,6 @@ def _write_tokens(
         "text_bytes": text_bytes,
         "text_sha256": text_hash.hexdigest(),
     }
-
-
-def _documents(pieces: Iterator[str], separator: str | None) -> Iterator[tuple[str, bool]]:
-    """The text without its separators: parts of documents, and whether a document ends after the part."""
-    held = ""
-    for piece in pieces:
-        if separator is None:
-            yield piece, False
-            continue
-        *whole, held = (held + piece).split(separator)
-        for document in whole:
-            yield document, True
-        if not any(held.endswith(separator[:length]) for length in range(1, len(separator))):
-            yield held, False  # no separator can have begun in it
-            held = ""
-    if held:
-        yield held, False
 
 
 # Where to split a text, best first: after a match in its UTF-8 bytes.

@@ -84,6 +84,23 @@ def stream_text(
         yield held
 
 
+def split_documents(pieces: Iterator[str], separator: str | None) -> Iterator[tuple[str, bool]]:
+    """The text without its separators: parts of documents, and whether a document ends after the part."""
+    held = ""
+    for piece in pieces:
+        if separator is None:
+            yield piece, False
+            continue
+        *whole, held = (held + piece).split(separator)
+        for document in whole:
+            yield document, True
+        if not any(held.endswith(separator[:length]) for length in range(1, len(separator))):
+            yield held, False  # no separator can have begun in it
+            held = ""
+    if held:
+        yield held, False
+
+
 def _last_cut(cuts: re.Pattern, text: str, start: int) -> int:
     """The index of the last safe cut after `start`, or 0; searched from the end, in growing windows."""
     window = 256

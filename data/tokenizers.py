@@ -11,14 +11,8 @@ import base64
 import codecs
 import contextlib
 import hashlib
-import json
 import os
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import chain
 from os import PathLike
 from pathlib import Path
 
@@ -29,19 +23,14 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from contract.errors import ConfigError, UserError, explaining
 from contract.files import open_regular, write_file
 from contract.schema import checksum
-from data import merging
 from data.published import PublishedTokenizer
 from data.text import is_pipe, stream_text
 
 Tokenizer = tiktoken.Encoding | PublishedTokenizer
-MAX_VOCAB_SIZE = 1 << 24
 RANKS, PUBLISHED = TOKENIZER_ENDINGS = ".tiktoken", ".published.json"
-# The pattern's engine keeps a place to come back to for every character of a run of whitespace in front of a
-# word, and gives up at a million of them: an error in tiktoken, the end of the process in rustbpe.
-_LONG_WHITESPACE = re.compile(r"\s{999998}")
 
 
-# --- open, train, save, load ---
+# --- open, save, load ---
 
 
 def open_tokenizer(name: str | PathLike, text: str | PathLike | None = None) -> tiktoken.Encoding:
@@ -88,54 +77,8 @@ def _open_bytes(text: str | PathLike) -> tiktoken.Encoding:
     return encoding_of("bytes", [bytes([byte]) for byte in np.flatnonzero(seen)])
 
 
-def train_tokenizer(
-    text: str | PathLike, vocab_size: int, progress: Callable[[int], None] | None = None
-) -> tiktoken.Encoding:
-    """Train byte-pair ranks on a text file; the same text gives the same ranks.
-
-    text: a UTF-8 file, streamed: memory grows with the number of distinct words
-    vocab_size: the 256 bytes and the merges, at most `MAX_VOCAB_SIZE`; a small text gives fewer
-    progress: called with the number of bytes read so far; merging starts after reading
-    Raises ConfigError for an impossible size, UserError if the text cannot be read.
-    """
-    if not 256 <= vocab_size <= MAX_VOCAB_SIZE:
-        raise ConfigError(
-            f"a vocabulary of {vocab_size} tokens cannot be trained: ask for 256 (the bytes) to {MAX_VOCAB_SIZE}"
-        )
-    pieces = (_splittable(piece) for piece in stream_text(text, progress))
-    return encoding_of("ranks", _merge(pieces, vocab_size))
-
-
-def _merge(pieces: Iterator[str], vocab_size: int) -> list[bytes]:
-    """The tokens in the order of their ranks, learned from a text's pieces in a process of its own."""
-    command = [sys.executable, "-P", merging.__file__, str(os.getpid()), str(vocab_size), r50k_pat_str]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, **pipes, start_new_session=True)
-    try:
-        for piece in chain(pieces, [None]):
-            process.stdin.write(json.dumps(piece).encode() + b"\n")
-        process.stdin.close()
-        return [token.encode("latin-1") for token in json.load(process.stdout)]
-    except (BrokenPipeError, json.JSONDecodeError):
-        raise UserError(
-            f"the process that learns the merges ended (exit code {process.wait()}), perhaps out of memory; "
-            "free memory, or train on a smaller text"
-        ) from None
-    finally:
-        process.kill()
-        with contextlib.suppress(BrokenPipeError):  # what it did not live to read
-            process.stdin.close()
-        process.stdout.close()
-        process.wait()
-
-
-def _splittable(piece: str) -> str:
-    if _LONG_WHITESPACE.search(piece):
-        raise _whitespace_error()
-    return piece
-
-
-def _whitespace_error() -> UserError:
+def whitespace_error() -> UserError:
+    """What to say of a run of whitespace that GPT-2's pattern cannot split."""
     return UserError(
         "the text holds a run of about a million whitespace characters, more than GPT-2's pattern can "
         "split; shorten it, or use the tokenizer 'bytes'"
@@ -338,7 +281,7 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
         # As encode_ordinary, without its list of Python integers: a tenth faster, a tenth of the memory.
         tokens = tokenizer.encode_to_numpy(text, disallowed_special=())
     except ValueError as error:
-        raise _whitespace_error() from error
+        raise whitespace_error() from error
     return tokens.astype(token_dtype(tokenizer))
 
 

@@ -5,7 +5,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from data.tokenizers import open_tokenizer, train_tokenizer
+from data.tokenizer_training import train_tokenizer
+from data.tokenizers import open_tokenizer
 from tests.data.texts import NASTY
 from tests.shared_files import CACHE, require_cache
 

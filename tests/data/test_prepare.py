@@ -18,7 +18,8 @@ import data.text
 from contract.errors import ConfigError, UserError
 from contract.schema import checksum
 from data.prepare import FORMAT_VERSION, SPLIT_REACH, info_path, open_tokens, prepare
-from data.tokenizers import identity, open_tokenizer, save_ranks, train_tokenizer
+from data.tokenizer_training import train_tokenizer
+from data.tokenizers import identity, open_tokenizer, save_ranks
 from tests.shared_files import SHAKESPEARE, needs_corpora
 
 ROOT = Path(__file__).parents[2]

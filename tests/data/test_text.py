@@ -14,12 +14,12 @@ import data.text
 from contract.errors import UserError
 from data.prepare import open_tokens, prepare
 from data.text import LETTERS, NUMBERS, OTHERS, stream_text
+from data.tokenizer_training import train_tokenizer
 from data.tokenizers import (
     encode,
     identity,
     is_bytewise,
     open_tokenizer,
-    train_tokenizer,
 )
 from tests.data.texts import nasty_texts, one_line, write
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import data.text
 from contract.errors import ConfigError, UserError
 from contract.staging import STAGED
+from data.tokenizer_training import train_tokenizer
 from data.tokenizers import (
     TextDecoder,
     encode,
@@ -26,7 +27,6 @@ from data.tokenizers import (
     token_bytes,
     token_dtype,
     token_lengths,
-    train_tokenizer,
 )
 from tests.data.texts import nasty_texts, one_line, write
 from tests.shared_files import SHAKESPEARE, needs_corpora
@@ -155,7 +155,7 @@ def test_training_is_deterministic(folder, ranks):
     """The same text gives the same ranks, here and in another process with other hash seeds."""
     assert identity(train_tokenizer(folder / "training.txt", 2000)) == identity(ranks)
     code = (
-        "import sys; from data.tokenizers import *\n"
+        "import sys; from data.tokenizer_training import train_tokenizer; from data.tokenizers import identity\n"
         "print(identity(train_tokenizer(sys.argv[1], 2000))['sha256'])"
     )
     command = [sys.executable, "-c", code, folder / "training.txt"]

@@ -11,7 +11,8 @@ import tiktoken
 from contract.errors import UserError
 from data.prepare import DEFAULT_RANKS, DEFAULT_TEXT
 from data.symbols import SYMBOLS
-from data.tokenizers import encode, encoding_of, identity, load_ranks, token_bytes, train_tokenizer
+from data.tokenizer_training import train_tokenizer
+from data.tokenizers import encode, encoding_of, identity, load_ranks, token_bytes
 from data.vocabulary import END_OF_TEXT, read_vocabulary, vocabulary_files, vocabulary_of
 from tests.shared_files import CACHE, SHAKESPEARE, require_cache
 
