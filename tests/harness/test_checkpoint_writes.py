@@ -46,7 +46,7 @@ def test_an_interrupted_save_loses_nothing(make, tmp_path, monkeypatch):
             # Every step of saving that touches the disk.
             calls = count()
             for owner, names in (
-                (module, ("save_tensors", "save_ranks")),
+                (module, ("save_tensors", "save_tokenizer")),
                 (staging, ("_flush_folder",)),
                 (os, ("fsync", "replace")),
                 (shutil, ("rmtree",)),
