@@ -71,7 +71,6 @@ DECODING_FAULTS = [
     Fault("samples: rows in another order", f"{_GENERATE}._LayerCache.select",
           "self._kept[:, rows]", "self._kept[:, rows[::-1]]", "samples"),
     Fault("draw of another sequence", f"{_GENERATE}.generate", "seed, sequence, ", "seed, 0, ", "generation"),
-    Fault("repetition penalty: none seen", "contract.decoding._decode", '"seen": tokens', '"seen": []', "generation"),
     Fault("top-k forgotten", f"{_GENERATE}.generate", "temperature, top_k,", "temperature, None,", "generation"),
 ]
 
