@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from commands.bench import bench
 from commands.corpus import judge, prepare, train_tokenizer, validation, write_corpus
-from commands.exchange import export, import_gpt2
+from commands.exchange import export, import_model
 from commands.exercise import grade, list_exercises, start
 from commands.generate import OptionalChatText, generate
 from commands.golden import check, list_packs, make
@@ -31,8 +31,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, train, generate, evaluate, info, import_gpt2, export, parity, check, study, bench):
-    app.command(cls=OptionalChatText if command is generate else None)(command)
+for command in (prepare, train, generate, evaluate, info, import_model, export, parity, check, study, bench):
+    name = "import" if command is import_model else None
+    app.command(name, cls=OptionalChatText if command is generate else None)(command)
+app.command("import-gpt2", hidden=True)(import_model)  # its name before it read other families
 
 GROUPS = {
     "tokenizer": ("Train tokenizers.", {"train": train_tokenizer}),

@@ -80,6 +80,21 @@ def reading_progress(path: Path, task: str):
         yield report
 
 
+@contextmanager
+def import_progress():
+    """A progress bar over the bytes of a model; yields the function to call with tensors and bytes, done and all."""
+    heartbeat = Heartbeat()
+    with _bar(bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn()) as bar:
+        row = bar.add_task("importing", total=None)
+
+        def report(tensors: int, all_tensors: int, read: int, size: int):
+            count = f"importing, tensor {tensors:,} of {all_tensors:,}"
+            bar.update(row, completed=read, total=size, description=count)
+            heartbeat.say(lambda: f"{count}  {read / 1e6:,.1f} of {size / 1e6:,.1f} MB")
+
+        yield report
+
+
 MAX_SPIKE_LINES = 3
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 import numpy_llm
 from contract.config import ModelConfig
-from contract.weights import weight_table
+from harness.exchange import families as published
 from parity.cases import FAMILIES, family_case
 from parity.compare import Comparison, compare
 
@@ -31,7 +31,11 @@ def published_model(title: str, weights, dtype: str):
     family, _ = FAMILIES[title]
     config, text = family_case(title).config, "Text" if family == "gemma3" else ""
     name = _CLASSES[family]
-    settings = getattr(transformers, f"{name}{text}Config")(**_fields(family, config))
+    fields = published.FAMILIES["gemma3_text" if family == "gemma3" else family].published_config(
+        config, dtype
+    )
+    ends = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    settings = getattr(transformers, f"{name}{text}Config")(**fields | ends, attn_implementation="eager")
     model = getattr(transformers, f"{name}ForCausalLM")(settings).to(getattr(torch, dtype)).eval()
     with torch.no_grad():
         for ours, theirs in _places(family, config).items():
@@ -42,88 +46,13 @@ def published_model(title: str, weights, dtype: str):
     return model
 
 
-def _fields(family: str, config: ModelConfig) -> dict:
-    """The configuration in their words."""
-    fields = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_kv_head,
-        "head_dim": config.head_size,
-        "max_position_embeddings": config.context_length,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rope_parameters": _rope(config.rotary),
-        "attn_implementation": "eager",
-        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
-    }
-    kinds = [
-        "full_attention" if config.layer(place).window is None else "sliding_attention"
-        for place in range(config.n_layer)
-    ]
-    if family in ("qwen2", "qwen3", "gemma2", "gemma3"):
-        fields |= {"layer_types": kinds}
-    if config.window:
-        fields |= {"sliding_window": config.window}
-    if family.startswith("gemma"):
-        fields |= {
-            "query_pre_attn_scalar": round(config.attention_scale**-2),
-            "attn_logit_softcapping": config.score_cap,
-            "final_logit_softcapping": config.logit_cap,
-            "hidden_activation": "gelu_pytorch_tanh",
-        }
-    if family == "gemma3":
-        ropes = {"full_attention": config.rotary, "sliding_attention": config.local_rotary}
-        fields |= {"rope_parameters": {kind: _rope(rotary) for kind, rotary in ropes.items()}}
-    return fields
-
-
-def _rope(rotary) -> dict:
-    fields = {"rope_type": "default", "rope_theta": rotary.theta}
-    if rotary.scaling != "none":
-        fields |= {"rope_type": rotary.scaling, "factor": rotary.factor}
-    if rotary.scaling == "llama3":
-        fields |= {
-            "low_freq_factor": rotary.low_frequency_factor,
-            "high_freq_factor": rotary.high_frequency_factor,
-            "original_max_position_embeddings": rotary.original_context_length,
-        }
-    return fields
-
-
 def _places(family: str, config: ModelConfig) -> dict[str, list[str]]:
     """Our name of each weight -> theirs, whose rows ours holds one below the other."""
-    sandwich = config.block == "sandwich"
-    layer = {
-        "norm_1.weight": ["input_layernorm.weight"],
-        "attention.query_key_value.weight": [f"self_attn.{role}_proj.weight" for role in "qkv"],
-        "attention.query_key_value.bias": [f"self_attn.{role}_proj.bias" for role in "qkv"],
-        "attention.query_norm.weight": ["self_attn.q_norm.weight"],
-        "attention.key_norm.weight": ["self_attn.k_norm.weight"],
-        "attention.output.weight": ["self_attn.o_proj.weight"],
-        # The same name in both kinds of block, for two different norms.
-        "post_norm_1.weight": ["post_attention_layernorm.weight"],
-        "norm_2.weight": [f"{'pre_feedforward' if sandwich else 'post_attention'}_layernorm.weight"],
-        "feed_forward.gate.weight": ["mlp.gate_proj.weight"],
-        "feed_forward.up.weight": ["mlp.up_proj.weight"],
-        "feed_forward.down.weight": ["mlp.down_proj.weight"],
-        "post_norm_2.weight": ["post_feedforward_layernorm.weight"],
+    theirs = published.FAMILIES["gemma3_text" if family == "gemma3" else family]
+    return {
+        ours: [name if name == theirs.output else theirs.prefix + name for name in place.names]
+        for ours, place in theirs.published_places(config).items()
     }
-    outside = {
-        "token_embedding.weight": ["model.embed_tokens.weight"],
-        "final_norm.weight": ["model.norm.weight"],
-        "output.weight": ["lm_head.weight"],
-    }
-    places = {}
-    for name in weight_table(config):
-        _, _, inside = name.partition("blocks.")
-        place, _, role = inside.partition(".")
-        places[name] = (
-            [f"model.layers.{place}.{theirs}" for theirs in layer[role]] if inside else outside[name]
-        )
-    return places
 
 
 @contextmanager

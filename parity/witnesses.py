@@ -6,7 +6,7 @@ from contract.components import COMPONENTS
 from contract.config import ModelConfig
 from contract.numbers import slope
 from contract.presets import preset
-from harness.exchange.families.gpt2 import PREFIX, published_config, published_places
+from harness.exchange.families.gpt2 import output, prefix, published_config, published_places
 from parity.cases import Case, small
 from parity.compare import Comparison, ParityError, compare
 from parity.passes import Twins, kink_distance, reference_pass
@@ -134,7 +134,7 @@ def _gpt2(config: ModelConfig, weights):
 
 def _places(config: ModelConfig) -> dict:
     return {
-        name: place if name == "output.weight" else place._replace(name=PREFIX + place.name)
+        name: place if place.name == output else place._replace(names=(prefix + place.name,))
         for name, place in published_places(config).items()
     }
 

@@ -8,6 +8,7 @@ Each comes with SHA256SUMS, by which a later export knows what it may replace.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +17,36 @@ from contract.errors import ConfigError, needs
 from contract.files import exported_files, write_into, write_sums
 from contract.weights import weight_table
 from data.tokenizers import RANKS, save_ranks, save_tokenizer
-from harness.exchange.families import gpt2
+from harness.exchange.families import family_for
+from harness.exchange.families.place import row_counts
 from harness.exchange.hub import CONFIG, MODEL
 from harness.exchange.tokenizer_files import end_ids, tokenizer_texts
 from harness.training.checkpoint import TOKENIZER, Checkpoint
-from harness.training.tensor_file import save_tensors
+from harness.training.tensor_file import stream_tensors
 from numpy_llm.positions import sinusoidal_positions
 
+STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
-def export(checkpoint: Checkpoint, format: str, out: Path, *, overwrite: bool = False):
+
+def export(
+    checkpoint: Checkpoint, format: str, out: Path, *, dtype: str | None = None, overwrite: bool = False
+):
     """Write `checkpoint` to the folder `out`, which appears whole or not at all.
 
     format: one of FORMATS; overwrite: replace an earlier export at `out`
-    Raises ConfigError for an unknown format, UserError if anything but an earlier export stands at `out`, it
+    dtype: of a huggingface export, one of STORED; None for the checkpoint's own
+    Raises ConfigError for an unknown format or dtype, UserError if anything but an earlier export stands at `out`, it
     cannot be written, or the format cannot say what the model is.
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}; choose {', '.join(FORMATS)}")
+    if dtype is not None and (dtype not in STORED or format != "huggingface"):
+        raise ConfigError(
+            f"--dtype is {', '.join(STORED)} of a huggingface export, got {dtype!r} for {format}; omit it"
+        )
     exported_files(out, overwrite)
     with write_into(out, lambda: exported_files(out, overwrite)) as fresh:
-        FORMATS[format](checkpoint, fresh)
+        FORMATS[format](checkpoint, fresh, dtype)
         if format != "huggingface":
             _write_json(fresh / CONFIG, checkpoint.config.to_dict())
             if checkpoint.tokenizer.name == "gpt2":  # whoever reads it may have no tiktoken
@@ -49,36 +60,51 @@ def _write_json(path: Path, content: dict):
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_huggingface(checkpoint: Checkpoint, folder: Path):
+def _write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: str | None):
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    family = family_for(config, checkpoint.training.get("model_type"))
     for name, text in tokenizer_texts(tokenizer, config.context_length).items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    tensors = _published_tensors(checkpoint)
-    dtype = next(iter(tensors.values())).dtype
-    save_tensors(folder / MODEL, tensors, {"format": "pt"})  # transformers refuses a file without it
-    _write_json(folder / CONFIG, gpt2.published_config(config, str(dtype)) | end_ids(tokenizer))
+    dtype = dtype or str(next(iter(checkpoint.weights.values())).dtype)
+    _write_tensors(folder / MODEL, checkpoint, family, dtype)
+    _write_json(folder / CONFIG, family.published_config(config, dtype) | end_ids(tokenizer))
 
 
-def _published_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """The tensors of GPT2LMHeadModel that compute what the checkpoint computes."""
+def _write_tensors(path: Path, checkpoint: Checkpoint, family, dtype: str):
+    """The tensors of the family's model that compute what the checkpoint computes, one after the other."""
+    terms = family.published_terms(checkpoint.config)
+    places, table = family.published_places(terms), weight_table(terms)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for ours, place in places.items():
+        for name, rows in zip(place.names, row_counts(place, terms, table[ours].shape), strict=True):
+            shape = (rows, *table[ours].shape[1:])
+            prefix = "" if name == family.output else family.prefix
+            shapes[prefix + name] = shape[::-1] if place.transposed else shape
+
+    def values() -> Iterator[np.ndarray]:
+        for ours, place in places.items():
+            value, start = _weight(ours, table[ours].shape, checkpoint), 0
+            for rows in row_counts(place, terms, value.shape):
+                part = value[start : start + rows]
+                yield part.T if place.transposed else part
+                start += rows
+
+    # transformers refuses a file that does not say its format
+    stream_tensors(path, shapes, values(), STORED[dtype], {"format": "pt"})
+
+
+def _weight(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> np.ndarray:
+    """A weight of the published model; where ours lacks it, what computes the same."""
     config, weights = checkpoint.config, checkpoint.weights
-    terms = gpt2.published_terms(config)
-    places, dtype = gpt2.published_places(terms), next(iter(weights.values())).dtype
-    tensors = {}
-    for name, spec in weight_table(terms).items():
-        if name in weights:
-            value = weights[name]
-        elif name == "position_embedding.weight":
-            value = sinusoidal_positions(config.context_length, config.d_model, dtype)
-        else:
-            value = np.zeros(spec.shape, dtype)  # adding it changes nothing: exactly what no bias computes
-        published, transposed = places[name]
-        prefix = "" if name == "output.weight" else gpt2.PREFIX
-        tensors[prefix + published] = np.ascontiguousarray(value.T if transposed else value)
-    return tensors
+    if name in weights:
+        return weights[name]
+    dtype = next(iter(weights.values())).dtype
+    if name == "position_embedding.weight":
+        return sinusoidal_positions(config.context_length, config.d_model, dtype)
+    return np.zeros(shape, dtype)  # adding it changes nothing: exactly what no bias computes
 
 
-def _write_torch(checkpoint: Checkpoint, folder: Path):
+def _write_torch(checkpoint: Checkpoint, folder: Path, dtype: None):
     with needs("--format torch", "torch", ["torch"], ", or choose --format npz"):
         import torch
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in checkpoint.weights.items()}
@@ -89,7 +115,7 @@ def _write_torch(checkpoint: Checkpoint, folder: Path):
         raise OSError(None, reason, str(folder / "model.pt")) from error
 
 
-def _write_npz(checkpoint: Checkpoint, folder: Path):
+def _write_npz(checkpoint: Checkpoint, folder: Path, dtype: None):
     np.savez(folder / "model.npz", **checkpoint.weights)
 
 

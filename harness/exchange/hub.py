@@ -1,4 +1,4 @@
-"""Where a published model comes from: a folder, or a name on Hugging Face's hub."""
+"""Where a published model comes from: a folder, a GGUF file, or a name on Hugging Face's hub."""
 
 import re
 import sys
@@ -13,8 +13,10 @@ from data.vocabulary import (
     TEMPLATE_FILE,
     TOKENIZER_FILE,
 )
+from harness.exchange.pickles import SUFFIXES, conversion
 
 CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+GGUF = ".gguf"
 # What is fetched of a published model; its folder also holds the same weights for other programs.
 _FETCHED = [
     *(CONFIG, MODEL, INDEX, "model-*-of-*.safetensors"),
@@ -25,18 +27,22 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 def find_source(source: str, revision: str | None = None) -> Path:
-    """The folder that `source` means: itself, or the one that a hub name such as "openai-community/gpt2" gets.
+    """The folder or GGUF file that `source` means; a hub name such as "openai-community/gpt2" gets a folder.
 
     revision: of a hub name: a branch, tag or commit; None for the main branch
     Raises ConfigError for what is neither, UserError if the model cannot be fetched.
     """
     path = Path(source).expanduser()
-    if path.is_dir() and revision is not None:
-        raise ConfigError(f"--revision {revision} is of a model on the hub, but {path} is a folder; omit it")
-    if path.is_dir():
+    if path.exists() and revision is not None:
+        raise ConfigError(f"--revision {revision} is of a model on the hub, but {path} is here; omit it")
+    if path.is_dir() or path.suffix == GGUF:
         return path
+    if path.is_file() and path.suffix in SUFFIXES:
+        raise UserError(f"{path} is no safetensors file, and pickles are never read; {conversion(path)}")
     if path.exists():
-        raise ConfigError(f"{path} is a file; name the folder that holds it, with {CONFIG} and {MODEL}")
+        raise ConfigError(
+            f"{path} is no {GGUF} file; name the folder that holds it, with {CONFIG} and {MODEL}"
+        )
     if not _HUB_NAME.fullmatch(source):
         raise ConfigError(f"no folder {source}, and it is no hub name such as openai-community/gpt2 either")
     return _fetch(source, revision)
@@ -64,8 +70,8 @@ def _fetch(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def origin(source: str, folder: Path) -> dict[str, str]:
+def origin(source: str, place: Path) -> dict[str, str]:
     """What to record about a model's origin: its name, and on the hub the commit too."""
-    if Path(source).expanduser().is_dir():
-        return {"source": folder.resolve().name}
-    return {"source": source, "revision": folder.name}
+    if Path(source).expanduser().exists():
+        return {"source": place.resolve().name}
+    return {"source": source, "revision": place.name}

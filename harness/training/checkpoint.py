@@ -35,7 +35,7 @@ CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 OPTIMIZER = "optimizer.safetensors"
 ANOTHER = "use another checkpoint"
 _COUNT = range(2**63)
-_TEXTS = "dtype source revision from backend device tokens tokens_relative tokens_sha256"
+_TEXTS = "dtype source revision model_type from backend device tokens tokens_relative tokens_sha256"
 _COUNTS = "threads evaluated best_step train_tokens validation_tokens final_validation_tokens"
 _RECORD = {
     "format": str,
@@ -251,8 +251,9 @@ def _read_config(folder: Path) -> dict:
 
 
 def import_advice(source: Path) -> str:
-    """What to do with a published model, a folder or a name on the hub."""
-    return f"import it first: {command_line('import-gpt2', source, '--out', Path('runs') / source.name)}"
+    """What to do with a published model, a folder, a GGUF file or a name on the hub."""
+    out = Path("runs") / source.name.removesuffix(".gguf")
+    return f"import it first: {command_line('import', source, '--out', out)}"
 
 
 def _verified(folder: Path, name: str, record: dict) -> Path:

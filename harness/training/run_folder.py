@@ -169,6 +169,8 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
         found = "nothing"
         if str(path).count("/") == 1 and str(path)[0] not in "./":
             way += f", or, if that is a model on the hub, {import_advice(path)}"
+    elif path.suffix == ".gguf":
+        found, way = "a published model", import_advice(path)
     elif path.is_dir() and not any(path.iterdir()):
         found = "an empty folder"
     raise UserError(f"no run at {path}: found {found}; {way}")

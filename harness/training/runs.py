@@ -71,6 +71,8 @@ def start_run(
         del corpus  # an open file cannot be moved on Windows
     tokens = text if text.suffix == ".bin" else run.tokens
     origin = {"source": text.name} | ({"from": start.name} if start else {})
+    if base and base.training.get("model_type"):
+        origin["model_type"] = base.training["model_type"]
     return _trainer(backend, settings, run, open_tokens(tokens), encoding, origin)
 
 
@@ -182,7 +184,7 @@ def resume_run(
         machine = _resumed_machine(kept, machine)
         backend = _training_backend(machine, checkpoint.config, settings, checkpoint.weights)
         corpus = run_corpus(run, checkpoint, text)
-        origin = {name: kept[name] for name in ("source", "from") if name in kept}
+        origin = {name: kept[name] for name in ("source", "from", "model_type") if name in kept}
         trainer = _trainer(backend, settings, run, corpus, checkpoint.tokenizer, origin)
         trainer.resume(checkpoint)
         if trainer.done:

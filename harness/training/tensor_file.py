@@ -4,7 +4,8 @@ The `safetensors` package validates the header. The numbers are then mapped from
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from contract.errors import readable
+from contract.errors import UserError, readable
 from contract.files import open_regular
 
 # bfloat16, which NumPy lacks, is the upper half of a float32.
@@ -41,7 +42,9 @@ class StoredTensor(NamedTuple):
             return np.zeros(self.shape, self.float_dtype)  # nothing can be mapped
         stored = np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)
         if self.dtype == "BF16":
-            return (stored.astype(np.uint32) << 16).view(np.float32)
+            wide = stored.astype(np.uint32)
+            wide <<= 16
+            return wide.view(np.float32)
         return stored.astype(np.float32) if self.dtype == "F16" else stored
 
 
@@ -76,3 +79,49 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[s
         reason = str(error).rpartition(": ")[2].partition(" (os error")[0]
         raise OSError(None, reason, str(path)) from error
     path.chmod(mode)
+
+
+def stream_tensors(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Iterable[np.ndarray],
+    dtype: str,
+    metadata: dict,
+):
+    """Write a new safetensors file tensor by tensor, in the order of `shapes`.
+
+    values: what each tensor holds, one after the other; dtype: "F64", "F32", "F16" or "BF16", rounded to nearest even
+    Raises UserError naming a tensor that does not fit a narrower dtype, OSError if the file cannot be written.
+    """
+    stored, place = np.dtype(DTYPES[dtype]), 0
+    header: dict[str, dict] = {"__metadata__": metadata}
+    for name, shape in shapes.items():
+        end = place + math.prod(shape) * stored.itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
+        place = end
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    try:
+        with path.open("xb") as file:
+            file.write(len(content).to_bytes(8, "little") + content)
+            for name, value in zip(shapes, values, strict=True):
+                file.write(np.ascontiguousarray(_narrowed(name, value, dtype), stored).data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _narrowed(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    """The numbers as they are stored."""
+    if dtype == "BF16":
+        bits = np.asarray(value, np.float32).view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16  # a tie goes to the even one
+        finite = (rounded & 0x7F80) != 0x7F80
+    else:
+        with np.errstate(over="ignore"):
+            rounded = value.astype(DTYPES[dtype], copy=False)
+        finite = np.isfinite(rounded)
+    if not finite.all():
+        raise UserError(
+            f"{name} holds {value[~finite][0]}, too large for {dtype}; export with --dtype float32"
+        )
+    return rounded

@@ -1,4 +1,4 @@
-"""`import-gpt2`, `export`, `train --from` and `evaluate --stride`, as a person uses them."""
+"""`import`, `export`, `train --from` and `evaluate --stride`, as a person uses them."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def fail(run_cli):
 @pytest.fixture
 def imported(succeed, published, tmp_path):
     run = tmp_path / "imported"
-    succeed("import-gpt2", published, "--out", run)
+    succeed("import", published, "--out", run)
     return run
 
 
@@ -80,7 +80,7 @@ def test_import_gives_a_run_that_every_command_takes(succeed, imported, publishe
     moved = imported.rename(tmp_path / "moved")
     info = json.loads(succeed("info", moved, "--json")[0])
     assert info["model"] == CONFIG.to_dict()
-    assert info["training"] == {"dtype": "float32", "source": "model"}
+    assert info["training"] == {"dtype": "float32", "source": "model", "model_type": "gpt2"}
     out, _ = succeed("generate", moved, "--prompt", "The baby", "--max-new-tokens", "8", "--temperature", "0")
     assert out.startswith("The baby")
     result = json.loads(succeed("evaluate", moved, "--text", text, "--json")[0])
@@ -171,10 +171,10 @@ def test_flags_that_agree_with_the_weights(succeed, imported, text, tmp_path):
 def test_import_overwrites_only_when_told(succeed, fail, imported, published):
     """A run is replaced with --overwrite alone, and stays when the import fails."""
     before = files_of(imported)
-    assert "already holds a run" in fail(1, "import-gpt2", published, "--out", imported)
-    assert "dropout" in fail(1, "import-gpt2", published, "--out", imported, "--overwrite", "--dropout", "2")
+    assert "already holds a run" in fail(1, "import", published, "--out", imported)
+    assert "dropout" in fail(1, "import", published, "--out", imported, "--overwrite", "--dropout", "2")
     assert files_of(imported) == before
-    succeed("import-gpt2", published, "--out", imported, "--overwrite", "--dropout", "0.5")
+    succeed("import", published, "--out", imported, "--overwrite", "--dropout", "0.5")
     assert load_checkpoint(imported / "latest").config.dropout == 0.5
 
 
@@ -187,10 +187,10 @@ def test_a_failing_import_writes_nothing(fail, published, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     tensors["transformer.ln_f.bias"][3] = np.nan
     save_file(tensors, folder / "model.safetensors")
-    assert "ln_f.bias holds nan" in fail(1, "import-gpt2", folder, "--out", tmp_path / "run")
+    assert "ln_f.bias holds nan" in fail(1, "import", folder, "--out", tmp_path / "run")
     (folder / "model.safetensors").write_bytes(b"\x80\x04N.")
-    assert "model.safetensors cannot be read" in fail(1, "import-gpt2", folder, "--out", tmp_path / "run")
-    assert "no hub name" in fail(2, "import-gpt2", tmp_path / "absent", "--out", tmp_path / "run")
+    assert "model.safetensors cannot be read" in fail(1, "import", folder, "--out", tmp_path / "run")
+    assert "no hub name" in fail(2, "import", tmp_path / "absent", "--out", tmp_path / "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
 
 
@@ -200,7 +200,7 @@ def test_a_failing_import_writes_nothing(fail, published, tmp_path):
 def test_export_and_import_give_the_same_bits(succeed, imported, tmp_path):
     """Out to Hugging Face's layout and in again: the weights' file is the same, byte for byte."""
     succeed("export", imported, "--format", "huggingface", "--out", tmp_path / "out")
-    succeed("import-gpt2", tmp_path / "out", "--out", tmp_path / "again")
+    succeed("import", tmp_path / "out", "--out", tmp_path / "again")
     again, original = (run / "latest" / "model.safetensors" for run in (tmp_path / "again", imported))
     assert again.read_bytes() == original.read_bytes()
 
@@ -298,7 +298,7 @@ def test_import_needs_neither_torch_nor_transformers(published, tmp_path):
     program = (
         "import sys, cli\n"
         "source, run, out = sys.argv[1:]\n"
-        "for arguments in (['import-gpt2', source, '--out', run], ['generate', run, '--max-new-tokens', '2'],\n"
+        "for arguments in (['import', source, '--out', run], ['generate', run, '--max-new-tokens', '2'],\n"
         "                  ['export', run, '--format', 'huggingface', '--out', out]):\n"
         "    sys.argv[1:] = arguments\n"
         "    assert cli.main() == 0\n"
@@ -315,13 +315,13 @@ def test_a_published_model_is_no_run(fail, succeed, published, tmp_path, monkeyp
     for source in (published, Path("openai-community/gpt2")):
         error = fail(1, "generate", source, "--prompt", "A")
         name = source.name
-        assert f"import it first: python cli.py import-gpt2 {source} --out runs/{name}" in error
-    succeed("import-gpt2", published, "--out", "runs/model")
+        assert f"import it first: python cli.py import {source} --out runs/{name}" in error
+    succeed("import", published, "--out", "runs/model")
     succeed("generate", "runs/model", "--prompt", "The", "--max-new-tokens", "2")
-    error = fail(1, "import-gpt2", published, "--out", "runs/model")
+    error = fail(1, "import", published, "--out", "runs/model")
     assert "already holds a run; replace it with --overwrite" in error
     assert "--resume" not in error
-    succeed("import-gpt2", published, "--out", "runs/model", "--overwrite")
+    succeed("import", published, "--out", "runs/model", "--overwrite")
 
 
 def test_a_configuration_that_claims_more_layers_than_its_file(fail, published, tmp_path):
@@ -330,8 +330,6 @@ def test_a_configuration_that_claims_more_layers_than_its_file(fail, published, 
     shutil.copytree(published, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": 9999}))
-    assert "says n_layer 9,999, but the weights are" in fail(
-        1, "import-gpt2", folder, "--out", tmp_path / "run"
-    )
+    assert "says n_layer 9,999, but the weights are" in fail(1, "import", folder, "--out", tmp_path / "run")
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": 10**6}))
-    assert "n_layer must be at most" in fail(1, "import-gpt2", folder, "--out", tmp_path / "run")
+    assert "n_layer must be at most" in fail(1, "import", folder, "--out", tmp_path / "run")

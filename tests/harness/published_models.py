@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from contract.errors import UserError
-from harness.exchange.huggingface_import import import_gpt2
+from harness.exchange.huggingface_import import import_folder
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -33,7 +33,7 @@ def one_line(error):
 def expect_refusal(folder, *words, **options):
     """Import fails with one line that names all of `words`; returns it."""
     with pytest.raises(UserError) as error:
-        import_gpt2(folder, **options)
+        import_folder(folder, **options)
     message = str(error.value)
     assert "\n" not in message
     for word in words:

@@ -7,7 +7,7 @@ import pytest
 
 from contract.errors import ConfigError, UserError
 from harness.exchange.hub import find_source, origin
-from harness.exchange.huggingface_import import import_gpt2
+from harness.exchange.huggingface_import import import_folder
 from tests.harness.published_models import (
     MODEL,
 )
@@ -36,7 +36,7 @@ def test_fetching(hub, published):
     assert (name, revision, second) == ("openai-community/gpt2", None, "v1")
     where = origin("openai-community/gpt2", folder)
     assert where == {"source": "openai-community/gpt2", "revision": folder.name}
-    assert import_gpt2(folder, origin=where).training["source"] == "openai-community/gpt2"
+    assert import_folder(folder, origin=where).training["source"] == "openai-community/gpt2"
     with pytest.raises(ConfigError, match="omit it"):
         find_source(str(folder), "v1")
     from huggingface_hub.utils import filter_repo_objects
@@ -89,5 +89,5 @@ def test_neither_folder_nor_name(hub, source, tmp_path, monkeypatch):
 
 def test_a_file_is_no_source(published):
     """The weights' file in place of its folder is named."""
-    with pytest.raises(ConfigError, match="is a file; name the folder"):
+    with pytest.raises(ConfigError, match="is no .gguf file; name the folder"):
         find_source(str(published() / MODEL))

@@ -15,7 +15,7 @@ from harness.exchange.families.gpt2 import (
     published_places,
     published_terms,
 )
-from harness.exchange.huggingface_import import import_gpt2
+from harness.exchange.huggingface_import import import_folder
 from tests.harness.published_models import (
     MODEL,
     edit_json,
@@ -50,7 +50,7 @@ def test_names_are_the_published_ones():
 def test_every_form_of_the_files(published, prefix, shards):
     """With the prefix or without, in one file or in shards, masks and a tied output beside: the same weights."""
     folder = published(n_layer=2)
-    expected = import_gpt2(folder).weights
+    expected = import_folder(folder).weights
     tensors = {
         prefix + name.removeprefix("transformer."): value for name, value in load_file(folder / MODEL).items()
     }
@@ -62,7 +62,7 @@ def test_every_form_of_the_files(published, prefix, shards):
         save_file(tensors, folder / MODEL)
     else:
         write_shards(folder, tensors, shards)
-    found = import_gpt2(folder).weights
+    found = import_folder(folder).weights
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name, strict=True)
 
@@ -82,7 +82,7 @@ def test_half_precision_becomes_float32(published, dtype):
         halves = {name: torch.from_numpy(value).to(torch.bfloat16) for name, value in original.items()}
         expected = {name: value.float().numpy() for name, value in halves.items()}
         save_tensors(halves, folder / MODEL)
-    found = import_gpt2(folder, note=said.append)
+    found = import_folder(folder, note=said.append)
     np.testing.assert_array_equal(
         found.weights["token_embedding.weight"], expected["transformer.wte.weight"], strict=True
     )
@@ -143,7 +143,8 @@ def test_fields_are_those_of_transformers():
         ("activation_function", ["gelu_new"]),
         ("scale_attn_weights", False),
         ("scale_attn_weights", 1),
-        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_by_inverse_layer_idx", 3),
+        ("rotary_dim", 4),
         ("add_cross_attention", True),
         ("is_encoder_decoder", True),
         ("is_causal", False),
@@ -153,7 +154,6 @@ def test_fields_are_those_of_transformers():
         ("model_type", ...),
         ("architectures", ["GPT2ForSequenceClassification"]),
         ("architectures", "GPT2LMHeadModel"),
-        ("attn_pdrop", 0.5),
         ("n_head", 4),
         ("n_head", "2"),
         ("n_layer", 0),
@@ -179,14 +179,16 @@ def test_another_function_is_refused_by_the_field(published, field, value):
 
 
 def test_dropout_can_be_chosen(published):
-    """Three different rates are refused, unless the user says which one later training should have."""
-    folder = published(dropout=0.25)
+    """Three different rates become none, which is said; the user may choose one for later training."""
+    folder, said = published(dropout=0.25), []
     edit_json(folder / "config.json", embd_pdrop=0)
-    message = expect_refusal(folder, "embd_pdrop 0,", "attn_pdrop 0.25", "--dropout")
-    assert "resid_pdrop 0.25" in message
-    assert import_gpt2(folder, dropout=0.125).config.dropout == 0.125
+    assert import_folder(folder, note=said.append).config.dropout == 0.0
+    (line,) = said
+    assert "embd_pdrop 0, attn_pdrop 0.25, resid_pdrop 0.25" in line
+    assert "--dropout" in line
+    assert import_folder(folder, dropout=0.125).config.dropout == 0.125
     edit_json(folder / "config.json", attn_pdrop=0, resid_pdrop=0.0)
-    assert import_gpt2(folder).config.dropout == 0.0
+    assert import_folder(folder).config.dropout == 0.0
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name]["position"] != "rotary"])
@@ -202,7 +204,7 @@ FIXED = {"position": "sinusoidal", "bias": False, "activation": "relu"}
 def test_trained_positions_and_biases_are_kept(published):
     """Positions or biases that somebody trained after the export are weights, whatever the export was made from."""
     folder, said = published(**FIXED), []
-    assert import_gpt2(folder, note=said.append).config.position == "sinusoidal"
+    assert import_folder(folder, note=said.append).config.position == "sinusoidal"
     assert not said
 
     def train(tensors):
@@ -210,7 +212,7 @@ def test_trained_positions_and_biases_are_kept(published):
         tensors["transformer.h.0.mlp.c_fc.bias"][1] = 1e-3
 
     edit_tensors(folder, train)
-    found = import_gpt2(folder, note=said.append)
+    found = import_folder(folder, note=said.append)
     assert (found.config.position, found.config.bias, found.config.activation) == ("learned", True, "relu")
     assert found.weights.keys() == weight_table(found.config).keys()
     assert found.weights["blocks.0.feed_forward.up.bias"][1] == np.float32(1e-3)
@@ -222,7 +224,7 @@ def test_the_published_fields_hold(published, own):
     """Our own field is a help, never needed and never trusted against the others."""
     folder = published(**FIXED)
     edit_json(folder / "config.json", twin_gpt=own)
-    assert import_gpt2(folder).config.position == "learned"
+    assert import_folder(folder).config.position == "learned"
 
 
 def test_own_field_of_another_model(published):
@@ -230,5 +232,5 @@ def test_own_field_of_another_model(published):
     folder, said = published(**FIXED), []
     other = json.loads((published("other", **FIXED | {"d_ff": 9}) / "config.json").read_text())["twin_gpt"]
     edit_json(folder / "config.json", twin_gpt=other)
-    assert import_gpt2(folder, note=said.append).config.d_ff == 5
+    assert import_folder(folder, note=said.append).config.d_ff == 5
     assert len(said) == 1

@@ -17,7 +17,7 @@ from harness.exchange.families.gpt2 import (
     config_from_published,
     published_config,
 )
-from harness.exchange.huggingface_import import import_gpt2
+from harness.exchange.huggingface_import import import_folder
 from harness.training.tensor_file import stored_tensors
 from tests.harness.published_models import (
     INDEX,
@@ -79,7 +79,7 @@ def test_a_tied_output_that_differs(published):
     edit_tensors(folder, damage)
     expect_refusal(folder, "lm_head.weight differs from wte.weight", "tie_word_embeddings")
     edit_json(folder / "config.json", tie_word_embeddings=False)
-    assert not import_gpt2(folder).config.tie_embeddings
+    assert not import_folder(folder).config.tie_embeddings
 
 
 def test_both_prefixed_and_not(published):
@@ -135,13 +135,13 @@ def test_truncated(published):
             (folder / name).write_bytes(content[:length])
             expect_refusal(folder, name)
         (folder / name).write_bytes(content)
-    import_gpt2(folder)
+    import_folder(folder)
 
 
 def test_a_flipped_bit_in_the_header(published):
     """Whichever byte of the header is damaged: one line, or the same weights where the byte says nothing."""
     folder = published()
-    expected = import_gpt2(folder).weights.flat.copy()
+    expected = import_folder(folder).weights.flat.copy()
     content = (folder / MODEL).read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     refusals = 0
@@ -151,7 +151,7 @@ def test_a_flipped_bit_in_the_header(published):
         damaged[place] ^= 1 << (place * 5 % 8)
         (folder / MODEL).write_bytes(damaged)
         try:
-            found = import_gpt2(folder).weights.flat
+            found = import_folder(folder).weights.flat
         except UserError as error:
             refusals += one_line(error)
         else:
@@ -227,8 +227,8 @@ def test_vocabularies_of_another_size(published):
     vocab = json.loads((folder / "vocab.json").read_text())
     del vocab["g"]
     (folder / "vocab.json").write_text(json.dumps(vocab))
-    assert import_gpt2(folder, note=said.append).tokenizer.n_vocab == 6
-    assert "7 ids, the vocabulary 6" in said[0]
+    assert import_folder(folder, note=said.append).tokenizer.n_vocab == 6
+    assert "7 ids, the tokenizer 6" in said[0]
     (folder / "vocab.json").write_text(json.dumps(vocab | {"g": 6, "h": 7}))
     expect_refusal(folder, "8 tokens", "vocab_size", "7")
     (folder / "added_tokens.json").write_text('{"i": 8}')
@@ -248,5 +248,5 @@ def test_gpt2_without_its_files(published, monkeypatch):
         tensors["transformer.wte.weight"] = np.zeros((50257, 6), np.float32)
 
     edit_tensors(folder, widen)
-    assert import_gpt2(folder, note=said.append).tokenizer.name == "gpt2"
+    assert import_folder(folder, note=said.append).tokenizer.name == "gpt2"
     assert "no vocabulary files" in said[0]
