@@ -89,5 +89,5 @@ def test_neither_folder_nor_name(hub, source, tmp_path, monkeypatch):
 
 def test_a_file_is_no_source(published):
     """The weights' file in place of its folder is named."""
-    with pytest.raises(ConfigError, match="is no .gguf file; name the folder"):
+    with pytest.raises(ConfigError, match=r"is no \.gguf file; name the folder"):
         find_source(str(published() / MODEL))
