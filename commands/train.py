@@ -71,7 +71,10 @@ def train(
         int, _training("Micro-batches per batch: less memory, same result.")
     ] = DEFAULTS.accumulate,
     sequence_length: Annotated[
-        int | None, _training("Tokens of a sequence. [default: the model's context length]")
+        int | None,
+        _training(
+            "Tokens of a sequence. [default: the model's context length; with --from what memory holds]"
+        ),
     ] = None,
     learning_rate: Annotated[float, _training("Peak learning rate.")] = DEFAULTS.learning_rate,
     min_learning_rate: Annotated[
@@ -202,8 +205,14 @@ def _plan(trainer):
     yield "model", f"{parameter_count(config):,} parameters, {backend.name}, {settings.dtype}"
     tokens = f"{len(trainer.windows.tokens):,} tokens to train on, {len(trainer.validation):,} held out"
     yield "text", f"{tokens}, vocabulary {config.vocab_size:,}"
-    batch = f"{settings.batch_size} x {trainer.windows.sequence_length} tokens each"
+    T, context_length = trainer.windows.sequence_length, config.context_length
+    batch = f"{settings.batch_size} x {T} tokens each"
     yield "training", f"steps {trainer.step:,} to {steps:,}, {batch}, {trainer.epochs:.1f} epochs in all"
+    if context_length > T:
+        yield (
+            "sequences",
+            f"{T:,} tokens of the {context_length:,} that the model can see (--sequence-length)",
+        )
     memory = trainer.estimated_memory / 1e6
     yield "machine", f"{backend.threads} threads, about {memory:,.0f} MB of memory at the peak"
     yield "run", f"{trainer.run.path}"

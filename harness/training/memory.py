@@ -18,6 +18,7 @@ from numpy_llm.attend_in_blocks import BLOCKS_FROM
 from numpy_llm.losses import MAX_LOGITS
 from numpy_llm.model import GPT
 
+SHORTEST = 16  # tokens of a sequence that further training is begun with unasked
 MAX_ACCUMULATE = 1024  # more micro-batches than anybody would wait for
 # Python with all that a training run imports, the plot at its end included.
 PROCESS_BYTES = {"numpy": 105 << 20, "torch": 370 << 20}
@@ -49,6 +50,25 @@ def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, 
                 way = f"with --accumulate {parts} it takes {less / 1e9:,.1f} GB and gives the same result"
                 break
     raise UserError(f"training takes about {needed / 1e9:,.1f} GB of memory, {has}; {way}")
+
+
+def fitting_length(
+    backend: str, config: ModelConfig, settings: TrainingSettings, threads: int, text: int
+) -> int | None:
+    """Tokens of a sequence for further training: what a model can see, halved until memory and the text hold it.
+
+    text: its tokens. None for all that the model can see, or where nothing fits.
+    Half of the memory is left, to other programs and to the user who asks for more.
+    """
+    room = available_memory() // 2
+
+    def fits(T: int) -> bool:
+        shorter = replace(settings, sequence_length=T)
+        return text > T and estimate_memory(backend, config, shorter, threads) <= room
+
+    lengths = [config.context_length >> halvings for halvings in range(config.context_length.bit_length())]
+    length = next((T for T in lengths if T >= SHORTEST and fits(T)), None)
+    return None if length == config.context_length else length
 
 
 def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int) -> int:

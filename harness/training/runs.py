@@ -17,7 +17,7 @@ from data.prepare import DEFAULT_TEXT, TokenFile, TokenFileInfo, open_prepared, 
 from data.tokenizers import Tokenizer, tokenizer_is_fixed
 from harness.training.backend import Backend, check_backend, open_backend, thread_count
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
-from harness.training.memory import check_memory
+from harness.training.memory import check_memory, fitting_length
 from harness.training.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
 from harness.training.run_folder import RunFolder, find_checkpoint, new_run
 from harness.training.settings import ADDED_LATER, FINE_TUNING, Machine, TrainingSettings
@@ -65,6 +65,8 @@ def start_run(
     with new_run(run, overwrite=overwrite) as staged:
         corpus, encoding = _training_corpus(text, tokenizer, base, staged.tokens, progress)
         model = model_for(encoding.n_vocab)
+        if start:
+            training = _with_length(training, machine, model, corpus.info)
         settings = _settings(training, corpus.info, model)
         check_length(text, corpus.info, settings.tokens_per_sequence(model))
         backend = _training_backend(machine, model, settings, base and base.weights)
@@ -138,6 +140,16 @@ def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfi
                 f"{name} {getattr(config, name)}; omit it"
             )
     return replace(config, **overrides)
+
+
+def _with_length(training: dict, machine: Machine, config: ModelConfig, info: TokenFileInfo) -> dict:
+    """The settings of further training, with a length of sequences that this machine and the text can take."""
+    if training.get("sequence_length") is not None:
+        return training
+    possible = TrainingSettings(**{name: value for name, value in training.items() if name != "epochs"})
+    threads = thread_count(machine.threads)
+    length = fitting_length(machine.backend, config, possible, threads, info.train_tokens)
+    return training | {"sequence_length": length}
 
 
 def _settings(training: dict, info: TokenFileInfo, config: ModelConfig) -> TrainingSettings:

@@ -20,7 +20,9 @@ from harness.training.run_folder import MetricsLog, RunFolder, plot_metrics
 from harness.training.settings import TrainingSettings
 from harness.training.spikes import SpikeDetector
 
-QUICK_EVALUATION_WINDOWS = 256  # of an evaluation during training, evenly spread over the held-out split
+# Of an evaluation during training, evenly spread over the held-out split; long ones are fewer, so that a short
+# training of a large model doesn't end in a long evaluation: half the tokens trained on, but at least so many.
+QUICK_EVALUATION_WINDOWS, QUICK_EVALUATION_TOKENS = 256, 4096
 MAX_FINAL_TOKENS = 1 << 21  # of the final evaluation by default: more would outlast the training
 CHECKPOINT_SECONDS = 300  # the most work that a crash may cost, besides the step that is running
 
@@ -177,8 +179,11 @@ class Trainer:
 
     def _held_out_windows(self, tokens: int) -> int | None:
         """The windows that predict `tokens` tokens, at least those of the quick evaluation; None for all."""
-        windows = max(QUICK_EVALUATION_WINDOWS, tokens // self.windows.sequence_length)
-        return windows if windows < (len(self.validation) - 1) // self.windows.sequence_length else None
+        settings, T = self.settings, self.windows.sequence_length
+        trained = min(settings.eval_interval, settings.steps) * settings.batch_size * T  # between evaluations
+        quick = min(QUICK_EVALUATION_WINDOWS, max(QUICK_EVALUATION_TOKENS, trained // 2) // T)
+        windows = max(1, quick, tokens // T)
+        return windows if windows < (len(self.validation) - 1) // T else None
 
     def _evaluate_and_save(self, metrics: MetricsLog) -> tuple[Evaluation | None, bool]:
         """Evaluate if due. Write a checkpoint after that, when told to stop, and when the last one is old.

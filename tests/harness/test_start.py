@@ -210,3 +210,13 @@ def test_default_tokenizer(text):
     """The shipped text has its shipped ranks, any other its bytes."""
     assert default_tokenizer(DEFAULT_TEXT) == str(DEFAULT_RANKS)
     assert default_tokenizer(text) == "bytes"
+
+
+def test_further_training_takes_what_the_text_holds(start, text, tmp_path):
+    """A sequence as long as the model's context would be refused; a shorter one is taken unasked."""
+    trainer = start(overrides={"context_length": 4096}, sequence_length=16, steps=1)
+    trainer.train()
+    further = start_run(tmp_path / "further", start=trainer.run.path, text=text, training={"steps": 1})
+    T = further.settings.sequence_length
+    assert T < len(further.windows.tokens) <= 2 * T
+    assert further.windows.sequence_length == T

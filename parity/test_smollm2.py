@@ -1,0 +1,121 @@
+"""A real model: SmolLM2-135M-Instruct from its GGUF file, beside what `transformers` makes of the same file."""
+
+from functools import partial
+from itertools import takewhile
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
+transformers = pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
+pytest.importorskip("gguf", reason="needs gguf (pip install -e '.[dev]')")
+
+import numpy_llm  # noqa: E402
+import torch_llm  # noqa: E402
+from data.chat import chat_tokens  # noqa: E402
+from harness.exchange.families import FAMILIES  # noqa: E402
+from harness.exchange.gguf import import_gguf  # noqa: E402
+from harness.training.backend import open_backend  # noqa: E402
+from parity.cases import Inputs  # noqa: E402
+from parity.passes import reference_pass, twin_pass  # noqa: E402
+from tests.shared_files import SMOLLM2, needs_smollm2  # noqa: E402
+
+pytestmark = [needs_smollm2, pytest.mark.slow]
+
+QUESTIONS = """What is the capital of France?
+Write a haiku about the sea.
+Explain photosynthesis to a child.
+List three uses of a paperclip.
+1 + 1 = ? And 12 times 12?
+Translate 'good morning' into Spanish.
+Why is the sky blue?
+Give me a Python function that reverses a string.
+Who wrote Hamlet?
+What should I cook with rice and eggs?
+Tell me a short story about a fox.
+Name five planets.
+What does 'ephemeral' mean?
+How do I tie a tie?
+Summarise: The cat sat on the mat. It was happy.
+¿Cómo estás?
+日本語を話せますか？
+Is 17 a prime number?  Answer yes or no.
+Say nothing but the word 'ok' 🙂.
+for i in range(3):    print(i)  # what does this print?""".splitlines()
+SENTENCE = "A gradient that is off by a factor of two still learns, only worse."
+TIE = 1e-4  # logits closer than this may be ordered by rounding
+
+
+@pytest.fixture(scope="module")
+def witness():
+    where = {"pretrained_model_name_or_path": SMOLLM2.parent, "gguf_file": SMOLLM2.name}
+    model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(**where)
+
+
+@pytest.fixture(scope="module")
+def imported():
+    return import_gguf(SMOLLM2)
+
+
+def near(found, wanted):
+    """Within 1e-4 of the largest magnitude."""
+    return np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+@pytest.fixture(scope="module")
+def sentence(witness, imported):
+    """A sentence's tokens, and its logits and the gradient of every parameter of its loss by `transformers`."""
+    model, tokenizer = witness
+    tokens = imported.tokenizer.encode(SENTENCE)
+    assert list(tokens) == tokenizer(SENTENCE)["input_ids"]
+    model.zero_grad()
+    ids = torch.from_numpy(tokens)[None]
+    logits = model(ids[:, :-1]).logits
+    torch.nn.functional.cross_entropy(logits[0], ids[0, 1:]).backward()
+    gradients = {name: weight.grad.numpy() for name, weight in model.named_parameters()}
+    return tokens, logits.detach().numpy(), gradients
+
+
+PASSES = {"NumPy": partial(reference_pass, numpy_llm), "PyTorch": partial(twin_pass, torch_llm, traced=False)}
+
+
+@pytest.mark.parametrize("twin", PASSES)
+def test_logits_and_gradients(sentence, twin, imported):
+    tokens, logits, theirs = sentence
+    inputs = Inputs(imported.weights, tokens[None, :-1], tokens[None, 1:], None)
+    record = PASSES[twin](imported.config, inputs)
+    assert near(record.activations["logits"], logits)
+    ours, family = record.weight_gradients, FAMILIES["llama"]
+    places = family.published_places(imported.config)
+    assert ours.keys() == places.keys()
+    for name, place in places.items():
+        wanted = np.concatenate([theirs[family.prefix + each] for each in place.names])
+        assert near(ours[name], wanted), name
+
+
+def test_replies(witness, imported):
+    """64 greedy tokens of 20 replies, or up to the end token, in both backends."""
+    model, tokenizer = witness
+    backends = [open_backend(name, imported.config, imported.weights) for name in ("numpy", "torch")]
+    end, differing = imported.tokenizer.ends, []
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": question}]
+        tokens = list(chat_tokens(imported.tokenizer, messages))
+        assert tokens == tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+        ids = torch.tensor([tokens])
+        settings = {"attention_mask": torch.ones_like(ids), "pad_token_id": end[0], "eos_token_id": list(end)}
+        theirs = model.generate(ids, do_sample=False, max_new_tokens=64, **settings)[
+            0, len(tokens) :
+        ].tolist()
+        for backend in backends:
+            ours = list(map(int, backend.generate(tokens, len(theirs), temperature=0)))
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=True)))
+            if same < len(theirs):
+                with torch.inference_mode():
+                    first, second = model(torch.tensor([tokens + theirs[:same]])).logits[0, -1].topk(2).values
+                differing += [question] if first - second > TIE else []
+    assert len(QUESTIONS) == 20
+    assert not differing
