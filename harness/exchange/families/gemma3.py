@@ -12,14 +12,10 @@ from harness.exchange.hub import CONFIG
 
 
 def _read(fields: Fields, sizes: dict) -> dict:
-    period = fields.take("_sliding_window_pattern", 6)
-    period = fields.whole("sliding_window_pattern", period)
-    ours = read_gemma(
-        fields,
-        sizes,
-        (("sliding",) * (min(period, 10_000) - 1) + ("full",))[: sizes["n_layer"]],
-        (None, None),
-    )
+    period = fields.whole("sliding_window_pattern", 6)
+    # attn_logit_softcapping, which transformers reads but does not apply, is left: only null is accepted
+    pattern = ("sliding",) * (min(period, 10_000) - 1) + ("full",)
+    ours = read_gemma(fields, sizes, pattern[: sizes["n_layer"]], None)
     said = fields.take("rope_parameters") or {}
     if not isinstance(said, dict) or said.keys() - {"full_attention", "sliding_attention"}:
         raise UserError(
