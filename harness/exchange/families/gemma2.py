@@ -30,7 +30,8 @@ def write_gemma(config: ModelConfig) -> dict:
         "query_pre_attn_scalar": round(config.score_scale**-2),
         "attn_logit_softcapping": config.score_cap,
         "final_logit_softcapping": config.logit_cap,
-        "sliding_window": config.window,
+        # transformers asks for a window even where no layer slides
+        "sliding_window": config.window or config.context_length,
         "layer_types": layer_types(config),
         "attention_bias": False,
     }
