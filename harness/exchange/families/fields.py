@@ -1,5 +1,6 @@
 """The fields of a published `config.json`: each is used, known to change nothing, or refused by name."""
 
+from contract.checks import MAX_WHOLE
 from contract.config import MAX_LAYERS
 from contract.errors import UserError
 from contract.schema import shortened
@@ -37,14 +38,12 @@ class Fields:
     def take(self, name: str, default=None):
         return self._left.pop(name, default)
 
-    def whole(self, name: str, default: int | None, most: int | None = None) -> int:
+    def whole(self, name: str, default: int | None, most: int = MAX_WHOLE) -> int:
         """A number of things. Raises UserError unless it is a whole number from 1 to `most`."""
         value = self.take(name, default)
-        if type(value) is not int or not 1 <= value <= (most or value):
-            upto = f" and at most {most:,}" if most else ""
-            raise UserError(
-                f"{CONFIG}: {name} must be a whole number of at least 1{upto}, got {shortened(value)}"
-            )
+        if type(value) is not int or not 1 <= value <= most:
+            to = "2^63 - 1" if most == MAX_WHOLE else f"{most:,}"
+            raise UserError(f"{CONFIG}: {name} must be a whole number from 1 to {to}, got {shortened(value)}")
         return value
 
     def activation(self, name: str, default: str) -> str:

@@ -16,13 +16,14 @@ def _read(fields: Fields, sizes: dict) -> dict:
     # attn_logit_softcapping, which transformers reads but does not apply, is left: only null is accepted
     pattern = ("sliding",) * (min(period, 10_000) - 1) + ("full",)
     ours = read_gemma(fields, sizes, pattern[: sizes["n_layer"]], None)
-    said = fields.take("rope_parameters") or {}
+    said, scaling = fields.take("rope_parameters") or {}, fields.take("rope_scaling") or {}
     if not isinstance(said, dict) or said.keys() - {"full_attention", "sliding_attention"}:
         raise UserError(
             f"{CONFIG}: rope_parameters must have full_attention and sliding_attention, got {shortened(said)}"
         )
-    scaling = fields.take("rope_scaling") or {}
-    full = (said.get("full_attention") or {}) | scaling if isinstance(scaling, dict) else scaling
+    full = said.get("full_attention") or {}
+    if isinstance(full, dict):
+        full = full | scaling if isinstance(scaling, dict) else scaling
     thetas = fields.take("rope_theta", 1e6), fields.take("rope_local_base_freq", 1e4)
     rotary = read_rotary(full, "rope_parameters.full_attention", thetas[0], sizes["context_length"])
     local = said.get("sliding_attention") or {}
