@@ -127,7 +127,8 @@ class Decoder:
                 f"{self.title}'s files cannot express this model ({error}); choose --format npz or torch"
             ) from None
         for name in [each.name for each in fields(ModelConfig)]:
-            if getattr(found, name) != getattr(config, name):
+            read = "score_scale" if name == "attention_scale" else name  # None and 1 / √D are the same
+            if getattr(found, read) != getattr(config, read):
                 raise not_expressed(self.title, name, getattr(config, name))
         return config
 

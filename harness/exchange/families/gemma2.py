@@ -17,7 +17,7 @@ def read_gemma(fields: Fields, sizes: dict, pattern: tuple[str, ...], logit_cap:
     if type(scalar) not in (int, float) or not 0 < scalar < 1e30:
         raise UserError(f"{CONFIG}: query_pre_attn_scalar must be a number above 0, got {shortened(scalar)}")
     return {
-        "attention_scale": None if scalar == sizes["head_size"] else scalar**-0.5,
+        "attention_scale": scalar**-0.5,
         "logit_cap": fields.take("final_logit_softcapping", logit_cap),
         "embedding_scale": sizes["d_model"] ** 0.5,
         **windows(fields.layers(sizes["n_layer"], pattern), fields.take("sliding_window", 4096)),
