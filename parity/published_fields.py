@@ -1,5 +1,6 @@
 """Small models of `transformers` made from the fields of a config.json, and what import makes of them."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,17 +37,17 @@ class Held(NamedTuple):
 
 
 def make(fields: dict, seed: int = 3):
-    """The model of `transformers` that these fields describe, with lively weights; in evaluation, of PyTorch's dtype.
+    """The model of `transformers` that these fields describe, of PyTorch's default dtype, in evaluation.
 
-    Large enough for each term to matter: norms that are not 1, biases that are not 0.
+    Its weights are so large that each term matters: norms are not 1, biases not 0.
     """
     import torch
     import transformers
 
     names = CLASSES[fields["model_type"]]
     settings, kind = (getattr(transformers, name) for name in names)
-    # a copy of what is nested: they write into it
-    config = settings.from_dict(_copied(fields), attn_implementation="eager")
+    # of a copy: they write into nested objects
+    config = settings.from_dict(deepcopy(fields), attn_implementation="eager")
     model = kind(config).to(torch.get_default_dtype()).eval()
     random = np.random.default_rng(seed)
     with torch.no_grad():
@@ -56,12 +57,6 @@ def make(fields: dict, seed: int = 3):
             draws = random.normal(1.0 if plain else 0.0, 0.3 if weight.ndim == 1 else 0.5, weight.shape)
             weight.copy_(torch.from_numpy(draws))
     return model
-
-
-def _copied(value):
-    if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
-    return list(value) if isinstance(value, list) else value
 
 
 def logits(model, tokens: np.ndarray) -> np.ndarray:
@@ -74,7 +69,7 @@ def logits(model, tokens: np.ndarray) -> np.ndarray:
 def imported(fields: dict, model) -> Checkpoint:
     """The same model as import reads it."""
     stored = {name: Held(value.numpy()) for name, value in model.state_dict().items()}
-    published = Published(Path("memory"), _copied(fields), stored)
+    published = Published(Path("memory"), deepcopy(fields), stored)
     return import_model(published, lambda: encoding_of("bytes", [b"a", b"b"]))
 
 
