@@ -4,7 +4,8 @@ import re
 import sys
 from pathlib import Path
 
-from contract.errors import ConfigError, UserError, needs
+from contract.errors import ConfigError, UserError, needs, readable
+from contract.files import open_regular
 from data.vocabulary import (
     FILE_NAMES,
     GENERATION_FILE,
@@ -17,12 +18,13 @@ from harness.exchange.pickles import SUFFIXES, conversion
 
 CONFIG, MODEL, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 GGUF = ".gguf"
-# What is fetched of a published model; its folder also holds the same weights for other programs.
-_FETCHED = [
-    *(CONFIG, MODEL, INDEX, "model-*-of-*.safetensors"),
+TOKENIZER_FILES = [
     *(name for names in FILE_NAMES for name in names),
     *("added_tokens.json", TOKENIZER_FILE, SETTINGS_FILE, GENERATION_FILE, TEMPLATE_FILE, ROLES_FILE),
 ]
+# What is fetched of a published model; its folder also holds the same weights for other programs.
+_FETCHED = [CONFIG, MODEL, INDEX, "model-*-of-*.safetensors", *TOKENIZER_FILES]
+_POINTER = b"version https://git-lfs"
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -68,6 +70,15 @@ def _fetch(name: str, revision: str | None) -> Path:
             f"no folder {name} here, and it could not be fetched from the hub ({type(error).__name__}); where "
             "there is a network, download the model, copy its folder here and name that"
         ) from error
+
+
+def refuse_pointer(path: Path):
+    """Raise UserError for the few lines that stand for a file which Git LFS has not fetched."""
+    with readable(path, "get it again"), open_regular(path) as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(
+                f"{path} is a Git LFS pointer, not the file itself; run git lfs pull in {path.parent}"
+            )
 
 
 def origin(source: str, place: Path) -> dict[str, str]:

@@ -8,23 +8,21 @@ import re
 from pathlib import Path
 
 from contract.errors import UserError, readable
-from contract.files import open_regular
 from contract.schema import read_json
 from data.tokenizers import Tokenizer, open_tokenizer
 from harness.exchange.families import gpt2
-from harness.exchange.hub import CONFIG, INDEX, MODEL
+from harness.exchange.hub import CONFIG, INDEX, MODEL, refuse_pointer
 from harness.exchange.pickles import conversion
 from harness.exchange.published import Published, import_model, listed
 from harness.exchange.tokenizer_files import read_tokenizer
 from harness.training.checkpoint import Checkpoint
 from harness.training.tensor_file import StoredTensor, stored_tensors
 
-_POINTER = b"version https://git-lfs"
-
 
 def import_folder(folder: Path, *, note=lambda line: None, **options) -> Checkpoint:
     """The model in `folder`; see `import_model` for the options and errors."""
-    published = published_folder(folder, (options.get("origin") or {}).get("source"))
+    where = options.get("origin") or {}
+    published = published_folder(folder, where["source"] if "revision" in where else None)
     return import_model(published, lambda: _tokenizer(published, note), note=note, **options)
 
 
@@ -36,26 +34,17 @@ def published_folder(folder: Path, source: str | None = None) -> Published:
     return Published(folder, _read_object(folder / CONFIG), _stored(folder, source or str(folder)))
 
 
-def _refuse_pointer(path: Path):
-    """Raise UserError for the few lines that stand for a file which Git LFS has not fetched."""
-    with readable(path, "get it again"), open_regular(path) as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise UserError(
-                f"{path} is a Git LFS pointer, not the file itself; run git lfs pull in {path.parent}"
-            )
-
-
 def _read_object(path: Path, schema=dict) -> dict:
     if not path.exists():
         raise UserError(f"{path.parent} holds no {path.name}; name a folder as Hugging Face publishes it")
-    _refuse_pointer(path)
+    refuse_pointer(path)
     with readable(path, "get it again", damaged="is not as published"):
         return read_json(path, schema)
 
 
 def _open_tensors(path: Path) -> dict[str, StoredTensor]:
     if path.is_file():
-        _refuse_pointer(path)
+        refuse_pointer(path)
     return stored_tensors(path)
 
 

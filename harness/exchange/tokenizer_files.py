@@ -18,6 +18,7 @@ from data.vocabulary import (
     vocabulary_files,
     vocabulary_of,
 )
+from harness.exchange.hub import TOKENIZER_FILES, refuse_pointer
 
 _ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -28,6 +29,9 @@ def read_tokenizer(folder: Path, fields: dict) -> Tokenizer | None:
     fields: of its `config.json`, which says where texts end if `generation_config.json` does not
     Raises UserError naming the file and the field that cannot be honoured.
     """
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            refuse_pointer(folder / name)
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         if (folder / "vocab.txt").is_file():

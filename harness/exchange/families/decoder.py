@@ -75,10 +75,10 @@ class Decoder:
         sizes = {"n_layer": count_layers(left, "num_hidden_layers", default["num_hidden_layers"])}
         for name in ("vocab_size", "n_head", "d_model", "d_ff", "context_length"):
             sizes[name] = left.whole(_NAMES[name], default[_NAMES[name]])
-        rate = left.take("attention_dropout", 0.0)
+        rate, head_size = left.take("attention_dropout", 0.0), left.take("head_dim", default["head_dim"])
         values = sizes | {
             "n_kv_head": left.take("num_key_value_heads", default["num_key_value_heads"]),
-            "head_size": left.take("head_dim", default["head_dim"]) or sizes["d_model"] // sizes["n_head"],
+            "head_size": sizes["d_model"] // sizes["n_head"] if head_size is None else head_size,
             "norm_eps": left.take("rms_norm_eps", 1e-6),
             "tie_embeddings": left.take("tie_word_embeddings", default["tie_word_embeddings"]),
             "activation": left.activation(self.activation_field, default.get(self.activation_field, "silu")),
@@ -127,7 +127,8 @@ class Decoder:
                 f"{self.title}'s files cannot express this model ({error}); choose --format npz or torch"
             ) from None
         for name in [each.name for each in fields(ModelConfig)]:
-            if getattr(found, name) != getattr(config, name):
+            read = "score_scale" if name == "attention_scale" else name  # None and 1 / √D are the same
+            if getattr(found, read) != getattr(config, read):
                 raise not_expressed(self.title, name, getattr(config, name))
         return config
 

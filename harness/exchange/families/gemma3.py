@@ -12,21 +12,18 @@ from harness.exchange.hub import CONFIG
 
 
 def _read(fields: Fields, sizes: dict) -> dict:
-    period = fields.take("_sliding_window_pattern", 6)
-    period = fields.whole("sliding_window_pattern", period)
-    ours = read_gemma(
-        fields,
-        sizes,
-        (("sliding",) * (min(period, 10_000) - 1) + ("full",))[: sizes["n_layer"]],
-        (None, None),
-    )
-    said = fields.take("rope_parameters") or {}
+    period = fields.whole("sliding_window_pattern", 6)
+    # attn_logit_softcapping, which transformers reads but does not apply, is left: only null is accepted
+    pattern = ("sliding",) * (min(period, 10_000) - 1) + ("full",)
+    ours = read_gemma(fields, sizes, pattern[: sizes["n_layer"]], None)
+    said, scaling = fields.take("rope_parameters") or {}, fields.take("rope_scaling") or {}
     if not isinstance(said, dict) or said.keys() - {"full_attention", "sliding_attention"}:
         raise UserError(
             f"{CONFIG}: rope_parameters must have full_attention and sliding_attention, got {shortened(said)}"
         )
-    scaling = fields.take("rope_scaling") or {}
-    full = (said.get("full_attention") or {}) | scaling if isinstance(scaling, dict) else scaling
+    full = said.get("full_attention") or {}
+    if isinstance(full, dict):
+        full = full | scaling if isinstance(scaling, dict) else scaling
     thetas = fields.take("rope_theta", 1e6), fields.take("rope_local_base_freq", 1e4)
     rotary = read_rotary(full, "rope_parameters.full_attention", thetas[0], sizes["context_length"])
     local = said.get("sliding_attention") or {}
