@@ -100,6 +100,10 @@ class Weights(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]
 
+    def get(self, name: str, default=None) -> np.ndarray | None:
+        # A Mapping's own raises a KeyError, and catches it, for every bias that is absent.
+        return self._views.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)
 

@@ -105,7 +105,7 @@ def rotate_forward(x, rotary, start=0):
     length = (
         1 << (start + T - 1).bit_length()
     )  # a power of two, so that the table is made anew only as it doubles
-    cosine, sine = (table[start : start + T] for table in rotary_table(rotary, D, length, x.dtype.name))
+    cosine, sine = (table[start : start + T] for table in rotary_table(rotary, D, length, x.dtype))
     return _turn(x, cosine, sine), RotateCache(cosine, sine)
 
 

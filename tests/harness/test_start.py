@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError, UserError
+from contract.presets import preset
 from data.prepare import DEFAULT_RANKS, DEFAULT_TEXT, default_tokenizer, open_prepared, prepare
 from data.tokenizers import encode
 from harness.training.checkpoint import load_checkpoint
+from harness.training.memory import fitting_length
 from harness.training.run_corpus import evaluation_tokens
 from harness.training.run_folder import plot_metrics
 from harness.training.runs import (
@@ -17,6 +19,7 @@ from harness.training.runs import (
     resume_run,
     start_run,
 )
+from harness.training.settings import TrainingSettings
 from tests.harness.small_runs import rows
 
 
@@ -220,3 +223,15 @@ def test_further_training_takes_what_the_text_holds(start, text, tmp_path):
     T = further.settings.sequence_length
     assert T < len(further.windows.tokens) <= 2 * T
     assert further.windows.sequence_length == T
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "batch_size", "length"),
+    [(1000, 4, None), (450, 4, 1024), (360, 4, 256), (360, 1, 1024), (200, 4, None)],
+)
+def test_further_training_fits_half_of_the_memory(monkeypatch, megabytes, batch_size, length):
+    """The longest sequences that it holds; None for the context, and where nothing fits, which is then refused."""
+    monkeypatch.setattr("harness.training.memory.available_memory", lambda: megabytes * 1_000_000)
+    config = preset("modern", vocab_size=1000, context_length=2048)
+    settings = TrainingSettings(steps=1, batch_size=batch_size)
+    assert fitting_length("numpy", config, settings, 1, 10_000) == length
