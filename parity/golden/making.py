@@ -17,7 +17,7 @@ from parity.cases import lively_weights
 from parity.golden.manifest import manifest
 from parity.golden.packs import Pack
 
-LARGEST = 1 << 30  # bytes of a pack; a porter's tool should not fill a disk by mistake
+LARGEST = 1 << 32  # bytes of a pack; a porter's tool should not fill a disk by mistake
 
 # A large eps and strong decay: at the usual 1e-8 and 0.1 a mistake in them hides in float32's rounding.
 ADAMW = {"steps": 10, "beta1": 0.9, "beta2": 0.95, "eps": 1e-4, "weight_decay": 0.5, "max_norm": 1.0}
@@ -41,7 +41,7 @@ def make_pack(
     B, T: shape of the batch; T one less than the context, at most 64, where it is not given
     seed: of the weights and the batch; steps: of AdamW, 0 for none
 
-    Raises ConfigError for an impossible batch or a pack of more than 1 GB.
+    Raises ConfigError for an impossible batch or a pack of more than 4 GB.
     """
     config = replace(config, dropout=0.0)
     T = min(max(config.context_length - 1, 1), 64) if T is None else T
