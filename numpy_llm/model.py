@@ -99,12 +99,15 @@ class GPT:
         self.team = None  # `numpy_llm.threads.Team` that prompts are read with, if any
         self.output_name = "token_embedding.weight" if config.tie_embeddings else "output.weight"
 
-    def forward(self, tokens, targets=None, *, dropout: DropoutKey | None = None, trace: Trace = NO_TRACE):
+    def forward(
+        self, tokens, targets=None, *, dropout: DropoutKey | None = None, trace: Trace = NO_TRACE, keep=True
+    ):
         """From tokens to the logits of each next token, and to the loss where the targets are known.
 
         tokens: int (B, T), T at most `context_length`; targets: int (B, T), the token after each, or None
         dropout: what the masks are drawn from, None for evaluation
         trace: records every intermediate tensor
+        keep: whether to keep what `backward` needs, most of the memory of a pass
         returns: logits (B, T, V); loss (), nats per token, or None; cache for `backward`, or None
         Raises ConfigError for tokens and targets of another kind or shape, or outside the vocabulary.
         """
@@ -112,36 +115,39 @@ class GPT:
         if self.positions is not None:
             trace.give(positions=self.positions)  # learned ones are named as the weight that they are
         trace.give(tokens=tokens, targets=targets, **self.weights)
-        x, stream_cache = self.stream_forward(tokens, dropout=dropout, trace=trace)
+        x, stream_cache = self.stream_forward(tokens, dropout=dropout, trace=trace, keep=keep)
         logits, output_cache, cap_cache = self.logits_forward(x, trace)
         if targets is None:
             return logits, None, None
         loss, loss_cache = cross_entropy_forward(logits, targets)
         trace.record("loss", loss, "cross_entropy", logits, targets)
-        return logits, loss, GPTCache(stream_cache, output_cache, cap_cache, loss_cache)
+        return logits, loss, GPTCache(stream_cache, output_cache, cap_cache, loss_cache) if keep else None
 
-    def loss(self, tokens, targets, *, dropout: DropoutKey | None = None):
+    def loss(self, tokens, targets, *, dropout: DropoutKey | None = None, keep=True):
         """The loss of the last tokens' predictions, without the logits, which may be too many to hold at once.
 
         tokens: int (B, T); targets: int (B, T) or fewer, (B, n), the token after each of the last n; the rest and the
         errors as in `forward`
-        returns: loss (), nats per token; cache for `backward`, None where n < T
+        returns: loss (), nats per token; cache for `backward`, None where n < T or nothing was kept
         """
         check_batch(tokens, None, self.config)
         check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)
         if targets.size * self.config.vocab_size <= MAX_LOGITS and targets.shape == tokens.shape:
-            return self.forward(tokens, targets, dropout=dropout)[1:]
-        x, stream_cache = self.stream_forward(tokens, dropout=dropout)
+            return self.forward(tokens, targets, dropout=dropout, keep=keep)[1:]
+        x, stream_cache = self.stream_forward(tokens, dropout=dropout, keep=keep)
         x = x[:, -targets.shape[1] :]
         loss, cache = linear_cross_entropy_forward(
             x, self.weights[self.output_name], targets, self.config.logit_cap
         )
-        return loss, GPTCache(stream_cache, None, None, cache) if targets.shape == tokens.shape else None
+        return loss, GPTCache(
+            stream_cache, None, None, cache
+        ) if keep and targets.shape == tokens.shape else None
 
-    def stream_forward(self, tokens, *, dropout=None, kv_cache=None, trace: Trace = NO_TRACE):
+    def stream_forward(self, tokens, *, dropout=None, kv_cache=None, trace: Trace = NO_TRACE, keep=False):
         """The residual stream from the embedding to the final norm.
 
         kv_cache: keys and values of the tokens before these, see `numpy_llm.generate.KeyValueCache`
+        keep: whether the cache holds the blocks' for `backward`
         returns: x (B, T, C), cache
         """
         config, weights = self.config, self.weights
@@ -165,7 +171,9 @@ class GPT:
         for place in range(config.n_layer):
             name, layer = f"blocks.{place}", config.layer(place)
             x, block_cache = block_forward(x, weights, name, config, layer, dropout, kv_cache, trace)
-            block_caches.append(block_cache)
+            if keep:
+                block_caches.append(block_cache)
+            del block_cache  # where it isn't kept, the next block takes its memory
         x, norm_cache = norm_forward(x, weights, "final_norm", config, trace)
         return x, StreamCache(
             embedding_cache, scale_cache, position_cache, dropout_cache, block_caches, norm_cache

@@ -130,7 +130,7 @@ class NumpyBackend:
         check_targets(targets, tokens[:, -targets.shape[-1] :].shape, self.config)  # before they are split
 
         def evaluate(rows: slice) -> float:
-            loss, _ = self.model.loss(tokens[rows], targets[rows])
+            loss, _ = self.model.loss(tokens[rows], targets[rows], keep=False)
             return float(loss) * (rows.stop - rows.start) / len(tokens)
 
         with self._working():

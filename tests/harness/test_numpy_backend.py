@@ -357,3 +357,26 @@ def test_memory_estimate_is_what_a_step_takes(changes, settings):
     training = TrainingSettings(batch_size=12, **settings)
     expected = estimate_memory("numpy", config, training, threads=2) - PROCESS_BYTES["numpy"]
     assert 0.8 * peak < expected < 1.2 * peak
+
+
+@pytest.mark.parametrize("use", ["evaluate", "logits", "generate"])
+def test_reading_a_long_text_keeps_nothing_for_a_backward_pass(use):
+    """Beyond the weights it takes as much for 12 layers as for one, but for keys and values."""
+
+    def peak(n_layer):
+        config = preset("modern", vocab_size=65, n_layer=n_layer, context_length=2048)
+        backend, tokens = backend_of(config, dtype="float32"), np.zeros((1, 2047), np.int64)
+        tracemalloc.start()
+        try:
+            if use == "evaluate":
+                backend.evaluate(tokens, tokens)
+            elif use == "logits":
+                list(backend.logits(tokens, 2047, 512))
+            else:
+                list(backend.generate(tokens[0].tolist(), 1, temperature=0))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    cached = 4 * 11 * 2 * 2048 * 64 if use == "generate" else 0  # two heads of 32, in float32
+    assert peak(12) < 1.1 * peak(1) + 2.2 * cached  # which are moved as the cache grows

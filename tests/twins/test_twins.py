@@ -149,13 +149,18 @@ def test_same_public_names_in_the_same_order(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_same_signatures(file):
-    """Twins are called alike; a gradient lives on its weight in PyTorch, so `gradients` become `weights`."""
+    """Twins are called alike; a gradient lives on its weight in PyTorch, so `gradients` become `weights`.
+
+    `keep` says in NumPy what `torch.no_grad` says there.
+    """
     for reference, twin in pairs(file):
         if inspect.isclass(reference):
             ours, theirs = methods(reference), methods(twin)
             assert list(ours) == list(theirs), twin
             for name in ours:
-                assert parameters(ours[name], {"gradients"}) == parameters(theirs[name], TORCH_ONLY), (
+                assert parameters(ours[name], {"gradients", "keep"}) == parameters(
+                    theirs[name], TORCH_ONLY
+                ), (
                     twin,
                     name,
                 )
