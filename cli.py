@@ -12,13 +12,14 @@ from typer.main import get_command
 
 from commands.bench import bench
 from commands.corpus import judge, prepare, train_tokenizer, validation, write_corpus
+from commands.evaluate import evaluate
 from commands.exchange import export, import_model
 from commands.exercise import grade, list_exercises, start
 from commands.generate import OptionalChatText, generate
 from commands.golden import check, list_packs, make
 from commands.golden import export as export_golden
 from commands.interruption import INTERRUPTED, acknowledge, handle_signals, leave_if_interrupted
-from commands.model import evaluate, info
+from commands.model import info
 from commands.parity import parity
 from commands.streams import cap_width, release_stdout, secure_streams
 from commands.study import study

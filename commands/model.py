@@ -1,102 +1,13 @@
-"""Look at a trained model: `evaluate` and `info`."""
+"""Describe a trained model: `info`."""
 
 import json
 from itertools import groupby
 from math import isfinite
-from pathlib import Path
-from typing import Annotated
 
-from commands.options import (
-    BackendOption,
-    DeviceOption,
-    JsonOption,
-    RunArgument,
-    ThreadsOption,
-    option,
-)
-from contract.errors import ConfigError
+from commands.options import JsonOption, RunArgument
 
 # Shown beside a checkpoint's validation loss: its number of tokens, and the final evaluation.
 EVALUATIONS = ("validation_tokens", "final_validation_loss", "final_validation_tokens")
-
-
-def evaluate(
-    run: RunArgument,
-    text: Annotated[
-        Path | None,
-        option("UTF-8 text, or the .bin that the run was trained on. [default: the run's held-out split]"),
-    ] = None,
-    sequence_length: Annotated[
-        int | None, option("Tokens of a window. [default: the context length]")
-    ] = None,
-    batch_size: Annotated[
-        int | None, option("Windows per batch. [default: 32, or fewer if their logits would fill memory]")
-    ] = None,
-    stride: Annotated[
-        int | None,
-        option("Tokens between windows: fewer give each token more context. [default: a window's]"),
-    ] = None,
-    separator: Annotated[
-        str | None, option("With --text: what stands between two documents. [default: one document]")
-    ] = None,
-    per_token: Annotated[
-        bool, option("Also give each token's log-probability, in nats.", "--per-token")
-    ] = False,
-    as_json: JsonOption = False,
-    backend: BackendOption = "numpy",
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-):
-    """Measure how well a trained model predicts a text."""
-    from data.tokenizers import token_lengths
-    from harness.training.evaluation import Evaluation, bits_per_byte, evaluate, log_probabilities
-    from harness.training.run_corpus import evaluation_tokens
-    from harness.training.runs import open_model
-
-    if per_token and batch_size is not None:
-        raise ConfigError(
-            "--batch-size does not go with --per-token, which takes one window at a time; omit it"
-        )
-    model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
-    windows = {"sequence_length": sequence_length, "stride": stride}
-    with evaluation_tokens(run, checkpoint, text, separator) as tokens:
-        rows = []
-        if per_token:
-            found = log_probabilities(model, tokens, **windows)
-            result = Evaluation(-float(found.mean()), len(found))
-            rows = _token_rows(checkpoint.tokenizer, tokens, found.tolist())
-        else:
-            result = evaluate(model, tokens, batch_size, **windows)
-        record = {
-            "text": text.name if text and text.suffix != ".bin" else "held-out split",
-            "tokens": result.tokens,
-            "nats_per_token": result.loss,
-            "perplexity": result.perplexity,
-            "bits_per_byte": bits_per_byte(result, tokens, token_lengths(checkpoint.tokenizer)),
-        }
-    _print_record(record | ({"per_token": rows} if per_token and as_json else {}), as_json)
-    if not as_json:
-        _print_tokens(rows)
-
-
-def _token_rows(tokenizer, tokens, log_probabilities: list[float]) -> list[dict]:
-    """Id, text and log-probability of each token; the first has none, nothing stands before it."""
-    from data.tokenizers import token_bytes
-
-    texts = token_bytes(tokenizer)
-    return [
-        {"id": int(id), "text": texts[id].decode(errors="replace"), "log_probability": value}
-        for id, value in zip(tokens[:], [None, *log_probabilities], strict=True)
-    ]
-
-
-def _print_tokens(rows: list[dict]):
-    from commands.console import show
-
-    for row in rows:
-        value = row["log_probability"]
-        shown = " " * 9 if value is None else f"{value:9.4f}"
-        show(f"{shown}  {row['id']:>6}  {row['text']!r}")
 
 
 def info(run: RunArgument, as_json: JsonOption = False):
@@ -125,7 +36,7 @@ def info(run: RunArgument, as_json: JsonOption = False):
         "tokenizer": identity(checkpoint.tokenizer),
         "training": training,
     }
-    _print_record(record, as_json)
+    print_record(record, as_json)
 
 
 def _attention(config) -> str:
@@ -151,7 +62,8 @@ def _layers(config) -> str | None:
     return "; ".join(words)
 
 
-def _print_record(record: dict, as_json: bool):
+def print_record(record: dict, as_json: bool):
+    """Print names and values: dotted names in a column, or JSON."""
     from commands.console import show
 
     if as_json:

@@ -183,11 +183,6 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     return [_bytes_of(tokenizer, token) or b"" for token in range(tokenizer.n_vocab)]
 
 
-def token_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """The length of each token in bytes: int64 (V,). Loss per token over these is loss per byte."""
-    return np.array([len(token) for token in token_bytes(tokenizer)], np.int64)
-
-
 def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes | None:
     try:
         return tokenizer.decode_single_token_bytes(token)

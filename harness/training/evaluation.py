@@ -1,8 +1,9 @@
 """How well a model predicts a text."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from math import exp, inf, log
 from typing import NamedTuple
 
@@ -103,12 +104,38 @@ def log_probabilities(
     return np.concatenate(found)
 
 
-def bits_per_byte(evaluation: Evaluation, tokens: np.ndarray, lengths: np.ndarray) -> float:
-    """The loss in bits per byte of the predicted text, whatever the tokenizer.
+def document_losses(
+    log_probabilities: np.ndarray, tokens: np.ndarray, ends: Sequence[int]
+) -> list[tuple[int, Evaluation]]:
+    """The place where each document begins and the loss of its tokens, its end token's included.
 
-    tokens: int (N,), as given to `evaluate`; lengths: int (V,), the bytes of each token
+    log_probabilities: float (N - 1,), of the tokens, int (N,), but the first; ends: the tokens that end a document
+    A document of the first token alone has no prediction and is left out.
     """
-    counts = np.zeros(len(lengths), np.int64)
+    tokens = np.asarray(tokens[:])
+    edges = [0, *(np.flatnonzero(np.isin(tokens[:-1], ends)) + 1), len(tokens)]
+    parts = [(start, log_probabilities[max(start, 1) - 1 : stop - 1]) for start, stop in pairwise(edges)]
+    return [(int(start), Evaluation(-float(part.mean()), len(part))) for start, part in parts if len(part)]
+
+
+def of_text(evaluation: Evaluation, tokens: np.ndarray, texts: list[bytes]) -> dict[str, float]:
+    """The loss over units of the predicted text that no tokenizer changes: `bits_per_byte`, `word_perplexity`.
+
+    tokens: int (N,), as given to `evaluate`; texts: of each token, as `data.tokenizers.token_bytes` gives them
+    A word is what stands between white space; None where there is none.
+    """
+    lengths = np.array([len(text) for text in texts], np.int64)
+    # A word begins inside a token, or with a token behind one that ends in white space.
+    inside = np.array([len(re.findall(rb"(?<=\s)\S", text)) for text in texts], np.int64)
+    begins = np.array([text[:1].strip() != b"" for text in texts])
+    closes = np.array([text[-1:].strip() == b"" for text in texts])
+    n_bytes = n_words = 0
     for start in range(1, len(tokens), 1 << 20):  # in pieces: the file may be large
-        counts += np.bincount(tokens[start : start + (1 << 20)], minlength=len(lengths))
-    return evaluation.loss * evaluation.tokens / log(2) / int(counts @ lengths)
+        piece = np.asarray(tokens[start - 1 : start + (1 << 20)])
+        n_bytes += int(lengths[piece[1:]].sum())
+        n_words += int(inside[piece[1:]].sum() + (begins[piece[1:]] & closes[piece[:-1]]).sum())
+    nats = evaluation.loss * evaluation.tokens
+    return {
+        "bits_per_byte": nats / log(2) / n_bytes,
+        "word_perplexity": Evaluation(nats / n_words, n_words).perplexity if n_words else None,
+    }

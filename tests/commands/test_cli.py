@@ -269,7 +269,7 @@ def test_json_has_no_infinity(succeed, trained, monkeypatch):
     assert (found["nats_per_token"], found["bits_per_byte"], found["tokens"]) == (None, None, 5)
     monkeypatch.setattr("harness.training.evaluation.evaluate", lambda *a, **k: Evaluation(1e6, 5))
     assert json.loads(succeed("evaluate", trained[0], "--json")[0])["perplexity"] is None
-    assert "perplexity      inf" in succeed("evaluate", trained[0])[0]
+    assert "perplexity       inf" in succeed("evaluate", trained[0])[0]
     damaged = load_checkpoint(trained[0] / "latest")
     damaged.training["losses"] = [1.0, float("inf")]
     monkeypatch.setattr("harness.training.checkpoint.load_checkpoint", lambda folder: damaged)

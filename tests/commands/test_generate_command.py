@@ -148,3 +148,20 @@ def test_evaluate_gives_each_token(succeed, model, tmp_path):
     assert -sum(values) / len(values) == pytest.approx(found["nats_per_token"], rel=1e-5)
     out, _ = succeed("evaluate", model, "--text", file, "--per-token")
     assert out.splitlines()[-1].endswith(repr(rows[-1]["text"]))
+
+
+def test_evaluate_gives_each_document_and_a_page(succeed, run_cli, model, trained, tmp_path):
+    """Documents end with the end token; the page holds the text; both say where they cannot."""
+    file, page = tmp_path / "text.txt", tmp_path / "page.html"
+    file.write_text("one two\n---\nthree <four>\n", encoding="utf-8")
+    asked = "--text", file, "--separator", "---\n", "--per-document"
+    found = json.loads(succeed("evaluate", model, *asked, "--page", page, "--json")[0])
+    rows = found["per_document"]
+    assert sum(row["tokens"] for row in rows) == found["tokens"]
+    total = sum(row["tokens"] * row["nats_per_token"] for row in rows)
+    assert total == pytest.approx(found["tokens"] * found["nats_per_token"])
+    assert "&lt;" in page.read_text(encoding="utf-8")
+    code, _, err = run_cli("evaluate", model, *asked, "--page", page)
+    assert (code, "--overwrite" in err) == (1, True)
+    code, _, err = run_cli("evaluate", trained[0], "--per-document")
+    assert (code, "needs a tokenizer with an end token" in err) == (2, True)

@@ -10,9 +10,9 @@ import pytest
 from contract.errors import ConfigError, UserError
 from contract.weights import Weights, initial_weights
 from data.prepare import DEFAULT_RANKS
-from data.tokenizers import encode, load_ranks, open_tokenizer, token_lengths
+from data.tokenizers import encode, encoding_of, load_ranks, open_tokenizer, token_bytes
 from harness.training.backend import open_backend
-from harness.training.evaluation import Evaluation, bits_per_byte, evaluate, log_probabilities
+from harness.training.evaluation import Evaluation, document_losses, evaluate, log_probabilities, of_text
 from harness.training.generation import encode_prompt, generate_text
 from numpy_llm.model import GPT
 
@@ -97,31 +97,64 @@ def test_perplexity():
 
 def test_bits_per_byte():
     """Bits over the bytes of the predicted tokens: here 4 nats a token, and tokens of 1, 2 and 3 bytes."""
-    tokens, lengths = np.array([2, 0, 1, 1, 2]), np.array([1, 2, 3])
-    assert bits_per_byte(Evaluation(4.0, 4), tokens, lengths) == pytest.approx(
-        4 * 4 / log(2) / (1 + 2 + 2 + 3)
+    tokens, texts = np.array([2, 0, 1, 1, 2]), [b"a", b"bc", b"def"]
+    found = of_text(Evaluation(4.0, 4), tokens, texts)
+    assert found["bits_per_byte"] == pytest.approx(4 * 4 / log(2) / (1 + 2 + 2 + 3))
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "ranks"])
+@pytest.mark.parametrize(
+    "text", ["The baby, naïvely, is\n\n sleeping.\n", "one", "  \t two words ", "a b c d"]
+)
+def test_word_perplexity(tokenizer, text):
+    """The exponential of the nats of a word, whatever the tokens are; the first is not predicted."""
+    ranks = (
+        load_ranks(DEFAULT_RANKS)
+        if tokenizer == "ranks"
+        else encoding_of("bytes", [bytes([b]) for b in range(256)])
     )
+    tokens = np.asarray(encode(ranks, text))
+    texts = token_bytes(ranks)
+    words = len(b"".join(texts[id] for id in tokens).split()) - (text[0] != " ")
+    found = of_text(Evaluation(0.5, len(tokens) - 1), tokens, texts)["word_perplexity"]
+    assert found == (pytest.approx(np.exp(0.5 * (len(tokens) - 1) / words)) if words else None)
 
 
-def test_bits_per_byte_of_a_long_text():
-    """Millions of tokens are counted in pieces, and each once."""
+def test_a_long_text_is_counted_in_pieces():
+    """Each of millions of tokens counts once, also where a word crosses from one piece to the next."""
     tokens = np.tile(np.array([0, 1, 2], np.uint16), 800_000)
-    loss, lengths = 1.5, np.array([1, 2, 4])
-    wanted = loss * (len(tokens) - 1) / log(2) / (800_000 * 7 - 1)
-    assert bits_per_byte(Evaluation(loss, len(tokens) - 1), tokens, lengths) == pytest.approx(
-        wanted, rel=1e-12
-    )
+    texts = [b"a", b"b ", b"cdef"]
+    loss, nats = 1.5, 1.5 * (len(tokens) - 1)
+    found = of_text(Evaluation(loss, len(tokens) - 1), tokens, texts)
+    assert found["bits_per_byte"] == pytest.approx(nats / log(2) / (800_000 * 7 - 1), rel=1e-12)
+    assert found["word_perplexity"] == pytest.approx(np.exp(nats / 800_000), rel=1e-12)
 
 
 def test_bits_per_byte_does_not_depend_on_the_tokenizer():
     """One bit a byte is one bit a byte, whether a token is a byte or several."""
     text = "The baby is sleeping, naïvely.\n" * 3
     ranks = load_ranks(DEFAULT_RANKS)
-    tokens = encode(ranks, text)
-    lengths = token_lengths(ranks)
-    nats = lengths[tokens[1:]].sum() * log(2) / (len(tokens) - 1)
-    assert bits_per_byte(Evaluation(nats, len(tokens) - 1), tokens, lengths) == pytest.approx(1)
-    assert lengths[tokens].sum() == len(text.encode())
+    tokens, texts = np.asarray(encode(ranks, text)), token_bytes(ranks)
+    size = len(b"".join(texts[id] for id in tokens[1:]))
+    nats = size * log(2) / (len(tokens) - 1)
+    assert of_text(Evaluation(nats, len(tokens) - 1), tokens, texts)["bits_per_byte"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("tokens", [[5, 1, 0, 2, 3, 0, 0, 4], [0, 1, 0], [1, 2]])
+def test_documents_end_with_their_end_token(tokens):
+    """Every predicted token counts once, in the document that it is of."""
+    values = -np.arange(1.0, len(tokens))
+    found = document_losses(values, np.array(tokens), [0])
+    documents, current = [], []
+    for token, value in zip(tokens, [None, *values], strict=True):
+        current += [] if value is None else [value]
+        if token == 0:
+            documents, current = [*documents, current], []
+    documents = [each for each in [*documents, current] if each]
+    assert [(result.loss, result.tokens) for _, result in found] == [
+        (-np.mean(each), len(each)) for each in documents
+    ]
+    assert all(start == 0 or tokens[start - 1] == 0 for start, _ in found)
 
 
 def test_prompts(tmp_path):
