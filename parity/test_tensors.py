@@ -28,7 +28,7 @@ from parity.passes import (
     twin_pass,
     twin_passes,
 )
-from parity.tolerances import ROUNDING
+from parity.tolerances import ROUNDING, limit
 
 DTYPES = ("float64", "float32")
 CHOSEN = ("activation", "norm", "block", "feed_forward", "query_key_norm")
@@ -109,6 +109,7 @@ def hold_in_float32(case: Case):
     exact = twin_pass(torch_llm, case.config, case.inputs("float64"), traced=True)
     assume(cancellation(exact) > CANCELLATION["float32"])
     assume(case.config.activation != "relu" or kink_distance(exact) > KINK)
+    assume(not _strays(case, exact))
     assume(_sensitive_tensor(case, exact) is None)  # last, as it takes more passes
     compare_case(case, "float32", Twins()).require()
 
@@ -130,7 +131,8 @@ def test_random_configurations(dtype, count):
 
     In float32 where float32 determines the numbers. A tensor of few elements can be all small differences of
     large terms, and then no program gets its digits right. Such cases show that in PyTorch's float64: by the
-    sizes of its gradients, or by moving when the weights are moved by as little as float32 rounds them.
+    sizes of its gradients, by how far its float32 strays, or by moving when the weights are moved by as little as
+    float32 rounds them.
     """
     hold, cases = RANDOM_PROOFS[dtype]
 
@@ -154,6 +156,19 @@ def test_zeros_are_those_of_mathematics():
         assert zeros == {name for name in record.gradients if case.T == 1 and name.endswith(behind)}, (
             case.title
         )
+
+
+def _strays(case: Case, exact: Record) -> bool:
+    """Whether PyTorch's own float32 is half of what a limit allows away from its float64.
+
+    What it takes of a limit is no mistake of the reference. On an AMD EPYC it took 9e-6 of 1e-5.
+    """
+    traced, untraced = (
+        Record(*({name: value.astype(np.float64) for name, value in part.items()} for part in record))
+        for record in twin_passes(torch_llm, case, "float32")
+    )
+    rows = compare_passes(exact, "float64", traced=traced, untraced=untraced)
+    return any(row.error > limit(row.quantity, "float32") / 2 for row in rows if not row.problem)
 
 
 def _sensitive_tensor(case: Case, exact: Record) -> str | None:
