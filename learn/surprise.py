@@ -17,7 +17,7 @@ _PAGE = """<!doctype html>
 body {{ font: 16px/1.7 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem; color: #222;
   background: #fff; }}
 main {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
-b {{ font-weight: inherit; border-radius: 2px; background: rgb(214 40 57 / calc(var(--s) * 1%)); }}
+b {{ font-weight: inherit; border-radius: 2px; background: rgb(255 96 80 / calc(var(--s) * 1%)); }}
 </style></head><body>
 <h1>{title}</h1>
 <p>{tokens:,} tokens, {bits:.2f} bits each on average. The redder a token, the less the model expected it:
