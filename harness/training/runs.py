@@ -12,6 +12,7 @@ from contract.errors import ConfigError, UserError
 from contract.presets import preset
 from contract.schema import require
 from contract.staging import clear_leftovers
+from contract.weights import Weights
 from data.batches import windows_per_epoch
 from data.prepare import DEFAULT_TEXT, TokenFile, TokenFileInfo, open_prepared, open_tokens, prepare
 from data.tokenizers import Tokenizer, tokenizer_is_fixed
@@ -52,6 +53,7 @@ def start_run(
 
     text, tokenizer: see `data.prepare.prepare`; a token file keeps its own tokenizer
     start: run or checkpoint to take weights, configuration and tokenizer from; `overrides` may only change the dropout
+        and shorten the context
     preset_name, overrides: see `contract.config.preset`; config: see `contract.config.read_config`
     training: fields of TrainingSettings, or `epochs` instead of `steps`; with `start` over `FINE_TUNING`
     machine: fields of Machine
@@ -69,7 +71,7 @@ def start_run(
             training = _with_length(training, machine, model, corpus.info)
         settings = _settings(training, corpus.info, model)
         check_length(text, corpus.info, settings.tokens_per_sequence(model))
-        backend = _training_backend(machine, model, settings, base and base.weights)
+        backend = _training_backend(machine, model, settings, _weights_of(base, model))
         del corpus  # an open file cannot be moved on Windows
     tokens = text if text.suffix == ".bin" else run.tokens
     origin = {"source": text.name} | ({"from": start.name} if start else {})
@@ -132,14 +134,25 @@ def _fitted(values: dict, vocab_size: int, config: Path) -> ModelConfig:
 
 
 def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfig:
-    """The configuration of trained weights with another dropout; all else that differs is refused."""
+    """The configuration of trained weights with another dropout or a shorter context; all else is refused."""
     for name, value in overrides.items():
-        if name != "dropout" and value != getattr(config, name):
+        shorter = name == "context_length" and 1 <= value < config.context_length
+        if name != "dropout" and not shorter and value != getattr(config, name):
             raise ConfigError(
                 f"--{name.replace('_', '-')} {value} contradicts --from {start}, whose weights are of "
                 f"{name} {getattr(config, name)}; omit it"
             )
     return replace(config, **overrides)
+
+
+def _weights_of(base: Checkpoint | None, config: ModelConfig) -> Weights | None:
+    """The weights to start from; of learned positions, those that a shorter context has."""
+    if base is None or config.context_length == base.config.context_length:
+        return base and base.weights
+    weights = Weights.zeros(config, base.weights.flat.dtype)
+    for name, weight in weights.items():
+        weight[...] = base.weights[name][: len(weight)]
+    return weights
 
 
 def _with_length(training: dict, machine: Machine, config: ModelConfig, info: TokenFileInfo) -> dict:

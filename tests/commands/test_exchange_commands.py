@@ -144,7 +144,7 @@ def test_fine_tuning_on_a_token_file(succeed, fail, imported, text, tmp_path):
         ("--n-head 3", "--n-head 3"),
         ("--d-model 24", "--d-model 24"),
         ("--d-ff 11", "--d-ff 11"),
-        ("--context-length 8", "--context-length 8"),
+        ("--context-length 32", "--context-length 32"),
         ("--activation relu", "--activation relu"),
         ("--position sinusoidal", "--position sinusoidal"),
         ("--preset nano", "--preset does not go with --from"),

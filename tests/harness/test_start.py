@@ -237,3 +237,19 @@ def test_further_training_fits_half_of_the_memory(monkeypatch, megabytes, batch_
     config = preset("modern", vocab_size=1000, context_length=2048)
     settings = TrainingSettings(steps=1, batch_size=batch_size)
     assert fitting_length("numpy", config, settings, 1, 10_000) == length
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary"])
+def test_further_training_with_a_shorter_context(start, text, tmp_path, position):
+    """It starts from the same function of the shorter texts; a longer context than the model's is refused."""
+    trainer = start(overrides={"context_length": 16, "position": position})
+    trainer.train()
+    source = {"start": trainer.run.path, "text": text, "training": {"steps": 1}, "threads": 1}
+    further = start_run(tmp_path / "further", overrides={"context_length": 8}, **source)
+    model, _ = open_model(trainer.run.path, threads=1)
+    tokens = np.arange(27).reshape(3, 9) % 20
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    assert further.backend.config.context_length == 8
+    assert further.backend.evaluate(inputs, targets) == model.evaluate(inputs, targets)
+    with pytest.raises(ConfigError, match="--context-length 17 contradicts --from"):
+        start_run(tmp_path / "longer", overrides={"context_length": 17}, **source)
