@@ -12,6 +12,7 @@ from commands.options import CONFIG_HELP, MODEL, TOKENIZER_HELP, TRAINING, optio
 from contract.components import COMPONENTS
 from contract.errors import ConfigError, command_line
 from contract.presets import PRESETS
+from harness.training.schedule import SCHEDULES
 from harness.training.settings import FINE_TUNING, Machine, TrainingSettings
 
 MODEL_FLAGS = [
@@ -77,6 +78,9 @@ def train(
         ),
     ] = None,
     learning_rate: Annotated[float, _training("Peak learning rate.")] = DEFAULTS.learning_rate,
+    schedule: Annotated[
+        str, _training(f"{', '.join(SCHEDULES)}: how the learning rate falls. wsd falls in the last fifth.")
+    ] = DEFAULTS.schedule,
     min_learning_rate: Annotated[
         float | None, _training("Learning rate at the end. [default: a tenth of --learning-rate]")
     ] = None,
