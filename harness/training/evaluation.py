@@ -1,7 +1,6 @@
 """How well a model predicts a text."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from math import exp, inf, log
 from typing import NamedTuple
@@ -29,23 +28,6 @@ class Evaluation(NamedTuple):
             return exp(self.loss)
         except OverflowError:
             return inf
-
-
-@dataclass
-class EvaluationRecord:
-    """What the checkpoints of a run remember of its evaluations; losses in nats per token.
-
-    evaluated: the step of the last quick evaluation
-    final_*: of the final evaluation, if it followed the step that is now the last
-    """
-
-    evaluated: int = 0
-    validation_loss: float | None = None
-    validation_tokens: int | None = None
-    final_validation_loss: float | None = None
-    final_validation_tokens: int | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
 
 
 def evaluate(

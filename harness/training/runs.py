@@ -25,7 +25,7 @@ from harness.training.trainer import Trainer
 
 # Settings that --resume may change: how far the run goes and how it is evaluated; with more steps, the rates too, and
 # with a schedule of its own for these steps, its warm-up.
-CHANGEABLE = ("steps", "eval_interval", "eval_tokens")
+CHANGEABLE = ("steps", "eval_interval", "eval_tokens", "patience", "sample_every")
 CHANGEABLE_RATES = ("learning_rate", "min_learning_rate", "schedule")
 # What a checkpoint must say for its training to go on.
 RESUMABLE = {
@@ -200,6 +200,11 @@ def resume_run(
         origin = {name: kept[name] for name in ("source", "from", "model_type") if name in kept}
         trainer = _trainer(backend, settings, run, corpus, checkpoint.tokenizer, origin)
         trainer.resume(checkpoint)
+        if trainer.done and trainer.held_out.out_of_patience:
+            raise UserError(
+                f"{run.path} stopped after {settings.patience} evaluations without a better one; "
+                "name a larger --patience to train further"
+            )
         if trainer.done:
             raise UserError(
                 f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"

@@ -14,7 +14,7 @@ FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5}
 
 
 # Settings that earlier releases did not record; their defaults mean what was done then.
-ADDED_LATER = {"eval_tokens", "sequence_length", "schedule", "schedule_start"}
+ADDED_LATER = {"eval_tokens", "sequence_length", "schedule", "schedule_start", "patience", "sample_every"}
 
 
 class Machine(NamedTuple):
@@ -41,6 +41,8 @@ class TrainingSettings:
     weight_decay, beta1, beta2: see `numpy_llm.adam`; clip: largest gradient norm, None or inf for no clipping
     eval_interval: steps between evaluations, each of which also writes a checkpoint
     eval_tokens: held-out tokens of the final evaluation, None for `Trainer`'s default
+    patience: how many evaluations in a row may be no better than the best before training ends, None for any number
+    sample_every: steps between samples, None for none
     seed: of initial weights, order of windows and dropout; dtype: "float32" or "float64"
     Raises ConfigError naming the setting, what was found and what fits.
     """
@@ -60,6 +62,8 @@ class TrainingSettings:
     clip: float | None = 1.0
     eval_interval: int = 250
     eval_tokens: int | None = None
+    patience: int | None = None
+    sample_every: int | None = None
     seed: int = 0
     dtype: str = "float32"
 
@@ -83,7 +87,16 @@ class TrainingSettings:
             if not fits:
                 raise ConfigError(f"{_flag(name)} must be {wanted}, got {getattr(self, name)}")
 
-        counts = dict.fromkeys(("steps", "batch_size", "eval_interval", "eval_tokens", "sequence_length"), 1)
+        names = (
+            "steps",
+            "batch_size",
+            "eval_interval",
+            "eval_tokens",
+            "sequence_length",
+            "patience",
+            "sample_every",
+        )
+        counts = dict.fromkeys(names, 1)
         for name, least in (counts | {"warmup_steps": 0, "schedule_start": 0}).items():
             value = getattr(self, name)
             require(value is None or value >= least, name, f"at least {least}")

@@ -11,7 +11,7 @@ from contract.errors import ConfigError, UserError
 from data.prepare import prepare
 from harness.training import trainer as trainer_module
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
-from harness.training.run_folder import plot_metrics
+from harness.training.metrics import plot_metrics
 from harness.training.runs import (
     resume_run,
 )
@@ -38,7 +38,7 @@ def test_a_run_of_an_earlier_release(start):
     with pytest.raises(UserError, match="has done all its 20 steps"):
         resume_run(trainer.run.path)
     again = resume_run(trainer.run.path, training={"steps": 22, "clip": float("inf")})
-    assert again.evaluations.final_validation_loss == old.validation_loss
+    assert again.held_out.record.final_validation_loss == old.validation_loss
     assert again.settings.clip is None
     assert again.train().finished
 
@@ -173,7 +173,7 @@ def test_more_steps_on_resume(start):
     assert (outcome.step, outcome.finished) == (23, True)
     assert [row["step"] for row in rows(more.run) if "loss" in row] == list(range(1, 24))
     # The last step has an evaluation and a checkpoint, though it is no multiple of the interval.
-    assert [row["step"] for row in rows(more.run) if "validation_loss" in row] == [5, 10, 15, 20, 23]
+    assert [row["step"] for row in rows(more.run) if "validation_loss" in row] == [0, 5, 10, 15, 20, 23]
     latest = load_checkpoint(more.run.latest)
     assert (latest.step, latest.validation_loss) == (23, outcome.validation.loss)
 
