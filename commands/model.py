@@ -14,7 +14,7 @@ from commands.options import (
     ThreadsOption,
     option,
 )
-from contract.errors import ConfigError
+from contract.errors import ConfigError, UserError
 
 # Shown beside a checkpoint's validation loss: its number of tokens, and the final evaluation.
 EVALUATIONS = ("validation_tokens", "final_validation_loss", "final_validation_tokens")
@@ -99,8 +99,35 @@ def _print_tokens(rows: list[dict]):
         show(f"{shown}  {row['id']:>6}  {row['text']!r}")
 
 
-def info(run: RunArgument, as_json: JsonOption = False):
+def info(
+    run: RunArgument,
+    as_json: JsonOption = False,
+    as_csv: Annotated[
+        bool, option("Print the metrics of the run's training as CSV instead.", "--csv")
+    ] = False,
+):
     """Describe a checkpoint: model, tokenizer, training so far."""
+    if as_csv and as_json:
+        raise ConfigError("--csv does not go with --json; give one of them")
+    if as_csv:
+        _print_metrics(run)
+        return
+    _print_checkpoint(run, as_json)
+
+
+def _print_metrics(run: Path):
+    from commands.console import write
+    from harness.training.metrics import metrics_csv, read_metrics
+    from harness.training.run_folder import RunFolder
+
+    path = RunFolder(run).metrics
+    rows = list(read_metrics(path))
+    if not rows:
+        raise UserError(f"no metrics at {path}; name the --out folder of a training run")
+    write(metrics_csv(rows))
+
+
+def _print_checkpoint(run: Path, as_json: bool):
     from contract.decoding import kv_cache_numbers
     from contract.weights import parameter_count
     from data.tokenizers import identity

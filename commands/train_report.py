@@ -44,6 +44,11 @@ def _learning_rate(trainer: Trainer):
     if before != after:
         direction = "up" if float(after) > float(before) else "down"
         end = f"the schedule now ends at step {settings.steps:,}, at {settings.min_learning_rate:.1e}"
+        if settings.schedule_start:
+            covered = (
+                f"the {settings.schedule} schedule of steps {settings.schedule_start:,} to {settings.steps:,}"
+            )
+            end = f"{covered} ends at {settings.min_learning_rate:.1e}"
         yield "schedule", f"learning rate goes from {before} {direction} to {after}: {end}"
 
 

@@ -202,7 +202,7 @@ def resume_run(
         trainer.resume(checkpoint)
         if trainer.done and trainer.held_out.out_of_patience:
             raise UserError(
-                f"{run.path} stopped after {settings.patience} evaluations without a better one; "
+                f"{run.path} stopped early, out of --patience {settings.patience}; "
                 "name a larger --patience to train further"
             )
         if trainer.done:

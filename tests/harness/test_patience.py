@@ -85,7 +85,7 @@ def test_more_patience_on_resume(start):
     trainer = start(steps=40, patience=2)
     trainer.train()
     for change in ({}, {"steps": 50}, {"patience": 1}):
-        with pytest.raises(UserError, match=r"stopped after \d evaluations without .* a larger --patience"):
+        with pytest.raises(UserError, match=r"stopped early, out of --patience \d; name a larger"):
             resume_run(trainer.run.path, training=change)
     more = resume_run(trainer.run.path, training={"patience": 4})
     assert more.train().step == 40
