@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from commands.streams import fit_stdout
 from contract.errors import UserError, reason_of, visible
+from harness.training.find_rate import Trial
 from harness.training.trainer import Progress as TrainingProgress
 from harness.training.trainer import Trainer
 
@@ -102,37 +103,75 @@ MAX_SPIKE_LINES = 3
 def training_progress(trainer: Trainer, clock: Callable[[], float] = monotonic):
     """A progress bar over the steps with loss, tokens per second and time left, and a line per evaluation.
 
-    Yields two functions: one takes the trainer's reports, the other those of its final evaluation. If stderr is not
-    a terminal, a line every `Heartbeat.SECONDS` replaces the bar.
+    Yields two functions: one takes the trainer's reports, the other those of its first and its final evaluation. If
+    stderr is not a terminal, a line every `Heartbeat.SECONDS` replaces the bar.
     """
-    tokens, steps = trainer.settings.batch_size * trainer.windows.sequence_length, trainer.settings.steps
-    heartbeat, spikes = Heartbeat(clock), SpikeLines()
     with _bar(bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn("{task.description}")) as bar:
-        row = bar.add_task("", total=steps, completed=trainer.step)
-        smooth_seconds = None
+        lines = _TrainingLines(trainer, bar, Heartbeat(clock))
+        yield lines.report, lines.report_evaluation
 
-        def report(progress: TrainingProgress):
-            nonlocal smooth_seconds
-            seconds = progress.seconds
-            smooth_seconds = seconds if smooth_seconds is None else 0.95 * smooth_seconds + 0.05 * seconds
-            rate = f"{tokens / smooth_seconds:,.0f} tokens/s"
-            bar.update(row, completed=progress.step, description=f"loss {progress.loss:.3f}  {rate}")
-            line = f"step {progress.step:>6}  training loss {progress.loss:.4f}"
-            spikes.update(progress, line)
-            if progress.validation:
-                loss, over = progress.validation
-                say(f"{line}  validation loss {loss:.4f} ({over:,} tokens)  {rate}")
-            else:
-                heartbeat.say(lambda: f"{line}  {rate}")
 
-        def report_evaluation(done: int, total: int):
-            if done == 0:
-                say(f"final evaluation on {total:,} held-out tokens")
-                bar.reset(row, total=total, description="final evaluation")
-            bar.update(row, completed=done)
-            heartbeat.say(lambda: f"final evaluation  {done:,} of {total:,} tokens")
+class _TrainingLines:
+    def __init__(self, trainer: Trainer, bar: Progress, heartbeat: Heartbeat):
+        self.trainer, self.bar, self.heartbeat = trainer, bar, heartbeat
+        self.tokens = trainer.settings.batch_size * trainer.windows.sequence_length
+        self.row = bar.add_task("", total=trainer.settings.steps, completed=trainer.step)
+        self.smooth_seconds, self.spikes = None, SpikeLines()
 
-        yield report, report_evaluation
+    def report(self, progress: TrainingProgress):
+        if progress.loss is None:
+            self._report_no_step(progress)
+        else:
+            self._report_step(progress)
+        if progress.sample is not None:
+            say(f"step {progress.step:>6}  sample:\n{progress.sample}")
+
+    def _report_no_step(self, progress: TrainingProgress):
+        if progress.validation:
+            say(f"step {progress.step:>6}  {_validation(progress)}")
+        total = self.trainer.settings.steps
+        self.bar.reset(self.row, total=total, completed=progress.step, description="")
+
+    def _report_step(self, progress: TrainingProgress):
+        seconds, before = progress.seconds, self.smooth_seconds
+        self.smooth_seconds = seconds if before is None else 0.95 * before + 0.05 * seconds
+        rate = f"{self.tokens / self.smooth_seconds:,.0f} tokens/s"
+        self.bar.update(self.row, completed=progress.step, description=f"loss {progress.loss:.3f}  {rate}")
+        line = f"step {progress.step:>6}  training loss {progress.loss:.4f}"
+        self.spikes.update(progress, line)
+        if progress.validation:
+            say(f"{line}  {_validation(progress)}  {rate}")
+        else:
+            self.heartbeat.say(lambda: f"{line}  {rate}")
+
+    def report_evaluation(self, done: int, total: int):
+        which = "final evaluation" if self.trainer.step else "first evaluation"
+        if done == 0:
+            if self.trainer.step:
+                say(f"{which} on {total:,} held-out tokens")
+            self.bar.reset(self.row, total=total, description=which)
+        self.bar.update(self.row, completed=done)
+        self.heartbeat.say(lambda: f"{which}  {done:,} of {total:,} tokens")
+
+
+@contextmanager
+def rate_progress(steps: int):
+    """A progress bar over the steps of `--find-rate`, or a line now and then; yields the function that takes them."""
+    heartbeat = Heartbeat()
+    with _bar(bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn("{task.description}")) as bar:
+        row = bar.add_task("", total=steps)
+
+        def report(step: int, trial: Trial):
+            line = f"learning rate {trial.rate:.1e}  loss {trial.loss:.3f}"
+            bar.update(row, completed=step, description=line)
+            heartbeat.say(lambda: f"step {step:>6}  {line}")
+
+        yield report
+
+
+def _validation(progress: TrainingProgress) -> str:
+    loss, over = progress.validation
+    return f"validation loss {loss:.4f} ({over:,} tokens)"
 
 
 class SpikeLines:

@@ -3,15 +3,45 @@
 import json
 from itertools import groupby
 from math import isfinite
+from pathlib import Path
+from typing import Annotated
 
-from commands.options import JsonOption, RunArgument
+from commands.options import JsonOption, RunArgument, option
+from contract.errors import ConfigError, UserError
 
 # Shown beside a checkpoint's validation loss: its number of tokens, and the final evaluation.
 EVALUATIONS = ("validation_tokens", "final_validation_loss", "final_validation_tokens")
 
 
-def info(run: RunArgument, as_json: JsonOption = False):
+def info(
+    run: RunArgument,
+    as_json: JsonOption = False,
+    as_csv: Annotated[
+        bool, option("Print the metrics of the run's training as CSV instead.", "--csv")
+    ] = False,
+):
     """Describe a checkpoint: model, tokenizer, training so far."""
+    if as_csv and as_json:
+        raise ConfigError("--csv does not go with --json; give one of them")
+    if as_csv:
+        _print_metrics(run)
+        return
+    _print_checkpoint(run, as_json)
+
+
+def _print_metrics(run: Path):
+    from commands.console import write
+    from harness.training.metrics import metrics_csv, read_metrics
+    from harness.training.run_folder import RunFolder
+
+    path = RunFolder(run).metrics
+    rows = list(read_metrics(path))
+    if not rows:
+        raise UserError(f"no metrics at {path}; name the --out folder of a training run")
+    write(metrics_csv(rows))
+
+
+def _print_checkpoint(run: Path, as_json: bool):
     from contract.decoding import kv_cache_numbers
     from contract.weights import parameter_count
     from data.tokenizers import identity

@@ -7,7 +7,8 @@ import typer
 
 from contract.errors import ConfigError
 
-MODEL, TRAINING, PLACE = "Model (overrides the preset)", "Training", "Run and machine"
+MODEL, LEARNING_RATE = "Model (overrides the preset)", "Learning rate"
+WATCHING, TRAINING, PLACE = "While it trains", "Training", "Run and machine"
 
 
 def option(text: str, *names: str, panel: str | None = None):

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from commands import options
-from commands.options import CONFIG_HELP, MODEL, TOKENIZER_HELP, TRAINING, option
+from commands.options import CONFIG_HELP, LEARNING_RATE, MODEL, TOKENIZER_HELP, TRAINING, WATCHING, option
 from contract.components import COMPONENTS
-from contract.errors import ConfigError, command_line
+from contract.errors import ConfigError
 from contract.presets import PRESETS
+from harness.training.schedule import SCHEDULES
 from harness.training.settings import FINE_TUNING, Machine, TrainingSettings
 
 MODEL_FLAGS = [
@@ -28,7 +29,8 @@ MODEL_FLAGS = [
 SETTINGS = tuple(TrainingSettings.__dataclass_fields__)
 DEFAULTS = TrainingSettings
 _FINE_TUNING = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in FINE_TUNING.items())
-_model, _training, _place = (partial(option, panel=panel) for panel in (MODEL, TRAINING, options.PLACE))
+_panels = (MODEL, LEARNING_RATE, WATCHING, TRAINING, options.PLACE)
+_model, _rate, _watching, _training, _place = (partial(option, panel=panel) for panel in _panels)
 
 
 def _choices(slot: str):
@@ -45,6 +47,12 @@ def train(
         ),
     ] = None,
     tokenizer: Annotated[str | None, option(f"{TOKENIZER_HELP} [default: bytes]")] = None,
+    preset: Annotated[str, option(f"{', '.join(PRESETS)}.")] = "tense",
+    steps: Annotated[int | None, option(f"Optimiser steps. [default: {DEFAULTS.steps}]")] = None,
+    batch_size: Annotated[int, option("Sequences per step.")] = DEFAULTS.batch_size,
+    learning_rate: Annotated[float, option("Peak learning rate.")] = DEFAULTS.learning_rate,
+    out: Annotated[Path | None, option("Run folder. [default: a new one in runs/]")] = None,
+    resume: Annotated[bool, option("Continue the run in --out.", "--resume")] = False,
     from_: Annotated[
         Path | None,
         option(
@@ -53,7 +61,7 @@ def train(
             "--from",
         ),
     ] = None,
-    preset: Annotated[str, _model(f"{', '.join(PRESETS)}.")] = "tense",
+    backend: Annotated[str, option("numpy or torch.")] = "numpy",
     config: Annotated[Path | None, _model(f"{CONFIG_HELP} Instead of --preset.")] = None,
     n_layer: Annotated[int | None, _model("Transformer blocks.")] = None,
     n_head: Annotated[int | None, _model("Attention heads per block.")] = None,
@@ -64,9 +72,37 @@ def train(
     position: Annotated[str | None, _choices("position")] = None,
     norm: Annotated[str | None, _choices("norm")] = None,
     dropout: Annotated[float | None, _model("Probability of dropping an activation.")] = None,
-    steps: Annotated[int | None, _training(f"Optimiser steps. [default: {DEFAULTS.steps}]")] = None,
+    find_rate: Annotated[
+        bool, _rate("Only try which --learning-rate fits; nothing is trained.", "--find-rate")
+    ] = False,
+    schedule: Annotated[
+        str, _rate(f"{', '.join(SCHEDULES)}: how it falls. wsd stays at the peak, but for the last fifth.")
+    ] = DEFAULTS.schedule,
+    min_learning_rate: Annotated[
+        float | None, _rate("Learning rate at the end. [default: a tenth of --learning-rate]")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, _rate("Steps to reach the peak. [default: a tenth of the steps, at most 100]")
+    ] = None,
+    eval_interval: Annotated[
+        int, _watching("Steps between evaluations and checkpoints.")
+    ] = DEFAULTS.eval_interval,
+    eval_tokens: Annotated[
+        int | None,
+        _watching(
+            "Held-out tokens of the final evaluation. [default: all, at most 2^21 and half the tokens trained on]"
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None, _watching("Stop after so many evaluations without a better one. [default: never]")
+    ] = None,
+    sample_every: Annotated[
+        int | None, _watching("Steps between samples, written to samples.txt too. [default: none]")
+    ] = None,
+    tensorboard: Annotated[
+        bool, _watching("Also write the metrics for TensorBoard.", "--tensorboard")
+    ] = False,
     epochs: Annotated[float | None, _training("Passes over the text, instead of --steps.")] = None,
-    batch_size: Annotated[int, _training("Sequences per step.")] = DEFAULTS.batch_size,
     accumulate: Annotated[
         int, _training("Micro-batches per batch: less memory, same result.")
     ] = DEFAULTS.accumulate,
@@ -76,51 +112,41 @@ def train(
             "Tokens of a sequence. [default: the model's context length; with --from what memory holds]"
         ),
     ] = None,
-    learning_rate: Annotated[float, _training("Peak learning rate.")] = DEFAULTS.learning_rate,
-    min_learning_rate: Annotated[
-        float | None, _training("Learning rate at the end. [default: a tenth of --learning-rate]")
-    ] = None,
-    warmup_steps: Annotated[
-        int | None, _training("Steps to reach the peak. [default: a tenth of the steps, at most 100]")
-    ] = None,
     weight_decay: Annotated[
         float, _training("Weight decay of AdamW, on matrices only.")
     ] = DEFAULTS.weight_decay,
     beta1: Annotated[float, _training("Adam's decay rate of the mean.")] = DEFAULTS.beta1,
     beta2: Annotated[float, _training("Adam's decay rate of the mean square.")] = DEFAULTS.beta2,
     clip: Annotated[float, _training("Maximum gradient norm; inf turns clipping off.")] = DEFAULTS.clip,
-    eval_interval: Annotated[
-        int, _training("Steps between evaluations and checkpoints.")
-    ] = DEFAULTS.eval_interval,
-    eval_tokens: Annotated[
-        int | None,
-        _training(
-            "Held-out tokens of the final evaluation. [default: all, at most 2^21 and half the tokens trained on]"
-        ),
-    ] = None,
     seed: Annotated[int, _training("Seed of weights, batch order and dropout.")] = DEFAULTS.seed,
     dtype: Annotated[str, _training("float32 or float64.")] = DEFAULTS.dtype,
-    backend: options.BackendOption = "numpy",
     device: options.DeviceOption = "cpu",
     threads: options.ThreadsOption = None,
-    out: Annotated[Path | None, _place("Run folder. [default: a new one in runs/]")] = None,
-    resume: Annotated[bool, _place("Continue the run in --out.", "--resume")] = False,
     overwrite: Annotated[bool, _place("Replace the run in --out.", "--overwrite")] = False,
 ):
     """Train a GPT on a text, save checkpoints and print a sample.
 
     Without options: on the project's own corpus, in a minute or two.
     """
+    if tensorboard:
+        from harness.training.event_files import check_tensorboard
+
+        check_tensorboard()  # before the text is tokenised
     source = context.get_parameter_source
     given = {name: value for name, value in context.params.items() if source(name).name == "COMMANDLINE"}
-    _train(_resumed(given) if resume else _started(context.params, given))
+    if find_rate and not resume:
+        from commands.find_rate import find
+
+        find(context.params, given)
+    else:
+        _train(_resumed(given) if resume else start(context.params, given), tensorboard)
 
 
 def _named(options: dict, names) -> dict:
     return {name: options[name] for name in names if name in options}
 
 
-def _started(options: dict, given: dict):
+def start(options: dict, given: dict):
     """The trainer of a new run. given: the options of the command line; options: these and all defaults"""
     from commands.console import reading_progress
     from data.prepare import DEFAULT_TEXT
@@ -155,7 +181,7 @@ def _resumed(given: dict):
 
     accepted = ("out", "text", *Machine._fields)
     for name in given:
-        if name not in ("resume", *accepted, *MODEL_FLAGS, *SETTINGS):
+        if name not in ("resume", "tensorboard", *accepted, *MODEL_FLAGS, *SETTINGS):
             flag = f"--{name.strip('_').replace('_', '-')}"
             raise ConfigError(f"{flag} does not go with --resume: the run keeps its own settings; omit it")
     if "out" not in given:
@@ -165,78 +191,20 @@ def _resumed(given: dict):
     )
 
 
-def _train(trainer):
+def _train(trainer, tensorboard: bool):
     from commands.console import say, training_progress
     from commands.interruption import finishing
+    from commands.train_report import plan, write_ending
+    from harness.training.event_files import event_file
 
-    for topic, line in _plan(trainer):
+    for topic, line in plan(trainer):
         say(f"{topic:<11} {line}")
     ending = "stopping after this step to save a checkpoint; interrupt again to quit at once"
+    events = event_file(trainer.run.events, trainer.step) if tensorboard else nullcontext(trainer.observe)
     with (
         finishing(ending) as trainer.interrupted,
         training_progress(trainer) as (trainer.report, trainer.report_evaluation),
+        events as trainer.observe,
     ):
         outcome = trainer.train()
-    run = trainer.run
-    if outcome.plot_problem:
-        say(f"could not draw the plot {run.plot}: {outcome.plot_problem}")
-    if not outcome.finished:
-        again = command_line("train", "--resume", "--out", run.path)
-        say(f"stopped at step {outcome.step:,}; continue with: {again}")
-        raise typer.Exit(130)
-    validation, held_out = outcome.validation, len(trainer.validation)
-    part = "all" if validation.tokens == held_out - 1 else f"{validation.tokens:,} of"
-    say(
-        f"trained {outcome.step:,} steps, {outcome.seconds:.1f} s in this session: validation loss "
-        f"{validation.loss:.4f} nats per token, perplexity {validation.perplexity:.3f}, "
-        f"over {part} {held_out:,} held-out tokens"
-    )
-    plot = "" if outcome.plot_problem else f"plot {run.plot}, "
-    say(f"{plot}checkpoints {run.latest} and {run.best}")
-    _write_sample(trainer)
-
-
-def _plan(trainer):
-    """What is about to happen: a topic and a line each."""
-    from contract.weights import parameter_count
-
-    backend, settings = trainer.backend, trainer.settings
-    config, steps, rate = backend.config, settings.steps, settings.rate
-    yield "model", f"{parameter_count(config):,} parameters, {backend.name}, {settings.dtype}"
-    tokens = f"{len(trainer.windows.tokens):,} tokens to train on, {len(trainer.validation):,} held out"
-    yield "text", f"{tokens}, vocabulary {config.vocab_size:,}"
-    T, context_length = trainer.windows.sequence_length, config.context_length
-    batch = f"{settings.batch_size} x {T} tokens each"
-    yield "training", f"steps {trainer.step:,} to {steps:,}, {batch}, {trainer.epochs:.1f} epochs in all"
-    if context_length > T:
-        yield (
-            "sequences",
-            f"{T:,} tokens of the {context_length:,} that the model can see (--sequence-length)",
-        )
-    memory = trainer.estimated_memory / 1e6
-    yield "machine", f"{backend.threads} threads, about {memory:,.0f} MB of memory at the peak"
-    yield "run", f"{trainer.run.path}"
-    if settings.warmup_steps > steps:
-        reached = f"{rate(steps - 1):.1e} of {settings.learning_rate:.1e}"
-        exceed = f"{settings.warmup_steps:,} steps exceed the training's {steps:,}"
-        yield "warm-up", f"{exceed}: the learning rate only reaches {reached}"
-    before, after = (f"{rate:.1e}" for rate in trainer.rate_change or (0.0, 0.0))
-    if before != after:
-        direction = "up" if float(after) > float(before) else "down"
-        end = f"the schedule now ends at step {steps:,}, at {settings.min_learning_rate:.1e}"
-        yield "schedule", f"learning rate goes from {before} {direction} to {after}: {end}"
-
-
-def _write_sample(trainer):
-    from commands.console import say, write
-    from harness.training.generation import encode_prompt, generate_text
-
-    say(f"\na sample (more: {command_line('generate', trainer.run.path)}):\n")
-    try:
-        tokens = encode_prompt(trainer.tokenizer, None)
-    except ConfigError:  # a text without line breaks: start the sample as its held-out part does
-        tokens = trainer.validation[:1].tolist()
-    sampling = {"temperature": 0.8, "seed": trainer.settings.seed}
-    for piece in generate_text(trainer.backend, trainer.tokenizer, tokens, 100, **sampling):
-        write(piece)
-    write("\n")
+    write_ending(trainer, outcome)

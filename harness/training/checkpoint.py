@@ -227,7 +227,8 @@ def _places(folder: Path) -> Iterator[Path]:
     """
     yield folder
     yield from replaced_folders(folder)
-    yield folder.with_name(f"{folder.name}.old")
+    if folder.name:  # "." has none
+        yield folder.with_name(f"{folder.name}.old")
     yield folder
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import islice, pairwise
 from math import exp, inf, log
 from typing import NamedTuple
@@ -30,23 +29,6 @@ class Evaluation(NamedTuple):
             return exp(self.loss)
         except OverflowError:
             return inf
-
-
-@dataclass
-class EvaluationRecord:
-    """What the checkpoints of a run remember of its evaluations; losses in nats per token.
-
-    evaluated: the step of the last quick evaluation
-    final_*: of the final evaluation, if it followed the step that is now the last
-    """
-
-    evaluated: int = 0
-    validation_loss: float | None = None
-    validation_tokens: int | None = None
-    final_validation_loss: float | None = None
-    final_validation_tokens: int | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
 
 
 def evaluate(

@@ -24,9 +24,10 @@ from harness.training.run_folder import RunFolder, find_checkpoint, new_run
 from harness.training.settings import ADDED_LATER, FINE_TUNING, Machine, TrainingSettings
 from harness.training.trainer import Trainer
 
-# Settings that --resume may change: how far the run goes and how it is evaluated; with more steps, the rates too.
-CHANGEABLE = ("steps", "eval_interval", "eval_tokens")
-CHANGEABLE_RATES = ("learning_rate", "min_learning_rate")
+# Settings that --resume may change: how far the run goes and how it is evaluated; with more steps, the rates too, and
+# with a schedule of its own for these steps, its warm-up.
+CHANGEABLE = ("steps", "eval_interval", "eval_tokens", "patience", "sample_every")
+CHANGEABLE_RATES = ("learning_rate", "min_learning_rate", "schedule")
 # What a checkpoint must say for its training to go on.
 RESUMABLE = {
     **dict.fromkeys(("backend", "device", "tokens_sha256"), str),
@@ -212,6 +213,11 @@ def resume_run(
         origin = {name: kept[name] for name in ("source", "from", "model_type") if name in kept}
         trainer = _trainer(backend, settings, run, corpus, checkpoint.tokenizer, origin)
         trainer.resume(checkpoint)
+        if trainer.done and trainer.held_out.out_of_patience:
+            raise UserError(
+                f"{run.path} stopped early, out of --patience {settings.patience}; "
+                "name a larger --patience to train further"
+            )
         if trainer.done:
             raise UserError(
                 f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
@@ -278,16 +284,23 @@ def _resumed_settings(
     for name, value in overrides.items():
         require_same(name, value, value, getattr(checkpoint.config, name))
     earlier = TrainingSettings.from_dict(checkpoint.training)
-    another_rate = given.get("learning_rate", earlier.learning_rate) != earlier.learning_rate
-    # A minimum that is not given follows another rate.
-    following = {"min_learning_rate": None} if another_rate else {}
-    settings = TrainingSettings(**earlier.to_dict() | following | given)
+    settings = TrainingSettings(**earlier.to_dict() | _following(earlier, given, checkpoint.step) | given)
     changeable = CHANGEABLE + (CHANGEABLE_RATES if settings.steps > earlier.steps else ())
+    changeable += ("warmup_steps",) if settings.schedule_start != earlier.schedule_start else ()
     for name, value in given.items():
         if name not in changeable:
             way = ", or give more --steps beside it" if name in CHANGEABLE_RATES else ""
             require_same(name, value, getattr(settings, name), getattr(earlier, name), way)
     return settings
+
+
+def _following(earlier: TrainingSettings, given: dict, step: int) -> dict:
+    """What settings given on resume bring with them: other rates or another schedule have a minimum of their own."""
+    if "schedule" in given and given.get("steps", 0) > earlier.steps:  # it covers the steps from here on
+        return {"min_learning_rate": None, "warmup_steps": 0, "schedule_start": step}
+    shape = ("learning_rate", "schedule")
+    same = all(given.get(name, getattr(earlier, name)) == getattr(earlier, name) for name in shape)
+    return {} if same else {"min_learning_rate": None}
 
 
 def _trainer(

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError
-from harness.training.schedule import learning_rate
+from harness.training.schedule import SCHEDULES, learning_rate
 
 # Defaults of a run that starts from trained weights: small steps, on few of their often long windows.
 FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5}
 
 
 # Settings that earlier releases did not record; their defaults mean what was done then.
-ADDED_LATER = {"eval_tokens", "sequence_length"}
+ADDED_LATER = {"eval_tokens", "sequence_length", "schedule", "schedule_start", "patience", "sample_every"}
 
 
 class Machine(NamedTuple):
@@ -34,11 +34,15 @@ class TrainingSettings:
 
     steps: optimiser steps; batch_size: sequences per step; accumulate: micro-batches per batch
     sequence_length: tokens of a sequence, None for the model's context length
-    learning_rate: the peak; min_learning_rate: where the cosine ends, None for a tenth of the peak
+    learning_rate: the peak; schedule: of `schedule.SCHEDULES`
+    min_learning_rate: where the schedule ends, None for a tenth of the peak; a constant one stays at the peak
     warmup_steps: steps to reach the peak, None for a tenth of the steps, at most 100
+    schedule_start: the step that the schedule begins at, after 0 if a resume brought a new one
     weight_decay, beta1, beta2: see `numpy_llm.adam`; clip: largest gradient norm, None or inf for no clipping
     eval_interval: steps between evaluations, each of which also writes a checkpoint
     eval_tokens: held-out tokens of the final evaluation, None for `Trainer`'s default
+    patience: how many evaluations in a row may be no better than the best before training ends, None for any number
+    sample_every: steps between samples, None for none
     seed: of initial weights, order of windows and dropout; dtype: "float32" or "float64"
     Raises ConfigError naming the setting, what was found and what fits.
     """
@@ -48,14 +52,18 @@ class TrainingSettings:
     accumulate: int = 1
     sequence_length: int | None = None
     learning_rate: float = 3e-3
+    schedule: str = "cosine"
     min_learning_rate: float | None = None
     warmup_steps: int | None = None
+    schedule_start: int = 0
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.99
     clip: float | None = 1.0
     eval_interval: int = 250
     eval_tokens: int | None = None
+    patience: int | None = None
+    sample_every: int | None = None
     seed: int = 0
     dtype: str = "float32"
 
@@ -66,7 +74,7 @@ class TrainingSettings:
             self._set("clip", None)  # JSON has no infinity
         if self.min_learning_rate is None:
             tenth = float(f"{self.learning_rate / 10:.15g}")  # 3e-4, not 3.0000000000000003e-4
-            self._set("min_learning_rate", tenth)
+            self._set("min_learning_rate", self.learning_rate if self.schedule == "constant" else tenth)
         if self.warmup_steps is None:
             self._set("warmup_steps", max(0, min(100, self.steps // 10)))
         self._check_ranges()
@@ -79,8 +87,17 @@ class TrainingSettings:
             if not fits:
                 raise ConfigError(f"{_flag(name)} must be {wanted}, got {getattr(self, name)}")
 
-        counts = dict.fromkeys(("steps", "batch_size", "eval_interval", "eval_tokens", "sequence_length"), 1)
-        for name, least in (counts | {"warmup_steps": 0}).items():
+        names = (
+            "steps",
+            "batch_size",
+            "eval_interval",
+            "eval_tokens",
+            "sequence_length",
+            "patience",
+            "sample_every",
+        )
+        counts = dict.fromkeys(names, 1)
+        for name, least in (counts | {"warmup_steps": 0, "schedule_start": 0}).items():
             value = getattr(self, name)
             require(value is None or value >= least, name, f"at least {least}")
             require(value is None or value < 2**63, name, "below 2^63")
@@ -92,6 +109,11 @@ class TrainingSettings:
         require(0 < self.learning_rate < inf, "learning_rate", "a positive number")
         fits = 0 <= self.min_learning_rate <= self.learning_rate
         require(fits, "min_learning_rate", f"from 0 to the learning rate, {self.learning_rate}")
+        require(self.schedule in SCHEDULES, "schedule", " or ".join(SCHEDULES))
+        if self.schedule == "constant" and self.min_learning_rate != self.learning_rate:
+            raise ConfigError(
+                "min-learning-rate does not go with --schedule constant, which stays at the peak; omit it"
+            )
         require(0 <= self.weight_decay < inf, "weight_decay", "at least 0")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
@@ -101,8 +123,15 @@ class TrainingSettings:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        rates = {"peak": self.learning_rate, "minimum": self.min_learning_rate}
-        return learning_rate(step, steps=self.steps, warmup_steps=self.warmup_steps, **rates)
+        start = self.schedule_start
+        return learning_rate(
+            step - start,
+            steps=self.steps - start,
+            peak=self.learning_rate,
+            minimum=self.min_learning_rate,
+            warmup_steps=self.warmup_steps,
+            schedule=self.schedule,
+        )
 
     def tokens_per_sequence(self, config: ModelConfig) -> int:
         """T of a batch. Raises ConfigError for more than the model can see."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -14,27 +14,31 @@ from contract.errors import UserError
 from data.batches import Windows
 from harness.training.backend import Backend
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, save_checkpoint
-from harness.training.evaluation import Evaluation, EvaluationRecord, evaluate
+from harness.training.evaluation import Evaluation, evaluate
+from harness.training.held_out import HeldOut
 from harness.training.memory import estimate_memory
-from harness.training.run_folder import MetricsLog, RunFolder, plot_metrics
+from harness.training.metrics import MetricsLog, plot_metrics
+from harness.training.run_folder import RunFolder
+from harness.training.run_samples import SampleLog, sample
 from harness.training.settings import TrainingSettings
 from harness.training.spikes import SpikeDetector
 
-# Of an evaluation during training, evenly spread over the held-out split; long ones are fewer, so that a short
-# training of a large model doesn't end in a long evaluation: half the tokens trained on, but at least so many.
-QUICK_EVALUATION_WINDOWS, QUICK_EVALUATION_TOKENS = 256, 4096
-MAX_FINAL_TOKENS = 1 << 21  # of the final evaluation by default: more would outlast the training
 CHECKPOINT_SECONDS = 300  # the most work that a crash may cost, besides the step that is running
 
 
 class Progress(NamedTuple):
-    """What the trainer reports after each step; loss: of its batch; validation: the quick evaluation that followed."""
+    """What the trainer reports after each step, and once before the first.
+
+    loss: of the step's batch, None if no step was made; validation: the evaluation that followed
+    sample: the text that the model wrote, if it was asked for one
+    """
 
     step: int
-    loss: float
+    loss: float | None
     seconds: float
     validation: Evaluation | None
     spike: bool
+    sample: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -57,15 +61,16 @@ class Trainer:
 
     Every evaluation during training sees the same windows of the held-out split, so "best" compares like with like.
     If they are only a part of it, a final evaluation of more follows: of `settings.eval_tokens`, by default of all
-    held-out tokens, but at most `MAX_FINAL_TOKENS` and half of the tokens trained on.
+    held-out tokens, but at most `held_out.MAX_FINAL_TOKENS` and half of the tokens trained on.
 
     run: the folder that receives checkpoints, metrics and plot
     corpus: a `data.prepare.TokenFile`; tokenizer: what made it
     record: what else the checkpoints keep about the run, as JSON values
 
     Attributes to set before `train`: report and interrupted, called after every step, the latter to ask whether to
-    save and stop; report_evaluation, called in the final evaluation with the tokens predicted so far, from 0, and
-    their total; clock, which gives seconds.
+    save and stop; report_evaluation, called in the evaluation before the first step and in the final one with the
+    tokens predicted so far, from 0, and their total; observe, called with every row of the metrics; clock, which gives
+    seconds.
     """
 
     def __init__(
@@ -77,9 +82,10 @@ class Trainer:
         self.report: Callable[[Progress], None] = lambda progress: None
         self.report_evaluation: Callable[[int, int], None] = lambda tokens, total: None
         self.interrupted: Callable[[], bool] = lambda: False
+        self.observe: Callable[[dict], None] = lambda row: None
         self.clock: Callable[[], float] = monotonic
         self.step = 0  # steps done
-        self.evaluations = EvaluationRecord()
+        self.held_out = HeldOut(settings, len(self.validation), self.windows.sequence_length)
         self.rate_change: tuple[float, float] | None = (
             None  # the last rate and the next, if a resume changes it
         )
@@ -101,19 +107,14 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether all steps, and the evaluations after the last one, were made."""
-        due = self._evaluation_due() or self._final_evaluation_due()
-        return self.step > self.settings.steps or (self.step == self.settings.steps and not due)
+        due = self.held_out.quick_due(self.step) or self.held_out.final_due(self.step)
+        return self.step > self.settings.steps or (self.held_out.ended(self.step) and not due)
 
     def resume(self, checkpoint: Checkpoint):
         """Continue after `checkpoint`, which was loaded with its optimizer state."""
         self.backend.load_optimizer_state(checkpoint.optimizer, checkpoint.step)
-        training, earlier = checkpoint.training, TrainingSettings.from_dict(checkpoint.training)
-        self.step = checkpoint.step
-        known = training | {"validation_loss": checkpoint.validation_loss}
-        record = EvaluationRecord(**{field.name: known.get(field.name) for field in fields(EvaluationRecord)})
-        if "validation_tokens" not in training and record.evaluated == earlier.steps:
-            record.final_validation_loss = record.validation_loss  # as in the first release
-        self.evaluations = record
+        self.step, earlier = checkpoint.step, TrainingSettings.from_dict(checkpoint.training)
+        self.held_out.resume(checkpoint)
         if earlier.rate(self.step) != self.settings.rate(self.step):
             self.rate_change = earlier.rate(max(0, self.step - 1)), self.settings.rate(self.step)
 
@@ -130,23 +131,23 @@ class Trainer:
             self.run.unlock()
 
     def _train(self) -> Outcome:
-        settings, started, self._saved = self.settings, perf_counter(), self.clock()
-        with MetricsLog(self.run.metrics, after_step=self.step) as metrics:
+        started, self._saved = perf_counter(), self.clock()
+        with MetricsLog(self.run.metrics, after_step=self.step, observe=self.observe) as metrics:
             for row in metrics.kept:
                 if "loss" in row:
                     self._spikes.update(row["loss"])
-            evaluation, stop = None, False
-            if self._evaluation_due():  # the run was told to stop before or in it
-                evaluation, stop = self._evaluate_and_save(metrics)
-            while self.step < settings.steps and not stop:
+            samples = SampleLog(self.run.samples, self.step) if self.settings.sample_every else None
+            evaluation, stop = self._begin(metrics, samples)
+            while not self.held_out.ended(self.step) and not stop:
                 step_started = perf_counter()
                 loss, spike = self._train_step(metrics)
                 seconds = perf_counter() - step_started
                 evaluation, stop = self._evaluate_and_save(metrics)
-                self.report(Progress(self.step, loss, seconds, evaluation, spike))
-            if not stop and self._final_evaluation_due():
+                text = None if stop else self._write_sample(samples)
+                self.report(Progress(self.step, loss, seconds, evaluation, spike, text))
+            if not stop and self.held_out.final_due(self.step):
                 evaluation = self._evaluate_finally(metrics)
-        finished = self.step == settings.steps and evaluation is not None
+        finished = self.held_out.ended(self.step) and evaluation is not None
         try:
             if finished:
                 self._verify()
@@ -165,25 +166,27 @@ class Trainer:
             return str(error) or type(error).__name__
         return ""
 
-    def _evaluation_due(self) -> bool:
-        due = self.step == self.settings.steps or self.step % self.settings.eval_interval == 0
-        return due and self.evaluations.evaluated != self.step
+    def _begin(self, metrics: MetricsLog, samples: SampleLog | None) -> tuple[Evaluation | None, bool]:
+        """Make up for what a run was told to stop before, or evaluate before the first step.
 
-    def _final_evaluation_due(self) -> bool:
-        last = self.step == self.settings.steps and self.evaluations.final_validation_loss is None
-        return last and self._final_windows() != self._held_out_windows(0)
+        returns: as `_evaluate_and_save`
+        """
+        evaluation, stop = None, False
+        if self.held_out.initial_due(self.step):
+            stop = not self._evaluate_initially(metrics)
+        elif self.held_out.quick_due(self.step):
+            evaluation, stop = self._evaluate_and_save(metrics)
+        if not stop and (text := self._write_sample(samples)):
+            self.report(Progress(self.step, None, 0.0, None, False, text))
+        return evaluation, stop
 
-    def _final_windows(self) -> int | None:
-        passed = self.settings.steps * self.settings.batch_size * self.windows.sequence_length
-        return self._held_out_windows(self.settings.eval_tokens or min(MAX_FINAL_TOKENS, passed // 2))
-
-    def _held_out_windows(self, tokens: int) -> int | None:
-        """The windows that predict `tokens` tokens, at least those of the quick evaluation; None for all."""
-        settings, T = self.settings, self.windows.sequence_length
-        trained = min(settings.eval_interval, settings.steps) * settings.batch_size * T  # between evaluations
-        quick = min(QUICK_EVALUATION_WINDOWS, max(QUICK_EVALUATION_TOKENS, trained // 2) // T)
-        windows = max(1, quick, tokens // T)
-        return windows if windows < (len(self.validation) - 1) // T else None
+    def _write_sample(self, samples: SampleLog | None) -> str | None:
+        """The sample of this step, if there is one that was not written yet."""
+        if not samples or self.step % self.settings.sample_every or samples.last_step == self.step:
+            return None
+        text = "".join(sample(self.backend, self.tokenizer, self.validation, self.settings.seed))
+        samples.write(self.step, text)
+        return text
 
     def _evaluate_and_save(self, metrics: MetricsLog) -> tuple[Evaluation | None, bool]:
         """Evaluate if due. Write a checkpoint after that, when told to stop, and when the last one is old.
@@ -191,7 +194,7 @@ class Trainer:
         returns: the evaluation, and whether to stop
         """
         evaluation, stop = None, self.interrupted()
-        if not stop and self._evaluation_due():
+        if not stop and self.held_out.quick_due(self.step):
             evaluation = self._evaluate_quickly(metrics)
             stop = evaluation is None
         if stop or evaluation or self.clock() - self._saved >= CHECKPOINT_SECONDS:
@@ -217,7 +220,7 @@ class Trainer:
         with np.errstate(all="ignore"):  # and the next step, or an evaluation, when the weights are not
             self.backend.update(rate)
         self.step += 1
-        self.evaluations.final_validation_loss = self.evaluations.final_validation_tokens = None
+        self.held_out.set_final(None)
         spike = self._spikes.update(loss)
         mark = {"spike": True} if spike else {}
         metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm, **mark)
@@ -254,40 +257,52 @@ class Trainer:
         T = self.windows.sequence_length
         options |= {"sequence_length": T, "max_windows": windows, "interrupted": self.interrupted}
         with self._saved_if_unreadable(metrics):
-            evaluation = evaluate(self.backend, self.validation, self.settings.batch_size, **options)
-        if evaluation and not isfinite(evaluation.loss):
+            return evaluate(self.backend, self.validation, self.settings.batch_size, **options)
+
+    def _evaluate_visibly(self, metrics: MetricsLog, windows: int | None) -> Evaluation | None:
+        """`_evaluate`, reporting how far it is."""
+        total = self.held_out.predicted(windows)
+        self.report_evaluation(0, total)
+        return self._evaluate(metrics, windows, progress=lambda done: self.report_evaluation(done, total))
+
+    def _require_finite(self, evaluation: Evaluation):
+        if not isfinite(evaluation.loss):
             raise UserError(
                 f"step {self.step}: the validation loss is {evaluation.loss:.4g}, no longer finite; {self._advice()}"
             )
-        return evaluation
+
+    def _evaluate_initially(self, metrics: MetricsLog) -> bool:
+        """The evaluation before the first step, for comparison alone. returns: whether it was made"""
+        evaluation = self._evaluate_visibly(metrics, self.held_out.quick_windows)
+        if evaluation is None:
+            self._save(self.run.latest, metrics)
+        elif isfinite(evaluation.loss):  # or else the first step will say where that begins
+            self.held_out.record.initial_loss = evaluation.loss
+            metrics.write(step=0, validation_loss=evaluation.loss, validation_tokens=evaluation.tokens)
+            self.report(Progress(0, None, 0.0, evaluation, False))
+        return evaluation is not None
 
     def _evaluate_quickly(self, metrics: MetricsLog) -> Evaluation | None:
         """The evaluation during training; if it is the best so far, keep the checkpoint."""
-        evaluation = self._evaluate(metrics, self._held_out_windows(0))
+        evaluation = self._evaluate(metrics, self.held_out.quick_windows)
         if evaluation is None:
             return None
-        record = self.evaluations
-        record.evaluated, (record.validation_loss, record.validation_tokens) = self.step, evaluation
+        self._require_finite(evaluation)
         metrics.write(step=self.step, validation_loss=evaluation.loss, validation_tokens=evaluation.tokens)
-        if record.best_loss is None or evaluation.loss < record.best_loss:
-            record.best_loss, record.best_step = evaluation.loss, self.step
+        if self.held_out.add(self.step, evaluation):
             self._save(self.run.best, metrics)
         return evaluation
 
     def _evaluate_finally(self, metrics: MetricsLog) -> Evaluation | None:
         """The final evaluation, of more windows than the quick one; it is recorded and decides nothing."""
-        windows = self._final_windows()
-        total = windows * self.windows.sequence_length if windows else len(self.validation) - 1
-        self.report_evaluation(0, total)
-        evaluation = self._evaluate(
-            metrics, windows, progress=lambda done: self.report_evaluation(done, total)
-        )
+        evaluation = self._evaluate_visibly(metrics, self.held_out.final_windows(self.step))
         if evaluation is None:
             return None
-        record = self.evaluations
-        record.final_validation_loss, record.final_validation_tokens = loss, tokens = evaluation
+        self._require_finite(evaluation)
+        self.held_out.set_final(evaluation)
+        loss, tokens = evaluation
         metrics.write(step=self.step, final_validation_loss=loss, final_validation_tokens=tokens)
-        if self.evaluations.best_step == self.step:
+        if self.held_out.record.best_step == self.step:
             self._save(self.run.best, metrics)
         self._save(self.run.latest, metrics)
         return evaluation
@@ -306,7 +321,7 @@ class Trainer:
         self._saved = self.clock()
 
     def _checkpoint(self) -> Checkpoint:
-        evaluations, backend = asdict(self.evaluations), self.backend
+        evaluations, backend = asdict(self.held_out.record), self.backend
         validation_loss = evaluations.pop("validation_loss")
         return Checkpoint(
             backend.config,

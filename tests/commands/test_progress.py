@@ -88,16 +88,43 @@ def test_many_spikes_are_counted(said, monkeypatch):
     ]
 
 
-def test_the_final_evaluation(said):
+def test_the_final_evaluation(said, monkeypatch):
     """A line when it begins, and one now and then."""
     clock = [0.0]
     report_evaluation = train(clock)
     said.clear()
+    monkeypatch.setattr(TRAINER, "step", 100)
     for done in range(0, 10_001, 1000):
         report_evaluation(done, 10_000)
         clock[0] += 4
     assert said[0] == "final evaluation on 10,000 held-out tokens"
     assert said[1:] == [f"final evaluation  {done:,} of 10,000 tokens" for done in (3000, 6000, 9000)]
+
+
+def test_the_first_evaluation(said):
+    """It may be long, so there is a line now and then, and then one with its loss."""
+    clock = [0.0]
+    with training_progress(TRAINER, lambda: clock[0]) as (report, report_evaluation):
+        for done in range(0, 10_001, 1000):
+            report_evaluation(done, 10_000)
+            clock[0] += 4
+        report(Progress(0, None, 0.0, Evaluation(4.5, 10_000), False))
+    assert said == [
+        *(f"first evaluation  {done:,} of 10,000 tokens" for done in (3000, 6000, 9000)),
+        "step      0  validation loss 4.5000 (10,000 tokens)",
+    ]
+
+
+def test_samples_are_in_the_log(said):
+    """A sample follows the line of its step, after a step and where a resume makes up for one."""
+    with training_progress(TRAINER, lambda: 0.0) as (report, _):
+        report(Progress(4, None, 0.0, None, False, "a\nb"))
+        report(Progress(5, 2.0, 3.0, Evaluation(1.5, 2048), False, ""))
+    assert said == [
+        "step      4  sample:\na\nb",
+        "step      5  training loss 2.0000  validation loss 1.5000 (2,048 tokens)  11 tokens/s",
+        "step      5  sample:\n",
+    ]
 
 
 def test_reading(said, monkeypatch, tmp_path):

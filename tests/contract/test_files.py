@@ -28,7 +28,8 @@ from data.tokenizers import load_ranks, save_ranks
 from harness.exchange.export import export
 from harness.training.bench import write_results
 from harness.training.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, save_checkpoint
-from harness.training.run_folder import MetricsLog, RunFolder, new_run, plot_metrics
+from harness.training.metrics import MetricsLog, plot_metrics
+from harness.training.run_folder import RunFolder, new_run
 from learn.exercises.catalogue import find_exercise
 from learn.exercises.start import write_starter
 from parity.golden.export import export_pack

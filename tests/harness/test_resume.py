@@ -11,7 +11,7 @@ from contract.errors import ConfigError, UserError
 from data.prepare import prepare
 from harness.training import trainer as trainer_module
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
-from harness.training.run_folder import plot_metrics
+from harness.training.metrics import plot_metrics
 from harness.training.runs import (
     resume_run,
 )
@@ -27,6 +27,12 @@ def test_a_run_of_an_earlier_release(start):
     for name in (
         "eval_tokens",
         "sequence_length",
+        "schedule",
+        "schedule_start",
+        "patience",
+        "sample_every",
+        "initial_loss",
+        "worse",
         "validation_tokens",
         "final_validation_loss",
         "final_validation_tokens",
@@ -38,7 +44,7 @@ def test_a_run_of_an_earlier_release(start):
     with pytest.raises(UserError, match="has done all its 20 steps"):
         resume_run(trainer.run.path)
     again = resume_run(trainer.run.path, training={"steps": 22, "clip": float("inf")})
-    assert again.evaluations.final_validation_loss == old.validation_loss
+    assert again.held_out.record.final_validation_loss == old.validation_loss
     assert again.settings.clip is None
     assert again.train().finished
 
@@ -173,7 +179,7 @@ def test_more_steps_on_resume(start):
     assert (outcome.step, outcome.finished) == (23, True)
     assert [row["step"] for row in rows(more.run) if "loss" in row] == list(range(1, 24))
     # The last step has an evaluation and a checkpoint, though it is no multiple of the interval.
-    assert [row["step"] for row in rows(more.run) if "validation_loss" in row] == [5, 10, 15, 20, 23]
+    assert [row["step"] for row in rows(more.run) if "validation_loss" in row] == [0, 5, 10, 15, 20, 23]
     latest = load_checkpoint(more.run.latest)
     assert (latest.step, latest.validation_loss) == (23, outcome.validation.loss)
 
@@ -203,6 +209,36 @@ def test_the_rate_of_a_longer_resume(start):
     other.train()
     assert {row["learning_rate"] for row in rows(other.run) if row["step"] > 20 and "loss" in row} == {1e-3}
     assert resume_run(trainer.run.path).settings == other.settings
+
+
+def test_a_schedule_of_its_own_on_resume(start):
+    """With more steps a resume may bring a schedule, which covers the steps from there on, without a warm-up."""
+    straight, trainer = start("straight"), start()
+    straight.train()
+    trainer.train()
+    with pytest.raises(ConfigError, match=r"--schedule constant would change .* or give more --steps beside"):
+        resume_run(trainer.run.path, training={"schedule": "constant"})
+    change = {"steps": 40, "schedule": "wsd"}
+    more = resume_run(trainer.run.path, training=change)
+    assert [more.settings.rate(step) for step in (20, 36, 38)] == pytest.approx([1e-2, 1e-2, 5.5e-3])
+    assert more.rate_change == (straight.settings.rate(19), more.settings.rate(20))
+    more.interrupted = lambda: more.step == 30
+    more.train()
+    again = resume_run(trainer.run.path, training=change)  # the same command as before
+    assert (again.settings, again.rate_change) == (more.settings, None)
+    again.train()
+    resume_run(straight.run.path, training=change).train()
+    assert rows(again.run) == rows(straight.run)
+    longer = resume_run(trainer.run.path, training={"steps": 60})  # the schedule that is there, stretched
+    assert longer.settings.schedule_start == 20
+    assert [longer.settings.rate(step) for step in (40, 52)] == pytest.approx([1e-2, 1e-2])
+    longer.run.unlock()
+    shape = {"schedule": "linear", "warmup_steps": 4, "min_learning_rate": 0.0, "learning_rate": 2e-2}
+    other = resume_run(trainer.run.path, training={"steps": 60, **shape})
+    assert [other.settings.rate(step) for step in (40, 43, 44, 52, 60)] == [5e-3, 2e-2, 2e-2, 1e-2, 0]
+    other.run.unlock()
+    with pytest.raises(ConfigError, match="--warmup-steps 4 would change"):
+        resume_run(trainer.run.path, training={"steps": 60, "warmup_steps": 4})
 
 
 def test_a_resume_needs_a_run(tmp_path):

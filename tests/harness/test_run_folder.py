@@ -12,15 +12,10 @@ from contract.presets import preset
 from contract.weights import initial_weights
 from data.prepare import open_prepared, prepare
 from harness.training.checkpoint import Checkpoint, save_checkpoint
-from harness.training.run_folder import (
-    MetricsLog,
-    RunFolder,
-    find_checkpoint,
-    new_run,
-    plot_metrics,
-    read_metrics,
-    unused_folder,
-)
+from harness.training.event_files import EVENTS
+from harness.training.metrics import MetricsLog, plot_metrics, read_metrics
+from harness.training.run_folder import RunFolder, find_checkpoint, new_run, unused_folder
+from harness.training.run_samples import SampleLog
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -47,6 +42,9 @@ def old_run(tmp_path):
     with MetricsLog(run.metrics) as log:
         log.write(**ROW)
     plot_metrics(run.metrics, run.plot)
+    SampleLog(run.samples, 0).write(1, "text")
+    run.events.mkdir()
+    (run.events / f"{EVENTS}123.host").write_bytes(b"")
     for folder in ("latest.old", "best.new", "samples"):
         (run.path / folder).mkdir()
         (run.path / folder / "mine.txt").write_text("mine")
@@ -77,6 +75,12 @@ def test_a_new_run_appears_whole(tmp_path):
         staged.tokens.write_text("tokens")
         assert not RunFolder(path).holds_a_run()
     assert listing(tmp_path) == {str(Path("runs", "first", "tokens.bin")): b"tokens"}
+
+
+def test_the_folder_one_stands_in(old_run, monkeypatch):
+    """A run is found at "." too."""
+    monkeypatch.chdir(old_run.path)
+    assert find_checkpoint(".") == Path("best")
 
 
 def test_an_old_run_is_refused(old_run, tmp_path):

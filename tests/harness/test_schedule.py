@@ -1,10 +1,10 @@
-"""The learning rate by step: linear warm-up, then half a cosine."""
+"""The learning rate by step: linear warm-up, then one of the schedules."""
 
 from math import cos, pi
 
 import pytest
 
-from harness.training.schedule import learning_rate
+from harness.training.schedule import SCHEDULES, learning_rate
 
 SETTINGS = {"steps": 110, "peak": 1.0, "minimum": 0.1, "warmup_steps": 10}
 
@@ -28,10 +28,41 @@ def test_values(step, rate):
     assert learning_rate(step, **SETTINGS) == pytest.approx(rate, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (
+            "cosine",
+            [1.0, 0.55, 0.1 + 0.9 * (1 + cos(0.8 * pi)) / 2, 0.1 + 0.9 * (1 + cos(0.9 * pi)) / 2, 0.1],
+        ),
+        ("constant", [1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [1.0, 0.55, 0.28, 0.19, 0.1]),
+        ("wsd", [1.0, 1.0, 1.0, 0.55, 0.1]),
+    ],
+)
+def test_schedules(schedule, rates):
+    """Each after its warm-up: the start, half-way, where the last fifth begins, its middle, the end and beyond."""
+    settings = SETTINGS | {"schedule": schedule}
+    settings["minimum"] = 1.0 if schedule == "constant" else 0.1
+    found = [learning_rate(step, **settings) for step in (10, 60, 90, 100, 110)]
+    assert found == pytest.approx(rates, rel=1e-12)
+    assert learning_rate(500, **settings) == pytest.approx(rates[-1])
+    assert [learning_rate(step, **settings) for step in (0, 4)] == pytest.approx([0.1, 0.5])
+
+
+def test_the_schedule_of_earlier_releases():
+    """The default has their bits, computed as they did."""
+    for step in range(10, 111):
+        earlier = 0.1 + (1.0 - 0.1) * (1 + cos(pi * min(1.0, (step - 10) / 100))) / 2
+        assert learning_rate(step, **SETTINGS) == earlier
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.keys() - {"constant"})
 @pytest.mark.parametrize("warmup_steps", [0, 1, 10, 109])
-def test_shape(warmup_steps):
+def test_shape(warmup_steps, schedule):
     """The rate never falls in the warm-up nor rises after it, and stays between 0 and peak."""
-    rates = [learning_rate(step, **{**SETTINGS, "warmup_steps": warmup_steps}) for step in range(111)]
+    settings = SETTINGS | {"warmup_steps": warmup_steps, "schedule": schedule}
+    rates = [learning_rate(step, **settings) for step in range(111)]
     assert rates[:warmup_steps] == sorted(rates[:warmup_steps])
     assert rates[warmup_steps:] == sorted(rates[warmup_steps:], reverse=True)
     assert all(0 < rate <= 1 for rate in rates)

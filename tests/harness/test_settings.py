@@ -24,6 +24,7 @@ def test_every_setting_reaches_the_training(start, backend):
     for name, value in {
         "learning_rate": 2e-2,
         "min_learning_rate": 5e-3,
+        "schedule": "linear",
         "warmup_steps": 3,
         "weight_decay": 0.5,
         "beta1": 0.8,
@@ -76,6 +77,11 @@ def test_epochs_of_an_impossible_batch(start):
         ({"learning_rate": float("inf")}, "learning-rate must be a positive number"),
         ({"min_learning_rate": -1e-3}, "min-learning-rate must be from 0"),
         ({"min_learning_rate": 0.5}, "min-learning-rate must be from 0 to the learning rate, 0.01"),
+        ({"schedule": "square"}, "schedule must be cosine or constant or linear or wsd, got square"),
+        (
+            {"schedule": "constant", "min_learning_rate": 1e-3},
+            "min-learning-rate does not go with --schedule constant",
+        ),
         ({"warmup_steps": -1}, "warmup-steps must be at least 0"),
         ({"weight_decay": -0.1}, "weight-decay must be at least 0"),
         ({"weight_decay": float("nan")}, "weight-decay must be at least 0"),
@@ -108,6 +114,7 @@ def test_defaults_follow_the_rest():
         assert TrainingSettings(steps=steps).warmup_steps == warmup
     assert TrainingSettings(learning_rate=5e-5).min_learning_rate == 5e-6
     assert TrainingSettings().min_learning_rate == 3e-4
+    assert TrainingSettings(schedule="constant").min_learning_rate == 3e-3
     assert TrainingSettings(clip=float("inf")).clip is None
     settings = TrainingSettings(learning_rate=np.float32(0.5), steps=np.int64(7), clip=float("inf"))
     assert TrainingSettings.from_dict(json.loads(json.dumps(settings.to_dict(), allow_nan=False))) == settings

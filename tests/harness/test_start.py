@@ -12,8 +12,8 @@ from data.prepare import DEFAULT_RANKS, DEFAULT_TEXT, default_tokenizer, open_pr
 from data.tokenizers import encode
 from harness.training.checkpoint import load_checkpoint
 from harness.training.memory import fitting_length
+from harness.training.metrics import plot_metrics
 from harness.training.run_corpus import evaluation_tokens
-from harness.training.run_folder import plot_metrics
 from harness.training.runs import (
     open_model,
     resume_run,

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from contract.errors import UserError
+from harness.training import held_out
 from harness.training import trainer as trainer_module
 from harness.training.checkpoint import load_checkpoint
 from harness.training.evaluation import Evaluation
-from harness.training.run_folder import plot_metrics
+from harness.training.metrics import plot_metrics
 from harness.training.runs import (
     open_model,
     resume_run,
@@ -32,7 +33,7 @@ def test_training_learns(start, monkeypatch, backend):
     assert outcome.validation.tokens == len(trainer.validation) - 1
     log = rows(trainer.run)
     assert [row["step"] for row in log if "loss" in row] == list(range(1, 121))
-    assert [row["step"] for row in log if "validation_loss" in row] == [60, 120]
+    assert [row["step"] for row in log if "validation_loss" in row] == [0, 60, 120]
     assert trainer.run.plot.exists()
     for place in (trainer.run.latest, trainer.run.best):
         training = load_checkpoint(place, with_optimizer=True).training
@@ -41,8 +42,8 @@ def test_training_learns(start, monkeypatch, backend):
 
 
 def test_the_best_checkpoint_stays(start, monkeypatch):
-    """Where the loss rises again, best keeps the lowest and latest goes on."""
-    losses = iter([3.0, 2.0, 2.5, 4.0])
+    """Where the loss rises again, best keeps the lowest of those after the first step, and latest goes on."""
+    losses = iter([1.0, 3.0, 2.0, 2.5, 4.0])
     real = trainer_module.evaluate
     monkeypatch.setattr(trainer_module, "evaluate", lambda *a, **k: real(*a, **k)._replace(loss=next(losses)))
     trainer = start()
@@ -57,7 +58,7 @@ def test_the_best_checkpoint_stays(start, monkeypatch):
 
 def test_the_best_loss_outlives_an_interruption(start, monkeypatch):
     """A resumed run remembers the lowest loss and the last one, and keeps the best checkpoint against worse."""
-    losses = iter([3.0, 2.0, 2.5, 4.0])
+    losses = iter([1.0, 3.0, 2.0, 2.5, 4.0])
     real = trainer_module.evaluate
     monkeypatch.setattr(trainer_module, "evaluate", lambda *a, **k: real(*a, **k)._replace(loss=next(losses)))
     trainer = start()
@@ -94,11 +95,11 @@ def test_what_an_evaluation_looks_at(start, monkeypatch, changes, final):
         return real(backend, tokens, batch_size, **options)
 
     monkeypatch.setattr(trainer_module, "evaluate", note)
-    monkeypatch.setattr(trainer_module, "MAX_FINAL_TOKENS", changes.pop("most", 1 << 21))
+    monkeypatch.setattr(held_out, "MAX_FINAL_TOKENS", changes.pop("most", 1 << 21))
     trainer = start(**changes)
     corpus = np.memmap(trainer.run.tokens, np.uint16, "r")
     outcome = trainer.train()
-    assert [windows for _, windows in seen] == [256, 256, 256, 256, *final]
+    assert [windows for _, windows in seen] == [256] * 5 + final
     for tokens, _ in seen:
         np.testing.assert_array_equal(tokens, corpus[len(trainer.windows.tokens) :])
     assert 0.05 < len(seen[0][0]) / len(corpus) < 0.15
@@ -108,12 +109,12 @@ def test_what_an_evaluation_looks_at(start, monkeypatch, changes, final):
 
 def test_a_small_split_is_always_seen_whole(start, monkeypatch):
     """Where there are no more windows than an evaluation takes, each sees all tokens, and that is all."""
-    monkeypatch.setattr(trainer_module, "QUICK_EVALUATION_WINDOWS", 10_000)
+    monkeypatch.setattr(held_out, "QUICK_EVALUATION_WINDOWS", 10_000)
     trainer = start(eval_tokens=10**6)
     outcome = trainer.train()
     assert outcome.validation.tokens == len(trainer.validation) - 1
     evaluations = [row for row in rows(trainer.run) if "loss" not in row]
-    assert [row["validation_tokens"] for row in evaluations] == [outcome.validation.tokens] * 4
+    assert [row["validation_tokens"] for row in evaluations] == [outcome.validation.tokens] * 5
     assert load_checkpoint(trainer.run.latest).training["final_validation_loss"] is None
 
 
@@ -124,7 +125,7 @@ def test_the_best_is_judged_by_like_losses(start):
     outcome = trainer.train()
     log = rows(trainer.run)
     losses = [row["validation_loss"] for row in log if "validation_loss" in row]
-    assert len(losses) == 4
+    assert len(losses) == 5
     assert len(set(losses)) == 1
     assert log[-1] == {
         "step": 20,
@@ -139,12 +140,13 @@ def test_the_best_is_judged_by_like_losses(start):
     assert latest.training["final_validation_loss"] == outcome.validation.loss != losses[0]
 
 
-def test_the_final_evaluation_shows_its_progress(start):
-    """It says how much it will see before it begins, and where it is after every batch."""
+def test_long_evaluations_show_their_progress(start):
+    """The first and the final one say how much they will see before they begin, and where they are at every batch."""
     trainer, told = start(steps=1, eval_tokens=2300), []
-    trainer.report_evaluation = lambda tokens, total: told.append((tokens, total))
+    trainer.report_evaluation = lambda tokens, total: told.append((trainer.step, tokens, total))
     trainer.train()
-    assert told == [(8 * windows, 8 * 287) for windows in (*range(0, 287, 4), 287)]
+    first = [(0, 8 * windows, 8 * 256) for windows in range(0, 257, 4)]
+    assert told == first + [(1, 8 * windows, 8 * 287) for windows in (*range(0, 287, 4), 287)]
 
 
 def test_the_final_evaluation_can_be_stopped(start):
@@ -152,7 +154,7 @@ def test_the_final_evaluation_can_be_stopped(start):
     whole = start("straight", eval_tokens=10**6)
     whole.train()
     trainer, told = start(eval_tokens=10**6), []
-    trainer.report_evaluation = lambda tokens, total: told.append(tokens)
+    trainer.report_evaluation = lambda tokens, total: told.append(tokens) if trainer.step else None
     trainer.interrupted = lambda: len(told) == 3
     outcome = trainer.train()
     assert (outcome.finished, outcome.step, outcome.validation) == (False, 20, None)
@@ -206,7 +208,7 @@ def test_a_step_is_a_batch_a_clip_and_an_update(start):
 
 
 def test_each_step_is_reported(start):
-    """The report has every step with its loss, and the validation loss where there was an evaluation."""
+    """The report has every step with its loss, and the validation loss where there was an evaluation, as at first."""
     trainer, reports = start(), []
     trainer.report = reports.append
     trainer.train()
@@ -217,11 +219,10 @@ def test_each_step_is_reported(start):
         if "validation_loss" in row
     }
     assert [report._replace(seconds=0) for report in reports] == [
-        Progress(row["step"], row["loss"], 0, validation.get(row["step"]), False)
-        for row in log
-        if "loss" in row
+        Progress(step, loss, 0, validation.get(step), False)
+        for step, loss in [(0, None), *((row["step"], row["loss"]) for row in log if "loss" in row)]
     ]
-    assert all(report.seconds > 0 for report in reports)
+    assert all(report.seconds > 0 for report in reports[1:])
 
 
 def test_a_checkpoint_by_time(start, monkeypatch):
@@ -337,8 +338,8 @@ def test_an_evaluation_can_be_stopped(start, monkeypatch):
     trainer = start(eval_interval=20)
     real = trainer.backend.evaluate
     monkeypatch.setattr(trainer.backend, "evaluate", lambda *batch: looked.append(1) or real(*batch))
-    trainer.interrupted = lambda: len(looked) == 2
+    trainer.interrupted = lambda: trainer.step == 20 and len(looked) == 64 + 2
     outcome = trainer.train()
-    assert (outcome.finished, outcome.step, len(looked)) == (False, 20, 2)
+    assert (outcome.finished, outcome.step, len(looked)) == (False, 20, 64 + 2)
     checkpoint = load_checkpoint(trainer.run.latest)
     assert (checkpoint.step, checkpoint.validation_loss) == (20, None)

@@ -1,0 +1,61 @@
+"""Samples of a run: the texts that its model writes while it trains and at the end."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from contract.errors import ConfigError, UserError
+from contract.files import open_regular, write_file
+from data.tokenizers import Tokenizer
+from harness.training.backend import Backend
+from harness.training.generation import encode_prompt, generate_text
+
+SAMPLE_TOKENS, TEMPERATURE = 100, 0.8
+
+
+def sample(backend: Backend, tokenizer: Tokenizer, held_out, seed: int) -> Iterator[str]:
+    """The pieces of a text that begins as a line of the corpus does.
+
+    held_out: tokens of the corpus, whose first one begins the text if the tokenizer knows no line break
+    """
+    try:
+        tokens = encode_prompt(tokenizer, None)
+    except ConfigError:
+        tokens = held_out[:1].tolist()
+    return generate_text(backend, tokenizer, tokens, SAMPLE_TOKENS, temperature=TEMPERATURE, seed=seed)
+
+
+class SampleLog:
+    """`samples.txt`: a line "step N" before each sample, whose own lines are indented.
+
+    after_step: keep the samples of an earlier session up to this step
+    Raises UserError if the file is not of a run or cannot be written.
+    """
+
+    def __init__(self, path: Path, after_step: int):
+        self._path, self._text, self.last_step = path, "", 0
+        if not os.path.lexists(path):
+            return
+        if not is_samples(path):
+            raise UserError(f"{path} is in the place of the run's samples, but no run wrote it; move it away")
+        with open_regular(path) as file:
+            parts = re.split(r"^step (\d+)\n", file.read().decode(errors="replace"), flags=re.MULTILINE)
+        for step, text in zip(map(int, parts[1::2]), parts[2::2], strict=True):
+            if step <= after_step:
+                self._text, self.last_step = f"{self._text}step {step}\n{text}", step
+
+    def write(self, step: int, text: str):
+        """Add a sample."""
+        lines = "".join(f"  {line}\n" for line in text.split("\n"))
+        self._text, self.last_step = f"{self._text}step {step}\n{lines}", step
+        with write_file(self._path, overwrite=True) as file:
+            file.write(self._text.encode(errors="replace"))
+
+
+def is_samples(path: Path) -> bool:
+    """Whether a file is one of `SampleLog`."""
+    with suppress(OSError), open_regular(path) as file:
+        return re.match(rb"step \d+\n  ", file.read(64)) is not None
+    return False
