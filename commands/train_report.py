@@ -78,7 +78,7 @@ def write_ending(trainer: Trainer, outcome: Outcome):
 
 
 def _say_checkpoints(trainer: Trainer):
-    run, record = trainer.run, trainer.held_out.record
+    run, record = trainer.run, trainer.evaluations.record
     latest, best = (
         f"{f'step {step:,}, ' if step else ''}validation loss {loss:.4f}"  # the first release kept no best step
         for step, loss in ((trainer.step, record.validation_loss), (record.best_step, record.best_loss))
@@ -92,7 +92,7 @@ def _write_sample(trainer: Trainer):
     """Write a sample of the checkpoint that `generate` takes."""
     run, backend = trainer.run, trainer.backend
     place = find_checkpoint(run.path)
-    if place == run.best and trainer.held_out.record.best_step != trainer.step:
+    if place == run.best and trainer.evaluations.record.best_step != trainer.step:
         machine = {"backend": backend.name, "device": backend.device, "threads": backend.threads}
         backend = open_model(place, **machine)[0]
     say(f"\na sample of the {place.name} checkpoint (more: {command_line('generate', run.path)}):\n")

@@ -213,7 +213,7 @@ def resume_run(
         origin = {name: kept[name] for name in ("source", "from", "model_type") if name in kept}
         trainer = _trainer(backend, settings, run, corpus, checkpoint.tokenizer, origin)
         trainer.resume(checkpoint)
-        if trainer.done and trainer.held_out.out_of_patience:
+        if trainer.done and trainer.evaluations.out_of_patience:
             raise UserError(
                 f"{run.path} stopped early, out of --patience {settings.patience}; "
                 "name a larger --patience to train further"

@@ -15,7 +15,7 @@ from data.batches import Windows
 from harness.training.backend import Backend
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, save_checkpoint
 from harness.training.evaluation import Evaluation, evaluate
-from harness.training.held_out import HeldOut
+from harness.training.evaluation_plan import EvaluationPlan
 from harness.training.memory import estimate_memory
 from harness.training.metrics import MetricsLog, plot_metrics
 from harness.training.run_folder import RunFolder
@@ -61,7 +61,7 @@ class Trainer:
 
     Every evaluation during training sees the same windows of the held-out split, so "best" compares like with like.
     If they are only a part of it, a final evaluation of more follows: of `settings.eval_tokens`, by default of all
-    held-out tokens, but at most `held_out.MAX_FINAL_TOKENS` and half of the tokens trained on.
+    held-out tokens, but at most `evaluation_plan.MAX_FINAL_TOKENS` and half of the tokens trained on.
 
     run: the folder that receives checkpoints, metrics and plot
     corpus: a `data.prepare.TokenFile`; tokenizer: what made it
@@ -85,7 +85,7 @@ class Trainer:
         self.observe: Callable[[dict], None] = lambda row: None
         self.clock: Callable[[], float] = monotonic
         self.step = 0  # steps done
-        self.held_out = HeldOut(settings, len(self.validation), self.windows.sequence_length)
+        self.evaluations = EvaluationPlan(settings, len(self.validation), self.windows.sequence_length)
         self.rate_change: tuple[float, float] | None = (
             None  # the last rate and the next, if a resume changes it
         )
@@ -107,14 +107,14 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether all steps, and the evaluations after the last one, were made."""
-        due = self.held_out.quick_due(self.step) or self.held_out.final_due(self.step)
-        return self.step > self.settings.steps or (self.held_out.ended(self.step) and not due)
+        due = self.evaluations.quick_due(self.step) or self.evaluations.final_due(self.step)
+        return self.step > self.settings.steps or (self.evaluations.ended(self.step) and not due)
 
     def resume(self, checkpoint: Checkpoint):
         """Continue after `checkpoint`, which was loaded with its optimizer state."""
         self.backend.load_optimizer_state(checkpoint.optimizer, checkpoint.step)
         self.step, earlier = checkpoint.step, TrainingSettings.from_dict(checkpoint.training)
-        self.held_out.resume(checkpoint)
+        self.evaluations.resume(checkpoint)
         if earlier.rate(self.step) != self.settings.rate(self.step):
             self.rate_change = earlier.rate(max(0, self.step - 1)), self.settings.rate(self.step)
 
@@ -138,16 +138,16 @@ class Trainer:
                     self._spikes.update(row["loss"])
             samples = SampleLog(self.run.samples, self.step) if self.settings.sample_every else None
             evaluation, stop = self._begin(metrics, samples)
-            while not self.held_out.ended(self.step) and not stop:
+            while not self.evaluations.ended(self.step) and not stop:
                 step_started = perf_counter()
                 loss, spike = self._train_step(metrics)
                 seconds = perf_counter() - step_started
                 evaluation, stop = self._evaluate_and_save(metrics)
                 text = None if stop else self._write_sample(samples)
                 self.report(Progress(self.step, loss, seconds, evaluation, spike, text))
-            if not stop and self.held_out.final_due(self.step):
+            if not stop and self.evaluations.final_due(self.step):
                 evaluation = self._evaluate_finally(metrics)
-        finished = self.held_out.ended(self.step) and evaluation is not None
+        finished = self.evaluations.ended(self.step) and evaluation is not None
         try:
             if finished:
                 self._verify()
@@ -172,9 +172,9 @@ class Trainer:
         returns: as `_evaluate_and_save`
         """
         evaluation, stop = None, False
-        if self.held_out.initial_due(self.step):
+        if self.evaluations.initial_due(self.step):
             stop = not self._evaluate_initially(metrics)
-        elif self.held_out.quick_due(self.step):
+        elif self.evaluations.quick_due(self.step):
             evaluation, stop = self._evaluate_and_save(metrics)
         if not stop and (text := self._write_sample(samples)):
             self.report(Progress(self.step, None, 0.0, None, False, text))
@@ -194,7 +194,7 @@ class Trainer:
         returns: the evaluation, and whether to stop
         """
         evaluation, stop = None, self.interrupted()
-        if not stop and self.held_out.quick_due(self.step):
+        if not stop and self.evaluations.quick_due(self.step):
             evaluation = self._evaluate_quickly(metrics)
             stop = evaluation is None
         if stop or evaluation or self.clock() - self._saved >= CHECKPOINT_SECONDS:
@@ -220,7 +220,7 @@ class Trainer:
         with np.errstate(all="ignore"):  # and the next step, or an evaluation, when the weights are not
             self.backend.update(rate)
         self.step += 1
-        self.held_out.set_final(None)
+        self.evaluations.set_final(None)
         spike = self._spikes.update(loss)
         mark = {"spike": True} if spike else {}
         metrics.write(step=self.step, loss=loss, learning_rate=rate, gradient_norm=norm, **mark)
@@ -261,7 +261,7 @@ class Trainer:
 
     def _evaluate_visibly(self, metrics: MetricsLog, windows: int | None) -> Evaluation | None:
         """`_evaluate`, reporting how far it is."""
-        total = self.held_out.predicted(windows)
+        total = self.evaluations.predicted(windows)
         self.report_evaluation(0, total)
         return self._evaluate(metrics, windows, progress=lambda done: self.report_evaluation(done, total))
 
@@ -273,36 +273,36 @@ class Trainer:
 
     def _evaluate_initially(self, metrics: MetricsLog) -> bool:
         """The evaluation before the first step, for comparison alone. returns: whether it was made"""
-        evaluation = self._evaluate_visibly(metrics, self.held_out.quick_windows)
+        evaluation = self._evaluate_visibly(metrics, self.evaluations.quick_windows)
         if evaluation is None:
             self._save(self.run.latest, metrics)
         elif isfinite(evaluation.loss):  # or else the first step will say where that begins
-            self.held_out.record.initial_loss = evaluation.loss
+            self.evaluations.record.initial_loss = evaluation.loss
             metrics.write(step=0, validation_loss=evaluation.loss, validation_tokens=evaluation.tokens)
             self.report(Progress(0, None, 0.0, evaluation, False))
         return evaluation is not None
 
     def _evaluate_quickly(self, metrics: MetricsLog) -> Evaluation | None:
         """The evaluation during training; if it is the best so far, keep the checkpoint."""
-        evaluation = self._evaluate(metrics, self.held_out.quick_windows)
+        evaluation = self._evaluate(metrics, self.evaluations.quick_windows)
         if evaluation is None:
             return None
         self._require_finite(evaluation)
         metrics.write(step=self.step, validation_loss=evaluation.loss, validation_tokens=evaluation.tokens)
-        if self.held_out.add(self.step, evaluation):
+        if self.evaluations.add(self.step, evaluation):
             self._save(self.run.best, metrics)
         return evaluation
 
     def _evaluate_finally(self, metrics: MetricsLog) -> Evaluation | None:
         """The final evaluation, of more windows than the quick one; it is recorded and decides nothing."""
-        evaluation = self._evaluate_visibly(metrics, self.held_out.final_windows(self.step))
+        evaluation = self._evaluate_visibly(metrics, self.evaluations.final_windows(self.step))
         if evaluation is None:
             return None
         self._require_finite(evaluation)
-        self.held_out.set_final(evaluation)
+        self.evaluations.set_final(evaluation)
         loss, tokens = evaluation
         metrics.write(step=self.step, final_validation_loss=loss, final_validation_tokens=tokens)
-        if self.held_out.record.best_step == self.step:
+        if self.evaluations.record.best_step == self.step:
             self._save(self.run.best, metrics)
         self._save(self.run.latest, metrics)
         return evaluation
@@ -321,7 +321,7 @@ class Trainer:
         self._saved = self.clock()
 
     def _checkpoint(self) -> Checkpoint:
-        evaluations, backend = asdict(self.held_out.record), self.backend
+        evaluations, backend = asdict(self.evaluations.record), self.backend
         validation_loss = evaluations.pop("validation_loss")
         return Checkpoint(
             backend.config,

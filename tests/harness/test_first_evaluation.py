@@ -16,7 +16,7 @@ def test_the_evaluation_before_the_first_step(start):
     assert first["step"] == 0
     assert first["validation_loss"] == pytest.approx(np.log(trainer.backend.config.vocab_size), rel=0.02)
     assert load_checkpoint(trainer.run.latest).training["initial_loss"] == first["validation_loss"]
-    other.held_out.record.initial_loss = 1.0  # as if it was made already
+    other.evaluations.record.initial_loss = 1.0  # as if it was made already
     other.train()
     assert rows(other.run) == log[1:]
 

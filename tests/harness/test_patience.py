@@ -3,7 +3,7 @@
 import pytest
 
 from contract.errors import UserError
-from harness.training import held_out
+from harness.training import evaluation_plan
 from harness.training import trainer as trainer_module
 from harness.training.checkpoint import load_checkpoint
 from harness.training.evaluation import Evaluation
@@ -34,7 +34,7 @@ def test_training_ends_early(start):
     """The second evaluation in a row that is no better, an equal one included, is the last; a final one follows it."""
     trainer = start(steps=40, patience=2, eval_tokens=10**6)
     outcome = trainer.train()
-    assert (outcome.finished, outcome.step, trainer.held_out.out_of_patience) == (True, 20, True)
+    assert (outcome.finished, outcome.step, trainer.evaluations.out_of_patience) == (True, 20, True)
     assert outcome.validation.tokens == len(trainer.validation) - 1
     assert rows(trainer.run)[-1]["final_validation_loss"] == LOSSES[20]
     latest, best = load_checkpoint(trainer.run.latest), load_checkpoint(trainer.run.best)
@@ -55,7 +55,7 @@ def test_no_patience_is_endless(start):
     """Without it all steps are made."""
     trainer = start(steps=25)
     assert trainer.train().step == 25
-    assert not trainer.held_out.out_of_patience
+    assert not trainer.evaluations.out_of_patience
 
 
 def test_patience_outlives_an_interruption(start):
@@ -96,7 +96,7 @@ def test_more_patience_on_resume(start):
 
 def test_the_quick_evaluation_may_see_all(start, monkeypatch):
     """A run that ends early makes no final evaluation where the quick one saw the whole split."""
-    monkeypatch.setattr(held_out, "QUICK_EVALUATION_WINDOWS", 10_000)
+    monkeypatch.setattr(evaluation_plan, "QUICK_EVALUATION_WINDOWS", 10_000)
     trainer = start(steps=40, patience=2)
     outcome = trainer.train()
     assert (outcome.step, outcome.validation.tokens) == (20, len(trainer.validation) - 1)

@@ -44,7 +44,7 @@ def test_a_run_of_an_earlier_release(start):
     with pytest.raises(UserError, match="has done all its 20 steps"):
         resume_run(trainer.run.path)
     again = resume_run(trainer.run.path, training={"steps": 22, "clip": float("inf")})
-    assert again.held_out.record.final_validation_loss == old.validation_loss
+    assert again.evaluations.record.final_validation_loss == old.validation_loss
     assert again.settings.clip is None
     assert again.train().finished
 

@@ -3,7 +3,7 @@
 import pytest
 
 from contract.errors import UserError
-from harness.training import held_out
+from harness.training import evaluation_plan
 from harness.training.run_samples import SAMPLE_TOKENS, SampleLog, is_samples, sample
 from harness.training.runs import open_model, resume_run
 from tests.harness.small_runs import BACKENDS, rows
@@ -11,7 +11,7 @@ from tests.harness.small_runs import BACKENDS, rows
 
 @pytest.fixture(autouse=True)
 def short_evaluations(monkeypatch):
-    monkeypatch.setattr(held_out, "QUICK_EVALUATION_WINDOWS", 4)
+    monkeypatch.setattr(evaluation_plan, "QUICK_EVALUATION_WINDOWS", 4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from contract.errors import UserError
-from harness.training import held_out
+from harness.training import evaluation_plan
 from harness.training import trainer as trainer_module
 from harness.training.checkpoint import load_checkpoint
 from harness.training.evaluation import Evaluation
@@ -95,7 +95,7 @@ def test_what_an_evaluation_looks_at(start, monkeypatch, changes, final):
         return real(backend, tokens, batch_size, **options)
 
     monkeypatch.setattr(trainer_module, "evaluate", note)
-    monkeypatch.setattr(held_out, "MAX_FINAL_TOKENS", changes.pop("most", 1 << 21))
+    monkeypatch.setattr(evaluation_plan, "MAX_FINAL_TOKENS", changes.pop("most", 1 << 21))
     trainer = start(**changes)
     corpus = np.memmap(trainer.run.tokens, np.uint16, "r")
     outcome = trainer.train()
@@ -109,7 +109,7 @@ def test_what_an_evaluation_looks_at(start, monkeypatch, changes, final):
 
 def test_a_small_split_is_always_seen_whole(start, monkeypatch):
     """Where there are no more windows than an evaluation takes, each sees all tokens, and that is all."""
-    monkeypatch.setattr(held_out, "QUICK_EVALUATION_WINDOWS", 10_000)
+    monkeypatch.setattr(evaluation_plan, "QUICK_EVALUATION_WINDOWS", 10_000)
     trainer = start(eval_tokens=10**6)
     outcome = trainer.train()
     assert outcome.validation.tokens == len(trainer.validation) - 1

@@ -32,7 +32,7 @@ class EvaluationRecord:
     worse: int = 0
 
 
-class HeldOut:
+class EvaluationPlan:
     """Plans the evaluations of a run and records them.
 
     tokens: of the held-out split; sequence_length: T of a batch
