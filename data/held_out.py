@@ -92,8 +92,8 @@ def hold_out(
 
 def _blocks(tokens: int, fraction: float) -> list[int]:
     """The edges of blocks as long as each other, but for the last."""
-    held = int(fraction * tokens)
-    length = max(1, min(held, SHORTEST), held // BLOCKS)
+    smaller = int(min(fraction, 1 - fraction) * tokens)  # of the two parts
+    length = max(1, min(smaller, SHORTEST), smaller // BLOCKS)
     return [*range(0, tokens, length), tokens]
 
 
@@ -172,8 +172,8 @@ class _Boundaries:
         return target
 
     def adjusted(self, edges: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        """The edges of blocks, those around a drawn one each moved back to a boundary by a tenth of a block at most."""
-        reach = int(TOLERANCE * (edges[1] - edges[0]))
+        """The edges of blocks, those around a drawn one each moved back to a boundary by half a block at most."""
+        reach = int(edges[1] - edges[0]) // 2
         around = np.flatnonzero(np.append(drawn, False) | np.append(False, drawn))
         edges = edges.copy()
         for place in around[(around > 0) & (around < len(edges) - 1)]:

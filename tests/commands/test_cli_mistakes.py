@@ -57,7 +57,7 @@ MISTAKES = [
     ("prepare cut.xz", 1, "cut.xz: the packed file is cut short or damaged (Compressed file ended"),
     ("prepare text.txt --held-out middle", 2, "unknown --held-out 'middle'; choose end, documents or blocks"),
     (
-        "prepare text.txt --held-out documents",
+        "prepare text.txt --held-out documents --out new.bin",
         1,
         "no documents make 10 % of the text: it has 1, the shortest",
     ),
