@@ -23,6 +23,7 @@ SPLIT_REACH = 4096  # tokens that a boundary may move back, see `_Boundaries`
 BLOCKS = 100  # held out, so that they come from everywhere; fewer if they would be shorter than `SHORTEST`
 SHORTEST = 256  # tokens of a block: several lines
 TOLERANCE = 0.1  # of the share asked for, by which the held-out part may exceed it
+ENOUGH = 0.99  # of that share
 COPY_BYTES = 1 << 20
 
 
@@ -106,7 +107,7 @@ def _draw(lengths: np.ndarray, held_out: HeldOut) -> np.ndarray:
         if total + lengths[place] <= most:
             drawn[place] = True
             total += lengths[place]
-        if total >= (1 - TOLERANCE) * target:
+        if total >= ENOUGH * target:
             break
     return drawn
 

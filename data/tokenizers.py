@@ -187,8 +187,14 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def token_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """The length of each token in bytes: int64 (V,). Loss per token over these is loss per byte."""
-    return np.array([len(token) for token in token_bytes(tokenizer)], np.int64)
+    """How many bytes of text each token stands for: int64 (V,). Loss per token over these is loss per byte.
+
+    The end token stands for none; what a published tokenizer's other special tokens are called counts.
+    """
+    lengths = np.array([len(token) for token in token_bytes(tokenizer)], np.int64)
+    if (end := end_token(tokenizer)) is not None:
+        lengths[end] = 0
+    return lengths
 
 
 def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes | None:
