@@ -65,14 +65,13 @@ def hold_out(
     """
     boundaries = _Boundaries(file, tokenizer)
     if held_out.fraction and held_out.way != "end":
-        edges = np.array(
-            [*documents, tokens] if held_out.way != "blocks" else _blocks(tokens, held_out.fraction)
-        )
+        blocks = held_out.way == "blocks"
+        edges = _blocks(tokens, held_out.fraction) if blocks else np.append(np.asarray(documents), tokens)
         drawn = _draw(np.diff(edges), held_out)
         found = int(np.diff(edges)[drawn].sum())
         if found >= held_out.fraction * tokens / 2:
             way = held_out.way or "documents"
-            edges = boundaries.adjusted(edges, drawn) if way == "blocks" else edges
+            edges = boundaries.adjusted(edges, drawn) if blocks else edges
             split = tokens - int(np.diff(edges)[drawn].sum())
             _move_to_end(file, edges * boundaries.dtype.itemsize, drawn)
             return split, {
@@ -91,11 +90,11 @@ def hold_out(
     return boundaries.before(target, reach), {"held_out": "end"}
 
 
-def _blocks(tokens: int, fraction: float) -> list[int]:
+def _blocks(tokens: int, fraction: float) -> np.ndarray:
     """The edges of blocks as long as each other, but for the last."""
     smaller = int(min(fraction, 1 - fraction) * tokens)  # of the two parts
     length = max(1, min(smaller, SHORTEST), smaller // BLOCKS)
-    return [*range(0, tokens, length), tokens]
+    return np.append(np.arange(0, tokens, length), tokens)
 
 
 def _draw(lengths: np.ndarray, held_out: HeldOut) -> np.ndarray:

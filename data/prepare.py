@@ -210,7 +210,7 @@ class _TokenWriter:
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
         self.dtype = _DTYPES[token_dtype(tokenizer).name]
-        self.tokens, self.documents = 0, array("Q")
+        self.tokens, self.documents = 0, array("q")
         self._file, self._tokenizer = file, tokenizer
         self._text_hash, self._text_bytes = hashlib.sha256(), 0
         self._cuts = BETWEEN_LINES if isinstance(tokenizer, PublishedTokenizer) else BETWEEN_WORDS

@@ -119,6 +119,8 @@ def test_few_long_documents(tmp_path):
     with pytest.raises(UserError) as error:
         split(Texts(paths), tmp_path / "out.bin", way="documents")
     one_line(error, "no documents make 10 % of the text: it has 3, the shortest with 3", "--held-out")
+    short = write(tmp_path / "short.txt", "".join(LINES[:10]))  # too short to be held out alone
+    assert split(Texts((short, *paths)), tmp_path / "out.bin")[2].held_out == "end"
 
 
 def test_something_is_left_to_train_on(tmp_path):
