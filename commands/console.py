@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 
 import typer
@@ -63,13 +62,12 @@ def _bar(*columns) -> Progress:
 
 
 @contextmanager
-def reading_progress(path: Path, task: str):
-    """A progress bar over the bytes of a file; yields the function to call with the bytes read so far.
+def reading_progress(size: int | None, task: str):
+    """A progress bar over the bytes of files, None if unknown; yields the function to call with the bytes read so far.
 
     If stderr is not a terminal, a line every `Heartbeat.SECONDS` replaces the bar.
     """
     columns = bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn()
-    size = path.stat().st_size if path.is_file() else None
     heartbeat = Heartbeat()
     with _bar(*columns, bars.TransferSpeedColumn()) as bar:
         row = bar.add_task(task, total=size)

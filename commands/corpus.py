@@ -6,58 +6,88 @@ from typing import Annotated
 
 import typer
 
-from commands.options import TOKENIZER_HELP, TextArgument, option
-from contract.errors import ConfigError, UserError, quoted
+from commands import options
+from commands.options import TOKENIZER_HELP, TextsArgument, option
+from contract.errors import ConfigError, quoted
 
 
 def prepare(
-    text: TextArgument,
+    context: typer.Context,
+    text: TextsArgument,
     tokenizer: Annotated[str, option(TOKENIZER_HELP)] = "bytes",
     out: Annotated[Path | None, option("Token file to write. [default: TEXT with .bin]")] = None,
-    validation_fraction: Annotated[
-        float, option("Fraction of the tokens, from the end, held out for validation.")
-    ] = 0.1,
-    separator: Annotated[
-        str | None,
-        option("Text between two documents, which the end token replaces. [default: one document]"),
-    ] = None,
     overwrite: Annotated[bool, option("Replace an earlier token file in --out.", "--overwrite")] = False,
+    pattern: options.PatternOption = None,
+    field: options.FieldOption = None,
+    separator: options.SeparatorOption = None,
+    newlines: options.NewlinesOption = "keep",
+    validation: options.ValidationOption = None,
+    validation_fraction: options.FractionOption = 0.1,
+    held_out: options.HeldOutOption = None,
+    held_out_seed: options.HeldOutSeedOption = 0,
 ):
-    """Turn a text into a token file, which `train --text` can use for several runs."""
+    """Turn texts into a token file, which `train --text` can use for several runs."""
     from commands.console import reading_progress, say
+    from data.held_out import HeldOut
     from data.prepare import open_tokens, prepare
 
+    given = options.given_options(context)
+    texts, held_out = options.named_texts(text, given), options.named_held_out(given) or HeldOut()
     out = out or _beside(text, ".bin")
-    with reading_progress(text, "tokenising") as progress:
-        options = {"validation_fraction": validation_fraction, "separator": separator}
-        prepare(text, tokenizer, out, **options, overwrite=overwrite, progress=progress)
+    with reading_progress(texts.size, "tokenising") as progress:
+        prepare(texts, tokenizer, out, held_out=held_out, overwrite=overwrite, progress=progress)
     info = open_tokens(out).info
     say(
         f"{out}: {info.tokens:,} tokens, vocabulary {info.tokenizer['vocab_size']:,}, from {info.text_bytes:,} bytes: "
         f"{info.train_tokens:,} for training and {info.validation_tokens:,} for validation"
     )
+    for topic, line in described(info):
+        say(f"{topic}: {line}")
 
 
 def train_tokenizer(
-    text: TextArgument,
+    context: typer.Context,
+    text: TextsArgument,
     vocab_size: Annotated[int, option("Tokens in the vocabulary, at least 256.")],
     out: Annotated[Path | None, option("Ranks file to write. [default: TEXT-VOCAB_SIZE.tiktoken]")] = None,
     overwrite: Annotated[bool, option("Replace the file in --out.", "--overwrite")] = False,
+    pattern: options.PatternOption = None,
+    field: options.FieldOption = None,
+    separator: options.SeparatorOption = None,
+    newlines: options.NewlinesOption = "keep",
 ):
-    """Train byte-pair ranks on a text, for `--tokenizer`."""
+    """Train byte-pair ranks on texts, for `--tokenizer`; on several documents with a token that ends each."""
     from commands.console import reading_progress, say
     from contract.files import require_free
     from data.tokenizer_training import train_tokenizer
     from data.tokenizers import save_ranks
 
+    texts = options.named_texts(text, options.given_options(context))
     out = out or _beside(text, f"-{vocab_size}.tiktoken")
-    if out.resolve() == text.resolve():
+    if out.resolve() in [file.resolve() for file in texts.files]:
         raise ConfigError(f"{out}: this is the text, which would be lost; name another ranks file with --out")
     require_free(out, overwrite)
-    with reading_progress(text, "counting") as progress:
-        encoding = train_tokenizer(text, vocab_size, progress)
+    with reading_progress(texts.size, "counting") as progress:
+        encoding = train_tokenizer(texts, vocab_size, progress)
     save_ranks(encoding, out, overwrite=overwrite)
     say(f"{out}: {encoding.n_vocab:,} tokens; use it with {quoted('--tokenizer', out)}")
+
+
+def described(info):
+    """Topic and line of what a token file's texts are worth saying of."""
+    from data.overlap import MUCH, PASSAGE_BYTES
+
+    if (info.documents or 1) > 1:
+        yield "documents", f"{info.documents:,}, from {info.files:,} file{'s' * (info.files > 1)}"
+    if info.held_out_parts:
+        yield "held out", f"{info.held_out_parts:,} {info.held_out}, drawn by seed {info.held_out_seed}"
+    if info.overlap and info.overlap >= MUCH:
+        yield (
+            "warning",
+            f"{100 * info.overlap:.0f} % of the held-out text stands word for word in the training text (passages of "
+            f"some {PASSAGE_BYTES} bytes), so its loss also tells what was learnt by heart; remove what is there "
+            "twice, or name another text with --validation",
+        )
 
 
 def write_corpus(
@@ -108,14 +138,18 @@ def _ascii(text: bytes) -> str:
     return text.decode("ascii", "backslashreplace")
 
 
-def _beside(text: Path, ending: str) -> Path:
-    """The default file to write, named after a text. Raises ConfigError for a pipe, UserError for a folder."""
+def _beside(texts: list[Path], ending: str) -> Path:
+    """The default file to write, named after a text. Raises ConfigError if none can be."""
+    from data.sources import unpacked_name
     from data.text import is_pipe
 
+    if len(texts) > 1:
+        raise ConfigError("several texts give the output no name; name the file to write with --out")
+    text = texts[0]
     if is_pipe(text):
         raise ConfigError(
             f"{text} is a pipe, which gives the output no name; name the file to write with --out"
         )
     if text.is_dir():
-        raise UserError(f"{text}: this is a folder; give the path of a UTF-8 text file")
-    return text.with_name(f"{text.stem}{ending}")
+        return text.resolve().with_name(f"{text.resolve().name}{ending}")
+    return text.with_name(f"{unpacked_name(text).stem}{ending}")

@@ -55,7 +55,7 @@ def evaluate(
     word is what stands between spaces or line breaks.
     """
     from contract.files import require_free
-    from data.tokenizers import token_bytes
+    from data.tokenizers import text_bytes, token_bytes
     from harness.training.evaluation import Evaluation, evaluate, log_probabilities, of_text
     from harness.training.run_corpus import evaluation_tokens
     from harness.training.runs import open_model
@@ -82,7 +82,7 @@ def evaluate(
             "tokens": result.tokens,
             "nats_per_token": result.loss,
             "perplexity": result.perplexity,
-            **of_text(result, tokens, texts),
+            **of_text(result, tokens, text_bytes(checkpoint.tokenizer)),
         }
         if per_token:
             more["per_token"] = _token_rows(texts, tokens, found.tolist())

@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from commands.console import rate_progress, say, show
-from commands.train import start
+from commands.train import run_name, start
 from contract.errors import ConfigError
 from data.prepare import DEFAULT_TEXT
 from harness.training.find_rate import (
@@ -33,8 +33,8 @@ def find(options: dict, given: dict):
     for name in WITHOUT_EFFECT:
         if name in given:
             raise ConfigError(f"--{name.replace('_', '-')} has no effect with --find-rate; omit it")
-    text = options["text"] or DEFAULT_TEXT
-    out = options["out"] or Path("runs") / f"{text.stem}-rates"
+    text = (options["text"] or [DEFAULT_TEXT])[0]
+    out = options["out"] or Path("runs") / f"{run_name(text)}-rates"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, expected a folder; choose another --out")
     image = out / "rates.png"

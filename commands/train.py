@@ -40,9 +40,9 @@ def _choices(slot: str):
 def train(
     context: typer.Context,
     text: Annotated[
-        Path | None,
+        list[Path] | None,
         option(
-            "UTF-8 text, or a .bin of `prepare`; with --resume, the new path of that .bin. "
+            "Text as for `prepare`, may be repeated; or its .bin, and with --resume the new path of that. "
             "[default: data/tense.txt]"
         ),
     ] = None,
@@ -62,6 +62,14 @@ def train(
         ),
     ] = None,
     backend: Annotated[str, option("numpy or torch.")] = "numpy",
+    pattern: options.PatternOption = None,
+    field: options.FieldOption = None,
+    separator: options.SeparatorOption = None,
+    newlines: options.NewlinesOption = "keep",
+    validation: options.ValidationOption = None,
+    validation_fraction: options.FractionOption = 0.1,
+    held_out: options.HeldOutOption = None,
+    held_out_seed: options.HeldOutSeedOption = 0,
     config: Annotated[Path | None, _model(f"{CONFIG_HELP} Instead of --preset.")] = None,
     n_layer: Annotated[int | None, _model("Transformer blocks.")] = None,
     n_head: Annotated[int | None, _model("Attention heads per block.")] = None,
@@ -124,7 +132,7 @@ def train(
     threads: options.ThreadsOption = None,
     overwrite: Annotated[bool, _place("Replace the run in --out.", "--overwrite")] = False,
 ):
-    """Train a GPT on a text, save checkpoints and print a sample.
+    """Train a GPT on texts, save checkpoints and print a sample.
 
     Without options: on the project's own corpus, in a minute or two.
     """
@@ -132,8 +140,7 @@ def train(
         from harness.training.event_files import check_tensorboard
 
         check_tensorboard()  # before the text is tokenised
-    source = context.get_parameter_source
-    given = {name: value for name, value in context.params.items() if source(name).name == "COMMANDLINE"}
+    given = options.given_options(context)
     if find_rate and not resume:
         from commands.find_rate import find
 
@@ -142,12 +149,12 @@ def train(
         _train(_resumed(given) if resume else start(context.params, given), tensorboard)
 
 
-def _named(options: dict, names) -> dict:
-    return {name: options[name] for name in names if name in options}
+def _named(parameters: dict, names) -> dict:
+    return {name: parameters[name] for name in names if name in parameters}
 
 
-def start(options: dict, given: dict):
-    """The trainer of a new run. given: the options of the command line; options: these and all defaults"""
+def start(parameters: dict, given: dict):
+    """The trainer of a new run. given: the options of the command line; parameters: these and all defaults"""
     from commands.console import reading_progress
     from data.prepare import DEFAULT_TEXT
     from harness.training.run_folder import unused_folder
@@ -157,22 +164,33 @@ def start(options: dict, given: dict):
     if len(models) > 1:
         one, other = (f"--{name.strip('_')}" for name in models[:2])
         raise ConfigError(f"{one} does not go with {other}, which has a model of its own; give one of them")
-    text, out = options["text"] or DEFAULT_TEXT, options["out"]
-    place = unused_folder(Path("runs") / text.stem) if out is None else nullcontext(out)
-    with place as folder, reading_progress(text, "tokenising") as progress:
+    texts, out = options.named_texts(parameters["text"] or [DEFAULT_TEXT], given), parameters["out"]
+    place = unused_folder(Path("runs") / run_name(texts.named[0])) if out is None else nullcontext(out)
+    with place as folder, reading_progress(texts.size, "tokenising") as progress:
         return start_run(
             folder,
-            text=text,
-            tokenizer=options["tokenizer"],
-            start=options["from_"],
-            preset_name=options["preset"],
-            config=options["config"],
+            text=texts,
+            held_out=options.named_held_out(given),
+            tokenizer=parameters["tokenizer"],
+            start=parameters["from_"],
+            preset_name=parameters["preset"],
+            config=parameters["config"],
             overrides=_named(given, MODEL_FLAGS),
             training=_named(given, (*SETTINGS, "epochs")),
-            overwrite=options["overwrite"],
+            overwrite=parameters["overwrite"],
             progress=progress,
-            **_named(options, Machine._fields),
+            **_named(parameters, Machine._fields),
         )
+
+
+def run_name(text: Path) -> str:
+    """What a run's folder is called after its first text."""
+    from data.sources import unpacked_name
+    from data.text import STDIN
+
+    if text == STDIN:
+        return "stdin"
+    return text.resolve().name if text.is_dir() else unpacked_name(text).stem
 
 
 def _resumed(given: dict):
@@ -186,9 +204,14 @@ def _resumed(given: dict):
             raise ConfigError(f"{flag} does not go with --resume: the run keeps its own settings; omit it")
     if "out" not in given:
         raise ConfigError("--resume needs --out, the folder of the run to continue")
-    return resume_run(
-        **_named(given, accepted), training=_named(given, SETTINGS), overrides=_named(given, MODEL_FLAGS)
-    )
+    kept = _named(given, accepted)
+    if "text" in kept:
+        if len(kept["text"]) > 1:
+            raise ConfigError(
+                "--resume takes one --text, the .bin that the run was started with; omit the others"
+            )
+        kept["text"] = kept["text"][0]
+    return resume_run(**kept, training=_named(given, SETTINGS), overrides=_named(given, MODEL_FLAGS))
 
 
 def _train(trainer, tensorboard: bool):

@@ -3,8 +3,10 @@
 import typer
 
 from commands.console import say, write
+from commands.corpus import described
 from contract.errors import command_line
 from contract.weights import parameter_count
+from data.prepare import read_info
 from harness.training.run_folder import find_checkpoint
 from harness.training.run_samples import sample
 from harness.training.runs import open_model
@@ -18,6 +20,7 @@ def plan(trainer: Trainer):
     yield "model", f"{parameter_count(config):,} parameters, {backend.name}, {settings.dtype}"
     tokens = f"{len(trainer.windows.tokens):,} tokens to train on, {len(trainer.validation):,} held out"
     yield "text", f"{tokens}, vocabulary {config.vocab_size:,}"
+    yield from described(read_info(trainer.windows.tokens.store.path))
     T, context_length = trainer.windows.sequence_length, config.context_length
     batch = f"{settings.batch_size} x {T} tokens each"
     yield "training", f"steps {trainer.step:,} to {steps:,}, {batch}, {trainer.epochs:.1f} epochs in all"

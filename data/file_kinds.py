@@ -17,13 +17,11 @@ NEW = "NEW.txt"  # stands for the converted file in the commands
 
 # A pattern of the first bytes, what the file is, the command that unpacks it (or what else to do).
 _FORMATS = (
-    (rb"\x1f\x8b", "a gzip archive", "unpack it with: gunzip -c < {file} > {new}"),
     # The first member of a document that is a zip inside: Word, Excel, LibreOffice, EPUB.
     (rb"PK\x03\x04.{26}(\[Content_Types\]\.xml|_rels/|docProps/|word/|mimetype|META-INF/)",
      "a document (a zip inside)", "open it in its program and save it as UTF-8 text"),
     (rb"PK\x03\x04", "a zip archive", "unpack it with: unzip -p {file} > {new}"),
     (rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)", "a bzip2 archive", "unpack it with: bunzip2 -c < {file} > {new}"),
-    (rb"\xfd7zXZ\0", "an xz archive", "unpack it with: xz -dc < {file} > {new}"),
     (rb"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it with: zstd -dc < {file} > {new}"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it with: 7z x {file}"),
     (rb"Rar!\x1a\x07", "a rar archive", "unpack it with: unrar x {file}"),

@@ -1,14 +1,14 @@
 """Text files to token files, and token files to tokens.
 
 A token file `x.bin` holds token ids, uint16 or uint32, little endian, without a header: first the training
-part, then the validation part. `x.json` beside it is a `TokenFileInfo` with a checksum, and `x.tiktoken` or
-`x.published.json` has the tokenizer, unless it is tiktoken's own.
+part, then the validation part (`data.held_out`). `x.json` beside it is a `TokenFileInfo` with a checksum, and
+`x.tiktoken` or `x.published.json` has the tokenizer, unless it is tiktoken's own.
 """
 
 import hashlib
-import re
+from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -18,34 +18,40 @@ import numpy as np
 from contract.errors import ConfigError, UserError, explaining
 from contract.files import replaceable_items, write_into
 from contract.schema import pop_checksum, read_json, require, write_record
+from data.held_out import HeldOut, hold_out
+from data.overlap import shared_share
 from data.published import PublishedTokenizer
-from data.text import BETWEEN_LINES, BETWEEN_WORDS, split_documents, stream_text
+from data.sources import Texts
+from data.text import BETWEEN_LINES, BETWEEN_WORDS
 from data.token_store import AGAIN, StoredTokens, TokenStore
 from data.tokenizers import (
     TOKENIZER_ENDINGS,
     Tokenizer,
-    document_ids,
+    around_document,
     encode,
     identity,
     is_bytewise,
     load_tokenizer,
     open_tokenizer,
     save_tokenizer,
-    token_bytes,
     token_dtype,
     tokenizer_file,
 )
 
 DEFAULT_TEXT, DEFAULT_RANKS = (Path(__file__).with_name(f"tense.{ending}") for ending in ("txt", "tiktoken"))
 FORMAT_VERSION = 1
-SPLIT_REACH = 4096  # tokens that the split may move back, see `_find_split`
+BLANK_LINE = "\n\n"  # between documents, for a tokenizer without an end token
 TOKEN_ENDINGS = (".bin", ".json", *TOKENIZER_ENDINGS)
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
 @dataclass(frozen=True)
 class TokenFileInfo:
-    """What a token file holds. `text_*` are of the UTF-8 text without a byte order mark."""
+    """What a token file holds.
+
+    `text_*` are of the UTF-8 text, without byte order marks and what stands between documents. Fields with a default
+    are None in files of earlier versions, which held out the end of one text.
+    """
 
     format_version: int
     tokenizer: dict  # data.tokenizers.identity
@@ -56,10 +62,17 @@ class TokenFileInfo:
     tokens_sha256: str  # of the token file
     text_bytes: int
     text_sha256: str
-    source: str  # the text file's name, without its folder
+    source: str  # the text's name, without its folder; of several the first one's
+    files: int | None = None
+    documents: int | None = None
+    held_out: str | None = None  # one of `data.held_out.WAYS`, or the name of the text that is held out
+    held_out_parts: int | None = None  # how many documents or blocks, and by which seed they were drawn
+    held_out_seed: int | None = None
+    overlap: float | None = None  # `data.overlap.shared_share`, None if nothing is held out
 
 
 _KINDS = {str: str, int: range(2**63), dict: {"name": str, "vocab_size": range(2**63), "sha256": str}}
+_KINDS |= {str | None: (str, None), int | None: (range(2**63), None), float | None: (float, None)}
 _INFO = {field.name: _KINDS[field.type] for field in fields(TokenFileInfo)}
 
 
@@ -85,49 +98,56 @@ def info_path(path: str | PathLike) -> Path:
 # --- write ---
 
 
-def default_tokenizer(text: Path) -> str:
+def default_tokenizer(text: Texts) -> str:
     """The name of a text's default tokenizer: the default corpus's own ranks for it, else "bytes"."""
-    return str(DEFAULT_RANKS) if text == DEFAULT_TEXT else "bytes"
+    return str(DEFAULT_RANKS) if text.named == (DEFAULT_TEXT,) else "bytes"
 
 
 def prepare(
-    text: str | PathLike,
+    text: Texts | str | PathLike,
     tokenizer: str | Tokenizer | None,
     out: str | PathLike,
     *,
-    validation_fraction: float = 0.1,
-    separator: str | None = None,
+    held_out: HeldOut = HeldOut(),  # noqa: B008, it is frozen
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> TokenFileInfo:
-    """Turn a text file into a token file with its JSON and its tokenizer's ranks, all or none, in bounded memory.
+    """Turn texts into a token file with its JSON and its tokenizer's ranks, all or none, in bounded memory.
 
     tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`; None takes `default_tokenizer`
     out: the token file to write, ending in `.bin`; overwrite: replace an earlier one there
-    validation_fraction: of the tokens, from the text's end, 0 to less than 1; `_find_split` says where exactly
-    separator: what stands between two documents of the text; the tokenizer's end token takes its place
-    progress: called with the number of bytes read so far
+    held_out: what to validate on
+    progress: called with the number of bytes of the texts read so far
+    Between two documents stands the tokenizer's end token; if it has none, what separated them, or a blank line.
     Raises ConfigError for an impossible setting, UserError for what cannot be read, written, replaced or encoded.
     """
-    text, out = Path(text), Path(out)
-    tokenizer = default_tokenizer(text) if tokenizer is None else tokenizer
-    encoding = tokenizer if isinstance(tokenizer, Tokenizer) else open_tokenizer(tokenizer, text)
-    _check_settings(text, out, validation_fraction)
-    _check_separator(separator, encoding)
+    texts, out = Texts.of(text), Path(out)
+    parts = [texts, replace(texts, named=(held_out.text,), patterns=())] if held_out.text else [texts]
+    _check_place(out, [file for each in parts for file in each.files])
+    tokenizer = default_tokenizer(texts) if tokenizer is None else tokenizer
+    encoding = tokenizer if isinstance(tokenizer, Tokenizer) else open_tokenizer(tokenizer, *parts)
     _replaceable(out, encoding, overwrite)
     with write_into(out.parent, lambda: _replaceable(out, encoding, overwrite), shown=out) as new:
         fresh = new / out.name
-        with open(fresh, "w+b") as token_file:
-            counts = _write_tokens(text, encoding, token_file, separator, progress)
-            split = _find_split(token_file, counts["tokens"], encoding, validation_fraction)
+        with open(fresh, "w+b") as file:
+            written = _TokenWriter(file, encoding)
+            split, *_ = [written.add(each, progress) for each in parts]
+            found = {"held_out": held_out.text.name} if held_out.text else {}
+            if not held_out.text:
+                split, found = hold_out(file, written.documents, split, encoding, held_out)
+            counts = written.counts()
+            share = shared_share(file, written.dtype, split, counts["tokens"], counts["text_bytes"])
         record = {
             "format_version": FORMAT_VERSION,
             "tokenizer": identity(encoding),
             "dtype": token_dtype(encoding).name,
             "train_tokens": split,
             "validation_tokens": counts["tokens"] - split,
-            "source": text.name,
+            "source": texts.name,
+            "files": len(texts.files),
             **counts,
+            **found,
+            "overlap": share,
         }
         write_record(info_path(fresh), record)
         if not _holds(out, identity(encoding)):
@@ -135,33 +155,17 @@ def prepare(
     return TokenFileInfo(**record)
 
 
-def _check_settings(text: Path, out: Path, validation_fraction: float) -> None:
-    if not 0 <= validation_fraction < 1:
-        raise ConfigError(
-            f"a validation fraction of {validation_fraction} is impossible; give 0 or more, less than 1"
-        )
+def _check_place(out: Path, texts: list[Path]) -> None:
     if out.suffix != ".bin":
         raise ConfigError(f"{out}: a token file's name ends in .bin; name one that does")
     if not out.parent.is_dir():
         raise UserError(
             f"{out}: cannot be written (no folder {out.parent}); name a file in a folder that exists"
         )
-    for path in map(out.with_suffix, TOKEN_ENDINGS):
-        if path.resolve() == text.resolve():
+    own = {path.resolve(): path for path in map(out.with_suffix, TOKEN_ENDINGS)}
+    for text in texts:
+        if path := own.get(text.resolve()):
             raise ConfigError(f"{path}: this is the text, which would be lost; name another token file")
-
-
-def _check_separator(separator: str | None, tokenizer: Tokenizer):
-    if separator is None:
-        return
-    if not separator:
-        raise ConfigError("--separator is empty; give the text that stands between two documents")
-    _, between = document_ids(tokenizer)
-    if not between:
-        raise ConfigError(
-            f"the tokenizer {tokenizer.name!r} has no end token to put between documents; omit --separator, or use "
-            "gpt2 or an imported model's"
-        )
 
 
 def _replaceable(out: Path, encoding: Tokenizer, overwrite: bool) -> list[str]:
@@ -179,7 +183,7 @@ def _replaceable(out: Path, encoding: Tokenizer, overwrite: bool) -> list[str]:
 def token_files(out: Path) -> set[Path]:
     """Which of the files at `out`, its JSON and its tokenizer belong to a token file, by its JSON."""
     try:
-        info = _read_info(out)
+        info = read_info(out)
     except UserError:
         return set()
     own = {out, info_path(out)}
@@ -198,85 +202,61 @@ def _holds(out: Path, tokenizer: dict) -> bool:
         return False
 
 
-def _write_tokens(
-    text: Path,
-    tokenizer: Tokenizer,
-    file: BinaryIO,
-    separator: str | None,
-    progress: Callable[[int], None] | None,
-) -> dict[str, int | str]:
-    """Stream the text's tokens into `file`; returns the counts and hashes of both."""
-    dtype = _DTYPES[token_dtype(tokenizer).name]
-    text_hash, tokens_hash = hashlib.sha256(), hashlib.sha256()
-    text_bytes = 0
-    begin, between = document_ids(tokenizer)
+class _TokenWriter:
+    """Streams texts as tokens into a file.
 
-    def write(ids):
-        ids = np.asarray(ids).astype(dtype, copy=False)
-        file.write(ids)
-        tokens_hash.update(ids)
-
-    def pieces():
-        nonlocal text_bytes
-        cuts = BETWEEN_LINES if isinstance(tokenizer, PublishedTokenizer) else BETWEEN_WORDS
-        for piece in stream_text(text, progress, cut_anywhere=is_bytewise(tokenizer), cuts=cuts):
-            data = piece.encode()
-            text_hash.update(data)
-            text_bytes += len(data)
-            yield piece
-
-    write(begin)
-    after_line = False
-    for piece, ends in split_documents(pieces(), separator):
-        if isinstance(tokenizer, PublishedTokenizer):
-            write(tokenizer.encode(piece, after_line=after_line))
-        else:
-            write(encode(tokenizer, piece))
-        if ends:
-            write(between)
-        after_line = not ends
-    return {
-        "tokens": file.tell() // dtype.itemsize,
-        "tokens_sha256": tokens_hash.hexdigest(),
-        "text_bytes": text_bytes,
-        "text_sha256": text_hash.hexdigest(),
-    }
-
-
-# Where to split a text, best first: after a match in its UTF-8 bytes.
-_BOUNDARIES = {
-    "line": re.compile(rb"\n|\r(?!\n)"),
-    # Of the last ones: 。！？
-    "sentence": re.compile(rb"[.!?](?:[\"')\]]|\xe2\x80[\x99\x9d])*(?=\s)|\xe3\x80\x82|\xef\xbc[\x81\x9f]"),
-    "word": re.compile(rb"\S(?=\s)"),
-    "character": re.compile(rb"(?![\x80-\xbf])"),
-}
-
-
-def _find_split(file: BinaryIO, tokens: int, encoding: Tokenizer, fraction: float) -> int:
-    """The number of training tokens, at least 1.
-
-    The split is at the given fraction or a few tokens earlier: after the last line in reach, else the last sentence,
-    word or character. In reach means that the held-out part grows by at most a tenth, and by at most `SPLIT_REACH`.
+    documents: the first token of each, in order
     """
-    target = max(1, round(tokens * (1 - fraction)))
-    reach = min(SPLIT_REACH, int(1.1 * fraction * tokens) - (tokens - target))
-    if reach <= 0:
-        return target
-    # Boundaries look at a few tokens before the first position and one after the last.
-    start = max(0, target - reach - 8)
-    dtype = _DTYPES[token_dtype(encoding).name]
-    file.seek(start * dtype.itemsize)
-    every = token_bytes(encoding)
-    pieces = [every[token] for token in np.fromfile(file, dtype, target + 1 - start)]
-    text = b"".join(pieces)
-    places = np.arange(max(1, target - reach), target + 1)
-    ends = np.cumsum([0, *map(len, pieces)])[places - start]  # the same places, in bytes of `text`
-    for boundary in _BOUNDARIES.values():
-        found = places[np.isin(ends, [match.end() for match in boundary.finditer(text)])]
-        if found.size:
-            return int(found[-1])
-    return target
+
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
+        self.dtype = _DTYPES[token_dtype(tokenizer).name]
+        self.tokens, self.documents = 0, array("q")
+        self._file, self._tokenizer = file, tokenizer
+        self._text_hash, self._text_bytes = hashlib.sha256(), 0
+        self._cuts = BETWEEN_LINES if isinstance(tokenizer, PublishedTokenizer) else BETWEEN_WORDS
+        self._cuts = None if is_bytewise(tokenizer) else self._cuts
+
+    def add(self, texts: Texts, progress: Callable[[int], None] | None) -> int:
+        """Write the tokens of all documents. returns: the tokens in the file now"""
+        begin, end = around_document(self._tokenizer)
+        self._begin(begin)
+        after_line = False
+        for piece, ends in texts.pieces(progress, cuts=self._cuts):
+            self._write(self._encode(piece, after_line))
+            after_line = not ends
+            if ends:
+                # Only now: the tokenizer of a single document may lack it.
+                end = end or encode(self._tokenizer, texts.separator or BLANK_LINE).tolist()
+                self._write(end)
+                self._begin(begin)
+        return self.tokens
+
+    def counts(self) -> dict[str, int | str]:
+        """What has been written, and the hashes of tokens and text."""
+        self._file.seek(0)
+        return {
+            "tokens": self.tokens,
+            "tokens_sha256": hashlib.file_digest(self._file, "sha256").hexdigest(),
+            "text_bytes": self._text_bytes,
+            "text_sha256": self._text_hash.hexdigest(),
+            "documents": len(self.documents),
+        }
+
+    def _begin(self, ids: list[int]):
+        self.documents.append(self.tokens)
+        self._write(ids)
+
+    def _encode(self, piece: str, after_line: bool):
+        data = piece.encode()
+        self._text_hash.update(data)
+        self._text_bytes += len(data)
+        if isinstance(self._tokenizer, PublishedTokenizer):
+            return self._tokenizer.encode(piece, after_line=after_line)
+        return encode(self._tokenizer, piece)
+
+    def _write(self, ids):
+        self._file.write(np.asarray(ids).astype(self.dtype, copy=False))
+        self.tokens += len(ids)
 
 
 # --- read ---
@@ -294,7 +274,7 @@ def open_tokens(path: str | PathLike) -> TokenFile:
     Raises UserError if either file is missing, damaged or of another format version; later reads do if it has changed.
     """
     path = Path(path)
-    info = _read_info(path)
+    info = read_info(path)
     with explaining(f"{path}: cannot be read", AGAIN):
         store = TokenStore(path, _DTYPES[info.dtype], info.tokens, info.tokens_sha256)
     if store.largest >= info.tokenizer["vocab_size"]:
@@ -307,7 +287,8 @@ def open_tokens(path: str | PathLike) -> TokenFile:
     return TokenFile(path, info, train, validation)
 
 
-def _read_info(path: Path) -> TokenFileInfo:
+def read_info(path: Path) -> TokenFileInfo:
+    """What a token file's JSON says. Raises UserError if it is missing, damaged or of another format version."""
     beside = info_path(path)
     again = f"remove {path.name} and {beside.name}, then prepare the text again"
     with (

@@ -1,14 +1,21 @@
 """Text files as a stream of pieces that can be tokenised one by one, in bounded memory."""
 
 import codecs
+import gzip
+import io
+import lzma
 import re
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 from contract.errors import UserError, explaining
 from data.file_kinds import HEAD_BYTES, describe_encoding, describe_kind
 
+STDIN = Path("-")
 BLOCK_BYTES = 1 << 20  # read at a time; a piece is usually about as long
 PIECE_BYTES = 4 << 20  # refused beyond this without a place to cut: tiktoken takes some 50 times as much
 
@@ -56,49 +63,38 @@ def stream_text(
     path: str | PathLike,
     progress: Callable[[int], None] | None = None,
     *,
-    cut_anywhere: bool = False,
-    cuts: re.Pattern = BETWEEN_WORDS,
+    cuts: re.Pattern | None = BETWEEN_WORDS,
+    fold: bool = False,
 ) -> Iterator[str]:
     """Yield a UTF-8 file's text, without a byte order mark, in pieces whose tokens together are the whole text's.
 
+    path: of a text, packed by gzip or xz or not; `STDIN` for standard input
     progress: called with the number of bytes read so far, after every block
-    cut_anywhere: pieces may end anywhere, for a tokenizer that encodes every byte by itself
-    cuts: after whose matches a piece may end otherwise
+    cuts: after whose matches a piece may end; None for anywhere, if the tokenizer encodes every byte by itself
+    fold: whether "\\r\\n" and "\\r" become "\\n"
     Raises UserError if the file cannot be read, is empty, is not UTF-8 text, or holds a longer run of one class of
     characters than can be tokenised in bounded memory.
     """
+    return cut_text(read_text(Path(path), progress, fold), path, cuts)
+
+
+def cut_text(texts: Iterator[str], source: str | PathLike, cuts: re.Pattern | None) -> Iterator[str]:
+    """The pieces of a text that comes in parts; see `stream_text`. source: its name, for the error"""
     held = ""
-    for text in _decode(Path(path), progress):
+    for text in texts:
         searched = max(len(held) - 1, 0)
         held += text
-        cut = len(held) if cut_anywhere else _last_cut(cuts, held, searched)
+        cut = len(held) if cuts is None else _last_cut(cuts, held, searched)
         if cut:
             yield held[:cut]
             held = held[cut:]
         elif len(held.encode()) > PIECE_BYTES:
             raise UserError(
-                f"{path}: {len(held):,} characters, from {held[:20]!r} on, without a place where the text "
+                f"{source}: {len(held):,} characters, from {held[:20]!r} on, without a place where the text "
                 "can be cut between two tokens; break it with spaces or lines, or use the tokenizer 'bytes'"
             )
     if held:
         yield held
-
-
-def split_documents(pieces: Iterator[str], separator: str | None) -> Iterator[tuple[str, bool]]:
-    """The text without its separators: parts of documents, and whether a document ends after the part."""
-    held = ""
-    for piece in pieces:
-        if separator is None:
-            yield piece, False
-            continue
-        *whole, held = (held + piece).split(separator)
-        for document in whole:
-            yield document, True
-        if not any(held.endswith(separator[:length]) for length in range(1, len(separator))):
-            yield held, False  # no separator can have begun in it
-            held = ""
-    if held:
-        yield held, False
 
 
 def _last_cut(cuts: re.Pattern, text: str, start: int) -> int:
@@ -112,12 +108,13 @@ def _last_cut(cuts: re.Pattern, text: str, start: int) -> int:
         window *= 16
 
 
-def _decode(path: Path, progress: Callable[[int], None] | None) -> Iterator[str]:
-    """Yield the file's text block by block, without a byte order mark."""
+def read_text(path: Path, progress: Callable[[int], None] | None, fold: bool) -> Iterator[str]:
+    """Yield the file's text block by block, without a byte order mark; see `stream_text`."""
     decoder = codecs.getincrementaldecoder("utf-8")()
+    lines = io.IncrementalNewlineDecoder(None, translate=True)
     at_start = empty = True
     read, block = 0, b""
-    for block in _read_blocks(path):
+    for block, count in _read_blocks(path):
         if not read and (kind := describe_kind(path, block[:HEAD_BYTES])):
             raise UserError(f"{path}: this looks like {kind}")
         if (nul := block.find(0)) >= 0:
@@ -127,31 +124,75 @@ def _decode(path: Path, progress: Callable[[int], None] | None) -> Iterator[str]
         read += len(block)
         text = _decode_block(decoder, block, path, read, block)
         if progress:
-            progress(read)
+            progress(count)
         if text and at_start:
             text, at_start = text.removeprefix("\ufeff"), False
         if text:
             empty = False
-            yield text
+            yield lines.decode(text) if fold else text
     _decode_block(decoder, b"", path, read, block)
+    if fold and (last := lines.decode("", final=True)):
+        yield last
     if empty:
         what = "nothing came out of this pipe" if is_pipe(path) else "the file is empty"
         raise UserError(f"{path}: {what}; give a file with UTF-8 text in it")
 
 
-def _read_blocks(path: Path) -> Iterator[bytes]:
+class _Input:
+    """A file's bytes, counted as they are read; `head` are its first ones."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.count = file, 0
+        self.head = self._next = file.read(6)
+
+    def read(self, size: int) -> bytes:
+        """As a file's `read`."""
+        data, self._next = self._next[:size], self._next[size:]
+        if len(data) < size:
+            data += self._file.read(size - len(data))
+        self.count += len(data)
+        return data
+
+    def unpacked(self) -> BinaryIO:
+        """The file that reads what gzip or xz have packed, known by its first bytes; this one if neither has."""
+        if self.head.startswith(b"\x1f\x8b"):
+            return gzip.GzipFile(fileobj=self)
+        return lzma.LZMAFile(self) if self.head == b"\xfd7zXZ\0" else self
+
+
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # of a packed file
+
+
+def _read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Blocks of a text's bytes, each with the number of the file's bytes read so far."""
     advice = "give the path of a UTF-8 text file"
-    with explaining(f"{path}: cannot be read", f"{advice} that you may read"):
-        for wrong, what in (
-            (not path.exists(), "no such file"),
-            (path.is_dir(), "this is a folder"),
-            (path.is_char_device() or path.is_block_device(), "this is a device"),  # which may never end
-        ):
-            if wrong:
-                raise UserError(f"{path}: {what}; {advice}")
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                yield block
+    damaged = f"{path}: the packed file is cut short or damaged", "get it again", _DAMAGE
+    with (
+        explaining(f"{path}: cannot be read", f"{advice} that you may read"),
+        explaining(*damaged),
+        _open(path, advice) as file,
+    ):
+        source = _Input(file)
+        unpacked = source.unpacked()
+        while block := unpacked.read(BLOCK_BYTES):
+            yield block, source.count
+
+
+def _open(path: Path, advice: str) -> BinaryIO:
+    if path == STDIN:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UserError(
+                f"{path}: standard input is a terminal; pipe a text into the command, or {advice}"
+            )
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    for wrong, what in (
+        (not path.exists(), "no such file"),
+        (path.is_dir(), "this is a folder"),
+        (path.is_char_device() or path.is_block_device(), "this is a device"),  # which may never end
+    ):
+        if wrong:
+            raise UserError(f"{path}: {what}; {advice}")
+    return open(path, "rb")
 
 
 def _decode_block(
@@ -173,6 +214,6 @@ def _decode_block(
 
 
 def is_pipe(path: str | PathLike) -> bool:
-    """Whether a path is a pipe (or socket), which can be read only once."""
+    """Whether a path is standard input, a pipe or a socket, which can be read only once."""
     path = Path(path)
-    return path.is_fifo() or path.is_socket()
+    return path == STDIN or path.is_fifo() or path.is_socket()

@@ -15,8 +15,8 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from contract.errors import ConfigError, UserError
 from data import merging
-from data.text import stream_text
-from data.tokenizers import encoding_of, whitespace_error
+from data.sources import Texts
+from data.tokenizers import END_OF_TEXT, encoding_of, whitespace_error
 
 MAX_VOCAB_SIZE = 1 << 24
 # The pattern's engine keeps a place to come back to for every character of a run of whitespace in front of a
@@ -25,21 +25,25 @@ _LONG_WHITESPACE = re.compile(r"\s{999998}")
 
 
 def train_tokenizer(
-    text: str | PathLike, vocab_size: int, progress: Callable[[int], None] | None = None
+    text: Texts | str | PathLike, vocab_size: int, progress: Callable[[int], None] | None = None
 ) -> tiktoken.Encoding:
-    """Train byte-pair ranks on a text file; the same text gives the same ranks.
+    """Train byte-pair ranks on texts; the same texts give the same ranks.
 
-    text: a UTF-8 file, streamed: memory grows with the number of distinct words
-    vocab_size: the 256 bytes and the merges, at most `MAX_VOCAB_SIZE`; a small text gives fewer
+    text: streamed: memory grows with the number of distinct words. Of several documents the last token is an end token
+    vocab_size: the 256 bytes, the merges and the end token, at most `MAX_VOCAB_SIZE`; a small text gives fewer
     progress: called with the number of bytes read so far; merging starts after reading
     Raises ConfigError for an impossible size, UserError if the text cannot be read.
     """
-    if not 256 <= vocab_size <= MAX_VOCAB_SIZE:
+    texts = Texts.of(text)
+    ends = [END_OF_TEXT.encode()] if texts.has_documents else []
+    smallest = 256 + len(ends)
+    if not smallest <= vocab_size <= MAX_VOCAB_SIZE:
+        what = "the bytes and an end token" if ends else "the bytes"
         raise ConfigError(
-            f"a vocabulary of {vocab_size} tokens cannot be trained: ask for 256 (the bytes) to {MAX_VOCAB_SIZE}"
+            f"a vocabulary of {vocab_size} tokens cannot be trained: ask for {smallest} ({what}) to {MAX_VOCAB_SIZE}"
         )
-    pieces = (_splittable(piece) for piece in stream_text(text, progress))
-    return encoding_of("ranks", _merge(pieces, vocab_size))
+    pieces = (_splittable(piece) for piece, _ in texts.pieces(progress) if piece)
+    return encoding_of("ranks", _merge(pieces, vocab_size - len(ends)) + ends)
 
 
 def _merge(pieces: Iterator[str], vocab_size: int) -> list[bytes]:

@@ -4,7 +4,8 @@ The first three are `tiktoken.Encoding`s, the last is a `data.published.Publishe
 stands here, for both.
 
 A ranks file (`.tiktoken`) has one token a line, its bytes in base64, a space and its rank: its id and its place in the
-order of merges. Words are split by GPT-2's pattern in all three.
+order of merges. Words are split by GPT-2's pattern in all three. The token `<|endoftext|>` ends a document: the pattern
+splits these letters, so no text is read as it.
 """
 
 import base64
@@ -24,29 +25,31 @@ from contract.errors import ConfigError, UserError, explaining
 from contract.files import open_regular, write_file
 from contract.schema import checksum
 from data.published import PublishedTokenizer
-from data.text import is_pipe, stream_text
+from data.sources import Texts
 
 Tokenizer = tiktoken.Encoding | PublishedTokenizer
 RANKS, PUBLISHED = TOKENIZER_ENDINGS = ".tiktoken", ".published.json"
+END_OF_TEXT = "<|endoftext|>"
 
 
 # --- open, save, load ---
 
 
-def open_tokenizer(name: str | PathLike, text: str | PathLike | None = None) -> tiktoken.Encoding:
+def open_tokenizer(name: str | PathLike, *texts: Texts | str | PathLike) -> tiktoken.Encoding:
     """Open a tokenizer by name.
 
     name: "gpt2", "bytes" or the path of a ranks file, which ends in `.tiktoken`
-    text: the text file whose bytes "bytes" gives one token each, in the order of their values
+    texts: whose bytes "bytes" gives one token each, in the order of their values; behind them stands an end token if
+        these are several documents. All bytes have one if a text is a pipe, which can be read only once
     Raises ConfigError for another name, UserError if a file cannot be had.
     """
     name = os.fspath(name)
     if name == "gpt2":
         return _open_gpt2()
     if name == "bytes":
-        if text is None:
+        if not texts:
             raise ConfigError("the tokenizer 'bytes' is made from a text's bytes; name the text file too")
-        return _open_bytes(text)
+        return _open_bytes([Texts.of(each) for each in texts])
     if name.endswith(".tiktoken"):
         return load_ranks(name)
     raise ConfigError(
@@ -65,16 +68,16 @@ def _open_gpt2() -> tiktoken.Encoding:
         ) from error
 
 
-def _open_bytes(text: str | PathLike) -> tiktoken.Encoding:
-    if is_pipe(text):
-        raise UserError(
-            f"{text}: a pipe can be read only once, and the tokenizer 'bytes' needs the text twice; save it to a "
-            "file and give that, or use the tokenizer gpt2 or a ranks file"
-        )
-    seen = np.zeros(256, bool)
-    for piece in stream_text(text, cut_anywhere=True):
-        seen[np.frombuffer(piece.encode(), np.uint8)] = True
-    return encoding_of("bytes", [bytes([byte]) for byte in np.flatnonzero(seen)])
+def _open_bytes(texts: list[Texts]) -> tiktoken.Encoding:
+    has_documents = any(each.has_documents for each in texts)
+    seen = np.full(256, any(each.read_once for each in texts))
+    # An end token is a token like others, whose bytes have tokens of their own.
+    seen[list(END_OF_TEXT.encode() if has_documents else b"")] = True
+    for each in [] if seen.all() else texts:
+        for piece, _ in each.pieces(cuts=None):
+            seen[np.frombuffer(piece.encode(), np.uint8)] = True
+    tokens = [bytes([byte]) for byte in np.flatnonzero(seen)]
+    return encoding_of("bytes", [*tokens, END_OF_TEXT.encode()] if has_documents else tokens)
 
 
 def whitespace_error() -> UserError:
@@ -183,6 +186,17 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     return [_bytes_of(tokenizer, token) or b"" for token in range(tokenizer.n_vocab)]
 
 
+def text_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """The text that each token stands for, in bytes: none for the end token.
+
+    What a published tokenizer's other special tokens are called counts.
+    """
+    texts = token_bytes(tokenizer)
+    if (end := end_token(tokenizer)) is not None:
+        texts[end] = b""
+    return texts
+
+
 def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes | None:
     try:
         return tokenizer.decode_single_token_bytes(token)
@@ -221,10 +235,10 @@ def _byte_ids(encoding: tiktoken.Encoding) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def is_bytewise(tokenizer: Tokenizer) -> bool:
-    """Whether every token is a single byte, so that a text may be cut anywhere."""
+    """Whether every token of text is a single byte, so that a text may be cut anywhere."""
     if isinstance(tokenizer, PublishedTokenizer):
         return False
-    return all(len(token) == 1 for token in tokenizer.token_byte_values())
+    return all(len(token) == 1 or token == END_OF_TEXT.encode() for token in tokenizer.token_byte_values())
 
 
 # --- text to tokens and back ---
@@ -280,12 +294,21 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return tokens.astype(token_dtype(tokenizer))
 
 
-def document_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens that a text begins with, and those between two documents: an end token, and the next beginning."""
+def end_token(tokenizer: Tokenizer) -> int | None:
+    """The token at the end of a document, None if the tokenizer has none."""
     if isinstance(tokenizer, PublishedTokenizer):
-        before, after = tokenizer.around
-        return before, [*(after or tokenizer.ends[:1]), *before]
-    return [], [tokenizer.eot_token] if tokenizer.name == "gpt2" else []
+        return next(iter(tokenizer.ends), None)
+    try:
+        return tokenizer.encode_single_token(END_OF_TEXT)
+    except KeyError:
+        return None
+
+
+def around_document(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens before a document, and those after it if another follows, which may be none."""
+    before, after = tokenizer.around if isinstance(tokenizer, PublishedTokenizer) else ([], [])
+    end = end_token(tokenizer)
+    return before, after or ([] if end is None else [end])
 
 
 class TextDecoder:

@@ -26,9 +26,8 @@ import tiktoken
 from contract.errors import UserError, explaining
 from contract.schema import read_json
 from data.symbols import BYTE_OF, SYMBOLS
-from data.tokenizers import encoding_of, token_bytes
+from data.tokenizers import END_OF_TEXT, encoding_of, token_bytes
 
-END_OF_TEXT = "<|endoftext|>"
 _OTHER_EXPORT = "export to torch or npz instead"
 FILE_NAMES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # the second as first published
 TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"

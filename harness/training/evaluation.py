@@ -103,7 +103,7 @@ def document_losses(
 def of_text(evaluation: Evaluation, tokens: np.ndarray, texts: list[bytes]) -> dict[str, float]:
     """The loss over units of the predicted text that no tokenizer changes: `bits_per_byte`, `word_perplexity`.
 
-    tokens: int (N,), as given to `evaluate`; texts: of each token, as `data.tokenizers.token_bytes` gives them
+    tokens: int (N,), as given to `evaluate`; texts: of each token, as `data.tokenizers.text_bytes` gives them
     A word is what stands between white space; None where there is none.
     """
     lengths = np.array([len(text) for text in texts], np.int64)

@@ -8,7 +8,7 @@ from contract.config import ModelConfig
 from contract.decoding import kv_cache_numbers
 from contract.errors import ConfigError, UserError
 from data.published import PublishedTokenizer
-from data.tokenizers import TextDecoder, Tokenizer, encode, tokenizer_is_fixed
+from data.tokenizers import TextDecoder, Tokenizer, encode, end_token, tokenizer_is_fixed
 from harness.training.backend import Backend
 from harness.training.machine import available_memory
 
@@ -19,7 +19,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | None, *, special: bool = F
     """The tokens of a prompt, behind those that the model's texts begin with; None means these alone.
 
     special: whether the text of a special token means that token
-    A model without a beginning of its own gets a line break for None, after which a new line begins.
+    A model without a beginning of its own gets for None the end of another document, if its tokenizer was made for
+    documents, else a line break, after which a new line begins.
     Raises ConfigError for an empty prompt or special tokens that the tokenizer lacks, UserError for symbols it lacks.
     """
     if prompt == "":
@@ -34,6 +35,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | None, *, special: bool = F
     if prompt is not None:
         with tokenizer_is_fixed("omit them"):
             return encode(tokenizer, prompt).tolist()
+    if (end := end_token(tokenizer)) is not None and tokenizer.name != "gpt2":  # which may have seen no end
+        return [end]
     try:
         return encode(tokenizer, "\n").tolist()
     except UserError:
@@ -44,7 +47,10 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | None, *, special: bool = F
 
 def ends(tokenizer: Tokenizer) -> list[int]:
     """The tokens after which the model's text ends."""
-    return list(tokenizer.ends) if isinstance(tokenizer, PublishedTokenizer) else []
+    if isinstance(tokenizer, PublishedTokenizer):
+        return list(tokenizer.ends)
+    end = end_token(tokenizer)
+    return [] if end is None else [end]
 
 
 def generate_text(

@@ -6,7 +6,9 @@ from pathlib import Path, PureWindowsPath
 
 from contract.errors import ConfigError, UserError, command_line
 from contract.files import scratch_folder
+from data.held_out import HeldOut
 from data.prepare import TokenFile, TokenFileInfo, open_tokens, prepare
+from data.sources import Texts
 from data.tokenizers import Tokenizer, identity, tokenizer_is_fixed
 from harness.training.checkpoint import Checkpoint
 from harness.training.run_folder import RunFolder
@@ -71,7 +73,7 @@ def check_tokenizer(corpus: TokenFile, tokenizer: Tokenizer, advice: str = ""):
 def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None, separator: str | None = None):
     """The tokens to evaluate a model on, int (N,): of a UTF-8 text, or for None or a .bin the run's held-out split.
 
-    run: the folder that the user named; separator: see `data.prepare.prepare`, for a UTF-8 text
+    run: the folder that the user named; separator: see `data.sources.Texts`, for a UTF-8 text
     """
     if separator is not None and (text is None or text.suffix == ".bin"):
         raise ConfigError("--separator is of a UTF-8 text in --text; tokens have their ends already")
@@ -84,7 +86,7 @@ def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None, sepa
     with scratch_folder() as folder:
         path = folder / "tokens.bin"
         with tokenizer_is_fixed("omit them"):
-            prepare(text, checkpoint.tokenizer, path, validation_fraction=0, separator=separator)
+            prepare(Texts((text,), separator=separator), checkpoint.tokenizer, path, held_out=HeldOut(0))
         corpus = open_tokens(path)
         yield corpus.train
         del corpus  # Windows removes no file that is still open

@@ -10,7 +10,7 @@ from contract.errors import ConfigError, UserError
 from contract.files import open_regular, write_file
 from data.tokenizers import Tokenizer
 from harness.training.backend import Backend
-from harness.training.generation import encode_prompt, generate_text
+from harness.training.generation import encode_prompt, ends, generate_text
 
 SAMPLE_TOKENS, TEMPERATURE = 100, 0.8
 
@@ -24,7 +24,8 @@ def sample(backend: Backend, tokenizer: Tokenizer, held_out, seed: int) -> Itera
         tokens = encode_prompt(tokenizer, None)
     except ConfigError:
         tokens = held_out[:1].tolist()
-    return generate_text(backend, tokenizer, tokens, SAMPLE_TOKENS, temperature=TEMPERATURE, seed=seed)
+    settings = {"temperature": TEMPERATURE, "seed": seed, "stop": ends(tokenizer)}
+    return generate_text(backend, tokenizer, tokens, SAMPLE_TOKENS, **settings)
 
 
 class SampleLog:

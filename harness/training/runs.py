@@ -14,7 +14,9 @@ from contract.schema import require
 from contract.staging import clear_leftovers
 from contract.weights import Weights
 from data.batches import windows_per_epoch
+from data.held_out import HeldOut
 from data.prepare import DEFAULT_TEXT, TokenFile, TokenFileInfo, open_prepared, open_tokens, prepare
+from data.sources import Texts
 from data.tokenizers import Tokenizer, tokenizer_is_fixed
 from harness.training.backend import Backend, check_backend, open_backend, thread_count
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
@@ -39,7 +41,8 @@ RESUMABLE = {
 def start_run(
     out: str | PathLike,
     *,
-    text: str | PathLike = DEFAULT_TEXT,
+    text: Texts | str | PathLike = DEFAULT_TEXT,
+    held_out: HeldOut | None = None,
     tokenizer: str | None = None,
     start: str | PathLike | None = None,
     preset_name: str = "tense",
@@ -52,7 +55,7 @@ def start_run(
 ) -> Trainer:
     """Prepare a new run in the folder `out`: its tokens, its model, its trainer.
 
-    text, tokenizer: see `data.prepare.prepare`; a token file keeps its own tokenizer
+    text, held_out, tokenizer: see `data.prepare.prepare`; a token file keeps its own split and tokenizer
     start: run or checkpoint to take weights, configuration and tokenizer from; `overrides` may only change the dropout
         and shorten the context
     preset_name, overrides: see `contract.config.preset`; config: see `contract.config.read_config`
@@ -60,30 +63,41 @@ def start_run(
     machine: fields of Machine
     Raises UserError if anything does not fit; nothing has been written or replaced then.
     """
-    run, text, start, machine = RunFolder(out), Path(text), start and Path(start), Machine(**machine)
+    run, texts, start, machine = RunFolder(out), Texts.of(text), start and Path(start), Machine(**machine)
     training, overrides = (FINE_TUNING if start else {}) | (training or {}), overrides or {}
     if overwrite:
-        _keep_sources(run, text, start)
+        _keep_sources(run, texts, start)
     base, model_for = _model_source(start, tokenizer, preset_name, config, overrides)
     with new_run(run, overwrite=overwrite) as staged:
-        corpus, encoding = _training_corpus(text, tokenizer, base, staged.tokens, progress)
+        corpus, encoding = _training_corpus(texts, held_out, tokenizer, base, staged.tokens, progress)
         model = model_for(encoding.n_vocab)
         if start:
             training = _with_length(training, machine, model, corpus.info)
         settings = _settings(training, corpus.info, model)
-        check_length(text, corpus.info, settings.tokens_per_sequence(model))
+        check_length(texts.named[0], corpus.info, settings.tokens_per_sequence(model))
         backend = _training_backend(machine, model, settings, _weights_of(base, model))
         del corpus  # an open file cannot be moved on Windows
-    tokens = text if text.suffix == ".bin" else run.tokens
-    origin = {"source": text.name} | ({"from": start.name} if start else {})
+    tokens = _token_file(texts) or run.tokens
+    origin = {"source": texts.name} | ({"from": start.name} if start else {})
     if base and base.training.get("model_type"):
         origin["model_type"] = base.training["model_type"]
     return _trainer(backend, settings, run, open_tokens(tokens), encoding, origin)
 
 
-def _keep_sources(run: RunFolder, text: Path, start: Path | None):
+def _token_file(texts: Texts) -> Path | None:
+    """The token file that was named instead of a text, if one was."""
+    found = [path for path in texts.named if path.suffix == ".bin"]
+    if found and texts != Texts((found[0],)):
+        raise ConfigError(
+            f"{found[0]} is a token file, which is trained on alone and as it was prepared; omit what else says how "
+            "texts are read, or name the texts themselves"
+        )
+    return found[0] if found else None
+
+
+def _keep_sources(run: RunFolder, texts: Texts, start: Path | None):
     """Raise ConfigError if the new run would replace what it is made from."""
-    for flag, source in (("--text", text), ("--from", start)):
+    for flag, source in (*(("--text", text) for text in texts.named), ("--from", start)):
         if source and run.path.is_dir() and run.holds(source):
             raise ConfigError(
                 f"{flag} {source} is of the run that --overwrite replaces; choose another --out"
@@ -108,19 +122,27 @@ def _model_source(
 
 
 def _training_corpus(
-    text: Path, tokenizer: str | None, base: Checkpoint | None, out: Path, progress
+    texts: Texts,
+    held_out: HeldOut | None,
+    tokenizer: str | None,
+    base: Checkpoint | None,
+    out: Path,
+    progress,
 ) -> tuple[TokenFile, Tokenizer]:
-    """The tokens to train on, prepared in `out` unless `text` is a token file, and what made them."""
-    if text.suffix != ".bin" and base:
+    """The tokens to train on, prepared in `out` unless a token file is named, and what made them."""
+    path, preparing = _token_file(texts), {"held_out": held_out or HeldOut(), "progress": progress}
+    if not path and base:
         with tokenizer_is_fixed("omit them, or train a new model without --from"):
-            prepare(text, base.tokenizer, out, progress=progress)
+            prepare(texts, base.tokenizer, out, **preparing)
         return open_tokens(out), base.tokenizer
-    if text.suffix != ".bin":
-        prepare(text, tokenizer, out, progress=progress)
+    if not path:
+        prepare(texts, tokenizer, out, **preparing)
         return open_prepared(out)
     if tokenizer is not None:
-        raise ConfigError(f"{text} is a token file with a tokenizer of its own; omit --tokenizer")
-    corpus, encoding = (open_tokens(text), base.tokenizer) if base else open_prepared(text)
+        raise ConfigError(f"{path} is a token file with a tokenizer of its own; omit --tokenizer")
+    if held_out is not None:
+        raise ConfigError(f"{path} is a token file, which says what is held out; omit the options of that")
+    corpus, encoding = (open_tokens(path), base.tokenizer) if base else open_prepared(path)
     check_tokenizer(corpus, encoding, "give its text itself" if base else "prepare the text again")
     return corpus, encoding
 

@@ -1,7 +1,9 @@
 """Wrong uses of the command line: each gets one clear line and the right exit code, and loses nothing."""
 
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -27,7 +29,7 @@ MISTAKES = [
     ("train --text binary.dat --out new", 1, "binary.dat: this looks like a binary file"),
     ("train --text latin.txt --out new", 1, "latin.txt: not UTF-8 text (byte 0xe9 at offset 3"),
     ("train --text utf16.txt --out new", 1, "utf16.txt: this looks like UTF-16"),
-    ("train --text folder --out new", 1, "folder: this is a folder"),
+    ("train --text folder --out new", 1, "folder: this folder holds no file with anything in it"),
     ("train --text short.txt --out new --context-length 64", 1, "short.txt has 9 tokens to train on"),
     ("train --text text.bin --out new", 1, "text.json: the token file's JSON cannot be read"),
     ("prepare missing.txt", 1, "missing.txt: no such file"),
@@ -36,7 +38,43 @@ MISTAKES = [
     ("prepare text.txt --validation-fraction 1", 2, "validation fraction of 1.0"),
     ("prepare text.txt --validation-fraction nan", 2, "validation fraction of nan"),
     ("prepare text.txt --out nowhere/tokens.bin", 1, "tokens.bin: cannot be written"),
-    ("prepare folder", 1, "folder: this is a folder"),
+    ("prepare folder", 1, "folder: this folder holds no file with anything in it"),
+    ("prepare . --pattern *.rst --out new.bin", 1, ".: this folder holds no file that matches *.rst"),
+    ("prepare . --pattern *.dat --out new.bin", 1, "binary.dat: this looks like a binary file"),
+    ("prepare text.txt --pattern *.txt", 2, "--pattern is of the files in a folder"),
+    ("prepare text.txt --newlines crlf", 2, "unknown newlines 'crlf'; choose keep or lf"),
+    ("prepare text.txt --separator ", 2, "--separator is empty"),
+    ("prepare - - --out new.bin", 2, "standard input, which can be read only once"),
+    ("prepare broken.jsonl", 1, "broken.jsonl: line 3 is not JSON (Expecting value, at '{\"text\": }')"),
+    ("prepare list.jsonl", 1, "list.jsonl: line 1 is [1], expected an object with the field 'text'"),
+    ("prepare number.jsonl", 1, "number.jsonl: line 1: the field 'text' is 1, expected text"),
+    ("prepare half.jsonl", 1, "half.jsonl: line 1: the field 'text' holds U+D800, half of a character"),
+    ("prepare half.jsonl --field body", 1, "half.jsonl: line 1 has no field 'body' (its fields: text, id)"),
+    ("prepare hollow.jsonl", 1, "hollow.jsonl: no line has any text in its field 'text'"),
+    ("prepare text.txt --field text", 1, "text.txt: line 1 is not JSON"),
+    ("prepare cut.txt.gz", 1, "cut.txt.gz: the packed file is cut short or damaged (Compressed file ended"),
+    ("prepare damaged.txt.gz", 1, "damaged.txt.gz: the packed file is cut short or damaged"),
+    ("prepare cut.xz", 1, "cut.xz: the packed file is cut short or damaged (Compressed file ended"),
+    ("prepare text.txt --held-out middle", 2, "unknown --held-out 'middle'; choose end, documents or blocks"),
+    (
+        "prepare text.txt --held-out documents --out new.bin",
+        1,
+        "no documents make 10 % of the text: it has 1, the shortest",
+    ),
+    ("prepare text.txt --held-out-seed -1", 2, "--held-out-seed must be from 0 to 2^63 - 1, got -1"),
+    ("prepare text.txt --validation none.txt", 1, "none.txt: no such file"),
+    ("prepare text.txt --validation one.txt --held-out end", 2, "--validation is a text of its own"),
+    ("prepare text.txt --validation strange.txt --out text.txt", 2, "name ends in .bin"),
+    ("prepare short.txt --validation words.tiktoken --out words.bin", 2, "words.tiktoken: this is the text"),
+    ("train --text tokens.bin --held-out blocks --out new", 2, "tokens.bin is a token file, which says what"),
+    (
+        "train --text tokens.bin --text text.txt --out new",
+        2,
+        "tokens.bin is a token file, which is trained on",
+    ),
+    ("train --text tokens.bin --newlines lf --out new", 2, "tokens.bin is a token file, which is trained on"),
+    ("train --resume --out run --text a.bin --text b.bin", 2, "--resume takes one --text"),
+    ("train --resume --out run --held-out end", 2, "--held-out does not go with --resume"),
     ("prepare empty.txt", 1, "empty.txt: the file is empty"),
     ("prepare binary.dat", 1, "binary.dat: this looks like a binary file (a NUL byte at offset 2)"),
     ("prepare text.txt --validation-fraction -0.1", 2, "validation fraction of -0.1"),
@@ -44,7 +82,8 @@ MISTAKES = [
     ("prepare strange.txt --tokenizer letters.tiktoken", 1, "has no token for '日' (U+65E5)"),
     ("prepare ranked.txt", 1, "ranked.tiktoken already exists and belongs to no token file"),
     ("prepare words.tiktoken", 2, "words.tiktoken: this is the text, which would be lost"),
-    ("prepare text.txt more.txt", 2, "unexpected extra argument"),
+    ("prepare text.txt more.txt", 2, "several texts give the output no name"),
+    ("prepare text.txt more.txt --out new.bin", 1, "more.txt: no such file"),
     ("prepare", 2, "Missing argument"),
     (
         "tokenizer train words.tiktoken --vocab-size 300 --out words.tiktoken",
@@ -288,6 +327,14 @@ def place(tmp_path_factory):
         "letters.tiktoken": b"".join(b"%s %d\n" % (b64encode(b"%c" % (97 + i)), i) for i in range(26)),
         "ranked.txt": b"abcab" * 20,
         "ranked.tiktoken": b"YQ== 0\nYg== 1\nYw== 2\nYWI= 3\n",  # a, b, c, ab
+        "broken.jsonl": b'{"text": "a"}\n\n{"text": }\n',
+        "list.jsonl": b"[1]",
+        "number.jsonl": b'{"text": 1}',
+        "half.jsonl": b'{"text": "\\ud800", "id": 1}',
+        "hollow.jsonl": b'{"text": ""}\n\n',
+        "cut.txt.gz": gzip.compress(text.encode())[:-20],
+        "damaged.txt.gz": gzip.compress(text.encode())[:-8] + bytes(8),
+        "cut.xz": lzma.compress(text.encode())[:-20],
         "words.tiktoken": text.encode(),  # a text by a misleading name
     }
     for name, content in contents.items():

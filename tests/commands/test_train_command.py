@@ -66,7 +66,7 @@ def test_model_flags(train, flags, field, value):
         ("--accumulate 2", "accumulate", 2),
         ("--learning-rate 0.02", "learning_rate", 0.02),
         ("--min-learning-rate 0.0005", "min_learning_rate", 0.0005),
-        ("--schedule linear", "schedule", "linear"),
+        ("--schedule constant", "schedule", "constant"),
         ("--warmup-steps 7", "warmup_steps", 7),
         ("--weight-decay 0.3", "weight_decay", 0.3),
         ("--beta1 0.8", "beta1", 0.8),

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import data.text
 from contract.errors import ConfigError, UserError
 from contract.schema import checksum
-from data.prepare import FORMAT_VERSION, SPLIT_REACH, info_path, open_tokens, prepare
+from data.held_out import SPLIT_REACH, HeldOut
+from data.prepare import FORMAT_VERSION, info_path, open_tokens, prepare
 from data.tokenizer_training import train_tokenizer
 from data.tokenizers import identity, open_tokenizer, save_ranks
 from tests.shared_files import SHAKESPEARE, needs_corpora
@@ -77,7 +78,7 @@ def test_token_file_is_the_whole_text(text, tmp_path, ranks, kind, block_bytes):
 def test_info_describes_both_files(text, tmp_path, ranks):
     """The JSON has the tokenizer's identity, counts that add up, true hashes, and a name without a path."""
     out = tmp_path / "out.bin"
-    info = prepare(text, ranks, out, validation_fraction=0.25)
+    info = prepare(text, ranks, out, held_out=HeldOut(0.25))
     found = json.loads((tmp_path / "out.json").read_bytes())
     assert found["format_version"] == FORMAT_VERSION
     assert found["tokenizer"] == info.tokenizer == identity(ranks)
@@ -157,7 +158,7 @@ def test_split(tmp_path, content, fraction, expected):
     path = tmp_path / "split.txt"
     path.write_bytes(content.encode())
     encoding = open_tokenizer("bytes", path)
-    info = prepare(path, encoding, tmp_path / "split.bin", validation_fraction=fraction)
+    info = prepare(path, encoding, tmp_path / "split.bin", held_out=HeldOut(fraction))
     assert info.train_tokens == expected
     opened = open_tokens(tmp_path / "split.bin")
     assert (len(opened.train), len(opened.validation)) == (expected, len(content.encode()) - expected)
@@ -175,7 +176,7 @@ def test_the_held_out_share_is_what_was_asked(tmp_path_factory, ranks, lines, en
     path.write_bytes("x".join([*lines, "x"]).replace("x", end or "x").encode() or b"x")
     for encoding in (ranks, open_tokenizer("bytes", path)):
         out = path.with_suffix(".bin")
-        info = prepare(path, encoding, out, validation_fraction=fraction, overwrite=True)
+        info = prepare(path, encoding, out, held_out=HeldOut(fraction), overwrite=True)
         wanted = min(fraction * info.tokens, info.tokens - 1)  # one is always left to train on
         assert abs(info.validation_tokens - wanted) <= max(0.1 * wanted, 0.5) + 1e-6
 
@@ -188,7 +189,7 @@ def test_large_vocabularies_take_uint32(tmp_path):
     encoding = tiktoken.Encoding("ranks", pat_str=r"(?s).{1,2}", mergeable_ranks=tokens, special_tokens={})
     path = tmp_path / "large.txt"
     path.write_text("abcdab")
-    info = prepare(path, encoding, tmp_path / "large.bin", validation_fraction=0)
+    info = prepare(path, encoding, tmp_path / "large.bin", held_out=HeldOut(0))
     assert info.dtype == "uint32"
     train = open_tokens(tmp_path / "large.bin").train[:]
     assert train.tolist() == encoding.encode_ordinary("abcdab")
@@ -201,7 +202,7 @@ def test_interruption_leaves_nothing_half_written(text, tmp_path, ranks, existin
     """Stopped in the middle, preparation leaves no new file, and an older one as it was."""
     out = tmp_path / "out.bin"
     if existing:
-        prepare(text, ranks, out, validation_fraction=0.5)
+        prepare(text, ranks, out, held_out=HeldOut(0.5))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
     def stop(read):
@@ -236,7 +237,7 @@ def test_impossible_settings(text, tmp_path, ranks):
     """Fractions, names and places that cannot be are one line each, and the text is never overwritten."""
     for fraction in (-0.1, 1, 1.5, float("nan")):
         with pytest.raises(ConfigError) as error:
-            prepare(text, ranks, tmp_path / "out.bin", validation_fraction=fraction)
+            HeldOut(fraction)
         one_line(error, fraction)
     with pytest.raises(ConfigError) as error:
         prepare(text, ranks, tmp_path / "out.tokens")

@@ -7,8 +7,10 @@ import pytest
 from texts import one_line
 
 from contract.errors import UserError
+from data.held_out import HeldOut
 from data.prepare import open_prepared, prepare
 from data.published import PublishedTokenizer
+from data.sources import Texts
 from data.tokenizers import TextDecoder, encode, identity, load_tokenizer, save_tokenizer, token_bytes
 
 pytest.importorskip("tokenizers", reason="needs tokenizers (pip install -e '.[dev]')")
@@ -113,7 +115,7 @@ def test_a_large_text_is_cut_where_no_token_crosses(ours, tmp_path, monkeypatch)
     monkeypatch.setattr("data.text.BLOCK_BYTES", 64)
     text = "".join(f"{line}\nfox\nbrown " for line in lines(60, seed=3) if "\0" not in line)
     (tmp_path / "text.txt").write_text(text, encoding="utf-8", newline="")
-    prepare(tmp_path / "text.txt", ours, tmp_path / "tokens.bin", validation_fraction=0)
+    prepare(tmp_path / "text.txt", ours, tmp_path / "tokens.bin", held_out=HeldOut(0))
     found, tokenizer = open_prepared(tmp_path / "tokens.bin")
     before, _ = ours.around
     assert found.train[:].tolist() == [*before, *encode(ours, text).tolist()]
@@ -134,5 +136,5 @@ def test_an_end_token_stands_between_documents(ours, tmp_path, monkeypatch, sepa
     for block in (1, 5, 1000):
         monkeypatch.setattr("data.text.BLOCK_BYTES", block)
         out = tmp_path / f"{block}.bin"
-        prepare(tmp_path / "text.txt", ours, out, validation_fraction=0, separator=separator)
+        prepare(Texts((tmp_path / "text.txt",), separator=separator), ours, out, held_out=HeldOut(0))
         assert open_prepared(out)[0].train[:].tolist() == wanted

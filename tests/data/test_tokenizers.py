@@ -24,6 +24,7 @@ from data.tokenizers import (
     load_ranks,
     open_tokenizer,
     save_ranks,
+    text_bytes,
     token_bytes,
     token_dtype,
 )
@@ -292,3 +293,10 @@ def test_gpt2_without_network(tmp_path, monkeypatch):
         open_tokenizer("gpt2")
     one_line(error, "gpt2", "TIKTOKEN_CACHE_DIR")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_end_token_stands_for_no_text(gpt2):
+    """Its name is no text of the document that it ends; all other tokens have their bytes."""
+    names, texts = token_bytes(gpt2), text_bytes(gpt2)
+    assert (names[gpt2.eot_token], texts[gpt2.eot_token]) == (b"<|endoftext|>", b"")
+    assert names[: gpt2.eot_token] == texts[: gpt2.eot_token]

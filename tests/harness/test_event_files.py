@@ -28,8 +28,10 @@ def test_an_events_folder(tmp_path):
 
 def test_every_row_is_an_event(start):
     """TensorBoard reads what the metrics say; steps after the checkpoint of a resume are there once."""
-    reason = "needs TensorBoard (pip install -e '.[tensorboard]')"
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason=reason)
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="needs TensorBoard (pip install -e '.[tensorboard]')",
+    )
     trainer = start()
 
     def die(progress):

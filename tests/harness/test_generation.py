@@ -3,7 +3,7 @@
 import pytest
 
 from contract.errors import ConfigError
-from data.tokenizers import encoding_of
+from data.tokenizers import END_OF_TEXT, encoding_of
 from harness.training.generation import encode_prompt, ends, generate_texts
 
 LETTERS = encoding_of("bytes", [bytes([byte]) for byte in b"\nabcdefgh"])
@@ -76,6 +76,15 @@ def test_a_prompt_of_an_own_tokenizer():
     assert ends(LETTERS) == []
     with pytest.raises(ConfigError, match="omit --special"):
         encode_prompt(LETTERS, "ab", special=True)
+
+
+def test_a_tokenizer_of_documents():
+    """The model's text ends at the end token, and begins behind it; GPT-2's own may never have been trained on it."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    own, gpt2 = (encoding_of(name, [*tokens, END_OF_TEXT.encode()]) for name in ("bytes", "gpt2"))
+    assert ends(own) == ends(gpt2) == [256]
+    assert encode_prompt(own, None) == [256]
+    assert encode_prompt(gpt2, None) == [10]
 
 
 def test_a_prompt_of_a_published_tokenizer():

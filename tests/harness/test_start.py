@@ -9,6 +9,7 @@ import pytest
 from contract.errors import ConfigError, UserError
 from contract.presets import preset
 from data.prepare import DEFAULT_RANKS, DEFAULT_TEXT, default_tokenizer, open_prepared, prepare
+from data.sources import Texts
 from data.tokenizers import encode
 from harness.training.checkpoint import load_checkpoint
 from harness.training.memory import fitting_length
@@ -211,8 +212,8 @@ def test_what_is_evaluated(start, tmp_path):
 
 def test_default_tokenizer(text):
     """The shipped text has its shipped ranks, any other its bytes."""
-    assert default_tokenizer(DEFAULT_TEXT) == str(DEFAULT_RANKS)
-    assert default_tokenizer(text) == "bytes"
+    assert default_tokenizer(Texts.of(DEFAULT_TEXT)) == str(DEFAULT_RANKS)
+    assert default_tokenizer(Texts.of(text)) == "bytes"
 
 
 def test_further_training_takes_what_the_text_holds(start, text, tmp_path):

@@ -1,0 +1,109 @@
+"""Training on texts as people have them: folders, packed files, JSONL, several at once, and what is held out."""
+
+import gzip
+import json
+import re
+
+import pytest
+
+from data.grammar import corpus
+from data.prepare import open_prepared
+from harness.training.generation import encode_prompt, ends
+from tests.commands.small_runs import SMALL
+
+SENTENCES = [f"{sentence}\n" for sentence in corpus()[:400]]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A folder with two texts, a picture and a JSONL of documents that all end after "c"."""
+    folder = tmp_path / "texts"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "a.txt").write_text("".join(SENTENCES[:300]), newline="")
+    (folder / "inner" / "b.txt.gz").write_bytes(gzip.compress("".join(SENTENCES[300:]).encode()))
+    (folder / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    (tmp_path / "short.jsonl").write_text('{"text": "abc"}\n' * 300)
+    return tmp_path
+
+
+def test_prepare_a_folder(succeed, run_cli, texts, monkeypatch):
+    """Named after the folder, in one token file; what is no text is told, and how to leave it out."""
+    monkeypatch.chdir(texts)
+    code, _, err = run_cli("prepare", "texts")
+    assert code == 1
+    assert "c.png: this looks like a picture" in err
+    _, err = succeed("prepare", "texts", "--pattern", "*.txt", "--pattern", "*.gz")
+    opened, tokenizer = open_prepared(texts / "texts.bin")
+    assert tokenizer.decode([*opened.train[:], *opened.validation[:]]).replace(
+        "<|endoftext|>", ""
+    ) == "".join(SENTENCES)
+    assert "documents: 2, from 2 files" in err
+
+
+def test_prepare_says_what_is_held_out(succeed, texts):
+    """Of documents how many and by which seed; what can be learnt by heart is a warning."""
+    _, err = succeed("prepare", texts / "short.jsonl", "--held-out-seed", "5", "--validation-fraction", "0.2")
+    assert re.search(
+        r"held out: 60 documents, drawn by seed 5\nwarning: 100 % of the held-out text stands word", err
+    )
+    _, err = succeed("prepare", texts / "texts" / "a.txt", "--held-out", "blocks")
+    assert re.search(r"held out: \d+ blocks, drawn by seed 0\n$", err)
+
+
+def test_generation_ends_by_itself(succeed, texts):
+    """Trained on documents, the model learns where one ends, and begins a new one without a prompt."""
+    run = texts / "run"
+    flags = "--steps 60 --learning-rate 2e-2 --eval-interval 60"
+    _, err = succeed("train", "--text", texts / "short.jsonl", "--out", run, *SMALL.split(), *flags.split())
+    assert re.search(r"^documents +300, from 1 file$", err, re.MULTILINE)
+    assert re.search(r"^held out +\d+ documents, drawn by seed 0$", err, re.MULTILINE)
+    assert re.search(r"^warning +100 % of the held-out text", err, re.MULTILINE)
+    out, _ = succeed("generate", run, "--temperature", "0", "--max-new-tokens", "40")
+    assert out.strip() == "abc"
+    out, _ = succeed(
+        "generate", run, "--prompt", "a", "--temperature", "0", "--ignore-eos", "--max-new-tokens", "7"
+    )
+    assert out.strip() == "abc<|endoftext|>abc<|endoftext|>"
+    _, tokenizer = open_prepared(run / "tokens.bin")
+    assert encode_prompt(tokenizer, None) == ends(tokenizer) == [tokenizer.n_vocab - 1]
+
+
+def test_train_on_several_texts_and_evaluate(succeed, texts):
+    """Each named or found in a folder; `evaluate` measures what the run has held out, a text of its own here."""
+    run, other = texts / "run", texts / "other.txt"
+    other.write_bytes(b"The farmer hid.\r\n" * 9)
+    named = ("--text", texts / "texts" / "a.txt", "--text", texts / "texts" / "inner", "--newlines", "lf")
+    succeed("train", *named, "--validation", other, "--out", run, *SMALL.split(), "--steps", "2")
+    opened, tokenizer = open_prepared(run / "tokens.bin")
+    assert tokenizer.decode(opened.train[:].tolist()) == "<|endoftext|>".join(
+        ["".join(SENTENCES[:300]), "".join(SENTENCES[300:])]
+    )
+    out, _ = succeed("evaluate", run, "--json")
+    found = json.loads(out)
+    assert found["tokens"] == len("The farmer hid.\n" * 9) - 1
+    _, err = succeed("train", "--resume", "--out", run, "--steps", "3")
+    assert "trained 3 steps" in err
+
+
+def test_tokenizer_train_on_documents(succeed, texts):
+    """Its ranks have an end token, which then stands between documents."""
+    ranks = texts / "docs.tiktoken"
+    succeed("tokenizer", "train", texts / "short.jsonl", "--vocab-size", "259", "--out", ranks)
+    succeed("prepare", texts / "short.jsonl", "--tokenizer", ranks, "--out", texts / "docs.bin")
+    opened, tokenizer = open_prepared(texts / "docs.bin")
+    assert tokenizer.n_vocab == 259
+    assert tokenizer.decode(opened.train[:4].tolist()) == "abc<|endoftext|>abc<|endoftext|>"
+
+
+def test_bits_per_byte_are_of_the_text(succeed, texts):
+    """An end token costs bits and stands for no byte."""
+    run = texts / "run"
+    flags = "--steps 2 --held-out end"
+    succeed("train", "--text", texts / "short.jsonl", "--out", run, *SMALL.split(), *flags.split())
+    found = json.loads(succeed("evaluate", run, "--json")[0])
+    opened, tokenizer = open_prepared(run / "tokens.bin")
+    predicted = opened.validation[1:]
+    text = int((predicted != tokenizer.n_vocab - 1).sum())
+    assert text < len(predicted)
+    wanted = found["nats_per_token"] * len(predicted) / 0.6931471805599453 / text
+    assert found["bits_per_byte"] == pytest.approx(wanted)
