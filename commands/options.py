@@ -39,7 +39,7 @@ FieldOption = Annotated[
 SeparatorOption = Annotated[
     str | None, option("What stands between two documents. [default: a file is a document]", panel=TEXT)
 ]
-NewlinesOption = Annotated[str, option("keep line ends, or lf: as Unix has them.", panel=TEXT)]
+NewlinesOption = Annotated[str, option("Line ends: keep them, or lf for those of Unix.", panel=TEXT)]
 # What is held out of them: fields of `data.held_out.HeldOut`.
 FractionOption = Annotated[float, option("Fraction of the tokens held out for validation.", panel=TEXT)]
 HeldOutOption = Annotated[

@@ -42,7 +42,8 @@ def train(
     text: Annotated[
         list[Path] | None,
         option(
-            "Text as for `prepare`, may be repeated; or its .bin, and with --resume the new path of that. "
+            "Text, folder or JSONL as for `prepare`, may be repeated; or the .bin of `prepare`, with --resume "
+            "its new path. "
             "[default: data/tense.txt]"
         ),
     ] = None,

@@ -8,7 +8,7 @@ part, then the validation part (`data.held_out`). `x.json` beside it is a `Token
 import hashlib
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -122,7 +122,7 @@ def prepare(
     Raises ConfigError for an impossible setting, UserError for what cannot be read, written, replaced or encoded.
     """
     texts, out = Texts.of(text), Path(out)
-    parts = [texts, replace(texts, named=(held_out.text,), patterns=())] if held_out.text else [texts]
+    parts = [texts, texts.like(held_out.text)] if held_out.text else [texts]
     _check_place(out, [file for each in parts for file in each.files])
     tokenizer = default_tokenizer(texts) if tokenizer is None else tokenizer
     encoding = tokenizer if isinstance(tokenizer, Tokenizer) else open_tokenizer(tokenizer, *parts)

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import IncrementalNewlineDecoder
 from os import PathLike
@@ -55,6 +55,10 @@ class Texts:
     def of(cls, text: "Texts | str | PathLike") -> "Texts":
         """Texts as they are, or those of one path."""
         return text if isinstance(text, Texts) else cls((Path(text),))
+
+    def like(self, other: Path) -> "Texts":
+        """Another text that is read as these are."""
+        return replace(self, named=(other,), patterns=self.patterns if other.is_dir() else ())
 
     @cached_property
     def files(self) -> tuple[Path, ...]:

@@ -141,6 +141,13 @@ def test_a_text_of_its_own(tmp_path):
     assert (train, held) == ("".join(LINES), "Ça, non.\n" * 9)
     assert info.held_out == "other.txt"
     assert info.text_bytes == path.stat().st_size + other.stat().st_size
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder / "a.txt", "Oui.\n" * 20)
+    write(folder / "b.md", "no")
+    texts = Texts((folder,), patterns=("*.txt",))
+    assert split(texts, tmp_path / "out.bin", text=other)[:2] == ("Oui.\n" * 20, "Ça, non.\n" * 9)
+    assert split(texts, tmp_path / "out.bin", text=folder)[1] == "Oui.\n" * 20
 
 
 def test_a_single_text_gives_the_bytes_of_earlier_versions(tmp_path):

@@ -17,6 +17,7 @@ from data.sources import Texts
 from data.text import STDIN
 from data.tokenizer_training import train_tokenizer
 from data.tokenizers import END_OF_TEXT, encode, end_token, identity, load_ranks, open_tokenizer, save_ranks
+from data.vocabulary import read_vocabulary, vocabulary_files
 from tests.data.texts import one_line, write
 
 PROSE = "The baby is sleeping.\r\nHer mother's “friends” weren't there, 我们去.\n\n"
@@ -160,6 +161,17 @@ def test_bytes_of_documents_are_read_as_bytes(tmp_path):
     assert text == f"x{END_OF_TEXT}y"
     assert len(tokens) == len(text)
     assert end_token(tokenizer) not in tokens
+
+
+def test_the_end_token_survives_an_export(tmp_path):
+    """Others' files of a tokenizer of documents, read back, have the same tokens and the same end."""
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": PROSE}))
+    for tokenizer in (open_tokenizer("bytes", path), train_tokenizer(path, 280)):
+        for name, content in vocabulary_files(tokenizer, 64).items():
+            write(tmp_path / name, content)
+        found = read_vocabulary(tmp_path)
+        assert identity(found)["sha256"] == identity(tokenizer)["sha256"]
+        assert end_token(found) == end_token(tokenizer) == tokenizer.n_vocab - 1
 
 
 def test_texts_that_are_none():
