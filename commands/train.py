@@ -121,6 +121,10 @@ def train(
             "Tokens of a sequence. [default: the model's context length; with --from what memory holds]"
         ),
     ] = None,
+    freeze: Annotated[
+        str,
+        _training("Weights to leave as they are, such as 'blocks.[0-3] token_embedding'. [default: none]"),
+    ] = DEFAULTS.freeze,
     weight_decay: Annotated[
         float, _training("Weight decay of AdamW, on matrices only.")
     ] = DEFAULTS.weight_decay,

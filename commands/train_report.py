@@ -5,7 +5,7 @@ import typer
 from commands.console import say, write
 from commands.corpus import described
 from contract.errors import command_line
-from contract.weights import parameter_count
+from contract.weights import frozen_names, parameter_count
 from data.prepare import read_info
 from harness.training.run_folder import find_checkpoint
 from harness.training.run_samples import sample
@@ -29,6 +29,9 @@ def plan(trainer: Trainer):
             "sequences",
             f"{T:,} tokens of the {context_length:,} that the model can see (--sequence-length)",
         )
+    if frozen := frozen_names(backend.weights(), settings.freeze):
+        count = sum(backend.weights()[name].size for name in frozen)
+        yield "frozen", f"{count:,} parameters in {len(frozen)} weights, {settings.freeze}"
     memory = trainer.estimated_memory / 1e6
     yield "machine", f"{backend.threads} threads, about {memory:,.0f} MB of memory at the peak"
     yield "run", f"{trainer.run.path}"

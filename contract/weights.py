@@ -5,7 +5,8 @@ Its names are the keys of the PyTorch twin's `state_dict()`; a linear weight is 
 pass between the twins without a transpose.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
@@ -109,6 +110,25 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._views)
+
+
+def frozen_names(names: Iterable[str], patterns: str) -> list[str]:
+    """The weights that training leaves as they are.
+
+    patterns: as in a file's name, separated by spaces: "blocks.[0-3] token_embedding" is four blocks and the embedding
+    Raises ConfigError for a pattern that fits no weight, or where none is left to train.
+    """
+    names, frozen = list(names), set()
+    for pattern in patterns.split():
+        found = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+        if not found:
+            raise ConfigError(
+                f"--freeze {pattern} fits no weight; they are called {', '.join(names[:3])} and so on"
+            )
+        frozen.update(found)
+    if len(frozen) == len(names):
+        raise ConfigError(f"--freeze {patterns} leaves no weight to train; name fewer")
+    return [name for name in names if name in frozen]
 
 
 def flat_layout(table: Mapping[str, WeightSpec]) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -21,6 +21,7 @@ class Adam:
     beta1, beta2: decay of the running means, in [0, 1)
     eps: keeps the division finite, above 0
     weight_decay: strength of the pull towards 0 on matrices, at least 0; biases and norms are left alone
+    frozen: names of weights that stay as they are
 
     Raises ConfigError for a setting out of its range.
     Source: Kingma & Ba 2015, algorithm 1. Twin: torch_llm.adam.Adam
@@ -28,7 +29,7 @@ class Adam:
 
     decoupled = False
 
-    def __init__(self, weights: Weights, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
+    def __init__(self, weights: Weights, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, frozen=()):
         check_adam(beta1, beta2, eps, weight_decay)
         check_buffer("weights", weights)
         self.weights = weights
@@ -36,6 +37,7 @@ class Adam:
         self.m = np.zeros_like(weights.flat)
         self.v = np.zeros_like(weights.flat)
         self.step = 0  # updates done, t of the formulas
+        self._pieces = _trained_pieces(weights, frozen)
 
     def update(self, gradients: Weights, learning_rate: float):
         """Take one step; `gradients` has the weights' layout and is left as it is.
@@ -46,12 +48,12 @@ class Adam:
         check_layout("gradients", gradients, self.weights.layout)
         self.step += 1
         buffers = self.weights.flat, self.m, self.v, gradients.flat
-        size, decaying = self.weights.flat.size, self.weights.decaying
+        decaying = self.weights.decaying
 
         def update(piece):
             update_piece(self, *(buffer[piece] for buffer in buffers), learning_rate, piece.start < decaying)
 
-        each(update, [*pieces(0, decaying), *pieces(decaying, size)])
+        each(update, self._pieces)
 
 
 class AdamW(Adam):
@@ -65,6 +67,18 @@ class AdamW(Adam):
     """
 
     decoupled = True
+
+
+def _trained_pieces(weights: Weights, frozen) -> list[slice]:
+    """Pieces of the flat buffer without the frozen weights, each of numbers that all decay or all do not."""
+    spans, start = [], 0
+    for name, shape in weights.layout:
+        stop = start + int(np.prod(shape))
+        if name not in frozen:
+            goes_on = spans and spans[-1][1] == start != weights.decaying
+            spans.append((spans.pop()[0] if goes_on else start, stop))
+        start = stop
+    return [piece for span in spans for piece in pieces(*span)]
 
 
 def update_piece(optimizer: Adam, weight, m, v, g, learning_rate, decays):

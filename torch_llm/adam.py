@@ -30,6 +30,7 @@ class Adam:
     beta1, beta2: decay of the running means, in [0, 1)
     eps: keeps the division finite, above 0
     weight_decay: strength of the pull towards 0 on matrices, at least 0; biases and norms are left alone
+    frozen: names of weights that stay as they are
 
     Raises ConfigError for a setting out of its range.
     Source: Kingma & Ba 2015, algorithm 1. Twin: numpy_llm.adam.Adam
@@ -45,20 +46,22 @@ class Adam:
         beta2=0.999,
         eps=1e-8,
         weight_decay=0.0,
+        frozen=(),
     ):
         check_adam(beta1, beta2, eps, weight_decay)
         self.weights = weights
         self.m = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.v = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        matrices = [weight for weight in weights.values() if weight.ndim > 1]
-        vectors = [weight for weight in weights.values() if weight.ndim <= 1]
+        trained = {name: weight for name, weight in weights.items() if name not in frozen}
+        matrices = [weight for weight in trained.values() if weight.ndim > 1]
+        vectors = [weight for weight in trained.values() if weight.ndim <= 1]
         groups = [
             {"params": matrices, "weight_decay": weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
         fused = all(weight.device.type in _FUSED_DEVICES for weight in weights.values())
         self._optimizer = self._optimizer_class(groups, betas=(beta1, beta2), eps=eps, fused=fused)
-        for name, weight in weights.items():
+        for name, weight in trained.items():
             # What the optimiser would make at its first step: made here, the moments can be read and set before.
             step = torch.zeros((), device=weight.device if fused else "cpu")
             moments = {"exp_avg": self.m[name], "exp_avg_sq": self.v[name]}

@@ -74,6 +74,7 @@ class BackendSettings:
 
     seed: of initial weights and dropout; dtype: "float32" or "float64"
     threads, device: see `Machine`; beta1, beta2, weight_decay: of AdamW
+    freeze: patterns of weights that stay as they are, see `contract.weights.frozen_names`
     take_weights: whether the backend may train the given weights in place if it needs no copy
     Raises ConfigError for an impossible number of threads.
     """
@@ -85,6 +86,7 @@ class BackendSettings:
     beta1: float = TrainingSettings.beta1
     beta2: float = TrainingSettings.beta2
     weight_decay: float = TrainingSettings.weight_decay
+    freeze: str = TrainingSettings.freeze
     take_weights: bool = False
 
     def __post_init__(self):

@@ -15,7 +15,7 @@ from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
-from contract.weights import Weights, check_weights, weight_table
+from contract.weights import Weights, check_weights, frozen_names, weight_table
 from harness.training.backend import BackendSettings
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate, generate_samples
@@ -55,7 +55,7 @@ class NumpyBackend:
             for name, view in weights.items():
                 view[...] = given[name]
         self.model = GPT(config, weights, seed=settings.seed, dtype=settings.dtype)
-        self._adam = settings.adam
+        self._adam, self._frozen = settings.adam, frozen_names(self.model.weights, settings.freeze)
         blas = ThreadpoolController()
         try:
             self.model.team = Team(self.threads, alone=lambda: blas.limit(limits=1, user_api="blas"))
@@ -67,7 +67,7 @@ class NumpyBackend:
     @cached_property
     def optimizer(self) -> AdamW:
         """AdamW over the model's weights; its moments exist from the first use on."""
-        return AdamW(self.model.weights, **self._adam)
+        return AdamW(self.model.weights, **self._adam, frozen=self._frozen)
 
     @cached_property
     def _gradients(self) -> Weights:
@@ -78,6 +78,8 @@ class NumpyBackend:
         with self._working():
             for micro_batch in _split(slice(0, len(tokens)), accumulate):
                 loss += self._differentiate(tokens, targets, micro_batch, step, total)
+        for name in self._frozen:
+            self._gradients[name][...] = 0  # no part of the norm
         return loss
 
     def _differentiate(self, tokens, targets, rows: slice, step: int, total: GradientSum) -> float:

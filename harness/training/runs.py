@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from math import ceil, inf
 from os import PathLike
 from pathlib import Path
@@ -12,7 +11,6 @@ from contract.errors import ConfigError, UserError
 from contract.presets import preset
 from contract.schema import require
 from contract.staging import clear_leftovers
-from contract.weights import Weights
 from data.batches import windows_per_epoch
 from data.held_out import HeldOut
 from data.prepare import DEFAULT_TEXT, TokenFile, TokenFileInfo, open_prepared, open_tokens, prepare
@@ -20,7 +18,8 @@ from data.sources import Texts
 from data.tokenizers import Tokenizer, tokenizer_is_fixed
 from harness.training.backend import Backend, check_backend, open_backend, thread_count
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
-from harness.training.memory import check_memory, fitting_length
+from harness.training.fine_tuning import overridden, starting_weights, with_length
+from harness.training.memory import check_memory
 from harness.training.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
 from harness.training.run_folder import RunFolder, find_checkpoint, new_run
 from harness.training.settings import ADDED_LATER, FINE_TUNING, Machine, TrainingSettings
@@ -72,10 +71,10 @@ def start_run(
         corpus, encoding = _training_corpus(texts, held_out, tokenizer, base, staged.tokens, progress)
         model = model_for(encoding.n_vocab)
         if start:
-            training = _with_length(training, machine, model, corpus.info)
+            training = with_length(training, machine, model, corpus.info)
         settings = _settings(training, corpus.info, model)
         check_length(texts.named[0], corpus.info, settings.tokens_per_sequence(model))
-        backend = _training_backend(machine, model, settings, _weights_of(base, model))
+        backend = _training_backend(machine, model, settings, starting_weights(base, model))
         del corpus  # an open file cannot be moved on Windows
     tokens = _token_file(texts) or run.tokens
     origin = {"source": texts.name} | ({"from": start.name} if start else {})
@@ -114,7 +113,7 @@ def _model_source(
             raise ConfigError(
                 f"--tokenizer does not go with --from: {start} has the tokenizer it was made with"
             )
-        return base, lambda vocab_size: _overridden(base.config, overrides, start)
+        return base, lambda vocab_size: overridden(base.config, overrides, start)
     if config:
         values = read_config(config, **overrides)
         return None, lambda vocab_size: _fitted(values, vocab_size, config)
@@ -154,38 +153,6 @@ def _fitted(values: dict, vocab_size: int, config: Path) -> ModelConfig:
             f"vocab_size in {config} must be the tokenizer's {vocab_size}, got {values['vocab_size']}; omit it"
         )
     return ModelConfig.from_dict(values | {"vocab_size": vocab_size})
-
-
-def _overridden(config: ModelConfig, overrides: dict, start: Path) -> ModelConfig:
-    """The configuration of trained weights with another dropout or a shorter context; all else is refused."""
-    for name, value in overrides.items():
-        shorter = name == "context_length" and 1 <= value < config.context_length
-        if name != "dropout" and not shorter and value != getattr(config, name):
-            raise ConfigError(
-                f"--{name.replace('_', '-')} {value} contradicts --from {start}, whose weights are of "
-                f"{name} {getattr(config, name)}; omit it"
-            )
-    return replace(config, **overrides)
-
-
-def _weights_of(base: Checkpoint | None, config: ModelConfig) -> Weights | None:
-    """The weights to start from; of learned positions, those that a shorter context has."""
-    if base is None or config.context_length == base.config.context_length:
-        return base and base.weights
-    weights = Weights.zeros(config, base.weights.flat.dtype)
-    for name, weight in weights.items():
-        weight[...] = base.weights[name][: len(weight)]
-    return weights
-
-
-def _with_length(training: dict, machine: Machine, config: ModelConfig, info: TokenFileInfo) -> dict:
-    """The settings of further training, with a length of sequences that this machine and the text can take."""
-    if training.get("sequence_length") is not None:
-        return training
-    possible = TrainingSettings(**{name: value for name, value in training.items() if name != "epochs"})
-    threads = thread_count(machine.threads)
-    length = fitting_length(machine.backend, config, possible, threads, info.train_tokens)
-    return training | {"sequence_length": length}
 
 
 def _settings(training: dict, info: TokenFileInfo, config: ModelConfig) -> TrainingSettings:
@@ -337,7 +304,7 @@ def _training_backend(machine: Machine, config: ModelConfig, settings: TrainingS
     """The backend that the settings ask for; it takes `weights` over."""
     check_backend(machine.backend)
     check_memory(machine.backend, config, settings, thread_count(machine.threads))
-    names = ("seed", "dtype", "beta1", "beta2", "weight_decay")
+    names = ("seed", "dtype", "beta1", "beta2", "weight_decay", "freeze")
     own = {name: getattr(settings, name) for name in names}
     return open_backend(config=config, weights=weights, take_weights=True, **machine._asdict(), **own)
 

@@ -14,7 +14,15 @@ FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5}
 
 
 # Settings that earlier releases did not record; their defaults mean what was done then.
-ADDED_LATER = {"eval_tokens", "sequence_length", "schedule", "schedule_start", "patience", "sample_every"}
+ADDED_LATER = {
+    "eval_tokens",
+    "sequence_length",
+    "schedule",
+    "schedule_start",
+    "patience",
+    "sample_every",
+    "freeze",
+}
 
 
 class Machine(NamedTuple):
@@ -38,6 +46,7 @@ class TrainingSettings:
     min_learning_rate: where the schedule ends, None for a tenth of the peak; a constant one stays at the peak
     warmup_steps: steps to reach the peak, None for a tenth of the steps, at most 100
     schedule_start: the step that the schedule begins at, after 0 if a resume brought a new one
+    freeze: patterns of weights that stay as they are, see `contract.weights.frozen_names`
     weight_decay, beta1, beta2: see `numpy_llm.adam`; clip: largest gradient norm, None or inf for no clipping
     eval_interval: steps between evaluations, each of which also writes a checkpoint
     eval_tokens: held-out tokens of the final evaluation, None for `Trainer`'s default
@@ -56,6 +65,7 @@ class TrainingSettings:
     min_learning_rate: float | None = None
     warmup_steps: int | None = None
     schedule_start: int = 0
+    freeze: str = ""
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.99

@@ -10,6 +10,7 @@ from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import DropoutKey
 from contract.trace import Trace
+from contract.weights import frozen_names
 from harness.training.backend import BackendSettings
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate, generate_samples
@@ -35,12 +36,12 @@ class TorchBackend:
             weights = {name: np.asarray(value, dtype) for name, value in weights.items()}
         self.model = GPT(config, weights, seed=self.seed, dtype=dtype).to(device)
         self._weights = dict(self.model.named_parameters())
-        self._adam = settings.adam
+        self._adam, self._frozen = settings.adam, frozen_names(self._weights, settings.freeze)
 
     @cached_property
     def optimizer(self) -> AdamW:
         """AdamW over the model's weights; its moments exist from the first use on."""
-        return AdamW(self._weights, **self._adam)
+        return AdamW(self._weights, **self._adam, frozen=self._frozen)
 
     def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
         self.model.zero_grad()
@@ -55,6 +56,8 @@ class TorchBackend:
             loss.backward()
             total = total + loss.detach()
             first += len(inputs)
+        for name in self._frozen:
+            self._weights[name].grad.zero_()  # no part of the norm
         return float(total)
 
     def trace(self, tokens, targets, *, step) -> Trace:

@@ -68,6 +68,7 @@ def test_model_flags(train, flags, field, value):
         ("--min-learning-rate 0.0005", "min_learning_rate", 0.0005),
         ("--schedule constant", "schedule", "constant"),
         ("--warmup-steps 7", "warmup_steps", 7),
+        ("--freeze blocks.0", "freeze", "blocks.0"),
         ("--weight-decay 0.3", "weight_decay", 0.3),
         ("--beta1 0.8", "beta1", 0.8),
         ("--beta2 0.9", "beta2", 0.9),

@@ -131,6 +131,25 @@ def test_pieces_change_nothing(optimizer, piece, monkeypatch):
         np.testing.assert_array_equal(cut, uncut)
 
 
+@OPTIMIZERS
+@pytest.mark.parametrize("count", range(len(TABLE)))
+def test_frozen_weights_stay(optimizer, count):
+    """They keep their bits, decay or not, and have no moments; all others take the steps of a training of all."""
+
+    def run(frozen):
+        weights = drawn(0)
+        trained = optimizer(weights, weight_decay=0.1, frozen=frozen)
+        for seed in range(1, 4):
+            trained.update(drawn(seed), 0.01)
+        return weights, Weights(TABLE, trained.m), Weights(TABLE, trained.v)
+
+    frozen = list(TABLE)[count : count + 2]
+    for some, free, untouched in zip(run(frozen), run(()), (drawn(0), 0, 0), strict=True):
+        for name in TABLE:
+            kept = untouched[name] if untouched else np.zeros_like(some[name])
+            np.testing.assert_array_equal(some[name], kept if name in frozen else free[name], err_msg=name)
+
+
 def test_buffer_larger_than_a_piece():
     """A buffer of several pieces, the border between matrices and vectors inside one, is updated whole."""
     table = {

@@ -1,0 +1,76 @@
+"""Training that leaves some weights as they are."""
+
+import numpy as np
+import pytest
+
+from contract.errors import ConfigError
+from contract.weights import frozen_names
+from harness.training.checkpoint import load_checkpoint
+from harness.training.runs import resume_run
+from tests.harness.small_runs import BACKENDS, rows
+
+NAMES = ["token_embedding.weight", *(f"blocks.{n}.norm_{m}.weight" for n in (0, 1, 10, 11) for m in (1, 2))]
+FREEZE = "blocks.0.attention token_embedding *.bias"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        ("", []),
+        ("token_embedding", NAMES[:1]),
+        ("blocks.1", NAMES[3:5]),
+        ("blocks.[0-1]  token_embedding.weight", NAMES[:5]),
+        ("*.norm_2", NAMES[2::2]),
+        ("blocks", NAMES[1:]),
+    ],
+)
+def test_patterns(patterns, found):
+    """A pattern is of a whole name or of its beginning; block 1 is not block 10."""
+    assert frozen_names(NAMES, patterns) == found
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [
+        ("blocks.2", "blocks.2 fits no weight"),
+        ("block token_embedding", "block fits no"),
+        ("*", "leaves no weight"),
+    ],
+)
+def test_what_cannot_be_frozen(start, patterns, words):
+    """Nothing begins with a pattern that fits nothing, or without a weight to train."""
+    with pytest.raises(ConfigError, match=words):
+        start(freeze=patterns)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frozen_weights_keep_their_bits(start, tmp_path, backend):
+    """The others learn; a resumed run is the uninterrupted one; the gradient's norm is of what is trained."""
+    first = start("first", backend=backend, steps=1)
+    initial = {name: value.copy() for name, value in first.backend.weights().items()}
+    whole = start("whole", backend=backend, freeze=FREEZE)
+    whole.train()
+    frozen = frozen_names(initial, FREEZE)
+    assert len(frozen) > 6
+    for name, value in whole.backend.weights().items():
+        assert np.array_equal(value, initial[name]) == (name in frozen), name
+    first.train()
+    assert rows(whole.run)[1]["gradient_norm"] < rows(first.run)[1]["gradient_norm"]
+
+    parts = start("parts", backend=backend, freeze=FREEZE)
+    parts.interrupted = lambda: parts.step == 7
+    parts.train()
+    resume_run(parts.run.path).train()
+    ours, theirs = (load_checkpoint(each.run.latest).weights for each in (parts, whole))
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_both_backends_agree(start):
+    """With the same weights frozen they train to the same weights, but for rounding."""
+    pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
+    ours, theirs = (start(name, backend=name, freeze=FREEZE, dtype="float64") for name in ("numpy", "torch"))
+    for trainer in (ours, theirs):
+        trainer.train()
+    for name, value in ours.backend.weights().items():
+        np.testing.assert_allclose(theirs.backend.weights()[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
