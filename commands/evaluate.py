@@ -55,8 +55,9 @@ def evaluate(
     word is what stands between spaces or line breaks.
     """
     from contract.files import require_free
-    from data.tokenizers import text_bytes, token_bytes
+    from data.tokenizers import text_bytes
     from harness.training.evaluation import Evaluation, evaluate, log_probabilities, of_text
+    from harness.training.generation import ends
     from harness.training.run_corpus import evaluation_tokens
     from harness.training.runs import open_model
 
@@ -69,8 +70,15 @@ def evaluate(
     if page is not None:
         require_free(page, overwrite)
     model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
-    windows = {"sequence_length": sequence_length, "stride": stride}
-    texts, more = token_bytes(checkpoint.tokenizer), {}
+    tokenizer, windows, more = (
+        checkpoint.tokenizer,
+        {"sequence_length": sequence_length, "stride": stride},
+        {},
+    )
+    if per_document and not ends(tokenizer):
+        raise ConfigError(
+            "--per-document needs a tokenizer with an end token, which ends a document; omit it"
+        )
     with evaluation_tokens(run, checkpoint, text, separator) as tokens:
         if each:
             found = log_probabilities(model, tokens, **windows)
@@ -82,48 +90,49 @@ def evaluate(
             "tokens": result.tokens,
             "nats_per_token": result.loss,
             "perplexity": result.perplexity,
-            **of_text(result, tokens, text_bytes(checkpoint.tokenizer)),
+            **of_text(result, tokens, text_bytes(tokenizer)),
         }
         if per_token:
-            more["per_token"] = _token_rows(texts, tokens, found.tolist())
+            more["per_token"] = _token_rows(tokenizer, tokens, found.tolist())
         if per_document:
-            more["per_document"] = _document_rows(checkpoint.tokenizer, texts, tokens, found)
+            more["per_document"] = _document_rows(tokenizer, tokens, found)
         if page is not None:
-            _write_page(page, record, texts, tokens, found, overwrite)
+            _write_page(page, record, tokenizer, tokens, found, overwrite)
     print_record(record | (more if as_json else {}), as_json)
     if not as_json:
         _print_rows(**more)
 
 
-def _token_rows(texts: list[bytes], tokens, log_probabilities: list[float]) -> list[dict]:
+def _token_rows(tokenizer, tokens, log_probabilities: list[float]) -> list[dict]:
     """Id, text and log-probability of each token; the first has none, nothing stands before it."""
+    from data.tokenizers import token_bytes
+
+    texts = token_bytes(tokenizer)
     return [
         {"id": int(id), "text": texts[id].decode(errors="replace"), "log_probability": value}
         for id, value in zip(tokens[:], [None, *log_probabilities], strict=True)
     ]
 
 
-def _document_rows(tokenizer, texts: list[bytes], tokens, log_probabilities) -> list[dict]:
+def _document_rows(tokenizer, tokens, log_probabilities) -> list[dict]:
     """Each document's tokens, loss and beginning."""
+    from data.tokenizers import token_bytes
     from harness.training.evaluation import document_losses
     from harness.training.generation import ends
 
-    if not ends(tokenizer):
-        raise ConfigError(
-            "--per-document needs a tokenizer with an end token, which ends a document; omit it"
-        )
-    rows = []
+    texts, rows = token_bytes(tokenizer), []
     for start, result in document_losses(log_probabilities, tokens, ends(tokenizer)):
         begins = b"".join(texts[id] for id in tokens[start : start + 20]).decode(errors="ignore")
         rows.append({"tokens": result.tokens, "nats_per_token": result.loss, "begins": begins[:40]})
     return rows
 
 
-def _write_page(path: Path, record: dict, texts: list[bytes], tokens, log_probabilities, overwrite: bool):
+def _write_page(path: Path, record: dict, tokenizer, tokens, log_probabilities, overwrite: bool):
     from contract.files import write_file
+    from data.tokenizers import token_bytes
     from learn.surprise import surprise_page
 
-    content = surprise_page(record, texts, tokens, log_probabilities)
+    content = surprise_page(record, token_bytes(tokenizer), tokens, log_probabilities)
     with write_file(path, overwrite=overwrite) as file:
         file.write(content.encode())
 
