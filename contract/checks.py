@@ -11,6 +11,7 @@ from operator import index
 import numpy as np
 
 from contract.errors import ConfigError
+from contract.targets import NO_TARGET
 
 MAX_WHOLE = (1 << 63) - 1  # of seeds, steps and sizes: what 64 bits with a sign hold
 
@@ -71,10 +72,10 @@ def check_batch(tokens, targets, config, array_type=np.ndarray, as_numpy=lambda 
 
 
 def check_targets(targets, shape, config, array_type=np.ndarray, as_numpy=lambda array: array):
-    """Accept integers from 0 to V - 1 in an array of the given shape; the rest as in `check_batch`."""
+    """Accept integers from 0 to V - 1, or `NO_TARGET`, in an array of the given shape; the rest as in `check_batch`."""
     if _integer_shape(targets, array_type) != shape:
         raise _no_integers("targets", f" of the tokens' shape, {shape}", targets, array_type)
-    _check_ids("targets", as_numpy(targets), config)
+    _check_ids("targets", as_numpy(targets), config, others=(NO_TARGET,))
 
 
 def check_prompt(tokens, config) -> list[int]:
@@ -121,10 +122,13 @@ def _dtype_name(array) -> str:
     return getattr(array.dtype, "name", str(array.dtype).removeprefix("torch."))  # PyTorch's has no name
 
 
-def _check_ids(name: str, ids: np.ndarray | None, config):
+def _check_ids(name: str, ids: np.ndarray | None, config, others: tuple[int, ...] = ()):
     if ids is None or (ids.min() >= 0 and ids.max() < config.vocab_size):
         return
-    place = tuple(map(int, np.argwhere((ids < 0) | (ids >= config.vocab_size))[0]))
+    wrong = ((ids < 0) | (ids >= config.vocab_size)) & ~np.isin(ids, others)
+    if not wrong.any():
+        return
+    place = tuple(map(int, np.argwhere(wrong)[0]))
     raise ConfigError(
         f"{name}{list(place)} is {ids[place]}, but the vocabulary has the ids 0 to {config.vocab_size - 1}; "
         "was it made by another tokenizer?"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from contract.targets import NO_TARGET, counted
 from numpy_llm.layers import linear_forward, soft_cap_forward
 
 
@@ -16,7 +17,10 @@ class CrossEntropyCache(NamedTuple):
 
 
 def cross_entropy_forward(logits, targets):
-    """The mean over all tokens of -log softmax(logits)[target], in nats per token.
+    """The mean over the tokens that count of -log softmax(logits)[target], in nats per token.
+
+    A token with `NO_TARGET` in the place of its target does not count, such as the question before a reply that is
+    learnt. If none counts, the loss is 0.
 
     Fused with the softmax: its logarithm is taken as logits - log Σ exp(logits), which cannot overflow once
     each row's maximum is subtracted, and the backward pass becomes a single subtraction.
@@ -30,26 +34,28 @@ def cross_entropy_forward(logits, targets):
     probabilities, losses = np.empty_like(rows), np.empty(len(rows), rows.dtype)
     for block in _row_blocks(rows):
         shifted = rows[block] - rows[block].max(axis=1, keepdims=True)
-        picked = shifted[np.arange(len(shifted)), columns[block]]
+        picked = _picked(shifted, columns[block])
         exponentials = np.exp(shifted, out=shifted)
         totals = exponentials.sum(axis=1, keepdims=True)
         losses[block] = np.log(totals[:, 0]) - picked
         np.divide(exponentials, totals, out=probabilities[block])
-    return losses.mean(), CrossEntropyCache(probabilities.reshape(logits.shape), columns)
+    return _mean(losses, columns), CrossEntropyCache(probabilities.reshape(logits.shape), columns)
 
 
 def cross_entropy_backward(dloss, cache):
-    """Differentiate loss = mean of (log Σ_v exp(z[v]) - z[target]).
+    """Differentiate loss = mean of (log Σ_v exp(z[v]) - z[target]) over the N tokens that count, all B·T as a rule.
 
-        ∂ log Σ_v exp(z[v]) / ∂z[v] = softmax(z)[v]   =>   dz = (softmax(z) - onehot(target)) · dloss / (B·T)
+        ∂ log Σ_v exp(z[v]) / ∂z[v] = softmax(z)[v]   =>   dz = (softmax(z) - onehot(target)) · dloss / N
+
+    and dz = 0 for a token that does not count.
 
     dloss: float (), 1 for the loss itself, or a part's share of a larger batch
     returns: dlogits (B, T, V)
     """
     columns = cache.columns
-    scale = dloss / columns.size
+    scale = dloss / counted(columns)
     dlogits = cache.probabilities * scale
-    dlogits.reshape(columns.size, -1)[np.arange(columns.size), columns] -= scale
+    _subtract_onehot(dlogits.reshape(columns.size, -1), columns, scale)
     return dlogits
 
 
@@ -76,11 +82,11 @@ def linear_cross_entropy_forward(x, weight, targets, cap=None):
     for block in _logit_blocks(len(rows), len(weight)):
         logits = _capped_logits(rows[block], weight, cap)
         largest = logits.max(axis=1)
-        picked = logits[np.arange(len(logits)), columns[block]]
+        picked = _picked(logits, columns[block])
         logits -= largest[:, None]
         log_totals[block] = largest + np.log(np.exp(logits, out=logits).sum(axis=1))
         losses[block] = log_totals[block] - picked
-    return losses.mean(), LinearCrossEntropyCache(rows, weight, columns, log_totals, cap)
+    return _mean(losses, columns), LinearCrossEntropyCache(rows, weight, columns, log_totals, cap)
 
 
 def linear_cross_entropy_backward(dloss, cache):
@@ -91,14 +97,14 @@ def linear_cross_entropy_backward(dloss, cache):
     returns: dx (N, C), dweight (V, C)
     """
     dx, dweight = np.empty_like(cache.x), np.zeros_like(cache.weight)
-    scale = dloss / len(cache.x)
+    scale = dloss / counted(cache.columns)
     for block in _logit_blocks(len(cache.x), len(cache.weight)):
         rows, columns = cache.x[block], cache.columns[block]
         logits = _capped_logits(rows, cache.weight, cache.cap)
         slope = 1 if cache.cap is None else 1 - (logits / cache.cap) ** 2
         logits -= cache.log_totals[block, None]
         dlogits = np.exp(logits, out=logits)
-        dlogits[np.arange(len(rows)), columns] -= 1
+        _subtract_onehot(dlogits, columns, 1)
         dlogits *= scale * slope
         dx[block] = dlogits @ cache.weight
         dweight += dlogits.T @ rows
@@ -116,6 +122,23 @@ def _logit_blocks(rows, V):
 def _capped_logits(rows, weight, cap):
     logits, _ = linear_forward(rows, weight, None)
     return logits if cap is None else soft_cap_forward(logits, cap)[0]
+
+
+def _mean(losses, columns):
+    """The mean of the losses of tokens that count; the others become 0."""
+    losses[columns == NO_TARGET] = 0
+    return losses.sum() / counted(columns)
+
+
+def _picked(rows, columns):
+    """Each row's number at its target, any one at `NO_TARGET`."""
+    return rows[np.arange(len(rows)), np.maximum(columns, 0)]
+
+
+def _subtract_onehot(rows, columns, scale):
+    """Subtract onehot(target) · scale from each row, in place; rows whose target does not count become 0."""
+    rows[np.arange(len(rows)), np.maximum(columns, 0)] -= scale
+    rows[columns == NO_TARGET] = 0
 
 
 def _row_blocks(rows):

@@ -35,7 +35,7 @@ def _from_parts(combine):
 
 CROSS_ENTROPY = Operation(
     "cross_entropy", cross_entropy_forward, cross_entropy_backward,
-    "the mean over all B·T tokens of -log softmax(logits)[target], natural logarithm",
+    "the mean over all tokens that count, B·T as a rule, of -log softmax(logits)[target], natural logarithm",
     {"logits": Gradient("dlogits = (softmax(logits) - onehot(targets)) · dloss / (B·T)", ("logits", "targets"))},
     (
         wrong_forward("loss_sum", lambda logits, targets: _loss(logits, targets) * targets.size,

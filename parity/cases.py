@@ -8,6 +8,7 @@ import numpy as np
 from contract.components import COMPONENTS
 from contract.config import ModelConfig
 from contract.randomness import DropoutKey
+from contract.targets import NO_TARGET
 from contract.weights import Weights, weight_table
 
 
@@ -15,6 +16,7 @@ class Case(NamedTuple):
     """A configuration with a batch of B sequences of T tokens.
 
     symbols: how many tokens of the vocabulary occur; fewer than places, so that tokens repeat
+    counts: the share of targets that count, about
     """
 
     title: str
@@ -23,6 +25,7 @@ class Case(NamedTuple):
     T: int = 5
     seed: int = 1
     symbols: int = 7
+    counts: float = 1.0
 
     def inputs(self, dtype: str) -> "Inputs":
         """The numbers of this case, always the same ones."""
@@ -30,7 +33,8 @@ class Case(NamedTuple):
         tokens = random.integers(symbols, size=(self.B, self.T + 1))
         # The first sequence stands elsewhere in the whole batch: masks must be keyed by that place.
         dropout = DropoutKey(self.seed, step=4, first_sequence=2) if self.config.dropout else None
-        return Inputs(lively_weights(self.config, self.seed, dtype), tokens[:, :-1], tokens[:, 1:], dropout)
+        targets = np.where(random.random((self.B, self.T)) < self.counts, tokens[:, 1:], NO_TARGET)
+        return Inputs(lively_weights(self.config, self.seed, dtype), tokens[:, :-1], targets, dropout)
 
 
 class Inputs(NamedTuple):
@@ -145,4 +149,5 @@ CASES = [
     *(_case(norm, norm=norm) for norm in COMPONENTS["norm"]),
     *(family_case(title)._replace(T=9) for title in FAMILIES),
     _case("six layers", L=6, H=4),
+    _case("half of the targets count")._replace(counts=0.5),
 ]

@@ -6,18 +6,21 @@ The dimension letters are explained in `contract/config.py`.
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from contract.targets import NO_TARGET
 from torch_llm.layers import linear, soft_cap
 
 
 def cross_entropy(logits, targets):
-    """The mean over all tokens of -log softmax(logits)[target], in nats per token.
+    """The mean over the tokens that count of -log softmax(logits)[target], in nats per token.
+
+    A token with `NO_TARGET` in the place of its target does not count. If none counts, the loss is 0.
 
     logits: float (B, T, V); targets: int (B, T)
     returns: loss float ()
     Twin: numpy_llm.losses.cross_entropy_forward and cross_entropy_backward
     """
-    V = logits.shape[-1]
-    return F.cross_entropy(logits.reshape(-1, V), targets.reshape(-1))
+    rows, columns = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    return _total(rows, columns) / _counted(columns)
 
 
 def linear_cross_entropy(x, weight, targets, cap=None):
@@ -34,11 +37,21 @@ def linear_cross_entropy(x, weight, targets, cap=None):
     def total(rows, columns):
         logits = linear(rows, weight, None)
         logits = logits if cap is None else soft_cap(logits, cap)
-        return F.cross_entropy(logits, columns, reduction="sum")
+        return _total(logits, columns)
 
     height = max(1, MAX_LOGITS // len(weight))
     blocks = zip(rows.split(height), columns.split(height), strict=True)
-    return sum(checkpoint(total, *block, use_reentrant=False) for block in blocks) / len(rows)
+    return sum(checkpoint(total, *block, use_reentrant=False) for block in blocks) / _counted(columns)
 
 
 MAX_LOGITS = 1 << 26  # numbers held at once
+
+
+def _total(logits, columns):
+    """The sum of the losses of tokens that count."""
+    return F.cross_entropy(logits, columns, ignore_index=NO_TARGET, reduction="sum")
+
+
+def _counted(columns):
+    """How many targets count, 1 if none does: an int tensor (), so that no device is waited for."""
+    return (columns != NO_TARGET).sum().clamp(min=1)

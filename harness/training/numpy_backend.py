@@ -14,6 +14,7 @@ from contract.checks import check_targets
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
 from contract.randomness import DropoutKey
+from contract.targets import counted
 from contract.trace import Trace
 from contract.weights import Weights, check_weights, frozen_names, weight_table
 from harness.training.backend import BackendSettings
@@ -91,7 +92,7 @@ class NumpyBackend:
         def differentiate(place: int, part: slice):
             dropout = DropoutKey(self.seed, step, first_sequence=part.start)
             loss, cache = self.model.loss(tokens[part], targets[part], dropout=dropout)
-            share = (part.stop - part.start) / len(tokens)
+            share = counted(targets[part]) / counted(targets)
             losses[place] = share * float(loss)
             yield from self.model.backward_layers(cache, share, later=later)
 
@@ -133,7 +134,7 @@ class NumpyBackend:
 
         def evaluate(rows: slice) -> float:
             loss, _ = self.model.loss(tokens[rows], targets[rows], keep=False)
-            return float(loss) * (rows.stop - rows.start) / len(tokens)
+            return float(loss) * counted(targets[rows]) / counted(targets)
 
         with self._working():
             return sum(each(evaluate, self._parts(slice(0, len(tokens)), tokens)))

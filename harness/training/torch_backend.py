@@ -9,6 +9,7 @@ import torch
 from contract.config import ModelConfig
 from contract.errors import ConfigError
 from contract.randomness import DropoutKey
+from contract.targets import counted
 from contract.trace import Trace
 from contract.weights import frozen_names
 from harness.training.backend import BackendSettings
@@ -52,7 +53,7 @@ class TorchBackend:
             dropout = DropoutKey(self.seed, step, first_sequence=first)
             # Taking the loss alone frees the logits before the backward pass.
             loss = self.model.loss(torch.tensor(inputs), torch.tensor(outputs), dropout=dropout)
-            loss = loss * (len(inputs) / len(tokens))  # this part's share of the batch's mean
+            loss = loss * (counted(outputs) / counted(targets))  # this part's share of the batch's mean
             loss.backward()
             total = total + loss.detach()
             first += len(inputs)

@@ -145,7 +145,7 @@ WRONG_CALLS = {
     "tokens, negative": (forward(TOKENS - 2), "tokens[0, 0] is -1, but the vocabulary has the ids 0 to 6"),
     "targets, V": (forward(TOKENS, TOKENS + 1), "targets[1, 2] is 7, but the vocabulary has the ids 0 to 6"),
     "targets, -1": (forward(TOKENS, TOKENS - 2), "targets[0, 0] is -1, but the vocabulary has"),
-    "targets, -100": (forward(TOKENS, np.where(TOKENS > 5, -100, TOKENS)), "targets[1, 2] is -100, but the"),
+    "targets, -99": (forward(TOKENS, np.where(TOKENS > 5, -99, TOKENS)), "targets[1, 2] is -99, but the"),
     "targets, (T, B)": (forward(TOKENS, TOKENS.T), TARGETS + "int64 (3, 2)"),
     "targets, (B·T,)": (forward(TOKENS, TOKENS.ravel()), TARGETS + "int64 (6,)"),
     "targets, ()": (forward(TOKENS, np.array(1)), TARGETS + "int64 ()"),
@@ -433,7 +433,7 @@ def test_backends_refuse(name):
     backend = open_backend(name, CONFIG, threads=1)
     assert backend.evaluate(TOKENS, TOKENS[:, 1:]) > 0
     for targets, words in (
-        (np.where(TOKENS > 5, -100, TOKENS), r"targets\[1, 2\] is -100"),
+        (np.where(TOKENS > 5, -99, TOKENS), r"targets\[1, 2\] is -99"),
         (
             TOKENS.T,
             r"targets must be an array of integers of the tokens' shape, \(2, 2\), got int64 \(3, 2\)",

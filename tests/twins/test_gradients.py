@@ -17,6 +17,7 @@ from contract.errors import ConfigError
 from contract.numbers import slope
 from contract.randomness import DropoutKey
 from contract.rotary import Rotary
+from contract.targets import NO_TARGET
 from contract.trace import Trace
 from contract.weights import Weights, weight_table
 from numpy_llm import attend, attention, block, feed_forward, layers, losses, norms, positions, threads
@@ -124,8 +125,8 @@ def position(start):
     return Layer({"x": (2, 3, 5), "table": (7, 5)}, forward, positions.position_backward)
 
 
-def cross_entropy(B, T, V):
-    targets = np.random.default_rng(B).integers(V, size=(B, T))
+def cross_entropy(B, T, V, counts=1.0):
+    targets = some_count(np.random.default_rng(B).integers(V, size=(B, T)), counts)
     forward = lambda x: losses.cross_entropy_forward(x, targets)  # noqa: E731
     return Layer({"x": (B, T, V)}, forward, losses.cross_entropy_backward)
 
@@ -186,8 +187,13 @@ def masked_softmax(T, S, window):
     return Layer({"scores": (2, 3, T, S)}, forward, attend.masked_softmax_backward)
 
 
-def linear_cross_entropy(cap):
-    targets = np.random.default_rng(1).integers(7, size=(2, 3))
+def some_count(targets, share):
+    """The targets, of which about this share counts."""
+    return np.where(np.random.default_rng(3).random(targets.shape) < share, targets, NO_TARGET)
+
+
+def linear_cross_entropy(cap, counts=1.0):
+    targets = some_count(np.random.default_rng(1).integers(7, size=(2, 3)), counts)
     forward = lambda x, weight: losses.linear_cross_entropy_forward(x, weight, targets, cap)  # noqa: E731
 
     def backward(dloss, cache):
@@ -258,6 +264,7 @@ LAYERS = {
     "masked softmax in a window after cached tokens": masked_softmax(2, 5, 3),
     "output and cross-entropy": linear_cross_entropy(None),
     "output, soft cap and cross-entropy": linear_cross_entropy(1.5),
+    "output, soft cap and cross-entropy of some": linear_cross_entropy(1.5, counts=0.5),
     "relu": Layer({"x": (3, 5)}, feed_forward.relu_forward, feed_forward.relu_backward, away_from_kink),
     "gelu": Layer(
         {"x": (7, 9)},
@@ -269,6 +276,7 @@ LAYERS = {
     "dropout without a key": dropout(0.4, None),
     "dropout at rate 0": dropout(0.0, KEY),
     "cross-entropy": cross_entropy(2, 3, 5),
+    "cross-entropy of some tokens": cross_entropy(2, 5, 5, counts=0.5),
     "cross-entropy of one token": cross_entropy(1, 1, 3),
     "softmax": Layer({"x": (2, 3, 5)}, attend.softmax_forward, attend.softmax_backward),
     "softmax with masked scores": Layer(
@@ -479,6 +487,13 @@ def test_cross_entropy_values():
     loss, _ = losses.cross_entropy_forward(logits, targets)
     assert loss.shape == ()
     assert loss == pytest.approx(sum(each_loss) / 6, rel=1e-12)
+    targets[0] = targets[1, 2] = NO_TARGET
+    loss, _ = losses.cross_entropy_forward(logits, targets)
+    assert loss == pytest.approx(sum(each_loss[3:5]) / 2, rel=1e-12)
+    targets[...] = NO_TARGET
+    loss, cache = losses.cross_entropy_forward(logits, targets)
+    assert loss == 0
+    assert not losses.cross_entropy_backward(1.0, cache).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -8,6 +8,7 @@ import numpy_llm.model
 from contract.config import ModelConfig
 from contract.decoding import kv_cache_numbers
 from contract.presets import preset
+from contract.targets import NO_TARGET
 from numpy_llm import GPT
 from parity.cases import lively_weights
 
@@ -22,6 +23,7 @@ CONFIG = ModelConfig(
 WEIGHTS = lively_weights(CONFIG, 1, "float64")
 TOKENS = np.random.default_rng(0).integers(11, size=(2, 9))
 X, Y = TOKENS[:, :-1].copy(), TOKENS[:, 1:].copy()
+SOME = np.where(np.arange(8) % 3 == 0, NO_TARGET, Y)
 
 
 @pytest.fixture(params=[11, 33, 1000], ids=["a row", "three rows", "all rows"])
@@ -31,17 +33,18 @@ def in_blocks(request, monkeypatch):
         monkeypatch.setattr(module, "MAX_LOGITS", request.param)
 
 
-def test_blocks_change_nothing(in_blocks):
+@pytest.mark.parametrize("targets", [Y, SOME], ids=["all count", "some count"])
+def test_blocks_change_nothing(in_blocks, targets):
     """Loss and every gradient are those of all logits at once, the twin's too."""
     model = GPT(CONFIG, WEIGHTS)
-    _, wanted, cache = model.forward(X, Y)
+    _, wanted, cache = model.forward(X, targets)
     gradients = model.backward(cache)
-    loss, cache = model.loss(X, Y)
+    loss, cache = model.loss(X, targets)
     assert loss == pytest.approx(wanted, rel=1e-14)
     found = model.backward(cache)
     np.testing.assert_allclose(found.flat, gradients.flat, rtol=0, atol=1e-14)
     twin = torch_llm.GPT(CONFIG, WEIGHTS)
-    loss = twin.loss(torch.tensor(X), torch.tensor(Y))
+    loss = twin.loss(torch.tensor(X), torch.tensor(targets))
     assert loss.item() == pytest.approx(wanted, rel=1e-14)
     loss.backward()
     for name, weight in twin.named_parameters():
