@@ -79,6 +79,9 @@ def described(info):
 
     if (info.documents or 1) > 1:
         yield "documents", f"{info.documents:,}, from {info.files:,} file{'s' * (info.files > 1)}"
+    if info.train_targets is not None:
+        share = (info.train_targets + info.validation_targets) / info.tokens
+        yield "replies", f"{100 * share:.0f} % of the tokens, and only they are learnt"
     if info.held_out_parts:
         yield "held out", f"{info.held_out_parts:,} {info.held_out}, drawn by seed {info.held_out_seed}"
     if info.overlap and info.overlap >= MUCH:

@@ -56,7 +56,7 @@ def evaluate(
     """
     from contract.files import require_free
     from data.tokenizers import text_bytes
-    from harness.training.evaluation import Evaluation, evaluate, log_probabilities, of_text
+    from harness.training.evaluation import evaluate, evaluation_of, log_probabilities, of_text
     from harness.training.generation import ends
     from harness.training.run_corpus import evaluation_tokens
     from harness.training.runs import open_model
@@ -82,7 +82,7 @@ def evaluate(
     with evaluation_tokens(run, checkpoint, text, separator) as tokens:
         if each:
             found = log_probabilities(model, tokens, **windows)
-            result = Evaluation(-float(found.mean()), len(found))
+            result = evaluation_of(found, tokens)
         else:
             result = evaluate(model, tokens, batch_size, **windows)
         record = {

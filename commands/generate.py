@@ -154,7 +154,8 @@ def _reply(model, checkpoint, messages, text, max_new_tokens, settings):
     from harness.training.generation import generate_text
 
     messages.append({"role": "user", "content": text})
-    tokens = chat_tokens(checkpoint.tokenizer, messages)
+    plain = checkpoint.training.get("conversations", False)
+    tokens = chat_tokens(checkpoint.tokenizer, messages, plain=plain)
     _tell_of_length(checkpoint, tokens)
     reply = ""
     for piece in generate_text(model, checkpoint.tokenizer, tokens, max_new_tokens, **settings):

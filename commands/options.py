@@ -34,7 +34,11 @@ PatternOption = Annotated[
     option("Files to take from folders, such as '*.py'; may be repeated. [default: all]", panel=TEXT),
 ]
 FieldOption = Annotated[
-    str | None, option("Read JSONL: the field with a line's text. [default: text, in .jsonl]", panel=TEXT)
+    str | None,
+    option(
+        "Read JSONL: the field with a text, or messages, of which replies are learnt. [default: text, in .jsonl]",
+        panel=TEXT,
+    ),
 ]
 SeparatorOption = Annotated[
     str | None, option("What stands between two documents. [default: a file is a document]", panel=TEXT)

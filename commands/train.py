@@ -112,6 +112,9 @@ def train(
         bool, _watching("Also write the metrics for TensorBoard.", "--tensorboard")
     ] = False,
     epochs: Annotated[float | None, _training("Passes over the text, instead of --steps.")] = None,
+    dry_run: Annotated[
+        bool, _training("Only say what would be done, and show the tokens to learn.", "--dry-run")
+    ] = False,
     accumulate: Annotated[
         int, _training("Micro-batches per batch: less memory, same result.")
     ] = DEFAULTS.accumulate,
@@ -150,6 +153,10 @@ def train(
         from commands.find_rate import find
 
         find(context.params, given)
+    elif dry_run and not resume:
+        from commands.dry_run import dry_run as show_plan
+
+        show_plan(context.params, given)
     else:
         _train(_resumed(given) if resume else start(context.params, given), tensorboard)
 

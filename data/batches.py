@@ -7,6 +7,7 @@ import numpy as np
 from contract.checks import check_whole
 from contract.errors import UserError
 from contract.randomness import generator
+from data.token_store import StoredTokens
 
 MAX_SHUFFLE = 1 << 20  # windows, whose order takes 8 MB
 
@@ -70,6 +71,8 @@ class Windows:
     def batch(self, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int64 (B, T) and targets int64 (B, T), the token after each, of optimiser step `step` from 0 on.
 
+        The target is `NO_TARGET` where the corpus says that a token does not count.
+
         Raises ConfigError for a negative step or a batch of none.
         """
         check_whole("step", step)
@@ -126,4 +129,19 @@ def _batches(tokens, windows, stride, length, batch_size):
 
 def _cut(tokens, starts, length):
     windows = np.stack([tokens[start : start + length + 1] for start in starts], dtype=np.int64)
-    return windows[:, :-1], windows[:, 1:]
+    targets = windows[:, 1:]
+    if has_mask(tokens):
+        targets = np.stack([targets_of(tokens, start + 1, start + length + 1) for start in starts])
+    return windows[:, :-1], targets
+
+
+def has_mask(tokens: np.ndarray) -> bool:
+    """Whether some of the tokens don't count as targets."""
+    return isinstance(tokens, StoredTokens) and tokens.store.form.masked
+
+
+def targets_of(tokens: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Tokens of a corpus as targets, `NO_TARGET` for those that don't count: int64 (stop - start,)."""
+    if has_mask(tokens):
+        return tokens.targets(start, stop)
+    return np.asarray(tokens[start:stop], np.int64)

@@ -16,7 +16,8 @@ import numpy as np
 
 from contract.errors import ConfigError, UserError
 from contract.randomness import generator
-from data.tokenizers import Tokenizer, token_bytes, token_dtype
+from data.token_store import TokenForm
+from data.tokenizers import Tokenizer, token_bytes
 
 WAYS = ("end", "documents", "blocks")
 SPLIT_REACH = 4096  # tokens that a boundary may move back, see `_Boundaries`
@@ -55,15 +56,20 @@ class HeldOut:
 
 
 def hold_out(
-    file: BinaryIO, documents: Sequence[int], tokens: int, tokenizer: Tokenizer, held_out: HeldOut
+    file: BinaryIO,
+    form: TokenForm,
+    documents: Sequence[int],
+    tokens: int,
+    tokenizer: Tokenizer,
+    held_out: HeldOut,
 ) -> tuple[int, dict]:
     """Order the tokens in a file so that those held out are its last.
 
-    documents: the first token of each; tokens: of all of them
+    form: of the tokens; documents: the first token of each; tokens: of all of them
     returns: the tokens to train on, at least 1; `held_out`, `held_out_parts` and `held_out_seed` of a token file's JSON
     Raises UserError if the documents are too long to be drawn.
     """
-    boundaries = _Boundaries(file, tokenizer)
+    boundaries = _Boundaries(file, form, tokenizer)
     if held_out.fraction and held_out.way != "end":
         blocks = held_out.way == "blocks"
         edges = _blocks(tokens, held_out.fraction) if blocks else np.append(np.asarray(documents), tokens)
@@ -73,7 +79,7 @@ def hold_out(
             way = held_out.way or "documents"
             edges = boundaries.adjusted(edges, drawn) if blocks else edges
             split = tokens - int(np.diff(edges)[drawn].sum())
-            _move_to_end(file, edges * boundaries.dtype.itemsize, drawn)
+            _move_to_end(file, edges * form.dtype.itemsize, drawn)
             return split, {
                 "held_out": way,
                 "held_out_parts": int(drawn.sum()),
@@ -149,9 +155,8 @@ _BOUNDARIES = {
 class _Boundaries:
     """Finds where to split the tokens of a file: after a line if one is in reach, else a sentence, word, character."""
 
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
-        self.dtype = token_dtype(tokenizer).newbyteorder("<")
-        self._file, self._bytes = file, token_bytes(tokenizer)
+    def __init__(self, file: BinaryIO, form: TokenForm, tokenizer: Tokenizer):
+        self._file, self._form, self._bytes = file, form, token_bytes(tokenizer)
 
     def before(self, target: int, reach: int) -> int:
         """The last place to split at, up to `target` and not further before it than `reach` and `SPLIT_REACH`."""
@@ -160,8 +165,9 @@ class _Boundaries:
             return target
         # Boundaries look at a few tokens before the first position and one after the last.
         start = max(0, target - reach - 8)
-        self._file.seek(start * self.dtype.itemsize)
-        pieces = [self._bytes[token] for token in np.fromfile(self._file, self.dtype, target + 1 - start)]
+        self._file.seek(start * self._form.dtype.itemsize)
+        stored = np.fromfile(self._file, self._form.dtype, target + 1 - start)
+        pieces = [self._bytes[token] for token in self._form.ids(stored)]
         text = b"".join(pieces)
         places = np.arange(max(1, target - reach), target + 1)
         ends = np.cumsum([0, *map(len, pieces)])[places - start]  # the same places, in bytes of `text`

@@ -1,17 +1,15 @@
 """Text files to token files, and token files to tokens.
 
 A token file `x.bin` holds token ids, uint16 or uint32, little endian, without a header: first the training
-part, then the validation part (`data.held_out`). `x.json` beside it is a `TokenFileInfo` with a checksum, and
-`x.tiktoken` or `x.published.json` has the tokenizer, unless it is tiktoken's own.
+part, then the validation part (`data.held_out`). Of conversations, the top bit tells which tokens are no target
+(`data.token_store.TokenForm`). `x.json` beside it is a `TokenFileInfo` with a checksum, and `x.tiktoken` or
+`x.published.json` has the tokenizer, unless it is tiktoken's own.
 """
 
-import hashlib
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -20,27 +18,21 @@ from contract.files import replaceable_items, write_into
 from contract.schema import pop_checksum, read_json, require, write_record
 from data.held_out import HeldOut, hold_out
 from data.overlap import shared_share
-from data.published import PublishedTokenizer
 from data.sources import Texts
-from data.text import BETWEEN_LINES, BETWEEN_WORDS
-from data.token_store import AGAIN, StoredTokens, TokenStore
+from data.token_store import AGAIN, StoredTokens, TokenForm, TokenStore
+from data.token_writer import TokenWriter
 from data.tokenizers import (
     TOKENIZER_ENDINGS,
     Tokenizer,
-    around_document,
-    encode,
     identity,
-    is_bytewise,
     load_tokenizer,
     open_tokenizer,
     save_tokenizer,
-    token_dtype,
     tokenizer_file,
 )
 
 DEFAULT_TEXT, DEFAULT_RANKS = (Path(__file__).with_name(f"tense.{ending}") for ending in ("txt", "tiktoken"))
 FORMAT_VERSION = 1
-BLANK_LINE = "\n\n"  # between documents, for a tokenizer without an end token
 TOKEN_ENDINGS = (".bin", ".json", *TOKENIZER_ENDINGS)
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -69,6 +61,13 @@ class TokenFileInfo:
     held_out_parts: int | None = None  # how many documents or blocks, and by which seed they were drawn
     held_out_seed: int | None = None
     overlap: float | None = None  # `data.overlap.shared_share`, None if nothing is held out
+    train_targets: int | None = None  # how many count as targets, of the tokens of each part; None for all
+    validation_targets: int | None = None
+
+    @property
+    def form(self) -> TokenForm:
+        """How the file holds its tokens."""
+        return TokenForm(_DTYPES[self.dtype], self.train_targets is not None)
 
 
 _KINDS = {str: str, int: range(2**63), dict: {"name": str, "vocab_size": range(2**63), "sha256": str}}
@@ -130,17 +129,18 @@ def prepare(
     with write_into(out.parent, lambda: _replaceable(out, encoding, overwrite), shown=out) as new:
         fresh = new / out.name
         with open(fresh, "w+b") as file:
-            written = _TokenWriter(file, encoding)
+            written = TokenWriter(file, encoding, masked=texts.has_conversations)
             split, *_ = [written.add(each, progress) for each in parts]
             found = {"held_out": held_out.text.name} if held_out.text else {}
             if not held_out.text:
-                split, found = hold_out(file, written.documents, split, encoding, held_out)
+                split, found = hold_out(file, written.form, written.documents, split, encoding, held_out)
             counts = written.counts()
-            share = shared_share(file, written.dtype, split, counts["tokens"], counts["text_bytes"])
+            share = shared_share(file, written.form.dtype, split, counts["tokens"], counts["text_bytes"])
+            found |= written.targets(split)
         record = {
             "format_version": FORMAT_VERSION,
             "tokenizer": identity(encoding),
-            "dtype": token_dtype(encoding).name,
+            "dtype": written.form.dtype.name,
             "train_tokens": split,
             "validation_tokens": counts["tokens"] - split,
             "source": texts.name,
@@ -202,63 +202,6 @@ def _holds(out: Path, tokenizer: dict) -> bool:
         return False
 
 
-class _TokenWriter:
-    """Streams texts as tokens into a file.
-
-    documents: the first token of each, in order
-    """
-
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
-        self.dtype = _DTYPES[token_dtype(tokenizer).name]
-        self.tokens, self.documents = 0, array("q")
-        self._file, self._tokenizer = file, tokenizer
-        self._text_hash, self._text_bytes = hashlib.sha256(), 0
-        self._cuts = BETWEEN_LINES if isinstance(tokenizer, PublishedTokenizer) else BETWEEN_WORDS
-        self._cuts = None if is_bytewise(tokenizer) else self._cuts
-
-    def add(self, texts: Texts, progress: Callable[[int], None] | None) -> int:
-        """Write the tokens of all documents. returns: the tokens in the file now"""
-        begin, end = around_document(self._tokenizer)
-        self._begin(begin)
-        after_line = False
-        for piece, ends in texts.pieces(progress, cuts=self._cuts):
-            self._write(self._encode(piece, after_line))
-            after_line = not ends
-            if ends:
-                # Only now: the tokenizer of a single document may lack it.
-                end = end or encode(self._tokenizer, texts.separator or BLANK_LINE).tolist()
-                self._write(end)
-                self._begin(begin)
-        return self.tokens
-
-    def counts(self) -> dict[str, int | str]:
-        """What has been written, and the hashes of tokens and text."""
-        self._file.seek(0)
-        return {
-            "tokens": self.tokens,
-            "tokens_sha256": hashlib.file_digest(self._file, "sha256").hexdigest(),
-            "text_bytes": self._text_bytes,
-            "text_sha256": self._text_hash.hexdigest(),
-            "documents": len(self.documents),
-        }
-
-    def _begin(self, ids: list[int]):
-        self.documents.append(self.tokens)
-        self._write(ids)
-
-    def _encode(self, piece: str, after_line: bool):
-        data = piece.encode()
-        self._text_hash.update(data)
-        self._text_bytes += len(data)
-        if isinstance(self._tokenizer, PublishedTokenizer):
-            return self._tokenizer.encode(piece, after_line=after_line)
-        return encode(self._tokenizer, piece)
-
-    def _write(self, ids):
-        self._file.write(np.asarray(ids).astype(self.dtype, copy=False))
-        self.tokens += len(ids)
-
-
 # --- read ---
 
 
@@ -276,7 +219,7 @@ def open_tokens(path: str | PathLike) -> TokenFile:
     path = Path(path)
     info = read_info(path)
     with explaining(f"{path}: cannot be read", AGAIN):
-        store = TokenStore(path, _DTYPES[info.dtype], info.tokens, info.tokens_sha256)
+        store = TokenStore(path, info.form, info.tokens, info.tokens_sha256)
     if store.largest >= info.tokenizer["vocab_size"]:
         raise UserError(
             f"{path}: holds the token {store.largest}, but the vocabulary that {info_path(path).name} names "

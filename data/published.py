@@ -62,6 +62,13 @@ class PublishedTokenizer:
         line = self._ids("\n") if after_line else []
         return np.array(self._ids("\n" + text if line else text)[len(line) :], np.int64)
 
+    def encode_places(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ids of a text with special tokens, and which characters each begins and ends at: int (T,) all three."""
+        self._tokenizer.encode_special_tokens = False
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        starts, stops = np.array(found.offsets, np.int64).reshape(-1, 2).T
+        return np.array(found.ids, np.int64), starts, stops
+
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 

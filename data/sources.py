@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 
 from contract.errors import ConfigError, UserError
 from contract.schema import shortened
+from data.conversation import MESSAGES, Conversation, conversation_of
 from data.text import BETWEEN_WORDS, BLOCK_BYTES, STDIN, cut_text, is_pipe, read_text, stream_text
 
 FIELD = "text"  # of a JSONL, unless another is named
@@ -27,7 +28,8 @@ class Texts:
 
     named: files, folders or `data.text.STDIN`
     patterns: of the files to take from folders, such as "*.py"; none for all but hidden ones
-    field: of every line of a JSONL, whose text is a document. With None a file is one if its name says so, with `FIELD`
+    field: of every line of a JSONL, whose text is a document, or `MESSAGES`, whose messages are a conversation. With
+        None a file is one if its name says so, with `FIELD`
     separator: what stands between two documents of a file that is no JSONL; None for one document a file
     newlines: "keep", or "lf", which folds every line end into a line feed
     Raises ConfigError for what is impossible, UserError for a folder without files, as soon as `files` is asked.
@@ -107,10 +109,17 @@ class Texts:
         """Whether these are several documents, by what was named: a JSONL of a single line counts too."""
         return len(self.files) > 1 or self.separator is not None or any(map(self._is_jsonl, self.files))
 
+    @property
+    def has_conversations(self) -> bool:
+        """Whether these are conversations, of which replies are learnt."""
+        return self.field == MESSAGES
+
     def pieces(
         self, progress: Callable[[int], None] | None = None, *, cuts: re.Pattern | None = BETWEEN_WORDS
     ) -> Iterator[tuple[str, bool]]:
         """Parts of documents, and whether a document ends after the part, which another one follows.
+
+        A `data.conversation.Conversation` is one part.
 
         progress, cuts: as for `data.text.stream_text`
         Raises UserError for what cannot be read, naming the file, and the line of a JSONL.
@@ -135,14 +144,24 @@ class Texts:
             yield split_documents(stream_text(file, progress, cuts=cuts, fold=fold), self.separator)
             return
         for document in _jsonl_texts(file, self.field or FIELD, progress):
-            text = (
-                IncrementalNewlineDecoder(None, translate=True).decode(document, True) if fold else document
-            )
+            if isinstance(document, Conversation):
+                yield iter([(_folded_messages(document) if fold else document, False)])
+                continue
+            text = _folded(document) if fold else document
             parts = (text[at : at + BLOCK_BYTES] for at in range(0, len(text), BLOCK_BYTES))
             yield ((piece, False) for piece in cut_text(parts, file, cuts))
 
     def _is_jsonl(self, file: Path) -> bool:
         return self.field is not None or unpacked_name(file).suffix in _JSONL
+
+
+def _folded(text: str) -> str:
+    return IncrementalNewlineDecoder(None, translate=True).decode(text, True)
+
+
+def _folded_messages(conversation: Conversation) -> Conversation:
+    messages = [message | {"content": _folded(message["content"])} for message in conversation.messages]
+    return Conversation(messages, conversation.place)
 
 
 def unpacked_name(path: Path) -> Path:
@@ -206,6 +225,8 @@ def _field_of(line: str, field: str, place: str) -> str:
             f"{place} has no field {field!r} (its fields: {fields}); name the text's with --field"
         )
     text = record[field]
+    if field == MESSAGES:
+        return conversation_of(text, place)
     if not isinstance(text, str):
         raise UserError(
             f"{place}: the field {field!r} is {shortened(text)}, expected text; name another with --field"

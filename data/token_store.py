@@ -3,33 +3,58 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from contract.errors import UserError, explaining
 from contract.files import open_regular
+from contract.targets import NO_TARGET
 
 AGAIN = "prepare the text again with --overwrite"
 SCAN_BYTES = 1 << 20  # read at a time when a file is hashed; a multiple of every token's size
 
 
+class TokenForm(NamedTuple):
+    """How a file holds a token: its id, and its top bit set if it is masked, which means that it does not count as a
+    target.
+
+    dtype: uint16 or uint32, little endian; masked: whether tokens can be masked, or else the top bit is of the id
+    """
+
+    dtype: np.dtype
+    masked: bool = False
+
+    @property
+    def mask(self) -> int:
+        """What a masked token has besides its id."""
+        return 1 << (8 * self.dtype.itemsize - 1) if self.masked else 0
+
+    def ids(self, stored: np.ndarray) -> np.ndarray:
+        """The ids of stored tokens."""
+        return stored & self.dtype.type(self.mask - 1) if self.masked else stored
+
+    def counts(self, stored: np.ndarray) -> np.ndarray:
+        """Which of the stored tokens count as targets: bool."""
+        return stored < self.mask if self.masked else np.ones(len(stored), bool)
+
+
 class TokenStore:
     """An open token file whose bytes must stay what its JSON describes. Not thread-safe.
 
-    dtype: of a token; tokens: their number; sha256: of the file; largest: the largest token in it
+    form: of a token; tokens: their number; sha256: of the file; largest: the largest id in it
     Raises UserError if the bytes differ, OSError if they cannot be read.
     """
 
     _file = None  # until it is open
 
-    def __init__(self, path: Path, dtype: np.dtype, tokens: int, sha256: str):
-        self.path, self.dtype, self._sha256 = path, dtype, sha256
+    def __init__(self, path: Path, form: TokenForm, tokens: int, sha256: str):
+        self.path, self.form, self._sha256 = path, form, sha256
         self._file = open_regular(path, buffering=0)  # what another process writes is seen at once
         self._stamp = self._find_stamp()
-        if self._stamp[0] != tokens * dtype.itemsize:
-            raise UserError(
-                f"{path}: {self._stamp[0]:,} bytes, but its JSON says {tokens * dtype.itemsize:,}; {AGAIN}"
-            )
+        size = tokens * form.dtype.itemsize
+        if self._stamp[0] != size:
+            raise UserError(f"{path}: {self._stamp[0]:,} bytes, but its JSON says {size:,}; {AGAIN}")
         found, self.largest = self._scan()
         if found != sha256:
             raise UserError(
@@ -38,18 +63,19 @@ class TokenStore:
             )
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The tokens `start` to `stop`, read-only. Raises UserError if the file has changed."""
-        size, pieces = max(0, stop - start) * self.dtype.itemsize, []
+        """The stored tokens `start` to `stop`, read-only. Raises UserError if the file has changed."""
+        itemsize = self.form.dtype.itemsize
+        size, pieces = max(0, stop - start) * itemsize, []
         with self._naming_changes():
             if self._find_stamp() != self._stamp:
                 self.verify()
-            self._file.seek(start * self.dtype.itemsize)
+            self._file.seek(start * itemsize)
             while size > 0 and (piece := self._file.read(size)):  # no more than 2 GB come at once
                 pieces.append(piece)
                 size -= len(piece)
             if size > 0:
                 raise OSError("it is shorter now")
-        return np.frombuffer(b"".join(pieces), self.dtype)
+        return np.frombuffer(b"".join(pieces), self.form.dtype)
 
     def verify(self):
         """Raise UserError if the hash has changed since opening."""
@@ -72,13 +98,13 @@ class TokenStore:
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def _scan(self) -> tuple[str, int]:
-        """The SHA-256 of the file and the largest token in it."""
+        """The SHA-256 of the file and the largest id in it."""
         digest, largest = hashlib.sha256(), 0
         self._file.seek(0)
         while block := self._file.read(SCAN_BYTES):
             digest.update(block)
-            tokens = np.frombuffer(block, self.dtype, len(block) // self.dtype.itemsize)
-            largest = max(largest, int(tokens.max(initial=0)))
+            tokens = np.frombuffer(block, self.form.dtype, len(block) // self.form.dtype.itemsize)
+            largest = max(largest, int(self.form.ids(tokens).max(initial=0)))
         return digest.hexdigest(), largest
 
     def __del__(self):
@@ -87,7 +113,7 @@ class TokenStore:
 
 
 class StoredTokens:
-    """A part of a token file, read on demand: `tokens[a:b]` and `np.array(tokens)` are arrays.
+    """A part of a token file, read on demand: `tokens[a:b]` and `np.array(tokens)` are arrays of ids.
 
     The pages of a memory map would count as the process's memory, on some kernels 2 MB for each window.
     """
@@ -99,8 +125,16 @@ class StoredTokens:
         return self._len
 
     def __getitem__(self, places: slice) -> np.ndarray:
-        start, stop, _ = places.indices(self._len)
-        return self.store.read(self._start + start, self._start + stop)
+        return self.store.form.ids(self._read(places))
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self[:].astype(dtype or self.store.dtype, copy=bool(copy))
+        return self[:].astype(dtype or self.store.form.dtype, copy=bool(copy))
+
+    def targets(self, start: int, stop: int) -> np.ndarray:
+        """The ids of these tokens, `NO_TARGET` for a masked one: int64 (stop - start,)."""
+        form, stored = self.store.form, self._read(slice(start, stop))
+        return np.where(form.counts(stored), form.ids(stored).astype(np.int64), NO_TARGET)
+
+    def _read(self, places: slice) -> np.ndarray:
+        start, stop, _ = places.indices(self._len)
+        return self.store.read(self._start + start, self._start + stop)

@@ -218,9 +218,9 @@ def identity(tokenizer: Tokenizer) -> dict[str, str | int]:
     return {"name": tokenizer.name, "vocab_size": tokenizer.n_vocab, "sha256": digest}
 
 
-def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """The smallest of uint16 and uint32 that holds every id."""
-    return np.dtype(np.uint16 if tokenizer.n_vocab <= 1 << 16 else np.uint32)
+def token_dtype(tokenizer: Tokenizer, spare_bits: int = 0) -> np.dtype:
+    """The smallest of uint16 and uint32 that holds every id and so many bits more."""
+    return np.dtype(np.uint16 if tokenizer.n_vocab << spare_bits <= 1 << 16 else np.uint32)
 
 
 @lru_cache(maxsize=8)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from contract.errors import ConfigError
-from data.batches import evaluation_batches
+from contract.errors import ConfigError, UserError
+from contract.targets import NO_TARGET
+from data.batches import evaluation_batches, targets_of
 from harness.training.backend import Backend
 from harness.training.settings import tokens_per_sequence
 
@@ -17,7 +18,7 @@ MAX_WINDOWS, MAX_LOGITS = 32, 1 << 26
 
 
 class Evaluation(NamedTuple):
-    """loss: nats per token; tokens: how many were predicted, which is all but the first."""
+    """loss: nats per token; tokens: how many predictions count, as a rule those of all tokens but the first."""
 
     loss: float
     tokens: int
@@ -42,25 +43,30 @@ def evaluate(
     interrupted: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Evaluation | None:
-    """The mean loss over a text's tokens, each predicted from those before it in its window.
+    """The mean loss over a text's tokens that count, each predicted from those before it in its window.
 
     tokens: int (N,); batch_size: windows at once, None for 32, or fewer if their logits were more than 64 million
     sequence_length: tokens of a window, None for the model's context length
     max_windows, stride: see `data.batches.evaluation_batches`
     interrupted: asked after every batch whether to leave. returns: None then
     progress: called after every batch with the tokens predicted so far
+    Raises UserError if none of the tokens counts.
     """
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
     T = tokens_per_sequence(sequence_length, backend.config)
     batch_size = batch_size or max(1, min(MAX_WINDOWS, MAX_LOGITS // (T * backend.config.vocab_size)))
-    total, count = 0.0, 0
+    total, count, predicted = 0.0, 0, 0
     for inputs, targets in evaluation_batches(tokens, T, batch_size, max_windows, stride):
-        total += backend.evaluate(inputs, targets) * targets.size
-        count += targets.size
-        progress(count)
+        found = int(np.count_nonzero(targets != NO_TARGET))
+        total += backend.evaluate(inputs, targets) * found
+        count += found
+        predicted += targets.size
+        progress(predicted)
         if interrupted():
             return None
+    if count == 0:
+        raise UserError(f"{predicted:,} tokens were predicted, of which no one counts; evaluate more of them")
     return Evaluation(total / count, count)
 
 
@@ -73,12 +79,12 @@ def log_probabilities(
 ) -> np.ndarray:
     """The logarithm of the probability of every token but the first, from those before it in its window: float (N - 1,)
 
-    tokens, sequence_length, stride: as in `evaluate`, whose loss is minus the mean of these
+    tokens, sequence_length, stride: as in `evaluate`, whose loss is minus the mean of those that count
     """
     T, found = tokens_per_sequence(sequence_length, backend.config), []
+    wanted = iter(np.asarray(tokens[1:]))
     rows = max(1, MAX_LOGITS // 8 // backend.config.vocab_size)  # in float64, and held twice
     for inputs, targets in evaluation_batches(tokens, T, 1, stride=stride):
-        wanted = iter(targets[0])
         for logits in backend.logits(inputs, targets.shape[1], rows):
             shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
             picked = shifted[np.arange(len(logits)), list(islice(wanted, len(logits)))]
@@ -86,25 +92,32 @@ def log_probabilities(
     return np.concatenate(found)
 
 
+def evaluation_of(log_probabilities: np.ndarray, tokens: np.ndarray) -> Evaluation:
+    """The loss of those tokens, int (N,), that count; log_probabilities: float (N - 1,), of all but the first"""
+    found = log_probabilities[counts(tokens, 1, len(tokens))]
+    return Evaluation(-float(found.mean()), len(found))
+
+
 def document_losses(
     log_probabilities: np.ndarray, tokens: np.ndarray, ends: Sequence[int]
 ) -> list[tuple[int, Evaluation]]:
-    """The place where each document begins and the loss of its tokens, its end token's included.
+    """The place where each document begins and the loss of its tokens that count, its end token's included.
 
     log_probabilities: float (N - 1,), of the tokens, int (N,), but the first; ends: the tokens that end a document
-    A document of the first token alone has no prediction and is left out.
+    A document without one is left out, such as that of the first token alone, which is not predicted.
     """
-    tokens = np.asarray(tokens[:])
-    edges = [0, *(np.flatnonzero(np.isin(tokens[:-1], ends)) + 1), len(tokens)]
-    parts = [(start, log_probabilities[max(start, 1) - 1 : stop - 1]) for start, stop in pairwise(edges)]
-    return [(int(start), Evaluation(-float(part.mean()), len(part))) for start, part in parts if len(part)]
+    edges = [0, *(np.flatnonzero(np.isin(tokens[: len(tokens) - 1], ends)) + 1), len(tokens)]
+    counting = counts(tokens, 1, len(tokens))
+    places = [(int(start), slice(max(start, 1) - 1, stop - 1)) for start, stop in pairwise(edges)]
+    parts = [(start, log_probabilities[place][counting[place]]) for start, place in places]
+    return [(start, Evaluation(-float(part.mean()), len(part))) for start, part in parts if len(part)]
 
 
 def of_text(evaluation: Evaluation, tokens: np.ndarray, texts: list[bytes]) -> dict[str, float]:
     """The loss over units of the predicted text that no tokenizer changes: `bits_per_byte`, `word_perplexity`.
 
     tokens: int (N,), as given to `evaluate`; texts: of each token, as `data.tokenizers.text_bytes` gives them
-    A word is what stands between white space; None where there is none.
+    Only tokens that count are looked at. A word is what stands between white space; None where there is none.
     """
     lengths = np.array([len(text) for text in texts], np.int64)
     # A word begins inside a token, or with a token behind one that ends in white space.
@@ -113,11 +126,19 @@ def of_text(evaluation: Evaluation, tokens: np.ndarray, texts: list[bytes]) -> d
     closes = np.array([text[-1:].strip() == b"" for text in texts])
     n_bytes = n_words = 0
     for start in range(1, len(tokens), 1 << 20):  # in pieces: the file may be large
-        piece = np.asarray(tokens[start - 1 : start + (1 << 20)])
-        n_bytes += int(lengths[piece[1:]].sum())
-        n_words += int(inside[piece[1:]].sum() + (begins[piece[1:]] & closes[piece[:-1]]).sum())
+        stop = min(start + (1 << 20), len(tokens))
+        piece = np.asarray(tokens[start - 1 : stop])
+        counting = counts(tokens, start, stop)
+        before, piece = piece[:-1][counting], piece[1:][counting]
+        n_bytes += int(lengths[piece].sum())
+        n_words += int(inside[piece].sum() + (begins[piece] & closes[before]).sum())
     nats = evaluation.loss * evaluation.tokens
     return {
         "bits_per_byte": nats / log(2) / n_bytes,
         "word_perplexity": Evaluation(nats / n_words, n_words).perplexity if n_words else None,
     }
+
+
+def counts(tokens: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Which of these tokens of a corpus count as targets: bool (stop - start,)."""
+    return targets_of(tokens, start, stop) != NO_TARGET

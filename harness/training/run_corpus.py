@@ -17,6 +17,7 @@ from harness.training.run_folder import RunFolder
 def corpus_record(run: RunFolder, corpus: TokenFile) -> dict:
     """What a run's checkpoints record about its tokens; `tokens`, their path, is None for the run's own."""
     record = {"tokens_sha256": corpus.info.tokens_sha256, "train_tokens": corpus.info.train_tokens}
+    record |= {"conversations": True} if corpus.info.form.masked else {}
     path, folder = corpus.path.resolve(), run.path.resolve()
     if path == run.tokens.resolve():
         return {"tokens": None} | record
@@ -100,6 +101,11 @@ def check_length(text: Path, info: TokenFileInfo, T: int):
         raise UserError(
             f"{info.source} has {info.train_tokens:,} tokens to train on, but one sequence takes {wanted:,}; "
             f"give a longer text{shorter}"
+        )
+    if info.form.masked and not (info.train_targets and info.validation_targets):
+        raise UserError(
+            f"{info.source} has {info.train_targets:,} tokens of replies to train on and {info.validation_targets:,} "
+            "to validate on, and both parts need some; give more conversations"
         )
     if info.validation_tokens < 2:
         raise UserError(

@@ -6,26 +6,47 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from contract.errors import ConfigError, UserError
 from contract.files import open_regular, write_file
-from data.tokenizers import Tokenizer
+from contract.targets import NO_TARGET
+from data.batches import has_mask, targets_of
+from data.tokenizers import TextDecoder, Tokenizer
 from harness.training.backend import Backend
 from harness.training.generation import encode_prompt, ends, generate_text
 
 SAMPLE_TOKENS, TEMPERATURE = 100, 0.8
+LONGEST_PROMPT = 4096  # tokens that are looked through for a reply
 
 
 def sample(backend: Backend, tokenizer: Tokenizer, held_out, seed: int) -> Iterator[str]:
-    """The pieces of a text that begins as a line of the corpus does.
+    """The pieces of a text that begins as a line of the corpus does; of conversations, the first held-out reply's.
 
     held_out: tokens of the corpus, whose first one begins the text if the tokenizer knows no line break
     """
-    try:
-        tokens = encode_prompt(tokenizer, None)
-    except ConfigError:
-        tokens = held_out[:1].tolist()
+    if has_mask(held_out):
+        tokens = _before_reply(held_out)
+        decoder = TextDecoder(tokenizer)
+        yield "".join(map(decoder.feed, tokens))
+    else:
+        tokens = _line_start(tokenizer, held_out)
     settings = {"temperature": TEMPERATURE, "seed": seed, "stop": ends(tokenizer)}
-    return generate_text(backend, tokenizer, tokens, SAMPLE_TOKENS, **settings)
+    yield from generate_text(backend, tokenizer, tokens, SAMPLE_TOKENS, **settings)
+
+
+def _line_start(tokenizer: Tokenizer, held_out) -> list[int]:
+    try:
+        return encode_prompt(tokenizer, None)
+    except ConfigError:
+        return held_out[:1].tolist()
+
+
+def _before_reply(held_out) -> list[int]:
+    """The tokens of a held-out conversation up to where its first reply begins."""
+    targets = targets_of(held_out, 0, min(len(held_out), LONGEST_PROMPT))
+    first = int(np.argmax(targets != NO_TARGET)) or len(targets)  # a reply is never the first token
+    return held_out[:first].tolist()
 
 
 class SampleLog:

@@ -429,7 +429,7 @@ def test_adam_is_the_same(kind):
 
 
 def train(backend, steps, accumulate=1):
-    """returns: the losses of `steps`, each on a batch of its own, in which every other time half of the targets count"""
+    """returns: the losses of `steps`, each on a batch of its own; in every other one half of the targets count"""
     losses = []
     for step in steps:
         rng = np.random.default_rng(step)
