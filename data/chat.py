@@ -139,10 +139,20 @@ def render(
 
 @lru_cache(maxsize=4)
 def _compiled(template: str):
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Generation(Extension):
+        """{% generation %} ... {% endgeneration %}, which marks replies for other tools and writes nothing."""
+
+        tags = frozenset(["generation"])
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = _json  # Jinja's own escapes < and >, for web pages
     environment.globals |= {
