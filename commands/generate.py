@@ -159,6 +159,7 @@ def _reply(model, checkpoint, messages, text, max_new_tokens, settings):
     _tell_of_length(checkpoint, tokens)
     reply = ""
     for piece in generate_text(model, checkpoint.tokenizer, tokens, max_new_tokens, **settings):
+        piece = piece if reply else piece.lstrip(" ")  # of the reply's first word
         write(piece)
         reply += piece
     write("\n")

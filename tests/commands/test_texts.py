@@ -107,3 +107,61 @@ def test_bits_per_byte_are_of_the_text(succeed, texts):
     assert text < len(predicted)
     wanted = found["nats_per_token"] * len(predicted) / 0.6931471805599453 / text
     assert found["bits_per_byte"] == pytest.approx(wanted)
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """A JSONL of conversations that all have one reply, to questions that cannot be foretold."""
+    path = tmp_path / "chats.jsonl"
+    message = '{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "yes"}]}\n'
+    path.write_text("".join(message % n for n in range(1000, 1400)), newline="")
+    return path
+
+
+def test_train_on_replies_and_reply(succeed, run_cli, chats, tmp_path):
+    """The loss is of the replies alone, a sample begins with a question, and `--chat` ends after the reply."""
+    run = tmp_path / "run"
+    named = ("--text", chats, "--field", "messages", "--out", run, *SMALL.split())
+    flags = "--context-length 32 --steps 120 --learning-rate 0.01 --eval-interval 60 --sample-every 120"
+    _, err = succeed("train", *named, *flags.split())
+    assert re.search(r"^replies +19 % of the tokens, and only they are learnt$", err, re.MULTILINE)
+    assert re.search(r"step 120 +sample:\nUser: 1\d\d\d\?\nAssistant: yes\n", err.replace("    ", " "))
+    found = json.loads(succeed("evaluate", run, "--json")[0])
+    corpus, _ = open_prepared(run / "tokens.bin")
+    assert found["tokens"] == corpus.info.validation_targets == 5 * 40
+    assert found["nats_per_token"] < 0.01  # a question's digits alone would cost more
+    out, _ = succeed("generate", run, "--chat", "1234?", "--temperature", "0")
+    assert out == "yes\n"
+    _, err = succeed("train", "--resume", "--out", run, "--steps", "121")
+    assert "trained 121 steps" in err
+
+
+def test_a_dry_run_shows_what_is_learnt(succeed, run_cli, chats, tmp_path, monkeypatch):
+    """Token by token, after what a training would say; nothing is kept."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    flags = ("--field", "messages", *SMALL.split(), "--context-length", "32", "--steps", "7", "--dry-run")
+    out, err = succeed("train", "--text", chats, *flags)
+    assert re.search(r"^training +steps 0 to 7", err, re.MULTILINE)
+    assert "nothing was trained; the first 200 tokens, + before those that are learnt" in err
+    lines = out.splitlines()
+    assert len(lines) == 200
+    learnt = "".join(line.split(None, 2)[2].strip("'") for line in lines if line.startswith("+"))
+    assert learnt.startswith(" yes<|endoftext|> yes<|endoftext|>")
+    assert sorted(tmp_path.iterdir()) == before
+    out, _ = succeed(
+        "train", "--text", chats, "--field", "messages", *SMALL.split(), "--dry-run", "--dropout", "0.1"
+    )
+    assert len(out.splitlines()) == 200
+    plain = tmp_path / "plain.txt"
+    plain.write_text("".join(SENTENCES), newline="")
+    out, _ = succeed("train", "--text", plain, *SMALL.split(), "--dry-run")
+    assert all(line.startswith("+") for line in out.splitlines())
+
+
+def test_conversations_without_replies_to_validate_on(run_cli, chats, tmp_path):
+    flags = ("--field", "messages", "--validation-fraction", "0", "--out", tmp_path / "run", *SMALL.split())
+    code, _, err = run_cli("train", "--text", chats, *flags)
+    assert code == 1
+    assert "tokens of replies to train on and 0 to validate on, and both parts need some" in err
+    assert err.count("\n") == 1

@@ -1,5 +1,6 @@
 """Evaluation and text generation: every token counted once, and characters that come out whole."""
 
+import hashlib
 import importlib.util
 import itertools
 from math import log
@@ -10,9 +11,17 @@ import pytest
 from contract.errors import ConfigError, UserError
 from contract.weights import Weights, initial_weights
 from data.prepare import DEFAULT_RANKS
+from data.token_store import StoredTokens, TokenForm, TokenStore
 from data.tokenizers import encode, encoding_of, load_ranks, open_tokenizer, token_bytes
 from harness.training.backend import open_backend
-from harness.training.evaluation import Evaluation, document_losses, evaluate, log_probabilities, of_text
+from harness.training.evaluation import (
+    Evaluation,
+    document_losses,
+    evaluate,
+    evaluation_of,
+    log_probabilities,
+    of_text,
+)
 from harness.training.generation import encode_prompt, generate_text
 from numpy_llm.model import GPT
 
@@ -50,6 +59,47 @@ def test_every_token_but_the_first_counts_once(backend, count, batch_size):
     result = evaluate(backend, tokens, batch_size)
     assert result.tokens == count - 1
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+@pytest.fixture
+def replies(tmp_path):
+    """Tokens of conversations in the vocabulary of the model, of which some count: a part of a token file."""
+
+    def masked(ids, counts):
+        path, form = tmp_path / "x.bin", TokenForm(np.dtype("<u2"), masked=True)
+        path.write_bytes(np.where(counts, ids, ids | form.mask).astype("<u2").tobytes())
+        store = TokenStore(path, form, len(ids), hashlib.sha256(path.read_bytes()).hexdigest())
+        return StoredTokens(store, 0, len(ids))
+
+    return masked
+
+
+@pytest.mark.parametrize("stride", [None, 2])
+def test_only_what_counts_is_evaluated(backend, replies, stride):
+    """The mean of -log p over the tokens that count, whatever batch they are in; so of bytes and of documents."""
+    ids = np.random.default_rng(3).integers(7, size=23)
+    counts = np.arange(23) % 7 > 4
+    counts[:2] = True  # the first one is never predicted
+    tokens = replies(ids, counts)
+    each = -log_probabilities(backend, ids, stride=stride)
+    wanted = each[counts[1:]]
+    for batch_size in (1, 4):
+        found = evaluate(backend, tokens, batch_size, stride=stride)
+        assert found.tokens == len(wanted) == counts[1:].sum()
+        assert found.loss == pytest.approx(wanted.mean(), rel=1e-12)
+    np.testing.assert_allclose(log_probabilities(backend, tokens, stride=stride), -each, rtol=1e-12)
+    assert evaluation_of(-each, tokens) == pytest.approx((wanted.mean(), len(wanted)))
+    texts = [b"", b"a", b"bb", b"ccc", b" d", b"e ", b"f g"]
+    n_bytes = sum(len(texts[id]) for id in ids[1:][counts[1:]])
+    found = of_text(found, tokens, texts)
+    assert found["bits_per_byte"] == pytest.approx(wanted.sum() / log(2) / n_bytes)
+    documents = document_losses(-each, tokens, [0])
+    assert sum(found.loss * found.tokens for _, found in documents) == pytest.approx(wanted.sum())
+
+
+def test_nothing_that_counts_is_no_evaluation(backend, replies):
+    with pytest.raises(UserError, match="4 tokens were predicted, of which no one counts"):
+        evaluate(backend, replies(np.array([1, 2, 3, 4, 5]), np.array([True, False, False, False, False])))
 
 
 @pytest.mark.parametrize("most", [1 << 26, 8 * 7 * 2, 1])
