@@ -214,9 +214,14 @@ def initial_weights(config: ModelConfig, seed: int, dtype) -> Weights:
     """
     weights = Weights.zeros(config, dtype)
     for name, spec in weight_table(config).items():
-        if spec.init == "normal":
-            draws = generator(seed, f"weights.{name}").standard_normal(spec.shape, dtype=np.float32)
-            np.multiply(draws, np.float32(spec.std), out=weights[name], casting="same_kind")
-        elif spec.init == "ones":
-            weights[name][...] = 1
+        fill_initial(weights[name], name, spec, seed)
     return weights
+
+
+def fill_initial(weight: np.ndarray, name: str, spec: WeightSpec, seed: int):
+    """Write the initial values of the weight called `name`, a row of the table."""
+    if spec.init == "normal":
+        draws = generator(seed, f"weights.{name}").standard_normal(spec.shape, dtype=np.float32)
+        np.multiply(draws, np.float32(spec.std), out=weight, casting="same_kind")
+    else:
+        weight[...] = {"zeros": 0, "ones": 1}[spec.init]
