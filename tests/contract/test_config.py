@@ -30,6 +30,35 @@ INVALID = [
         ["even d_model", "5"],
         id="odd sinusoidal width",
     ),
+    *[
+        pytest.param({"lora_rank": value}, ["lora_rank", words], id=f"lora_rank={value!r}")
+        for value, words in (
+            (0, "at least 1, got 0"),
+            ("4", "got '4'"),
+            (7, "at most d_model, 6"),
+            (True, "got True"),
+        )
+    ],
+    *[
+        pytest.param(
+            {"lora_rank": 2, "lora_alpha": value},
+            ["lora_alpha must be a number", repr(value)],
+            id=f"{value!r}",
+        )
+        for value in (0, -1, "2", float("inf"), float("nan"))
+    ],
+    *[
+        pytest.param(
+            {"lora_rank": 2, "lora_targets": value},
+            ["query_key_value, output, up, down, got"],
+            id=f"{value!r}",
+        )
+        for value in ((), ["gate"], "up", [["up"]], ["up", "token_embedding"])
+    ],
+    pytest.param({"lora_alpha": 4}, ["lora_alpha is set, but lora_rank is not"], id="alpha of no pair"),
+    pytest.param(
+        {"lora_targets": ["up"]}, ["lora_targets is set, but lora_rank is not"], id="targets of no pair"
+    ),
     pytest.param({"activation": "gelu"}, ["activation 'gelu'", "exact-erf", "gelu_tanh"], id="erf gelu"),
     pytest.param(
         {"activation": "gelu_erf"}, ["activation 'gelu_erf'", "exact-erf", "gelu_tanh"], id="erf gelu by name"
@@ -175,6 +204,20 @@ def test_head_size_is_always_an_integer(tiny_config):
     assert wider == tiny_config(n_head=3, d_model=9)
 
 
+def test_low_rank_pairs(tiny_config):
+    """alpha is twice the rank unless given; targets are in the model's order, a gate's only where there is one."""
+    config = tiny_config(lora_rank=2)
+    assert (config.lora_alpha, config.lora_scale) == (4, 2)
+    assert config.lora_targets == ("query_key_value", "output", "up", "down")
+    gated = tiny_config(lora_rank=2, lora_alpha=1, feed_forward="gated")
+    assert (gated.lora_scale, gated.lora_targets) == (
+        0.5,
+        ("query_key_value", "output", "gate", "up", "down"),
+    )
+    assert tiny_config(lora_rank=2, lora_targets=["up", "output", "up"]).lora_targets == ("output", "up")
+    assert ModelConfig.from_dict(json.loads(json.dumps(gated.to_dict()))) == gated
+
+
 def test_defaults():
     """What is left out is as GPT-2 has it: biases, tied embeddings, eps 1e-5, and no dropout."""
     config = preset("gpt2", vocab_size=50257)
@@ -227,12 +270,13 @@ def test_dictionary_with_wrong_fields(tiny_config):
 
 
 def test_dictionary_of_an_older_file():
-    """A file from before head_size and n_kv_head opens as the same model."""
-    config = preset("nano", vocab_size=11)
-    older = {
-        name: value for name, value in config.to_dict().items() if name not in ("head_size", "n_kv_head")
-    }
-    assert len(older) == len(config.to_dict()) - 2
+    """A file from before head_size, n_kv_head and low-rank pairs opens as the same model."""
+    config, later = (
+        preset("nano", vocab_size=11),
+        ("head_size", "n_kv_head", "lora_rank", "lora_alpha", "lora_targets"),
+    )
+    older = {name: value for name, value in config.to_dict().items() if name not in later}
+    assert len(older) == len(config.to_dict()) - len(later)
     assert ModelConfig.from_dict(older) == config
 
 
