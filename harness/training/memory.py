@@ -101,7 +101,10 @@ def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSetting
         # A second one of the embedding while it is added: a tied output's, another micro-batch's.
         matrices = config.tie_embeddings + (settings.accumulate > 1)
     kept = sequences * held * size["T"] * (per_token + size["T"] * per_pair) // parts
-    numbers = parameter_count(config) * (4 + gradients) + matrices * size["V"] * size["C"] + kept + blocks
+    sums = settings.accumulate.bit_length() - 1  # of micro-batches' gradients, see `tree_sum`
+    numbers = (
+        parameter_count(config) * (4 + gradients + sums) + matrices * size["V"] * size["C"] + kept + blocks
+    )
     return int(numbers) * np.dtype(settings.dtype).itemsize + PROCESS_BYTES[backend]
 
 

@@ -18,11 +18,12 @@ from contract.targets import counted
 from contract.trace import Trace
 from contract.weights import Weights, check_weights, frozen_names, weight_table
 from harness.training.backend import BackendSettings
+from harness.training.tree_sum import tree_sum
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate, generate_samples
 from numpy_llm.gradients import GradientSum
 from numpy_llm.model import GPT
-from numpy_llm.threads import Team, each
+from numpy_llm.threads import Team, cut, each
 
 # Parts of a batch have about so many tokens, as large as products want them and no larger than caches do; and at least
 # so many numbers in their residual stream, below which the calls of NumPy take longer than its work.
@@ -30,6 +31,7 @@ PART_TOKENS, PART_NUMBERS = 1024, 48_000
 # Seconds. A thread that comes back from a call of NumPy sleeps until the interpreter is free, this long at most. With
 # Python's 5 ms two threads took 1.02 to 1.06 times as long for a step.
 SWITCH_INTERVAL = 1e-5
+ADDED_NUMBERS = 1 << 18  # of two micro-batches' gradients, by a thread at a time
 
 
 class NumpyBackend:
@@ -56,6 +58,8 @@ class NumpyBackend:
             for name, view in weights.items():
                 view[...] = given[name]
         self.model = GPT(config, weights, seed=settings.seed, dtype=settings.dtype)
+        self._gradients: Weights | None = None  # of the last batch
+        self._unused: list[Weights] = []  # memory for gradients, kept between steps
         self._adam, self._frozen = settings.adam, frozen_names(self.model.weights, settings.freeze)
         blas = ThreadpoolController()
         try:
@@ -70,20 +74,28 @@ class NumpyBackend:
         """AdamW over the model's weights; its moments exist from the first use on."""
         return AdamW(self.model.weights, **self._adam, frozen=self._frozen)
 
-    @cached_property
-    def _gradients(self) -> Weights:
-        return Weights.zeros(self.config, self.model.dtype, without=self._frozen)
-
     def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
-        total, loss = GradientSum(self._gradients, empty=True), 0.0
+        if self._gradients is not None:
+            self._unused.append(self._gradients)
+        micro_batches = _split(slice(0, len(tokens)), accumulate)
         with self._working():
-            for micro_batch in _split(slice(0, len(tokens)), accumulate):
-                loss += self._differentiate(tokens, targets, micro_batch, step, total)
+            found = (self._differentiate(tokens, targets, rows, step) for rows in micro_batches)
+            loss, self._gradients = tree_sum(found, self._add)
         return loss
 
-    def _differentiate(self, tokens, targets, rows: slice, step: int, total: GradientSum) -> float:
-        """The share of these rows in the loss of the batch; their gradients are added to `total`."""
-        parts = self._parts(rows, tokens)
+    def _add(self, one: tuple[float, Weights], other: tuple[float, Weights]) -> tuple[float, Weights]:
+        """The sum of two losses, and of two gradients in the place of the first."""
+        (loss, total), (other_loss, gradients) = one, other
+        each(lambda part: _add_into(total.flat, gradients.flat, part), cut(len(total.flat), ADDED_NUMBERS))
+        self._unused.append(gradients)
+        return loss + other_loss, total
+
+    def _differentiate(self, tokens, targets, rows: slice, step: int) -> tuple[float, Weights]:
+        """The share of these rows in the loss of the batch, and their gradients."""
+        gradients = self._unused.pop() if self._unused else None
+        if gradients is None:
+            gradients = Weights.zeros(self.config, self.model.dtype, without=self._frozen)
+        total, parts = GradientSum(gradients, empty=True), self._parts(rows, tokens)
         # What waits is not computed for frozen weights.
         later = bool(self._frozen) or products_wait(
             rows.stop - rows.start, tokens.shape[1], self.config.d_model
@@ -106,7 +118,7 @@ class NumpyBackend:
         while True:  # the gradients of one layer are added up while the parts go through the next
             groups = each(_call, [*advancing, *adding])[: len(parts)]
             if not groups[0]:
-                return sum(losses)
+                return sum(losses), gradients
             # One layer after another: a tied matrix has gradients in the first and in the last.
             *earlier, adding = [total.work(layers) for layers in zip(*groups, strict=True)]
             for work in earlier:
@@ -201,6 +213,10 @@ def products_wait(sequences: int, T: int, d_model: int) -> bool:
 
 def _call(work: Callable):
     return work()
+
+
+def _add_into(total: np.ndarray, more: np.ndarray, part: slice):
+    total[part] += more[part]
 
 
 def _split(rows: slice, parts: int) -> list[slice]:

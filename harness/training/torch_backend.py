@@ -13,6 +13,7 @@ from contract.targets import counted
 from contract.trace import Trace
 from contract.weights import frozen_names
 from harness.training.backend import BackendSettings
+from harness.training.tree_sum import tree_sum
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate, generate_samples
 from torch_llm.model import GPT
@@ -48,19 +49,34 @@ class TorchBackend:
         return AdamW(self._trained, **self._adam)
 
     def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
+        share = self.share(tokens, targets, step=step, first=0, parts=accumulate, count=counted(targets))
+        return float(share)
+
+    def share(self, tokens, targets, *, step: int, first: int, parts: int, count: int) -> torch.Tensor:
+        """The share of some rows in the loss of a batch, in which `count` targets count; keeps their gradients.
+
+        first: the place of these rows in the batch; parts: micro-batches, whose gradients are added up in a tree
+        """
+        pieces = [np.array_split(array, min(parts, len(tokens))) for array in (tokens, targets)]
+        found = (self._differentiate(*piece, step, count) for piece in _placed(first, *pieces))
+        loss, gradients = tree_sum(found, _add)
+        self._give(gradients)
+        return loss
+
+    def _differentiate(self, first, tokens, targets, step, count) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The share of a micro-batch in the loss, and its gradients."""
         self.model.zero_grad()
-        first, total = 0, torch.zeros((), device=self.device)
-        parts = min(accumulate, len(tokens))
-        pieces = (np.array_split(array, parts) for array in (tokens, targets))
-        for inputs, outputs in zip(*pieces, strict=True):
-            dropout = DropoutKey(self.seed, step, first_sequence=first)
-            # Taking the loss alone frees the logits before the backward pass.
-            loss = self.model.loss(torch.tensor(inputs), torch.tensor(outputs), dropout=dropout)
-            loss = loss * (counted(outputs) / counted(targets))  # this part's share of the batch's mean
-            loss.backward()
-            total = total + loss.detach()
-            first += len(inputs)
-        return float(total)
+        dropout = DropoutKey(self.seed, step, first_sequence=first)
+        # Taking the loss alone frees the logits before the backward pass.
+        loss = self.model.loss(torch.tensor(tokens), torch.tensor(targets), dropout=dropout)
+        loss = loss * (counted(targets) / count)
+        loss.backward()
+        return loss.detach(), [weight.grad for weight in self._trained.values()]
+
+    def _give(self, gradients):
+        """Let the weights have these gradients."""
+        for weight, gradient in zip(self._trained.values(), gradients, strict=True):
+            weight.grad = gradient
 
     def trace(self, tokens, targets, *, step) -> Trace:
         trace = Trace()
@@ -104,6 +120,19 @@ class TorchBackend:
 
     def generate_samples(self, tokens, max_new_tokens, num_samples, **sampling) -> Iterator[tuple[int, int]]:
         return generate_samples(self.model, tokens, max_new_tokens, num_samples, **sampling)
+
+
+def _placed(first: int, inputs, outputs) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Micro-batches, each with the place of its first row in the batch."""
+    for tokens, targets in zip(inputs, outputs, strict=True):
+        yield first, tokens, targets
+        first += len(tokens)
+
+
+def _add(one, other):
+    """The sum of two losses, and of two lists of gradients in the place of the first."""
+    torch._foreach_add_(one[1], other[1])
+    return one[0] + other[0], one[1]
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
