@@ -24,7 +24,8 @@ from commands.parity import parity
 from commands.streams import cap_width, release_stdout, secure_streams
 from commands.study import study
 from commands.train import train
-from contract.errors import UserError, reason_of, refused_memory, visible
+from contract.errors import ConfigError, UserError, reason_of, refused_memory, visible
+from harness.training.ranks import is_leader, rank_count
 
 app = typer.Typer(
     help="A GPT written twice: every gradient by hand in NumPy, and its twin in PyTorch.",
@@ -65,6 +66,8 @@ def main() -> int:
     try:
         # Calling the app itself would turn an interrupt or a broken pipe into a silent exit code.
         with get_command(app).make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
+            if rank_count() > 1 and sys.argv[1] != "train":
+                raise ConfigError(f"{sys.argv[1]} runs in one process; leave torchrun out")
             context.command.invoke(context)
         return 0
     except UserError as error:
@@ -92,7 +95,8 @@ def main() -> int:
             raise
         # A group without a command gives an empty message.
         problem, code = f"{error.format_message() or 'a command is missing'}; see --help", error.exit_code
-    print(f"error: {visible(' '.join(problem.split()))}", file=sys.stderr)
+    if is_leader():
+        print(f"error: {visible(' '.join(problem.split()))}", file=sys.stderr)
     return code
 
 

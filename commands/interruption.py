@@ -19,8 +19,10 @@ INTERRUPTED_LINE = "error: interrupted"
 NATIVE_SECONDS = 1.0  # native code may run this long after the first signal
 CLEANUP_SECONDS = 10.0  # allowed for cleanup after it
 # timeout(1) sends SIGTERM twice at once, and a closing terminal sends SIGHUP twice: from its shell, and from the
-# system when the shell has exited. Neither is a second request by a person.
+# system when the shell has exited. torchrun passes a Ctrl-C on, which the terminal has sent to all. None of these is a
+# second request by a person.
 REPEAT_SECONDS = 1.0
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Interruption:
@@ -82,6 +84,13 @@ def leave_if_interrupted(code: int):
             os._exit(code)
 
 
+def ignore_signals():
+    """Leave signals from now on to the process that leads this one."""
+    for number in _state.handled:
+        signal.signal(number, signal.SIG_IGN)
+    _state.handled.clear()
+
+
 def _meet(number, frame):
     """The handler in the main thread."""
     first = not _state.reached.is_set()
@@ -93,7 +102,7 @@ def _meet(number, frame):
 
 def _watch(reader: int):
     """Read the signals as they arrive."""
-    first = None
+    first, launched = None, "TORCHELASTIC_RUN_ID" in os.environ
     while byte := os.read(reader, 1):
         number, now = byte[0], time.monotonic()
         if number not in _state.handled:
@@ -102,7 +111,9 @@ def _watch(reader: int):
             first = now
             _state.came.set()
             threading.Thread(target=_follow, daemon=True).start()
-        elif number == signal.SIGINT or (number == signal.SIGTERM and now - first > REPEAT_SECONDS):
+        elif (number == signal.SIGINT and not launched) or (
+            number in ENDING and now - first > REPEAT_SECONDS
+        ):
             _leave()
 
 

@@ -9,6 +9,7 @@ import typer
 
 from commands import options
 from commands.options import CONFIG_HELP, LEARNING_RATE, MODEL, TOKENIZER_HELP, TRAINING, WATCHING, option
+from commands.ranks import all_ranks
 from contract.components import COMPONENTS
 from contract.errors import ConfigError
 from contract.presets import PRESETS
@@ -158,15 +159,20 @@ def train(
 
         show_plan(context.params, given)
     else:
-        _train(_resumed(given) if resume else start(context.params, given), tensorboard)
+        with all_ranks(given) as ranks:
+            trainer = _resumed(given, ranks) if resume else start(context.params, given, ranks)
+            _train(trainer, tensorboard, ranks)
 
 
 def _named(parameters: dict, names) -> dict:
     return {name: parameters[name] for name in names if name in parameters}
 
 
-def start(parameters: dict, given: dict):
-    """The trainer of a new run. given: the options of the command line; parameters: these and all defaults"""
+def start(parameters: dict, given: dict, ranks=None):
+    """The trainer of a new run.
+
+    given: the options of the command line; parameters: these and all defaults; ranks: see `all_ranks`
+    """
     from commands.console import reading_progress
     from data.prepare import DEFAULT_TEXT
     from harness.training.run_folder import unused_folder
@@ -191,6 +197,7 @@ def start(parameters: dict, given: dict):
             training=_named(given, (*SETTINGS, "epochs")),
             overwrite=parameters["overwrite"],
             progress=progress,
+            ranks=ranks,
             **_named(parameters, Machine._fields),
         )
 
@@ -205,7 +212,7 @@ def run_name(text: Path) -> str:
     return text.resolve().name if text.is_dir() else unpacked_name(text).stem
 
 
-def _resumed(given: dict):
+def _resumed(given: dict, ranks=None):
     """The trainer of the run in --out, or a ConfigError naming an option that does not go with --resume."""
     from harness.training.runs import resume_run
 
@@ -223,16 +230,18 @@ def _resumed(given: dict):
                 "--resume takes one --text, the .bin that the run was started with; omit the others"
             )
         kept["text"] = kept["text"][0]
-    return resume_run(**kept, training=_named(given, SETTINGS), overrides=_named(given, MODEL_FLAGS))
+    return resume_run(
+        **kept, training=_named(given, SETTINGS), overrides=_named(given, MODEL_FLAGS), ranks=ranks
+    )
 
 
-def _train(trainer, tensorboard: bool):
+def _train(trainer, tensorboard: bool, ranks):
     from commands.console import say, training_progress
     from commands.interruption import finishing
     from commands.train_report import plan, write_ending
     from harness.training.event_files import event_file
 
-    for topic, line in plan(trainer):
+    for topic, line in plan(trainer, ranks):
         say(f"{topic:<11} {line}")
     ending = "stopping after this step to save a checkpoint; interrupt again to quit at once"
     events = event_file(trainer.run.events, trainer.step) if tensorboard else nullcontext(trainer.observe)

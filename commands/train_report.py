@@ -7,13 +7,14 @@ from commands.corpus import described
 from contract.errors import command_line
 from contract.weights import frozen_names, parameter_count
 from data.prepare import read_info
+from harness.training.ranks import Ranks
 from harness.training.run_folder import find_checkpoint
 from harness.training.run_samples import sample
 from harness.training.runs import open_model
 from harness.training.trainer import Outcome, Trainer
 
 
-def plan(trainer: Trainer):
+def plan(trainer: Trainer, ranks: Ranks | None = None):
     """What is about to happen: a topic and a line each."""
     backend, settings = trainer.backend, trainer.settings
     config, steps = backend.config, settings.steps
@@ -34,6 +35,9 @@ def plan(trainer: Trainer):
         yield "frozen", f"{count:,} parameters in {len(frozen)} weights, {settings.freeze}"
     memory = trainer.estimated_memory / 1e6
     yield "machine", f"{backend.threads} threads, about {memory:,.0f} MB of memory at the peak"
+    if ranks:
+        same = f"--accumulate {settings.accumulate} --threads {backend.threads}"
+        yield "processes", f"{ranks.size}; one, or any that torchrun starts, give the same bits with {same}"
     yield "run", f"{trainer.run.path}"
     yield from _learning_rate(trainer)
 

@@ -10,6 +10,7 @@ from contract.config import ModelConfig
 from contract.errors import ConfigError, needs
 from contract.trace import Trace
 from harness.training.machine import available_cpus
+from harness.training.ranks import Ranks
 from harness.training.settings import TrainingSettings
 
 BACKENDS = ("numpy", "torch")
@@ -99,16 +100,26 @@ class BackendSettings:
 
 
 def open_backend(
-    backend: str, config: ModelConfig, weights: Mapping[str, np.ndarray] | None = None, **settings
+    backend: str,
+    config: ModelConfig,
+    weights: Mapping[str, np.ndarray] | None = None,
+    *,
+    ranks: Ranks | None = None,
+    **settings,
 ) -> Backend:
     """A backend ready to train or generate.
 
     backend: "numpy" or "torch"; PyTorch is imported only for the latter
     weights: what to start from; None draws initial weights from the seed
+    ranks: the processes to train with, for "torch"
     settings: fields of BackendSettings
     Raises ConfigError for an unknown name or impossible settings, UserError if PyTorch is not installed.
     """
     check_backend(backend)
+    if ranks:
+        from harness.training.replicas import Leader
+
+        return Leader(ranks, config, weights, BackendSettings(**settings))
     if backend == "numpy":
         from harness.training.numpy_backend import NumpyBackend as Opened
     else:

@@ -24,9 +24,11 @@ MAX_ACCUMULATE = 1024  # more micro-batches than anybody would wait for
 PROCESS_BYTES = {"numpy": 105 << 20, "torch": 370 << 20}
 
 
-def check_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int):
-    """Raise UserError, with a way out, if a training would take more memory than this process may use."""
-    memory = available_memory()
+def check_memory(
+    backend: str, config: ModelConfig, settings: TrainingSettings, threads: int, processes: int = 1
+):
+    """Raise UserError, with a way out, if a training would take more memory than each of some processes may use."""
+    memory = available_memory() // processes
     has = f"and this process may use {memory / 1e9:,.1f} GB"
     # The blocks alone, with gradients and moments: the whole weight table could be too large to make.
     one, two = (parameter_count(config.with_layers(layers)) for layers in (1, 2))

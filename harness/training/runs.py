@@ -20,6 +20,7 @@ from harness.training.backend import Backend, check_backend, open_backend, threa
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
 from harness.training.fine_tuning import overridden, starting_weights, with_length
 from harness.training.memory import check_memory
+from harness.training.ranks import Ranks, check_ranks, local_ranks
 from harness.training.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
 from harness.training.run_folder import RunFolder, find_checkpoint, new_run
 from harness.training.settings import ADDED_LATER, FINE_TUNING, Machine, TrainingSettings
@@ -50,6 +51,7 @@ def start_run(
     training: dict | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
     **machine,
 ) -> Trainer:
     """Prepare a new run in the folder `out`: its tokens, its model, its trainer.
@@ -59,11 +61,13 @@ def start_run(
         and shorten the context
     preset_name, overrides: see `contract.config.preset`; config: see `contract.config.read_config`
     training: fields of TrainingSettings, or `epochs` instead of `steps`; with `start` over `FINE_TUNING`
+    ranks: the processes that train together, which make as many micro-batches of a step unless `accumulate` is given
     machine: fields of Machine
     Raises UserError if anything does not fit; nothing has been written or replaced then.
     """
     run, texts, start, machine = RunFolder(out), Texts.of(text), start and Path(start), Machine(**machine)
     training, overrides = (FINE_TUNING if start else {}) | (training or {}), overrides or {}
+    training = ({"accumulate": ranks.size} if ranks else {}) | training
     if overwrite:
         _keep_sources(run, texts, start)
     base, model_for = _model_source(start, tokenizer, preset_name, config, overrides)
@@ -74,7 +78,7 @@ def start_run(
             training = with_length(training, machine, model, corpus.info)
         settings = _settings(training, corpus.info, model)
         check_length(texts.named[0], corpus.info, settings.tokens_per_sequence(model))
-        backend = _training_backend(machine, model, settings, starting_weights(base, model))
+        backend = _training_backend(machine, model, settings, starting_weights(base, model), ranks)
         del corpus  # an open file cannot be moved on Windows
     tokens = _token_file(texts) or run.tokens
     origin = {"source": texts.name} | ({"from": start.name} if start else {})
@@ -176,6 +180,7 @@ def resume_run(
     training: dict | None = None,
     overrides: dict | None = None,
     text: Path | None = None,
+    ranks: Ranks | None = None,
     **machine,
 ) -> Trainer:
     """Continue the run in `out` from its latest checkpoint, with its own settings.
@@ -183,6 +188,7 @@ def resume_run(
     training, overrides: as for `start_run`; they must be the run's, but for those in `CHANGEABLE` and, if the steps
         grow, in `CHANGEABLE_RATES`
     text: the token file that the run was started with, if `run_corpus` cannot find it
+    ranks: the processes that train together, which may be others than before
     machine: fields of Machine, by default the run's; another sums in another order, so the last bits may differ
     Raises UserError if there is nothing to continue, ConfigError naming a setting that would change the run.
     """
@@ -197,7 +203,7 @@ def resume_run(
         kept = _kept(run, checkpoint)
         settings = _resumed_settings(run, checkpoint, training or {}, overrides or {})
         machine = _resumed_machine(kept, machine)
-        backend = _training_backend(machine, checkpoint.config, settings, checkpoint.weights)
+        backend = _training_backend(machine, checkpoint.config, settings, checkpoint.weights, ranks)
         corpus = run_corpus(run, checkpoint, text)
         origin = {name: kept[name] for name in ("source", "from", "model_type") if name in kept}
         trainer = _trainer(backend, settings, run, corpus, checkpoint.tokenizer, origin)
@@ -300,13 +306,21 @@ def _trainer(
     return Trainer(backend, settings, run, corpus, tokenizer, origin | corpus_record(run, corpus) | machine)
 
 
-def _training_backend(machine: Machine, config: ModelConfig, settings: TrainingSettings, weights) -> Backend:
+def _training_backend(
+    machine: Machine, config: ModelConfig, settings: TrainingSettings, weights, ranks: Ranks | None
+) -> Backend:
     """The backend that the settings ask for; it takes `weights` over."""
     check_backend(machine.backend)
-    check_memory(machine.backend, config, settings, thread_count(machine.threads))
+    if ranks:
+        check_ranks(ranks, machine.backend, settings.accumulate)
+    check_memory(
+        machine.backend, config, settings, thread_count(machine.threads), local_ranks(machine.device)
+    )
     names = ("seed", "dtype", "beta1", "beta2", "weight_decay", "freeze")
     own = {name: getattr(settings, name) for name in names}
-    return open_backend(config=config, weights=weights, take_weights=True, **machine._asdict(), **own)
+    return open_backend(
+        config=config, weights=weights, ranks=ranks, take_weights=True, **machine._asdict(), **own
+    )
 
 
 def open_model(path: Path, **machine) -> tuple[Backend, Checkpoint]:

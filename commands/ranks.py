@@ -1,0 +1,49 @@
+"""`train` under `torchrun`: the leader trains, the others follow it in silence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import typer
+
+from contract.errors import ConfigError, UserError
+from harness.training.ranks import Ranks, is_leader, rank_count
+
+ALONE = ("find_rate", "dry_run")  # options of `train` for one process
+
+
+@contextmanager
+def all_ranks(given: dict) -> Iterator[Ranks | None]:
+    """The ranks, for their leader, or None without `torchrun`. A follower does not come back from here.
+
+    given: the options of the command line
+    """
+    if rank_count() == 1:
+        yield None
+        return
+    for name in ALONE:
+        if name in given:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is of one process, and torchrun started {rank_count()}; leave torchrun out"
+            )
+    ranks = Ranks()
+    if not is_leader():
+        raise typer.Exit(_follow(ranks))
+    try:
+        yield ranks
+    finally:
+        with suppress(UserError):  # they have ended before
+            ranks.dismiss()
+
+
+def _follow(ranks: Ranks) -> int:
+    """Work until the leader is done. returns: the exit code"""
+    from commands.interruption import ignore_signals
+    from harness.training.replicas import follow
+
+    ignore_signals()  # the leader saves, and then ends all
+    try:
+        follow(ranks)
+    except Exception as error:
+        ranks.tell(f"rank {ranks.rank} has failed: {error}")
+        return 1
+    return 0

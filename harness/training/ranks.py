@@ -1,0 +1,126 @@
+"""The processes that `torchrun` starts to train one model: who this one is, and how they reach each other."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from contract.errors import ConfigError, UserError
+
+# How long one may wait for another: the leader evaluates and saves while the others have nothing to do. A process that
+# has ended is noticed at once, since its connection closes.
+PATIENCE = timedelta(days=30)
+EXCHANGED = 1 << 22  # numbers sent at a time
+
+
+def rank_count() -> int:
+    """How many processes `torchrun` has started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_leader() -> bool:
+    """Whether this is the process that writes, prints and decides: rank 0, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def local_ranks(device: str) -> int:
+    """How many processes share this machine's memory: those that compute on its CPUs."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device == "cpu" else 1
+
+
+class Ranks:
+    """All ranks of a training, of which rank 0 leads: the others do what it calls.
+
+    rank, size: of this process, and how many there are
+    Raises UserError, in every method, if another process has ended.
+    """
+
+    def __init__(self):
+        import torch
+        import torch.distributed as dist
+
+        self._dist, self._torch = dist, torch
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        with self._all_there():
+            self._store, self.rank, self.size = next(dist.rendezvous("env://"))
+            dist.init_process_group(
+                backend, store=self._store, rank=self.rank, world_size=self.size, timeout=PATIENCE
+            )
+
+    def call(self, method: str, arguments: list[dict]) -> dict:
+        """Have every rank call a method with the arguments at its place. returns: this rank's"""
+        mine = [None]
+        with self._all_there():
+            self._dist.scatter_object_list(mine, [(method, each) for each in arguments])
+        return mine[0][1]
+
+    def next_call(self) -> tuple[str, dict]:
+        """What the leader calls next."""
+        mine = [None]
+        with self._all_there():
+            self._dist.scatter_object_list(mine)
+        return mine[0]
+
+    def share(self, tensor):
+        """Give every rank the leader's numbers, in place."""
+        with self._all_there():
+            self._dist.broadcast(tensor, src=0)
+
+    def add(self, tensor):
+        """Add up the ranks' tensors in place, in the order of `tree_sum`: neighbours, then neighbouring pairs.
+
+        Both partners add the same two numbers, and a + b is b + a, so all ranks have the same bits.
+        tensor: (N,), their number a power of two
+        """
+        dist, distance = self._dist, 1
+        while distance < self.size:
+            partner = self.rank ^ distance
+            for mine in tensor.split(EXCHANGED):
+                theirs = self._torch.empty_like(mine)
+                with self._all_there():
+                    both = dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)
+                    for work in dist.batch_isend_irecv(list(both)):
+                        work.wait()
+                mine += theirs
+            distance *= 2
+
+    def tell(self, problem: str):
+        """Leave word of why this rank ends."""
+        self._store.set("problem", problem)
+
+    def dismiss(self):
+        """Let the others go, and end the connection."""
+        self.call("done", [{}] * self.size)
+        self._dist.destroy_process_group()
+
+    @contextmanager
+    def _all_there(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # a closed connection
+            raise UserError(f"{self._word()}; go on from the last checkpoint with --resume") from error
+
+    def _word(self) -> str:
+        """What a rank that has ended left word of."""
+        try:
+            if self._store.check(["problem"]):
+                return self._store.get("problem").decode()
+        except RuntimeError:  # the store has ended too
+            pass
+        return "another of the processes has ended without a word: it was killed, or its machine is gone"
+
+
+def check_ranks(ranks: Ranks, backend: str, accumulate: int):
+    """Raise ConfigError unless these ranks can share the micro-batches of a step."""
+    if backend != "torch":
+        raise ConfigError(
+            f"torchrun started {ranks.size} processes, which --backend torch alone uses; add it"
+        )
+    fitting = [1 << power for power in range(accumulate.bit_length()) if accumulate % (1 << power) == 0]
+    if accumulate & (accumulate - 1) or ranks.size not in fitting:
+        raise ConfigError(
+            f"{ranks.size} processes cannot share the {accumulate} micro-batches of a step (--accumulate), whose "
+            f"gradients are added up in a tree; start {' or '.join(map(str, fitting))} of them"
+        )

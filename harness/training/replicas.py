@@ -1,0 +1,92 @@
+"""Data parallel training: every rank has the whole model and computes its rows of each batch.
+
+Rank 0 leads: it alone runs the training loop, and `Leader` is a backend like any other there. What needs all ranks it
+calls on the others too, which wait in `follow`. So the loop, its files and its messages know nothing of ranks.
+"""
+
+import torch
+
+from contract.config import ModelConfig
+from contract.targets import counted
+from harness.training.backend import BackendSettings
+from harness.training.ranks import Ranks
+from harness.training.torch_backend import TorchBackend
+
+
+class Replica(TorchBackend):
+    """The model on one rank: the same weights, gradients and moments on all of them, bit for bit.
+
+    A rank computes as many micro-batches as any other, neighbouring ones; their gradients are added up in one tree.
+    """
+
+    def __init__(self, ranks: Ranks, config: ModelConfig, weights, settings: BackendSettings):
+        super().__init__(config, weights, settings)
+        self._ranks = ranks
+        for weight in self._weights.values():
+            ranks.share(weight.data)
+
+    def share(self, tokens, targets, **place) -> torch.Tensor:
+        """The whole batch's loss; its gradients are kept."""
+        loss = super().share(tokens, targets, **place)
+        gradients = [weight.grad for weight in self._trained.values()]
+        flat = torch.cat([loss.reshape(1), *(gradient.reshape(-1) for gradient in gradients)])
+        self._ranks.add(flat)
+        loss, *parts = flat.split([1, *(gradient.numel() for gradient in gradients)])
+        self._give(part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True))
+        return loss
+
+    def share_moments(self, step: int):
+        """Take over the leader's moments after `step` updates."""
+        for moments in (self.optimizer.m, self.optimizer.v):
+            for moment in moments.values():
+                self._ranks.share(moment)
+        self.optimizer.step = step
+
+
+class Leader(Replica):
+    """The replica of rank 0, whose calls reach all ranks. They raise UserError if another rank has ended."""
+
+    def __init__(self, ranks: Ranks, config: ModelConfig, weights, settings: BackendSettings):
+        self._ranks = ranks
+        self._everywhere("open", config=config, settings=settings)
+        super().__init__(ranks, config, weights, settings)
+
+    def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
+        size = self._ranks.size
+        parts, rows = accumulate // size, len(tokens) // size
+        common = {"step": step, "parts": parts, "count": counted(targets)}
+        arguments = [
+            {"tokens": tokens[first : first + rows], "targets": targets[first : first + rows], "first": first}
+            | common
+            for first in range(0, len(tokens), rows)
+        ]
+        return float(self.share(**self._ranks.call("share", arguments)))
+
+    def clip(self, max_norm) -> float:
+        self._everywhere("clip", max_norm=max_norm)
+        return super().clip(max_norm)
+
+    def update(self, learning_rate):
+        self._everywhere("update", learning_rate=learning_rate)
+        super().update(learning_rate)
+
+    def load_optimizer_state(self, state, step):
+        super().load_optimizer_state(state, step)
+        self._everywhere("share_moments", step=step)
+        self.share_moments(step)
+
+    def _everywhere(self, method: str, **arguments):
+        self._ranks.call(method, [arguments] * self._ranks.size)
+
+
+def follow(ranks: Ranks):
+    """Do what the leader calls, until it is done. Raises UserError if another rank has ended."""
+    replica = None
+    while True:
+        method, arguments = ranks.next_call()
+        if method == "done":
+            return
+        if method == "open":
+            replica = Replica(ranks, weights=None, **arguments)
+        else:
+            getattr(replica, method)(**arguments)
