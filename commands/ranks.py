@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 
 import typer
 
+from commands.interruption import ignore_signals
 from contract.errors import ConfigError, UserError
 from harness.training.ranks import Ranks, is_leader, rank_count
 
@@ -31,13 +32,15 @@ def all_ranks(given: dict) -> Iterator[Ranks | None]:
     try:
         yield ranks
     finally:
-        with suppress(UserError):  # they have ended before
-            ranks.dismiss()
+        if ranks.complete:
+            with suppress(UserError):
+                ranks.dismiss()
+        else:
+            ignore_signals()  # torchrun ends the others now: one message is enough
 
 
 def _follow(ranks: Ranks) -> int:
     """Work until the leader is done. returns: the exit code"""
-    from commands.interruption import ignore_signals
     from harness.training.replicas import follow
 
     ignore_signals()  # the leader saves, and then ends all

@@ -31,7 +31,7 @@ def local_ranks(device: str) -> int:
 class Ranks:
     """All ranks of a training, of which rank 0 leads: the others do what it calls.
 
-    rank, size: of this process, and how many there are
+    rank, size: of this process, and how many there are; complete: whether none was found to have ended
     Raises UserError, in every method, if another process has ended.
     """
 
@@ -39,7 +39,7 @@ class Ranks:
         import torch
         import torch.distributed as dist
 
-        self._dist, self._torch = dist, torch
+        self._dist, self._torch, self.complete = dist, torch, True
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -100,6 +100,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # a closed connection
+            self.complete = False
             raise UserError(f"{self._word()}; go on from the last checkpoint with --resume") from error
 
     def _word(self) -> str:
