@@ -36,6 +36,7 @@ class Ranks:
     """
 
     def __init__(self):
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a closed connection is told once, below
         import torch
         import torch.distributed as dist
 
