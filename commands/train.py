@@ -62,6 +62,13 @@ def train(
             "--from",
         ),
     ] = None,
+    grow_vocabulary: Annotated[
+        int | None,
+        option(
+            "With --from: give symbols that its tokenizer lacks tokens of their own, and learn so many more from the "
+            "text. [default: its tokens only]"
+        ),
+    ] = None,
     backend: Annotated[str, option("numpy or torch.")] = "numpy",
     pattern: options.PatternOption = None,
     field: options.FieldOption = None,
@@ -178,6 +185,7 @@ def start(parameters: dict, given: dict):
             held_out=options.named_held_out(given),
             tokenizer=parameters["tokenizer"],
             start=parameters["from_"],
+            grow_vocabulary=parameters["grow_vocabulary"],
             preset_name=parameters["preset"],
             config=parameters["config"],
             overrides=_named(given, MODEL_FLAGS),

@@ -125,7 +125,11 @@ def prepare(
     parts = [texts, texts.like(held_out.text)] if held_out.text else [texts]
     _check_place(out, [file for each in parts for file in each.files])
     tokenizer = default_tokenizer(texts) if tokenizer is None else tokenizer
-    encoding = tokenizer if isinstance(tokenizer, Tokenizer) else open_tokenizer(tokenizer, *parts)
+    encoding = (
+        tokenizer
+        if isinstance(tokenizer, Tokenizer)
+        else open_tokenizer(tokenizer, *parts, progress=progress)
+    )
     _replaceable(out, encoding, overwrite)
     with write_into(out.parent, lambda: _replaceable(out, encoding, overwrite), shown=out) as new:
         fresh = new / out.name
