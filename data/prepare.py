@@ -19,6 +19,7 @@ from contract.errors import ConfigError, UserError, explaining
 from contract.files import replaceable_items, write_into
 from contract.schema import pop_checksum, read_json, require, write_record
 from data.held_out import HeldOut, hold_out
+from data.likeness import end_surprise
 from data.overlap import shared_share
 from data.published import PublishedTokenizer
 from data.sources import Texts
@@ -69,6 +70,7 @@ class TokenFileInfo:
     held_out_parts: int | None = None  # how many documents or blocks, and by which seed they were drawn
     held_out_seed: int | None = None
     overlap: float | None = None  # `data.overlap.shared_share`, None if nothing is held out
+    end_surprise: float | None = None  # `data.likeness.end_surprise`, None if the end is not held out
 
 
 _KINDS = {str: str, int: range(2**63), dict: {"name": str, "vocab_size": range(2**63), "sha256": str}}
@@ -140,7 +142,10 @@ def prepare(
             if not held_out.text:
                 split, found = hold_out(file, written.documents, split, encoding, held_out)
             counts = written.counts()
-            share = shared_share(file, written.dtype, split, counts["tokens"], counts["text_bytes"])
+            place = file, written.dtype, split, counts["tokens"], counts["text_bytes"]
+            measured = {"overlap": shared_share(*place)}
+            if found["held_out"] == "end":
+                measured["end_surprise"] = end_surprise(*place, encoding.n_vocab)
         record = {
             "format_version": FORMAT_VERSION,
             "tokenizer": identity(encoding),
@@ -151,7 +156,7 @@ def prepare(
             "files": len(texts.files),
             **counts,
             **found,
-            "overlap": share,
+            **measured,
         }
         write_record(info_path(fresh), record)
         if not _holds(out, identity(encoding)):

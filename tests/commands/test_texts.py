@@ -107,3 +107,21 @@ def test_bits_per_byte_are_of_the_text(succeed, texts):
     assert text < len(predicted)
     wanted = found["nats_per_token"] * len(predicted) / 0.6931471805599453 / text
     assert found["bits_per_byte"] == pytest.approx(wanted)
+
+
+def test_a_sorted_text_is_a_warning(succeed, texts):
+    """Its end is held out, and unlike the rest; blocks are not, and so is a text in another order."""
+    path = texts / "sorted.txt"
+    path.write_text("".join(sorted(f"{sentence}\n" for sentence in corpus()[:3000])), newline="")
+    _, err = succeed("prepare", path)
+    assert re.search(
+        r"\nwarning: the end of the text, which is held out, is \d\.\d times as hard to predict as", err
+    )
+    assert err.endswith("hold out parts from all over it with --held-out blocks\n")
+    _, err = succeed("train", "--text", path, "--out", texts / "run", *SMALL.split(), "--steps", "1")
+    assert re.search(r"^warning +the end of the text, which is held out", err, re.MULTILINE)
+    _, err = succeed("prepare", path, "--held-out", "blocks", "--overwrite")
+    assert "the end of the text" not in err
+    path.write_text("".join(f"{sentence}\n" for sentence in corpus()[:3000]), newline="")
+    _, err = succeed("prepare", path, "--overwrite")
+    assert "warning" not in err
