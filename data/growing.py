@@ -37,7 +37,7 @@ def grown(
 
     texts: the one to learn from, then others that it must be able to write
     merges: how many tokens to learn beside the symbols that are missing; a small text gives fewer
-    progress: called with the number of bytes of a text read so far, in one pass or two
+    progress: called with the number of bytes of the first text read so far, in one pass or two
     Raises ConfigError for an impossible number, UserError if a text cannot be read, or not twice.
     """
     if not 0 <= merges <= MAX_VOCAB_SIZE - tokenizer.n_vocab:

@@ -119,7 +119,7 @@ def prepare(
     tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`; None takes `default_tokenizer`
     out: the token file to write, ending in `.bin`; overwrite: replace an earlier one there
     held_out: what to validate on
-    progress: called with the number of bytes of the texts read so far
+    progress: called with the number of bytes of the texts read so far; it begins again where they are read twice
     Between two documents stands the tokenizer's end token; if it has none, what separated them, or a blank line.
     Raises ConfigError for an impossible setting, UserError for what cannot be read, written, replaced or encoded.
     """
@@ -137,7 +137,7 @@ def prepare(
         fresh = new / out.name
         with open(fresh, "w+b") as file:
             written = _TokenWriter(file, encoding)
-            split, *_ = [written.add(each, progress) for each in parts]
+            split, *_ = [written.add(each, progress if each is texts else None) for each in parts]
             found = {"held_out": held_out.text.name} if held_out.text else {}
             if not held_out.text:
                 split, found = hold_out(file, written.documents, split, encoding, held_out)

@@ -46,7 +46,7 @@ def open_tokenizer(
     name: "gpt2", "bytes" or the path of a ranks file, which ends in `.tiktoken`
     texts: whose bytes "bytes" gives one token each, in the order of their values; behind them stands an end token if
         these are several documents. All bytes have one if a text is a pipe, which can be read only once
-    progress: called with the number of bytes of the texts read so far, if "bytes" reads them
+    progress: called with the number of bytes of the first text read so far, if "bytes" reads it
     Raises ConfigError for another name, UserError if a file cannot be had.
     """
     name = os.fspath(name)
@@ -88,11 +88,11 @@ def bytes_in(
     """Which bytes stand in texts or are known already, bool (256,); all if a text is a pipe, read only once later.
 
     known: bool (256,); if it has all, nothing is read
-    progress: called with the number of bytes of a text read so far
+    progress: called with the number of bytes of the first text read so far
     """
     seen = known | any(each.read_once for each in texts)
-    for each in [] if seen.all() else texts:
-        for piece, _ in each.pieces(progress, cuts=None):
+    for place, each in enumerate([] if seen.all() else texts):
+        for piece, _ in each.pieces(None if place else progress, cuts=None):
             seen[np.frombuffer(piece.encode(), np.uint8)] = True
     return seen
 
