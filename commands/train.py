@@ -62,13 +62,6 @@ def train(
             "--from",
         ),
     ] = None,
-    grow_vocabulary: Annotated[
-        int | None,
-        option(
-            "With --from: give symbols that its tokenizer lacks tokens of their own, and learn so many more from the "
-            "text. [default: its tokens only]"
-        ),
-    ] = None,
     backend: Annotated[str, option("numpy or torch.")] = "numpy",
     pattern: options.PatternOption = None,
     field: options.FieldOption = None,
@@ -110,7 +103,8 @@ def train(
         ),
     ] = None,
     patience: Annotated[
-        int | None, _watching("Stop after so many evaluations without a better one. [default: never]")
+        int | None,
+        _watching("Stop after so many evaluations without a better one; 0: never. [default: never]"),
     ] = None,
     sample_every: Annotated[
         int | None, _watching("Steps between samples, written to samples.txt too. [default: none]")
@@ -132,6 +126,13 @@ def train(
         str,
         _training("Weights to leave as they are, such as 'blocks.[0-3] token_embedding'. [default: none]"),
     ] = DEFAULTS.freeze,
+    grow_vocabulary: Annotated[
+        int | None,
+        _training(
+            "With --from: give the symbols that its tokenizer lacks tokens of their own, and learn so many more "
+            "from the text. [default: keep the tokenizer]"
+        ),
+    ] = None,
     weight_decay: Annotated[
         float, _training("Weight decay of AdamW, on matrices only.")
     ] = DEFAULTS.weight_decay,

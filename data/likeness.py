@@ -65,7 +65,7 @@ class _Counts:
     def __init__(self, size: int, vocab_size: int):
         self._size = size
         self._alone = np.full(vocab_size, 0.5)
-        self._contexts, self._whole = (np.zeros(1 << _BITS, np.int64) for _ in range(2))
+        self._contexts, self._whole = (np.zeros(1 << _BITS, np.int32) for _ in range(2))
 
     def add(self, tokens: np.ndarray):
         """Count a block's tokens."""

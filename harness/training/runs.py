@@ -20,7 +20,14 @@ from harness.training.backend import Backend, check_backend, open_backend, threa
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
 from harness.training.fine_tuning import grown_tokenizer, overridden, starting_weights, with_length
 from harness.training.memory import check_memory
-from harness.training.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
+from harness.training.run_corpus import (
+    check_length,
+    check_named,
+    check_tokenizer,
+    corpus_record,
+    run_corpus,
+    token_file,
+)
 from harness.training.run_folder import RunFolder, find_checkpoint, new_run
 from harness.training.settings import ADDED_LATER, FINE_TUNING, Machine, TrainingSettings
 from harness.training.trainer import Trainer
@@ -86,7 +93,7 @@ def start_run(
             machine, model, settings, starting_weights(base, model, encoding, settings.seed)
         )
         del corpus  # an open file cannot be moved on Windows
-    tokens = _token_file(texts) or run.tokens
+    tokens = token_file(texts) or run.tokens
     origin = {"source": texts.name} | ({"from": start.name} if start else {})
     if grow_vocabulary is not None:
         origin["new_tokens"] = encoding.n_vocab - base.tokenizer.n_vocab
@@ -95,22 +102,11 @@ def start_run(
     return _trainer(backend, settings, run, open_tokens(tokens), encoding, origin)
 
 
-def _token_file(texts: Texts) -> Path | None:
-    """The token file that was named instead of a text, if one was."""
-    found = [path for path in texts.named if path.suffix == ".bin"]
-    if found and texts != Texts((found[0],)):
-        raise ConfigError(
-            f"{found[0]} is a token file, which is trained on alone and as it was prepared; omit what else says how "
-            "texts are read, or name the texts themselves"
-        )
-    return found[0] if found else None
-
-
 def _check_growing(texts: Texts, start: Path | None):
     """Raise ConfigError if no vocabulary can grow."""
     if not start:
         raise ConfigError("--grow-vocabulary is of a trained model; name its run with --from, or omit it")
-    if path := _token_file(texts):
+    if path := token_file(texts):
         raise ConfigError(
             f"{path} is a token file, whose text has its tokens already; give its text itself with --grow-vocabulary"
         )
@@ -152,7 +148,7 @@ def _training_corpus(
     grow_vocabulary: int | None = None,
 ) -> tuple[TokenFile, Tokenizer]:
     """The tokens to train on, prepared in `out` unless a token file is named, and what made them."""
-    path, preparing = _token_file(texts), {"held_out": held_out or HeldOut(), "progress": progress}
+    path, preparing = token_file(texts), {"held_out": held_out or HeldOut(), "progress": progress}
     if not path and base:
         encoding = grown_tokenizer(base.tokenizer, texts, held_out, grow_vocabulary, progress)
         with tokenizer_is_fixed("omit them, or give them tokens with --grow-vocabulary 0"):
@@ -229,7 +225,7 @@ def resume_run(
         if trainer.done and trainer.evaluations.out_of_patience:
             raise UserError(
                 f"{run.path} stopped early, out of --patience {settings.patience}; "
-                "name a larger --patience to train further"
+                "name a larger --patience, or 0 for any, to train further"
             )
         if trainer.done:
             raise UserError(
