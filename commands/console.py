@@ -65,16 +65,22 @@ def _bar(*columns) -> Progress:
 def reading_progress(size: int | None, task: str):
     """A progress bar over the bytes of files, None if unknown; yields the function to call with the bytes read so far.
 
-    If stderr is not a terminal, a line every `Heartbeat.SECONDS` replaces the bar.
+    Files that are read more than once, such as a text whose bytes become its tokenizer, start the bar again: it then
+    says in which pass. If stderr is not a terminal, a line every `Heartbeat.SECONDS` replaces the bar.
     """
     columns = bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn()
-    heartbeat = Heartbeat()
+    heartbeat, before, passes = Heartbeat(), 0, 1
     with _bar(*columns, bars.TransferSpeedColumn()) as bar:
         row = bar.add_task(task, total=size)
 
         def report(read: int):
+            nonlocal before, passes
+            if read < before:
+                passes += 1
+                bar.reset(row, total=size, description=f"{task}, pass {passes}")
+            before, shown = read, f"{task}, pass {passes}" if passes > 1 else task
             bar.update(row, completed=read)
-            heartbeat.say(lambda: f"{task}  {read / 1e6:,.1f} of {(size or read) / 1e6:,.1f} MB")
+            heartbeat.say(lambda: f"{shown}  {read / 1e6:,.1f} of {(size or read) / 1e6:,.1f} MB")
 
         yield report
 

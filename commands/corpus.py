@@ -75,6 +75,7 @@ def train_tokenizer(
 
 def described(info):
     """Topic and line of what a token file's texts are worth saying of."""
+    from data.likeness import UNLIKE
     from data.overlap import MUCH, PASSAGE_BYTES
 
     if (info.documents or 1) > 1:
@@ -90,6 +91,14 @@ def described(info):
             f"{100 * info.overlap:.0f} % of the held-out text stands word for word in the training text (passages of "
             f"some {PASSAGE_BYTES} bytes), so its loss also tells what was learnt by heart; remove what is there "
             "twice, or name another text with --validation",
+        )
+    if info.end_surprise and info.end_surprise >= UNLIKE:
+        ways = "documents or blocks" if (info.documents or 1) > 1 else "blocks"
+        yield (
+            "warning",
+            f"the end of the text, which is held out, is {info.end_surprise:.1f} times as hard to predict as parts of "
+            "the rest, by counts of which tokens follow each other: is the text sorted? Then the loss there says "
+            f"little of such text; hold out parts from all over it with --held-out {ways}",
         )
 
 

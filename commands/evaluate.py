@@ -3,8 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
+from commands import options
 from commands.model import print_record
 from commands.options import (
+    READING,
     BackendOption,
     DeviceOption,
     JsonOption,
@@ -16,10 +20,14 @@ from contract.errors import ConfigError
 
 
 def evaluate(
+    context: typer.Context,
     run: RunArgument,
     text: Annotated[
-        Path | None,
-        option("UTF-8 text, or the .bin that the run was trained on. [default: the run's held-out split]"),
+        list[Path] | None,
+        option(
+            "Text, folder or JSONL as for `train`, may be repeated; or the .bin that the run was trained on. "
+            "[default: the run's held-out split]"
+        ),
     ] = None,
     sequence_length: Annotated[
         int | None, option("Tokens of a window. [default: the context length]")
@@ -31,9 +39,10 @@ def evaluate(
         int | None,
         option("Tokens between windows: fewer give each token more context. [default: a window's]"),
     ] = None,
-    separator: Annotated[
-        str | None, option("With --text: what stands between two documents. [default: one document]")
-    ] = None,
+    pattern: options.PatternOption = None,
+    field: options.FieldOption = None,
+    separator: options.SeparatorOption = None,
+    newlines: options.NewlinesOption = "keep",
     per_token: Annotated[
         bool, option("Also give each token's log-probability, in nats.", "--per-token")
     ] = False,
@@ -58,7 +67,7 @@ def evaluate(
     from data.tokenizers import text_bytes
     from harness.training.evaluation import evaluate, evaluation_of, log_probabilities, of_text
     from harness.training.generation import ends
-    from harness.training.run_corpus import evaluation_tokens
+    from harness.training.run_corpus import evaluation_tokens, token_file
     from harness.training.runs import open_model
 
     each = per_token or per_document or page is not None
@@ -67,6 +76,7 @@ def evaluate(
             "--batch-size does not go with --per-token, --per-document or --page, which take one window at a time; "
             "omit it"
         )
+    texts = _texts(text, options.given_options(context))
     if page is not None:
         require_free(page, overwrite)
     model, checkpoint = open_model(run, backend=backend, device=device, threads=threads)
@@ -79,14 +89,14 @@ def evaluate(
         raise ConfigError(
             "--per-document needs a tokenizer with an end token, which ends a document; omit it"
         )
-    with evaluation_tokens(run, checkpoint, text, separator) as tokens:
+    with evaluation_tokens(run, checkpoint, texts) as tokens:
         if each:
             found = log_probabilities(model, tokens, **windows)
             result = evaluation_of(found, tokens)
         else:
             result = evaluate(model, tokens, batch_size, **windows)
         record = {
-            "text": text.name if text and text.suffix != ".bin" else "held-out split",
+            "text": texts.name if texts and not token_file(texts) else "held-out split",
             "tokens": result.tokens,
             "nats_per_token": result.loss,
             "perplexity": result.perplexity,
@@ -103,6 +113,18 @@ def evaluate(
         _print_rows(**more)
 
 
+def _texts(named: list[Path] | None, given: dict):
+    """The texts to evaluate on, None for the run's held-out split; given: the options of the command line"""
+    if named:
+        return options.named_texts(named, given)
+    for name in READING:
+        if name in given:
+            raise ConfigError(
+                f"--{name} is of a text in --text; name one, or omit it: the held-out split has its tokens already"
+            )
+    return None
+
+
 def _token_rows(tokenizer, tokens, log_probabilities: list[float]) -> list[dict]:
     """Id, text and log-probability of each token; the first has none, nothing stands before it."""
     from data.tokenizers import token_bytes
@@ -116,13 +138,16 @@ def _token_rows(tokenizer, tokens, log_probabilities: list[float]) -> list[dict]
 
 def _document_rows(tokenizer, tokens, log_probabilities) -> list[dict]:
     """Each document's tokens, loss and beginning."""
-    from data.tokenizers import token_bytes
+    from data.tokenizers import text_bytes
     from harness.training.evaluation import document_losses
     from harness.training.generation import ends
 
-    texts, rows = token_bytes(tokenizer), []
+    texts, rows = text_bytes(tokenizer), []
     for start, result in document_losses(log_probabilities, tokens, ends(tokenizer)):
-        begins = b"".join(texts[id] for id in tokens[start : start + 20]).decode(errors="ignore")
+        first = tokens[
+            start : start + min(20, result.tokens + (start == 0))
+        ]  # nothing predicts the very first
+        begins = b"".join(texts[id] for id in first).decode(errors="ignore")
         rows.append({"tokens": result.tokens, "nats_per_token": result.loss, "begins": begins[:40]})
     return rows
 

@@ -104,7 +104,8 @@ def train(
         ),
     ] = None,
     patience: Annotated[
-        int | None, _watching("Stop after so many evaluations without a better one. [default: never]")
+        int | None,
+        _watching("Stop after so many evaluations without a better one; 0: never. [default: never]"),
     ] = None,
     sample_every: Annotated[
         int | None, _watching("Steps between samples, written to samples.txt too. [default: none]")
@@ -129,6 +130,13 @@ def train(
         str,
         _training("Weights to leave as they are, such as 'blocks.[0-3] token_embedding'. [default: none]"),
     ] = DEFAULTS.freeze,
+    grow_vocabulary: Annotated[
+        int | None,
+        _training(
+            "With --from: give the symbols that its tokenizer lacks tokens of their own, and learn so many more "
+            "from the text. [default: keep the tokenizer]"
+        ),
+    ] = None,
     weight_decay: Annotated[
         float, _training("Weight decay of AdamW, on matrices only.")
     ] = DEFAULTS.weight_decay,
@@ -191,6 +199,7 @@ def start(parameters: dict, given: dict, ranks=None):
             held_out=options.named_held_out(given),
             tokenizer=parameters["tokenizer"],
             start=parameters["from_"],
+            grow_vocabulary=parameters["grow_vocabulary"],
             preset_name=parameters["preset"],
             config=parameters["config"],
             overrides=_named(given, MODEL_FLAGS),

@@ -21,6 +21,8 @@ def plan(trainer: Trainer, ranks: Ranks | None = None):
     yield "model", f"{parameter_count(config):,} parameters, {backend.name}, {settings.dtype}"
     tokens = f"{len(trainer.windows.tokens):,} tokens to train on, {len(trainer.validation):,} held out"
     yield "text", f"{tokens}, vocabulary {config.vocab_size:,}"
+    if (new := trainer.record.get("new_tokens")) is not None:
+        yield "new tokens", f"{new:,} of {trainer.tokenizer.n_vocab:,} (--grow-vocabulary)"
     yield from described(read_info(trainer.windows.tokens.store.path))
     T, context_length = trainer.windows.sequence_length, config.context_length
     batch = f"{settings.batch_size} x {T} tokens each"

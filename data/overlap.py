@@ -71,3 +71,12 @@ def _hashes(tokens: np.ndarray, length: int, powers: np.ndarray, inverses: np.nd
     sums = np.cumsum((tokens + np.uint64(1)) * powers[: len(tokens)])
     sums = np.concatenate([np.zeros(1, np.uint64), sums])
     return (sums[length:] - sums[:-length]) * inverses[: len(tokens) - length + 1] * _SPREAD
+
+
+def passage_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
+    """The hash of each `length` neighbours of a few tokens, uint64 (N - length + 1,): its high bits are well spread."""
+    count = len(tokens) - length + 1
+    if count < 1:
+        return np.zeros(0, np.uint64)
+    powers, inverses = (_powers(base, len(tokens) + 1) for base in (_BASE, pow(_BASE, -1, 1 << 64)))
+    return _hashes(tokens, length, powers, inverses)

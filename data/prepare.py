@@ -17,6 +17,7 @@ from contract.errors import ConfigError, UserError, explaining
 from contract.files import replaceable_items, write_into
 from contract.schema import pop_checksum, read_json, require, write_record
 from data.held_out import HeldOut, hold_out
+from data.likeness import end_surprise
 from data.overlap import shared_share
 from data.sources import Texts
 from data.token_store import AGAIN, StoredTokens, TokenForm, TokenStore
@@ -61,6 +62,7 @@ class TokenFileInfo:
     held_out_parts: int | None = None  # how many documents or blocks, and by which seed they were drawn
     held_out_seed: int | None = None
     overlap: float | None = None  # `data.overlap.shared_share`, None if nothing is held out
+    end_surprise: float | None = None  # `data.likeness.end_surprise`, None if the end is not held out
     train_targets: int | None = None  # how many count as targets, of the tokens of each part; None for all
     validation_targets: int | None = None
 
@@ -116,7 +118,7 @@ def prepare(
     tokenizer: itself, or a name for `data.tokenizers.open_tokenizer`; None takes `default_tokenizer`
     out: the token file to write, ending in `.bin`; overwrite: replace an earlier one there
     held_out: what to validate on
-    progress: called with the number of bytes of the texts read so far
+    progress: called with the number of bytes of the texts read so far; it begins again where they are read twice
     Between two documents stands the tokenizer's end token; if it has none, what separated them, or a blank line.
     Raises ConfigError for an impossible setting, UserError for what cannot be read, written, replaced or encoded.
     """
@@ -124,19 +126,25 @@ def prepare(
     parts = [texts, texts.like(held_out.text)] if held_out.text else [texts]
     _check_place(out, [file for each in parts for file in each.files])
     tokenizer = default_tokenizer(texts) if tokenizer is None else tokenizer
-    encoding = tokenizer if isinstance(tokenizer, Tokenizer) else open_tokenizer(tokenizer, *parts)
+    encoding = (
+        tokenizer
+        if isinstance(tokenizer, Tokenizer)
+        else open_tokenizer(tokenizer, *parts, progress=progress)
+    )
     _replaceable(out, encoding, overwrite)
     with write_into(out.parent, lambda: _replaceable(out, encoding, overwrite), shown=out) as new:
         fresh = new / out.name
         with open(fresh, "w+b") as file:
             written = TokenWriter(file, encoding, masked=texts.has_conversations)
-            split, *_ = [written.add(each, progress) for each in parts]
+            split, *_ = [written.add(each, progress if each is texts else None) for each in parts]
             found = {"held_out": held_out.text.name} if held_out.text else {}
             if not held_out.text:
                 split, found = hold_out(file, written.form, written.documents, split, encoding, held_out)
             counts = written.counts()
-            share = shared_share(file, written.form.dtype, split, counts["tokens"], counts["text_bytes"])
-            found |= written.targets(split)
+            place = split, counts["tokens"], counts["text_bytes"]
+            measured = {"overlap": shared_share(file, written.form.dtype, *place)} | written.targets(split)
+            if found["held_out"] == "end":
+                measured["end_surprise"] = end_surprise(file, written.form, *place, encoding.n_vocab)
         record = {
             "format_version": FORMAT_VERSION,
             "tokenizer": identity(encoding),
@@ -147,7 +155,7 @@ def prepare(
             "files": len(texts.files),
             **counts,
             **found,
-            "overlap": share,
+            **measured,
         }
         write_record(info_path(fresh), record)
         if not _holds(out, identity(encoding)):

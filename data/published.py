@@ -5,6 +5,8 @@ conversation is written (`tokenizer_config.json`, `generation_config.json` and `
 """
 
 import json
+import re
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -17,6 +19,7 @@ from contract.schema import read_json, shortened
 from data.symbols import BYTE_OF
 
 _SPACE = "▁"  # what SentencePiece writes for a space
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # what it writes for a byte of a character that it lacks
 
 
 class PublishedTokenizer:
@@ -50,7 +53,7 @@ class PublishedTokenizer:
     @cached_property
     def n_vocab(self) -> int:
         """One more than the largest id."""
-        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        return 1 + max(self.vocabulary.values())
 
     def encode(self, text: str, *, special: bool = False, after_line: bool = False) -> np.ndarray:
         """The ids of a text alone: int (T,).
@@ -71,6 +74,42 @@ class PublishedTokenizer:
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token by its text, as `tokenizer.json` writes it; special ones included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    def words(self, text: str) -> Iterator[tuple[str, ...]]:
+        """The tokens of each word of a text: what may be merged with each other."""
+        self._tokenizer.encode_special_tokens = True
+        encoding, word, last = self._tokenizer.encode(text, add_special_tokens=False), [], None
+        for token, place in zip(encoding.tokens, encoding.word_ids, strict=True):
+            # A byte's own name (<0x0A>) is not made longer by merging; SentencePiece's whole text is one word.
+            is_byte = not self._is_byte_level and _BYTE.fullmatch(token)
+            if place != last or is_byte or (not self._is_byte_level and token.startswith(_SPACE)):
+                yield tuple(word)
+                word = []
+            last = None if is_byte else place
+            word.append(token)
+        yield tuple(word)
+
+    def grown(self, merges: Sequence[tuple[str, str]]) -> "PublishedTokenizer":
+        """The tokenizer with merges behind its own, whose tokens have the ids from `n_vocab` on.
+
+        Raises UserError if an old token were to lose its id.
+        """
+        model, before = self.content["model"], self.vocabulary
+        # Tokens that only `added_tokens` names would be numbered after the model's, which are more now.
+        listed = {token: id for id, token in self._added.items()}
+        new = {left + right: self.n_vocab + at for at, (left, right) in enumerate(merges)}
+        as_text = model["merges"] and isinstance(model["merges"][0], str)
+        written = [f"{left} {right}" if as_text else [left, right] for left, right in merges]
+        grown = {"vocab": model["vocab"] | listed | new, "merges": [*model["merges"], *written]}
+        found = PublishedTokenizer(self.content | {"model": model | grown}, self.settings, self.generation)
+        if found.vocabulary != before | new:
+            raise UserError("this model's tokenizer.json cannot take new tokens; omit --grow-vocabulary")
+        return found
 
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:

@@ -13,6 +13,7 @@ import codecs
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -35,12 +36,17 @@ END_OF_TEXT = "<|endoftext|>"
 # --- open, save, load ---
 
 
-def open_tokenizer(name: str | PathLike, *texts: Texts | str | PathLike) -> tiktoken.Encoding:
+def open_tokenizer(
+    name: str | PathLike,
+    *texts: Texts | str | PathLike,
+    progress: Callable[[int], None] | None = None,
+) -> tiktoken.Encoding:
     """Open a tokenizer by name.
 
     name: "gpt2", "bytes" or the path of a ranks file, which ends in `.tiktoken`
     texts: whose bytes "bytes" gives one token each, in the order of their values; behind them stands an end token if
         these are several documents. All bytes have one if a text is a pipe, which can be read only once
+    progress: called with the number of bytes of the first text read so far, if "bytes" reads it
     Raises ConfigError for another name, UserError if a file cannot be had.
     """
     name = os.fspath(name)
@@ -49,7 +55,7 @@ def open_tokenizer(name: str | PathLike, *texts: Texts | str | PathLike) -> tikt
     if name == "bytes":
         if not texts:
             raise ConfigError("the tokenizer 'bytes' is made from a text's bytes; name the text file too")
-        return _open_bytes([Texts.of(each) for each in texts])
+        return _open_bytes([Texts.of(each) for each in texts], progress)
     if name.endswith(".tiktoken"):
         return load_ranks(name)
     raise ConfigError(
@@ -68,16 +74,27 @@ def _open_gpt2() -> tiktoken.Encoding:
         ) from error
 
 
-def _open_bytes(texts: list[Texts]) -> tiktoken.Encoding:
+def _open_bytes(texts: list[Texts], progress) -> tiktoken.Encoding:
     has_documents = any(each.has_documents for each in texts)
-    seen = np.full(256, any(each.read_once for each in texts))
     # An end token is a token like others, whose bytes have tokens of their own.
-    seen[list(END_OF_TEXT.encode() if has_documents else b"")] = True
-    for each in [] if seen.all() else texts:
-        for piece, _ in each.pieces(cuts=None):
-            seen[np.frombuffer(piece.encode(), np.uint8)] = True
-    tokens = [bytes([byte]) for byte in np.flatnonzero(seen)]
+    known = np.isin(np.arange(256), list(END_OF_TEXT.encode() if has_documents else b""))
+    tokens = [bytes([byte]) for byte in np.flatnonzero(bytes_in(texts, known, progress))]
     return encoding_of("bytes", [*tokens, END_OF_TEXT.encode()] if has_documents else tokens)
+
+
+def bytes_in(
+    texts: Iterable[Texts], known: np.ndarray, progress: Callable[[int], None] | None = None
+) -> np.ndarray:
+    """Which bytes stand in texts or are known already, bool (256,); all if a text is a pipe, read only once later.
+
+    known: bool (256,); if it has all, nothing is read
+    progress: called with the number of bytes of the first text read so far
+    """
+    seen = known | any(each.read_once for each in texts)
+    for place, each in enumerate([] if seen.all() else texts):
+        for piece, _ in each.pieces(None if place else progress, cuts=None):
+            seen[np.frombuffer(piece.encode(), np.uint8)] = True
+    return seen
 
 
 def whitespace_error() -> UserError:

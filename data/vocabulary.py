@@ -133,7 +133,7 @@ def _encoding_of(ids: dict[str, int], merges: Merges) -> tiktoken.Encoding:
     tokens |= _merged_tokens(ids, merges)
     ranks = {token: id for id, token in tokens.items()}
     for left, right in merges:
-        found = _split(tokens[ids[left + right]], ranks)
+        found = merged_parts(tokens[ids[left + right]], ranks)
         if found != [tokens[ids[left]], tokens[ids[right]]]:
             raise ValueError(
                 f"{left + right!r} is the merge of {left!r} and {right!r}, but the merges before it split its "
@@ -180,7 +180,7 @@ def _check_specials(tokens: list[bytes], specials: dict[int, bytes]):
             raise ValueError(f"no merge makes {token.decode()!r}, though it is like ordinary text")
 
 
-def _split(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+def merged_parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """What a token's bytes have become when only its own merge is left: two parts, for a proper merge."""
     own = ranks.get(token, len(ranks))
     parts = [token[at : at + 1] for at in range(len(token))]
@@ -206,7 +206,7 @@ def vocabulary_of(encoding: tiktoken.Encoding) -> tuple[dict[str, int], Merges]:
     ids: dict[str, int] = {}
     merges: Merges = []
     for id, token in enumerate(tokens):
-        parts = _split(token, ranks)
+        parts = merged_parts(token, ranks)
         if len(parts) == 2:
             merges.append((_symbols(parts[0]), _symbols(parts[1])))
         name = _symbols(token) if len(parts) in (1, 2) else _special_name(encoding, id, token)

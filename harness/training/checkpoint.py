@@ -37,7 +37,7 @@ OPTIMIZER = "optimizer.safetensors"
 ANOTHER = "use another checkpoint"
 _COUNT = range(2**63)
 _TEXTS = "freeze dtype source revision model_type from backend device tokens tokens_relative tokens_sha256"
-_COUNTS = "threads evaluated best_step train_tokens validation_tokens final_validation_tokens"
+_COUNTS = "threads evaluated best_step train_tokens validation_tokens final_validation_tokens new_tokens"
 _RECORD = {
     "format": str,
     "format_version": int,

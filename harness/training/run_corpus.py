@@ -70,24 +70,35 @@ def check_tokenizer(corpus: TokenFile, tokenizer: Tokenizer, advice: str = ""):
         raise UserError(f"{problem}; {advice}" if advice else problem)
 
 
-@contextmanager
-def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Path | None, separator: str | None = None):
-    """The tokens to evaluate a model on, int (N,): of a UTF-8 text, or for None or a .bin the run's held-out split.
+def token_file(texts: Texts) -> Path | None:
+    """The token file that was named instead of a text, if one was."""
+    found = [path for path in texts.named if path.suffix == ".bin"]
+    if found and texts != Texts((found[0],)):
+        raise ConfigError(
+            f"{found[0]} is a token file, which is read alone and as it was prepared; omit what else says how "
+            "texts are read, or name the texts themselves"
+        )
+    return found[0] if found else None
 
-    run: the folder that the user named; separator: see `data.sources.Texts`, for a UTF-8 text
+
+@contextmanager
+def evaluation_tokens(run: Path, checkpoint: Checkpoint, text: Texts | Path | None):
+    """The tokens to evaluate a model on, int (N,): of texts, or for None or a .bin the run's held-out split.
+
+    run: the folder that the user named
     """
-    if separator is not None and (text is None or text.suffix == ".bin"):
-        raise ConfigError("--separator is of a UTF-8 text in --text; tokens have their ends already")
-    if text is None or text.suffix == ".bin":
+    texts = text and Texts.of(text)
+    named = texts and token_file(texts)
+    if texts is None or named:
         folder = RunFolder(run if RunFolder(run).holds_a_run() else run.parent)
-        corpus = run_corpus(folder, checkpoint, text, otherwise="give a UTF-8 text with --text")
+        corpus = run_corpus(folder, checkpoint, named, otherwise="give a UTF-8 text with --text")
         yield corpus.validation
         corpus.verify()
         return
     with scratch_folder() as folder:
         path = folder / "tokens.bin"
         with tokenizer_is_fixed("omit them"):
-            prepare(Texts((text,), separator=separator), checkpoint.tokenizer, path, held_out=HeldOut(0))
+            prepare(texts, checkpoint.tokenizer, path, held_out=HeldOut(0))
         corpus = open_tokens(path)
         yield corpus.train
         del corpus  # Windows removes no file that is still open

@@ -18,10 +18,17 @@ from data.sources import Texts
 from data.tokenizers import Tokenizer, tokenizer_is_fixed
 from harness.training.backend import Backend, check_backend, open_backend, thread_count
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
-from harness.training.fine_tuning import overridden, starting_weights, with_length
+from harness.training.fine_tuning import grown_tokenizer, overridden, starting_weights, with_length
 from harness.training.memory import check_memory
 from harness.training.ranks import Ranks, check_ranks, local_ranks
-from harness.training.run_corpus import check_length, check_named, check_tokenizer, corpus_record, run_corpus
+from harness.training.run_corpus import (
+    check_length,
+    check_named,
+    check_tokenizer,
+    corpus_record,
+    run_corpus,
+    token_file,
+)
 from harness.training.run_folder import RunFolder, find_checkpoint, new_run
 from harness.training.settings import ADDED_LATER, FINE_TUNING, Machine, TrainingSettings
 from harness.training.trainer import Trainer
@@ -30,6 +37,7 @@ from harness.training.trainer import Trainer
 # with a schedule of its own for these steps, its warm-up.
 CHANGEABLE = ("steps", "eval_interval", "eval_tokens", "patience", "sample_every")
 CHANGEABLE_RATES = ("learning_rate", "min_learning_rate", "schedule")
+ORIGIN = ("source", "from", "new_tokens", "model_type")  # what a run's checkpoints say of where it comes from
 # What a checkpoint must say for its training to go on.
 RESUMABLE = {
     **dict.fromkeys(("backend", "device", "tokens_sha256"), str),
@@ -45,6 +53,7 @@ def start_run(
     held_out: HeldOut | None = None,
     tokenizer: str | None = None,
     start: str | PathLike | None = None,
+    grow_vocabulary: int | None = None,
     preset_name: str = "tense",
     config: str | PathLike | None = None,
     overrides: dict | None = None,
@@ -59,6 +68,8 @@ def start_run(
     text, held_out, tokenizer: see `data.prepare.prepare`; a token file keeps its own split and tokenizer
     start: run or checkpoint to take weights, configuration and tokenizer from; `overrides` may only change the dropout
         and shorten the context
+    grow_vocabulary: with `start`, give what its tokenizer lacks for the text tokens of their own, and so many more that
+        are learned on the text; see `data.growing.grown`
     preset_name, overrides: see `contract.config.preset`; config: see `contract.config.read_config`
     training: fields of TrainingSettings, or `epochs` instead of `steps`; with `start` over `FINE_TUNING`
     ranks: the processes that train together, which make as many micro-batches of a step unless `accumulate` is given
@@ -71,31 +82,37 @@ def start_run(
     if overwrite:
         _keep_sources(run, texts, start)
     base, model_for = _model_source(start, tokenizer, preset_name, config, overrides)
+    if grow_vocabulary is not None:
+        _check_growing(texts, start)
     with new_run(run, overwrite=overwrite) as staged:
-        corpus, encoding = _training_corpus(texts, held_out, tokenizer, base, staged.tokens, progress)
+        corpus, encoding = _training_corpus(
+            texts, held_out, tokenizer, base, staged.tokens, progress, grow_vocabulary
+        )
         model = model_for(encoding.n_vocab)
         if start:
             training = with_length(training, machine, model, corpus.info)
         settings = _settings(training, corpus.info, model)
         check_length(texts.named[0], corpus.info, settings.tokens_per_sequence(model))
-        backend = _training_backend(machine, model, settings, starting_weights(base, model), ranks)
+        weights = starting_weights(base, model, encoding, settings.seed)
+        backend = _training_backend(machine, model, settings, weights, ranks)
         del corpus  # an open file cannot be moved on Windows
-    tokens = _token_file(texts) or run.tokens
+    tokens = token_file(texts) or run.tokens
     origin = {"source": texts.name} | ({"from": start.name} if start else {})
+    if grow_vocabulary is not None:
+        origin["new_tokens"] = encoding.n_vocab - base.tokenizer.n_vocab
     if base and base.training.get("model_type"):
         origin["model_type"] = base.training["model_type"]
     return _trainer(backend, settings, run, open_tokens(tokens), encoding, origin)
 
 
-def _token_file(texts: Texts) -> Path | None:
-    """The token file that was named instead of a text, if one was."""
-    found = [path for path in texts.named if path.suffix == ".bin"]
-    if found and texts != Texts((found[0],)):
+def _check_growing(texts: Texts, start: Path | None):
+    """Raise ConfigError if no vocabulary can grow."""
+    if not start:
+        raise ConfigError("--grow-vocabulary is of a trained model; name its run with --from, or omit it")
+    if path := token_file(texts):
         raise ConfigError(
-            f"{found[0]} is a token file, which is trained on alone and as it was prepared; omit what else says how "
-            "texts are read, or name the texts themselves"
+            f"{path} is a token file, whose text has its tokens already; give its text itself with --grow-vocabulary"
         )
-    return found[0] if found else None
 
 
 def _keep_sources(run: RunFolder, texts: Texts, start: Path | None):
@@ -117,7 +134,7 @@ def _model_source(
             raise ConfigError(
                 f"--tokenizer does not go with --from: {start} has the tokenizer it was made with"
             )
-        return base, lambda vocab_size: overridden(base.config, overrides, start)
+        return base, lambda vocab_size: overridden(base.config, overrides, start, vocab_size)
     if config:
         values = read_config(config, **overrides)
         return None, lambda vocab_size: _fitted(values, vocab_size, config)
@@ -131,13 +148,15 @@ def _training_corpus(
     base: Checkpoint | None,
     out: Path,
     progress,
+    grow_vocabulary: int | None = None,
 ) -> tuple[TokenFile, Tokenizer]:
     """The tokens to train on, prepared in `out` unless a token file is named, and what made them."""
-    path, preparing = _token_file(texts), {"held_out": held_out or HeldOut(), "progress": progress}
+    path, preparing = token_file(texts), {"held_out": held_out or HeldOut(), "progress": progress}
     if not path and base:
-        with tokenizer_is_fixed("omit them, or train a new model without --from"):
-            prepare(texts, base.tokenizer, out, **preparing)
-        return open_tokens(out), base.tokenizer
+        encoding = grown_tokenizer(base.tokenizer, texts, held_out, grow_vocabulary, progress)
+        with tokenizer_is_fixed("omit them, or give them tokens with --grow-vocabulary 0"):
+            prepare(texts, encoding, out, **preparing)
+        return open_tokens(out), encoding
     if not path:
         prepare(texts, tokenizer, out, **preparing)
         return open_prepared(out)
@@ -205,13 +224,13 @@ def resume_run(
         machine = _resumed_machine(kept, machine)
         backend = _training_backend(machine, checkpoint.config, settings, checkpoint.weights, ranks)
         corpus = run_corpus(run, checkpoint, text)
-        origin = {name: kept[name] for name in ("source", "from", "model_type") if name in kept}
+        origin = {name: kept[name] for name in ORIGIN if name in kept}
         trainer = _trainer(backend, settings, run, corpus, checkpoint.tokenizer, origin)
         trainer.resume(checkpoint)
         if trainer.done and trainer.evaluations.out_of_patience:
             raise UserError(
                 f"{run.path} stopped early, out of --patience {settings.patience}; "
-                "name a larger --patience to train further"
+                "name a larger --patience, or 0 for any, to train further"
             )
         if trainer.done:
             raise UserError(

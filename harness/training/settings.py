@@ -50,7 +50,7 @@ class TrainingSettings:
     weight_decay, beta1, beta2: see `numpy_llm.adam`; clip: largest gradient norm, None or inf for no clipping
     eval_interval: steps between evaluations, each of which also writes a checkpoint
     eval_tokens: held-out tokens of the final evaluation, None for `Trainer`'s default
-    patience: how many evaluations in a row may be no better than the best before training ends, None for any number
+    patience: how many evaluations in a row may be no better than the best before training ends, None or 0 for any
     sample_every: steps between samples, None for none
     seed: of initial weights, order of windows and dropout; dtype: "float32" or "float64"
     Raises ConfigError naming the setting, what was found and what fits.
@@ -82,6 +82,8 @@ class TrainingSettings:
             self._set(field.name, _checked_type(field, getattr(self, field.name)))
         if self.clip == inf:
             self._set("clip", None)  # JSON has no infinity
+        if self.patience == 0:
+            self._set("patience", None)
         if self.min_learning_rate is None:
             tenth = float(f"{self.learning_rate / 10:.15g}")  # 3e-4, not 3.0000000000000003e-4
             self._set("min_learning_rate", self.learning_rate if self.schedule == "constant" else tenth)
@@ -103,11 +105,10 @@ class TrainingSettings:
             "eval_interval",
             "eval_tokens",
             "sequence_length",
-            "patience",
             "sample_every",
         )
         counts = dict.fromkeys(names, 1)
-        for name, least in (counts | {"warmup_steps": 0, "schedule_start": 0}).items():
+        for name, least in (counts | {"warmup_steps": 0, "schedule_start": 0, "patience": 0}).items():
             value = getattr(self, name)
             require(value is None or value >= least, name, f"at least {least}")
             require(value is None or value < 2**63, name, "below 2^63")

@@ -148,8 +148,8 @@ CASES = {
     "a tokenizer without a letter": (
         lambda: Path("other.txt").write_text("Zwölf.\n" * 90),
         "train --text other.txt --from run --steps 2 --out other",
-        "train a new model without --from",
-        [f"train --text other.txt {MODEL} --out other"],
+        "give them tokens with --grow-vocabulary 0",
+        ["train --text other.txt --from run --steps 2 --out other --grow-vocabulary 0"],
     ),
     "a prompt without text": (nothing, "generate run --prompt ''", "omit --prompt", ["generate run"]),
     "a pack in the way": (

@@ -6,6 +6,11 @@ import pytest
 
 from commands import console
 from commands.console import Heartbeat, reading_progress, training_progress
+from data.growing import grown
+from data.held_out import HeldOut
+from data.prepare import prepare
+from data.sources import Texts
+from data.tokenizers import open_tokenizer
 from harness.training.evaluation import Evaluation
 from harness.training.trainer import Progress
 
@@ -136,3 +141,36 @@ def test_reading(said, monkeypatch):
             report(read)
             clock[0] += 6
     assert said == [f"tokenising  {read} of 3.0 MB" for read in ("1.0", "2.0", "3.0")]
+
+
+def test_a_second_pass_is_said(said, monkeypatch):
+    """A text that is read again starts its count anew, as what it is."""
+    clock = [0.0]
+    monkeypatch.setattr(console, "Heartbeat", lambda: Heartbeat(lambda: clock[0]))
+    with reading_progress(2_000_000, "tokenising") as report:
+        for read in (1_000_000, 2_000_000, 1_000_000, 2_000_000, 500_000):
+            clock[0] += 11
+            report(read)
+    assert said == [
+        "tokenising  1.0 of 2.0 MB",
+        "tokenising  2.0 of 2.0 MB",
+        "tokenising, pass 2  1.0 of 2.0 MB",
+        "tokenising, pass 2  2.0 of 2.0 MB",
+        "tokenising, pass 3  0.5 of 2.0 MB",
+    ]
+
+
+def test_every_pass_over_a_text_is_reported(tmp_path):
+    """Looking for its bytes is one, learning tokens from it another; a text to validate on is not counted."""
+    text, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    size = 3 << 20
+    text.write_bytes(b"the sound \n" * (size // 11))
+    other.write_text("the end\n" * 1000)
+    size, seen = text.stat().st_size, []
+    prepare(text, "bytes", tmp_path / "a.bin", held_out=HeldOut(text=other), progress=seen.append)
+    once = [1 << 20, 2 << 20, size]
+    assert seen == once * 2
+    tokenizer = open_tokenizer("bytes", other)
+    seen.clear()
+    grown(tokenizer, [Texts.of(text), Texts.of(other)], 3, seen.append)
+    assert seen == once * 2

@@ -109,6 +109,51 @@ def test_bits_per_byte_are_of_the_text(succeed, texts):
     assert found["bits_per_byte"] == pytest.approx(wanted)
 
 
+def test_a_sorted_text_is_a_warning(succeed, texts):
+    """Its end is held out, and unlike the rest; blocks are not, and so is a text in another order."""
+    path = texts / "sorted.txt"
+    path.write_text("".join(sorted(f"{sentence}\n" for sentence in corpus()[:3000])), newline="")
+    _, err = succeed("prepare", path)
+    assert re.search(
+        r"\nwarning: the end of the text, which is held out, is \d\.\d times as hard to predict as", err
+    )
+    assert err.endswith("hold out parts from all over it with --held-out blocks\n")
+    _, err = succeed("train", "--text", path, "--out", texts / "run", *SMALL.split(), "--steps", "1")
+    assert re.search(r"^warning +the end of the text, which is held out", err, re.MULTILINE)
+    _, err = succeed("prepare", path, "--held-out", "blocks", "--overwrite")
+    assert "the end of the text" not in err
+    path.write_text("".join(f"{sentence}\n" for sentence in corpus()[:3000]), newline="")
+    _, err = succeed("prepare", path, "--overwrite")
+    assert "warning" not in err
+
+
+def test_evaluate_takes_what_train_takes(succeed, run_cli, texts):
+    """Fields of JSONL, folders, several texts, folded line ends: the tokens are those that `prepare` makes of them."""
+    run = texts / "run"
+    named = ("--text", texts / "texts" / "a.txt", "--text", texts / "short.jsonl")
+    succeed("train", *named, "--out", run, *SMALL.split(), "--steps", "2")
+    (texts / "body.jsonl").write_text('{"id": 1, "body": "The farmer hid."}\n{"id": 2, "body": "Tom ran."}\n')
+    out, _ = succeed(
+        "evaluate", run, "--text", texts / "body.jsonl", "--field", "body", "--json", "--per-document"
+    )
+    found = json.loads(out)
+    assert found["text"] == "body.jsonl"
+    assert found["tokens"] == len("The farmer hid.") + 1 + len("Tom ran.") - 1
+    assert [row["begins"] for row in found["per_document"]] == ["The farmer hid.", "Tom ran."]
+    (texts / "texts" / "windows.txt").write_bytes(b"Tom ran.\r\n" * 3)
+    patterns = ("--pattern", "windows.*", "--pattern", "*.gz", "--newlines", "lf")
+    out, _ = succeed(
+        "evaluate", run, "--text", texts / "texts", "--text", texts / "texts" / "a.txt", *patterns, "--json"
+    )
+    found = json.loads(out)
+    assert found["text"] == "texts and 1 more"
+    files = ["".join(SENTENCES[300:]), "Tom ran.\n" * 3, "".join(SENTENCES[:300])]
+    assert found["tokens"] == sum(map(len, files)) + 2 - 1
+    code, _, err = run_cli("evaluate", run, "--text", texts / "body.jsonl")
+    assert code == 1
+    assert "has no field 'text' (its fields: id, body); name the text's with --field" in err
+
+
 @pytest.fixture
 def chats(tmp_path):
     """A JSONL of conversations that all have one reply, to questions that cannot be foretold."""

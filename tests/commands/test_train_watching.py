@@ -94,7 +94,9 @@ def test_patience(train, losses, run_cli):
     assert "trained 10 steps" in err
     code, _, err = run_cli("train", "--resume", "--out", folder)
     assert code == 1
-    assert "stopped early, out of --patience 1; name a larger --patience to train further" in err
+    assert (
+        "stopped early, out of --patience 1; name a larger --patience, or 0 for any, to train further" in err
+    )
     code, _, err = run_cli("train", "--resume", "--out", folder, "--patience", "9")
     assert code == 0
     assert "steps 10 to 20" in err

@@ -17,7 +17,7 @@ from data.tokenizer_training import train_tokenizer
 from data.tokenizers import encode, end_token
 from tests.data.texts import one_line, write
 
-NEW_FIELDS = ("files", "documents", "held_out", "held_out_parts", "held_out_seed", "overlap")
+NEW_FIELDS = ("files", "documents", "held_out", "held_out_parts", "held_out_seed", "overlap", "end_surprise")
 LINES = [f"{number}: {sentence}\n" for number, sentence in enumerate(corpus()[:600])]
 
 

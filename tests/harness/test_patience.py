@@ -51,11 +51,23 @@ def test_a_better_evaluation_begins_the_count_anew(start):
     assert load_checkpoint(trainer.run.latest).training["worse"] == 3
 
 
-def test_no_patience_is_endless(start):
+@pytest.mark.parametrize("patience", [None, 0])
+def test_no_patience_is_endless(start, patience):
     """Without it all steps are made."""
-    trainer = start(steps=25)
+    trainer = start(steps=25, patience=patience)
     assert trainer.train().step == 25
     assert not trainer.evaluations.out_of_patience
+
+
+def test_patience_is_switched_off_on_resume(start):
+    """A run that ended early makes its last steps, and another resume knows that there is no patience left to lose."""
+    trainer = start(steps=40, patience=1)
+    assert trainer.train().step == 15
+    resumed = resume_run(trainer.run.path, training={"patience": 0})
+    resumed.interrupted = lambda: resumed.step == 27
+    resumed.train()
+    assert load_checkpoint(trainer.run.latest).training["patience"] is None
+    assert resume_run(trainer.run.path).train().step == 40
 
 
 def test_patience_outlives_an_interruption(start):

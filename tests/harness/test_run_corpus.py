@@ -224,7 +224,7 @@ def test_advice_with_trained_weights(run, succeed, fail):
     assert "one sequence takes 9; give a longer text or a smaller --sequence-length\n" in err
     Path("new.txt").write_text(Path("text.txt").read_text() + "日")
     err = fail(*start, "--text", "new.txt")
-    assert "has no token for '日' (U+65E5); omit them, or train a new model without --from\n" in err
+    assert "has no token for '日' (U+65E5); omit them, or give them tokens with --grow-vocabulary 0\n" in err
     succeed("train", "--text", "new.txt", "--out", "c", "--steps", 1, *SMALL.split())
     for command in (("evaluate", run, "--text", "new.txt"), ("generate", run, "--prompt", "日")):
         assert fail(*command).endswith("has no token for '日' (U+65E5); omit them\n")
