@@ -19,6 +19,10 @@ def all_ranks(given: dict) -> Iterator[Ranks | None]:
     given: the options of the command line
     """
     if rank_count() == 1:
+        if given.get("shard"):
+            raise ConfigError(
+                "--shard cuts the model into a part for each process; start several with torchrun"
+            )
         yield None
         return
     for name in ALONE:
@@ -26,7 +30,7 @@ def all_ranks(given: dict) -> Iterator[Ranks | None]:
             raise ConfigError(
                 f"--{name.replace('_', '-')} is of one process, and torchrun started {rank_count()}; leave torchrun out"
             )
-    ranks = Ranks()
+    ranks = Ranks(shard=given.get("shard", False))
     if not is_leader():
         raise typer.Exit(_follow(ranks))
     try:
@@ -41,7 +45,7 @@ def all_ranks(given: dict) -> Iterator[Ranks | None]:
 
 def _follow(ranks: Ranks) -> int:
     """Work until the leader is done. returns: the exit code"""
-    from harness.training.replicas import follow
+    from harness.training.following import follow
 
     ignore_signals()  # the leader saves, and then ends all
     try:

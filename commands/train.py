@@ -147,6 +147,9 @@ def train(
     dtype: Annotated[str, _training("float32 or float64.")] = DEFAULTS.dtype,
     device: options.DeviceOption = "cpu",
     threads: options.ThreadsOption = None,
+    shard: Annotated[
+        bool, _place("Under torchrun: each process keeps a part of the model, not all of it.", "--shard")
+    ] = False,
     overwrite: Annotated[bool, _place("Replace the run in --out.", "--overwrite")] = False,
 ):
     """Train a GPT on texts, save checkpoints and print a sample.
@@ -227,7 +230,7 @@ def _resumed(given: dict, ranks=None):
 
     accepted = ("out", "text", *Machine._fields)
     for name in given:
-        if name not in ("resume", "tensorboard", *accepted, *MODEL_FLAGS, *SETTINGS):
+        if name not in ("resume", "tensorboard", "shard", *accepted, *MODEL_FLAGS, *SETTINGS):
             flag = f"--{name.strip('_').replace('_', '-')}"
             raise ConfigError(f"{flag} does not go with --resume: the run keeps its own settings; omit it")
     if "out" not in given:

@@ -125,13 +125,18 @@ def gradient_norm(weights: Mapping[str, torch.nn.Parameter]) -> float:
     Raises ConfigError for a weight without a gradient. Twin: numpy_llm.adam.gradient_norm
     """
     gradients = _gradients(weights)
-    norm = float(get_total_norm(gradients))
+    norm = _number(get_total_norm(gradients))
     if norm == 0 or not isfinite(norm):  # the squares vanished or overflowed: scale them
-        largest = float(torch.stack([gradient.abs().max() for gradient in gradients]).max())
+        largest = max(_number(gradient.abs().max()) for gradient in gradients)
         if not 0 < largest < torch.inf:
             return largest
-        norm = largest * float(get_total_norm([gradient / largest for gradient in gradients]))
+        norm = largest * _number(get_total_norm([gradient / largest for gradient in gradients]))
     return norm
+
+
+def _number(tensor) -> float:
+    """The number in a tensor (), also in a `DTensor`, which several processes have parts of."""
+    return float(tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor)
 
 
 def _gradients(weights):

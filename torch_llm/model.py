@@ -48,24 +48,37 @@ class GPT(nn.Module):
         seed=0,
         dtype="float32",
     ):
-        super().__init__()
         if not isinstance(config, ModelConfig):
             raise ConfigError(f"config must be a ModelConfig, got {type(config).__name__}")
-        self.config = config
         if weights is None:
             weights = initial_weights(config, seed, dtype)
         else:
             check_weights(weights, config)
-        with torch.device("meta"):  # shapes alone: PyTorch's own initial values would be drawn for nothing
-            self._build()
         values = {name: torch.from_numpy(np.array(weights[name])) for name in weight_table(config)}
+        self._build(config, values[next(iter(values))].dtype)
         self.load_state_dict(values, assign=True)
+
+    @classmethod
+    def without_weights(cls, config: ModelConfig, dtype="float32") -> "GPT":
+        """The model with weights that have shapes alone, until `load_state_dict(..., assign=True)` gives it numbers."""
+        model = cls.__new__(cls)
+        model._build(config, getattr(torch, dtype))
+        return model
+
+    def _build(self, config, dtype):
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):  # shapes alone: PyTorch's own initial values would be drawn for nothing
+            self._build_layers()
+        self.to(dtype)
         if config.position == "sinusoidal":
-            table = POSITIONS[config.position](config, values)
+            table = POSITIONS[config.position](
+                config, {"token_embedding.weight": torch.zeros((), dtype=dtype)}
+            )
             self.register_buffer("sinusoids", table, persistent=False)
         self.output_name = "token_embedding.weight" if config.tie_embeddings else "output.weight"
 
-    def _build(self):
+    def _build_layers(self):
         config, C = self.config, self.config.d_model
         self.token_embedding = nn.Embedding(config.vocab_size, C)
         if config.position == "learned":

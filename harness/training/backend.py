@@ -117,9 +117,9 @@ def open_backend(
     """
     check_backend(backend)
     if ranks:
-        from harness.training.replicas import Leader
+        from harness.training.following import open_leader
 
-        return Leader(ranks, config, weights, BackendSettings(**settings))
+        return open_leader(ranks, config, weights, BackendSettings(**settings))
     if backend == "numpy":
         from harness.training.numpy_backend import NumpyBackend as Opened
     else:

@@ -43,21 +43,21 @@ class Replica(TorchBackend):
         self.optimizer.step = step
 
 
-class Leader(Replica):
-    """The replica of rank 0, whose calls reach all ranks. They raise UserError if another rank has ended."""
+class Leading:
+    """What a leader's class adds to that of the other ranks: it calls them, and then does the same."""
 
-    def __init__(self, ranks: Ranks, config: ModelConfig, weights, settings: BackendSettings):
-        self._ranks = ranks
-        self._everywhere("open", config=config, settings=settings)
-        super().__init__(ranks, config, weights, settings)
+    _ranks: Ranks
 
     def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
-        size = self._ranks.size
-        parts, rows = accumulate // size, len(tokens) // size
-        common = {"step": step, "parts": parts, "count": counted(targets)}
+        rows = len(tokens) // self._ranks.size
+        common = {"step": step, "parts": accumulate // self._ranks.size, "count": counted(targets)}
         arguments = [
-            {"tokens": tokens[first : first + rows], "targets": targets[first : first + rows], "first": first}
-            | common
+            common
+            | {
+                "tokens": tokens[first : first + rows],
+                "targets": targets[first : first + rows],
+                "first": first,
+            }
             for first in range(0, len(tokens), rows)
         ]
         return float(self.share(**self._ranks.call("share", arguments)))
@@ -70,23 +70,14 @@ class Leader(Replica):
         self._everywhere("update", learning_rate=learning_rate)
         super().update(learning_rate)
 
-    def load_optimizer_state(self, state, step):
-        super().load_optimizer_state(state, step)
-        self._everywhere("share_moments", step=step)
-        self.share_moments(step)
-
     def _everywhere(self, method: str, **arguments):
         self._ranks.call(method, [arguments] * self._ranks.size)
 
 
-def follow(ranks: Ranks):
-    """Do what the leader calls, until it is done. Raises UserError if another rank has ended."""
-    replica = None
-    while True:
-        method, arguments = ranks.next_call()
-        if method == "done":
-            return
-        if method == "open":
-            replica = Replica(ranks, weights=None, **arguments)
-        else:
-            getattr(replica, method)(**arguments)
+class Leader(Leading, Replica):
+    """The replica of rank 0. Its methods raise UserError if another rank has ended."""
+
+    def load_optimizer_state(self, state, step):
+        super().load_optimizer_state(state, step)
+        self._everywhere("share_moments", step=step)
+        self.share_moments(step)

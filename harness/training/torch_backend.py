@@ -30,18 +30,26 @@ class TorchBackend:
     name = "torch"
 
     def __init__(self, config: ModelConfig, weights, settings: BackendSettings):
-        dtype, self.device = settings.dtype, settings.device
-        device = open_device(self.device, dtype)
+        self.dtype, self.device = settings.dtype, settings.device
+        self._place = open_device(self.device, self.dtype)
         self.config, self.seed, self.threads = config, settings.seed, settings.threads
         torch.set_num_threads(self.threads)
-        if weights is not None:
-            weights = {name: np.asarray(value, dtype) for name, value in weights.items()}
-        self.model = GPT(config, weights, seed=self.seed, dtype=dtype).to(device)
+        self._adam, self._frozen = settings.adam, settings.freeze
+        self.model = self._open_model(weights)
         self._weights = dict(self.model.named_parameters())
-        self._adam, frozen = settings.adam, frozen_names(self._weights, settings.freeze)
-        for name in frozen:
-            self._weights[name].requires_grad_(False)
         self._trained = {name: weight for name, weight in self._weights.items() if weight.requires_grad}
+
+    def _open_model(self, weights) -> GPT:
+        if weights is not None:
+            weights = {name: np.asarray(value, self.dtype) for name, value in weights.items()}
+        return self._freeze(GPT(self.config, weights, seed=self.seed, dtype=self.dtype).to(self._place))
+
+    def _freeze(self, model: GPT) -> GPT:
+        """Take the frozen weights out of training."""
+        weights = dict(model.named_parameters())
+        for name in frozen_names(weights, self._frozen):
+            weights[name].requires_grad_(False)
+        return model
 
     @cached_property
     def optimizer(self) -> AdamW:
