@@ -170,14 +170,20 @@ def check_tensors(what: str, tensors: Mapping[str, np.ndarray], expected: Mappin
     """The same for any tensors by name, whose shapes are `expected`; what: what they are, for the message"""
     if not isinstance(tensors, Mapping):
         raise ConfigError(f"{what} must be arrays by name, got {type(tensors).__name__}")
-    found = {name: np.asarray(tensor) for name, tensor in tensors.items()}
-    for name in [*expected, *found]:
-        wanted, got = expected.get(name, "none"), found[name].shape if name in found else "none"
-        if wanted != got:
+    names, dtype = list(tensors), None
+    for name in [*expected, *names]:
+        if name not in expected or name not in names:
+            wanted, got = (expected[name], "none") if name in expected else ("none", np.shape(tensors[name]))
             raise ConfigError(f"{what} of another model: {name}: expected {wanted}, got {got}")
-    dtype = next(iter(found.values())).dtype
-    check_dtype(dtype)
-    for name, tensor in found.items():
+    for name in expected:  # one by one: they may be more than memory holds at once
+        tensor = np.asarray(tensors[name])
+        if tensor.shape != expected[name]:
+            raise ConfigError(
+                f"{what} of another model: {name}: expected {expected[name]}, got {tensor.shape}"
+            )
+        if dtype is None:
+            dtype = tensor.dtype
+            check_dtype(dtype)
         if tensor.dtype != dtype:
             raise ConfigError(f"{what} of two dtypes: expected {name} in {dtype}, got {tensor.dtype}")
         # Two reductions, as nan passes through both and neither makes a temporary array.

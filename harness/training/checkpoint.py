@@ -202,9 +202,10 @@ def _moments(config: ModelConfig, training: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint):
-    save_tensors(folder / MODEL, checkpoint.weights)
+    save_tensors(folder / MODEL, checkpoint.weights, _shapes(checkpoint.config))
     if checkpoint.optimizer is not None:
-        save_tensors(folder / OPTIMIZER, checkpoint.optimizer)
+        moments = _moments(checkpoint.config, checkpoint.training)
+        save_tensors(folder / OPTIMIZER, checkpoint.optimizer, moments)
     save_tokenizer(checkpoint.tokenizer, folder / TOKENIZER)
     record = {
         "format": FORMAT,

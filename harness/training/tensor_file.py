@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from contract.errors import UserError, readable
 from contract.files import open_regular
@@ -69,16 +68,13 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None):
-    """Write a new safetensors file with default permissions. Raises OSError if it cannot be written."""
-    path.touch(exist_ok=False)
-    mode = path.stat().st_mode  # safetensors gives its files to the owner alone
-    try:
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, metadata)
-    except SafetensorError as error:
-        reason = str(error).rpartition(": ")[2].partition(" (os error")[0]
-        raise OSError(None, reason, str(path)) from error
-    path.chmod(mode)
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]):
+    """Write a new safetensors file of float32 or float64 tensors, which are asked for one by one, as `shapes` has them.
+
+    Raises OSError if it cannot be written.
+    """
+    dtype = "F64" if next(iter(tensors.values())).dtype == np.float64 else "F32"
+    stream_tensors(path, shapes, (tensors[name] for name in shapes), dtype, {})
 
 
 def stream_tensors(
@@ -94,7 +90,7 @@ def stream_tensors(
     Raises UserError naming a tensor that does not fit a narrower dtype, OSError if the file cannot be written.
     """
     stored, place = np.dtype(DTYPES[dtype]), 0
-    header: dict[str, dict] = {"__metadata__": metadata}
+    header: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
     for name, shape in shapes.items():
         end = place + math.prod(shape) * stored.itemsize
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -314,7 +315,8 @@ class Trainer:
                 f"{self.run.path} was moved or removed while the run was training; start a new run"
             )
         checkpoint = self._checkpoint()
-        for name, value in (*checkpoint.weights.items(), *checkpoint.optimizer.items()):
+        # One by one: sharded, each is put together for it.
+        for name, value in chain(checkpoint.weights.items(), checkpoint.optimizer.items()):
             if not np.isfinite(value).all():  # a step more would have shown it, but it was told to stop
                 raise UserError(f"step {self.step}: {name} is no longer finite; {self._advice()}")
         save_checkpoint(place, checkpoint)

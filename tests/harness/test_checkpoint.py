@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from contract.config import ModelConfig
 from contract.errors import ConfigError, UserError
@@ -20,7 +21,6 @@ from harness.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from harness.training.tensor_file import save_tensors
 from tests.harness.same_checkpoints import FILES, assert_same
 
 
@@ -190,7 +190,7 @@ def test_tensors_that_do_not_fit_are_refused(make, tmp_path, tiny_config, file, 
         save_checkpoint(folder, changed)
     assert_same(load_checkpoint(folder), make())
     (folder / f"{file}.safetensors").unlink()
-    save_tensors(folder / f"{file}.safetensors", other if file == "model" else moments)
+    save_file(other if file == "model" else moments, folder / f"{file}.safetensors")
     reseal(folder)
     with pytest.raises(UserError, match=rf"{file}\.safetensors does not fit .*{words}"):
         load_checkpoint(folder, with_optimizer=True)
@@ -289,7 +289,7 @@ def test_numbers_that_are_not_finite(make, tmp_path, file, value):
     with pytest.raises(ConfigError, match=r"must be finite, but .* is (nan|inf)"):
         save_checkpoint(folder, saved)
     (folder / f"{file}.safetensors").unlink()
-    save_tensors(folder / f"{file}.safetensors", tensors)
+    save_file(tensors, folder / f"{file}.safetensors")
     reseal(folder)
     with pytest.raises(UserError, match=f"{file}.safetensors: {name} contains nan or infinity"):
         load_checkpoint(tmp_path / "latest", with_optimizer=True)
