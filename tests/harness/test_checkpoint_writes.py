@@ -3,10 +3,14 @@
 import os
 import shutil
 import threading
+import weakref
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from contract import staging
@@ -194,3 +198,36 @@ def test_a_failing_save_leaves_no_trace(make, tmp_path, monkeypatch):
         save_checkpoint(folder, make(2))
     assert load_checkpoint(folder).step == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["latest"]
+
+
+def test_tensors_are_asked_for_one_by_one(make, tmp_path):
+    """So that a model whose parts are put together for it is never whole in memory; names and numbers are the same."""
+    given = make(1)
+
+    class Tracked(np.ndarray):
+        """Weak references may name it."""
+
+    class PutTogether(Mapping):
+        def __init__(self, tensors):
+            self._tensors, self._held, self.most = tensors, 0, 0
+
+        def __getitem__(self, name):
+            tensor = self._tensors[name].copy().view(Tracked)
+            self._held += 1
+            self.most = max(self.most, self._held)
+            weakref.finalize(tensor, self._free)
+            return tensor
+
+        def _free(self):
+            self._held -= 1
+
+        def __iter__(self):
+            return iter(self._tensors)
+
+        def __len__(self):
+            return len(self._tensors)
+
+    weights, moments = PutTogether(given.weights), PutTogether(given.optimizer)
+    save_checkpoint(tmp_path / "latest", replace(given, weights=weights, optimizer=moments))
+    assert_same(load_checkpoint(tmp_path / "latest", with_optimizer=True), given)
+    assert max(weights.most, moments.most) <= 2  # one, and the one before while it is replaced

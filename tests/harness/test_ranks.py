@@ -12,6 +12,8 @@ import pytest
 
 from data.grammar import corpus
 from harness.training.checkpoint import load_checkpoint
+from harness.training.metrics import read_metrics
+from harness.training.runs import resume_run
 from harness.training.tree_sum import tree_sum
 from tests.harness.launched import ROOT, ended, start_ranks, train_ranks
 
@@ -134,7 +136,7 @@ def test_a_process_that_is_killed_costs_no_bit(text, tmp_path):
 def test_the_same_bits_on_any_number_of_processes(text, tmp_path, model):
     """Weights, moments and metrics after 20 steps of eight micro-batches."""
     runs = {}
-    for size in (1, 2, 4, 8):
+    for size in (1, 2, 4, 8) if model == NANO else (1, 4):
         train_ranks(
             size,
             "--text",
@@ -147,7 +149,38 @@ def test_the_same_bits_on_any_number_of_processes(text, tmp_path, model):
             tmp_path / str(size),
         )
         runs[size] = bits(tmp_path / str(size))
-    assert runs[2] == runs[4] == runs[8] == runs[1]
+    assert all(run == runs[1] for run in runs.values())
+
+
+def losses(run):
+    return np.array(
+        [row[name] for row in read_metrics(run / "metrics.jsonl") for name in row if "loss" in name]
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "model", "size"),
+    [
+        ("float64", NANO, 2),
+        pytest.param("float64", MODERN, 4, marks=pytest.mark.slow),
+        pytest.param("float32", MODERN, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_in_parts_is_the_whole_one(text, tmp_path, dtype, model, size):
+    """After 20 steps: weights to rounding in float64, losses in float32; its checkpoints are as any others."""
+    common = ["--text", text, *model.split(), *SETTINGS.split(), "--dtype", dtype]
+    train_ranks(1, *common, "--out", tmp_path / "whole")
+    train_ranks(size, *common, "--shard", "--out", tmp_path / "parts")
+    whole, parts = (
+        load_checkpoint(tmp_path / run / "latest", with_optimizer=True) for run in ("whole", "parts")
+    )
+    if dtype == "float64":
+        for name, weight in (*whole.weights.items(), *whole.optimizer.items()):
+            found = (parts.weights | parts.optimizer)[name]
+            np.testing.assert_allclose(found, weight, rtol=0, atol=1e-10, err_msg=name)
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=0, atol=1e-6)
+    trainer = resume_run(tmp_path / "parts", training={"steps": 21}, backend="numpy")
+    assert trainer.train().step == 21
 
 
 @pytest.mark.slow
@@ -188,8 +221,9 @@ def test_torchrun_that_is_interrupted_saves_once(text, tmp_path, way):
         ),
         (2, ["--backend", "numpy"], ["torchrun started 2 processes", "--backend torch", "add it"]),
         (2, ["--find-rate"], ["--find-rate is of one process", "leave torchrun out"]),
+        (1, ["--shard"], ["--shard cuts the model into a part for each process", "torchrun"]),
     ],
-    ids=["micro-batches", "numpy", "find-rate"],
+    ids=["micro-batches", "numpy", "find-rate", "shard"],
 )
 def test_one_process_says_what_is_wrong(text, tmp_path, size, flags, words):
     (code, out, said), *others = ended(start_ranks(size, "--text", text, "--out", tmp_path / "run", *flags))
@@ -197,5 +231,5 @@ def test_one_process_says_what_is_wrong(text, tmp_path, size, flags, words):
     assert said.count("\n") == 1
     for word in words:
         assert word in said
-    assert [each[1:] for each in others] == [("", "")]
+    assert [each[1:] for each in others] == [("", "")] * (size - 1)
     assert not (tmp_path / "run").exists()
