@@ -18,19 +18,20 @@ def all_ranks(given: dict) -> Iterator[Ranks | None]:
 
     given: the options of the command line
     """
+    ways = [name for name in ("shard", "overlap") if name in given]
     if rank_count() == 1:
-        if given.get("shard"):
-            raise ConfigError(
-                "--shard cuts the model into a part for each process; start several with torchrun"
-            )
+        if ways:
+            raise ConfigError(f"--{ways[0]} is of several processes; start them with torchrun, or omit it")
         yield None
         return
+    if len(ways) > 1:
+        raise ConfigError("--shard does not go with --overlap; give one of them")
     for name in ALONE:
         if name in given:
             raise ConfigError(
                 f"--{name.replace('_', '-')} is of one process, and torchrun started {rank_count()}; leave torchrun out"
             )
-    ranks = Ranks(shard=given.get("shard", False))
+    ranks = Ranks(*ways)
     if not is_leader():
         raise typer.Exit(_follow(ranks))
     try:

@@ -150,6 +150,9 @@ def train(
     shard: Annotated[
         bool, _place("Under torchrun: each process keeps a part of the model, not all of it.", "--shard")
     ] = False,
+    overlap: Annotated[
+        bool, _place("Under torchrun: add up gradients faster, with other last bits.", "--overlap")
+    ] = False,
     overwrite: Annotated[bool, _place("Replace the run in --out.", "--overwrite")] = False,
 ):
     """Train a GPT on texts, save checkpoints and print a sample.
@@ -230,7 +233,7 @@ def _resumed(given: dict, ranks=None):
 
     accepted = ("out", "text", *Machine._fields)
     for name in given:
-        if name not in ("resume", "tensorboard", "shard", *accepted, *MODEL_FLAGS, *SETTINGS):
+        if name not in ("resume", "tensorboard", "shard", "overlap", *accepted, *MODEL_FLAGS, *SETTINGS):
             flag = f"--{name.strip('_').replace('_', '-')}"
             raise ConfigError(f"{flag} does not go with --resume: the run keeps its own settings; omit it")
     if "out" not in given:

@@ -37,9 +37,11 @@ def plan(trainer: Trainer, ranks: Ranks | None = None):
         yield "frozen", f"{count:,} parameters in {len(frozen)} weights, {settings.freeze}"
     memory = trainer.estimated_memory / 1e6
     yield "machine", f"{backend.threads} threads, about {memory:,.0f} MB of memory at the peak"
-    if ranks:
+    if ranks and ranks.way == "exact":
         same = f"--accumulate {settings.accumulate} --threads {backend.threads}"
         yield "processes", f"{ranks.size}; one, or any that torchrun starts, give the same bits with {same}"
+    elif ranks:
+        yield "processes", f"{ranks.size}, by --{ranks.way}: the last bits depend on their number"
     yield "run", f"{trainer.run.path}"
     yield from _learning_rate(trainer)
 

@@ -2,15 +2,23 @@
 
 from contract.config import ModelConfig
 from harness.training.backend import Backend, BackendSettings
+from harness.training.overlapping import Overlapping, OverlappingLeader
 from harness.training.ranks import Ranks
 from harness.training.replicas import Leader, Replica
 from harness.training.shards import Shard, ShardLeader
 
+# What a rank is: the leader, and the others.
+WAYS = {
+    "exact": (Leader, Replica),
+    "overlap": (OverlappingLeader, Overlapping),
+    "shard": (ShardLeader, Shard),
+}
+
 
 def open_leader(ranks: Ranks, config: ModelConfig, weights, settings: BackendSettings) -> Backend:
     """The backend of rank 0, which all others follow."""
-    ranks.call("open", [{"config": config, "settings": settings, "shard": ranks.shard}] * ranks.size)
-    return (ShardLeader if ranks.shard else Leader)(ranks, config, weights, settings)
+    ranks.call("open", [{"config": config, "settings": settings}] * ranks.size)
+    return WAYS[ranks.way][0](ranks, config, weights, settings)
 
 
 def follow(ranks: Ranks):
@@ -21,7 +29,6 @@ def follow(ranks: Ranks):
         if method == "done":
             return
         if method == "open":
-            kind = Shard if arguments.pop("shard") else Replica
-            backend = kind(ranks, weights=None, **arguments)
+            backend = WAYS[ranks.way][1](ranks, weights=None, **arguments)
         else:
             getattr(backend, method)(**arguments)

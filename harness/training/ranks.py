@@ -32,16 +32,16 @@ class Ranks:
     """All ranks of a training, of which rank 0 leads: the others do what it calls.
 
     rank, size: of this process, and how many there are; complete: whether none was found to have ended
-    shard: whether each keeps a part of the model, or the whole
+    way: how they share the work, one of `harness.training.following.WAYS`
     Raises UserError, in every method, if another process has ended.
     """
 
-    def __init__(self, *, shard: bool = False):
+    def __init__(self, way: str = "exact"):
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a closed connection is told once, below
         import torch
         import torch.distributed as dist
 
-        self._dist, self._torch, self.complete, self.shard = dist, torch, True, shard
+        self._dist, self._torch, self.complete, self.way = dist, torch, True, way
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

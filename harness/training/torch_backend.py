@@ -66,7 +66,7 @@ class TorchBackend:
         first: the place of these rows in the batch; parts: micro-batches, whose gradients are added up in a tree
         """
         pieces = [np.array_split(array, min(parts, len(tokens))) for array in (tokens, targets)]
-        found = (self._differentiate(*piece, step, count) for piece in _placed(first, *pieces))
+        found = (self._differentiate(*piece, step, count) for piece in placed(first, *pieces))
         loss, gradients = tree_sum(found, _add)
         self._give(gradients)
         return loss
@@ -130,7 +130,7 @@ class TorchBackend:
         return generate_samples(self.model, tokens, max_new_tokens, num_samples, **sampling)
 
 
-def _placed(first: int, inputs, outputs) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def placed(first: int, inputs, outputs) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Micro-batches, each with the place of its first row in the batch."""
     for tokens, targets in zip(inputs, outputs, strict=True):
         yield first, tokens, targets

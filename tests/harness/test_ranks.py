@@ -159,18 +159,20 @@ def losses(run):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "model", "size"),
+    ("way", "dtype", "model", "size"),
     [
-        ("float64", NANO, 2),
-        pytest.param("float64", MODERN, 4, marks=pytest.mark.slow),
-        pytest.param("float32", MODERN, 2, marks=pytest.mark.slow),
+        ("--shard", "float64", NANO, 2),
+        pytest.param("--shard", "float64", MODERN, 4, marks=pytest.mark.slow),
+        pytest.param("--shard", "float32", MODERN, 2, marks=pytest.mark.slow),
+        pytest.param("--overlap", "float64", NANO, 2, marks=pytest.mark.slow),
+        pytest.param("--overlap", "float32", MODERN, 4, marks=pytest.mark.slow),
     ],
 )
-def test_a_model_in_parts_is_the_whole_one(text, tmp_path, dtype, model, size):
-    """After 20 steps: weights to rounding in float64, losses in float32; its checkpoints are as any others."""
+def test_other_ways_to_share_are_the_same_to_rounding(text, tmp_path, way, dtype, model, size):
+    """After 20 steps: weights to rounding in float64, losses in float32; their checkpoints are as any others."""
     common = ["--text", text, *model.split(), *SETTINGS.split(), "--dtype", dtype]
     train_ranks(1, *common, "--out", tmp_path / "whole")
-    train_ranks(size, *common, "--shard", "--out", tmp_path / "parts")
+    train_ranks(size, *common, way, "--out", tmp_path / "parts")
     whole, parts = (
         load_checkpoint(tmp_path / run / "latest", with_optimizer=True) for run in ("whole", "parts")
     )
@@ -221,7 +223,7 @@ def test_torchrun_that_is_interrupted_saves_once(text, tmp_path, way):
         ),
         (2, ["--backend", "numpy"], ["torchrun started 2 processes", "--backend torch", "add it"]),
         (2, ["--find-rate"], ["--find-rate is of one process", "leave torchrun out"]),
-        (1, ["--shard"], ["--shard cuts the model into a part for each process", "torchrun"]),
+        (1, ["--shard"], ["--shard is of several processes", "torchrun"]),
     ],
     ids=["micro-batches", "numpy", "find-rate", "shard"],
 )
