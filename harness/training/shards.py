@@ -38,9 +38,6 @@ class Shard(TorchBackend):
         self._freeze(model)
         for part in (*model.blocks, model):
             fully_shard(part, mesh=mesh)
-        for part in model.modules():
-            if hasattr(part, "set_gradient_divide_factor"):
-                part.set_gradient_divide_factor(1.0)  # losses are shares of a sum
         register_fsdp_forward_method(model, "loss")
         parts = {
             name: self._taken(weight, weights and weights[name]) for name, weight in model.named_parameters()
@@ -55,6 +52,11 @@ class Shard(TorchBackend):
             whole.copy_(torch.tensor(values))
         self._ranks.share(whole)
         return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+    def _backward(self, loss):
+        (
+            loss * self._ranks.size
+        ).backward()  # `fully_shard` takes the mean over ranks, and these are shares of a sum
 
     def share(self, tokens, targets, **place) -> torch.Tensor:
         """The whole batch's loss; this rank's part of its gradients is kept."""

@@ -78,8 +78,11 @@ class TorchBackend:
         # Taking the loss alone frees the logits before the backward pass.
         loss = self.model.loss(torch.tensor(tokens), torch.tensor(targets), dropout=dropout)
         loss = loss * (counted(targets) / count)
-        loss.backward()
+        self._backward(loss)
         return loss.detach(), [weight.grad for weight in self._trained.values()]
+
+    def _backward(self, loss: torch.Tensor):
+        loss.backward()
 
     def _give(self, gradients):
         """Let the weights have these gradients."""
