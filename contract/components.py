@@ -28,8 +28,9 @@ class Weight(NamedTuple):
 
     linear: whether it is a linear layer's, a matrix (out, in) or a bias
     init: "zeros", "ones", or a normal distribution: "normal", "residual" for a matrix that writes into the residual
-        stream, "embedding" for the tokens'; see `contract.weights.weight_table`
+        stream, "embedding" for the tokens', "low_rank" for A of a low-rank pair; see `contract.weights.weight_table`
     where: the configuration's field that must be true for the weight to be there; "" always
+    adapts: of a low-rank pair the projection that `lora_targets` must name for the weight to be there; "" of others
     """
 
     name: str
@@ -37,6 +38,7 @@ class Weight(NamedTuple):
     init: str
     linear: bool = False
     where: str = ""
+    adapts: str = ""
 
 
 class Part(NamedTuple):
@@ -51,9 +53,14 @@ class Part(NamedTuple):
     over: str = ""
 
 
-def _linear(name: str, rows: str, columns: str, init: str = "normal", where: str = "bias"):
-    matrix = Weight(f"{name}.weight", f"{rows} {columns}", init, linear=True)
-    return matrix, Weight(f"{name}.bias", rows, "zeros", linear=True, where=where)
+def _projection(name: str, rows: str, columns: str, init: str = "normal", where: str = "bias"):
+    """A linear layer of a block, and the low-rank pair that may adapt it."""
+    return (
+        Weight(f"{name}.weight", f"{rows} {columns}", init, linear=True),
+        Weight(f"{name}.bias", rows, "zeros", linear=True, where=where),
+        Weight(f"{name}.lora_a", f"R {columns}", "low_rank", linear=True, adapts=name),
+        Weight(f"{name}.lora_b", f"{rows} R", "zeros", linear=True, adapts=name),
+    )
 
 
 _STREAM, _HIDDEN = "B T C", "B T F"
@@ -111,7 +118,7 @@ COMPONENTS: dict[str, dict[str, tuple[Tensor | Weight | Part, ...]]] = {
     },
     "attention": {
         "multi_head": (
-            *_linear("query_key_value", "(H+2K)·D", "C", where="query_key_value_bias"),
+            *_projection("query_key_value", "(H+2K)·D", "C", where="query_key_value_bias"),
             Tensor("query", "B H T D"),
             Tensor("key", "B K T D"),
             Tensor("value", "B K T D"),
@@ -122,7 +129,7 @@ COMPONENTS: dict[str, dict[str, tuple[Tensor | Weight | Part, ...]]] = {
             Tensor("probabilities", "B H T S"),
             Tensor("probabilities_dropout", "B H T S"),
             Tensor("heads", "B H T D"),
-            *_linear("output", "C", "H·D", "residual"),
+            *_projection("output", "C", "H·D", "residual"),
             Tensor("output", _STREAM),
         ),
     },
@@ -137,20 +144,20 @@ COMPONENTS: dict[str, dict[str, tuple[Tensor | Weight | Part, ...]]] = {
     "score_cap": {"none": (), "soft": (Tensor("capped_scores", "B H T S"),)},
     "feed_forward": {
         "two_layers": (
-            *_linear("up", "F", "C"),
+            *_projection("up", "F", "C"),
             Tensor("up", _HIDDEN),
             Part("activation", "activation"),
-            *_linear("down", "C", "F", "residual"),
+            *_projection("down", "C", "F", "residual"),
             Tensor("down", _STREAM),
         ),
         "gated": (
-            *_linear("gate", "F", "C"),
+            *_projection("gate", "F", "C"),
             Tensor("gate", _HIDDEN),
             Part("activation", "activation"),
-            *_linear("up", "F", "C"),
+            *_projection("up", "F", "C"),
             Tensor("up", _HIDDEN),
             Tensor("gated", _HIDDEN),
-            *_linear("down", "C", "F", "residual"),
+            *_projection("down", "C", "F", "residual"),
             Tensor("down", _STREAM),
         ),
     },
@@ -189,6 +196,19 @@ def choices(config: "ModelConfig") -> dict[str, str]:
     }
 
 
+def _has(config: "ModelConfig", row: Weight) -> bool:
+    return (not row.where or getattr(config, row.where)) and (
+        not row.adapts or row.adapts in (config.lora_targets or ())
+    )
+
+
+def projections(config: "ModelConfig") -> tuple[str, ...]:
+    """The linear layers of a block, which low-rank pairs may adapt."""
+    chosen = choices(config)
+    weights = [row for slot in ("attention", "feed_forward") for row in COMPONENTS[slot][chosen[slot]]]
+    return tuple(dict.fromkeys(row.adapts for row in weights if isinstance(row, Weight) and row.adapts))
+
+
 def weight_roles(slot: str, choice: str) -> list[str]:
     """The names of a component's own weights, a bias that may be absent included."""
     return [row.name for row in COMPONENTS[slot][choice] if isinstance(row, Weight)]
@@ -206,7 +226,7 @@ def rows(config: "ModelConfig") -> dict[str, Tensor | Weight]:
                 places = [f"{name}.{layer}" for layer in range(config.n_layer)] if row.each_layer else [name]
                 for place in places:
                     yield from expand(row.slot, place, row.over)
-            elif isinstance(row, Tensor) or not row.where or getattr(config, row.where):
+            elif isinstance(row, Tensor) or _has(config, row):
                 letters = over if row.letters == "…" else over[-1] if row.letters == "N" else row.letters
                 yield name, row._replace(letters=letters)
 
@@ -233,7 +253,8 @@ def sizes(config: "ModelConfig", B: int = 1, T: int = 1, S: int | None = None) -
     H, K, D = config.n_head, config.n_kv_head, config.head_size
     return {
         "B": B, "T": T, "S": S or T, "P": config.context_length, "L": config.n_layer, "V": config.vocab_size,
-        "C": config.d_model, "F": config.d_ff, "H": H, "K": K, "D": D, "H·D": H * D, "(H+2K)·D": (H + 2 * K) * D,
+        "C": config.d_model, "F": config.d_ff, "R": config.lora_rank or 0, "H": H, "K": K, "D": D, "H·D": H * D,
+        "(H+2K)·D": (H + 2 * K) * D,
     }  # fmt: skip
 
 

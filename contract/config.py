@@ -11,6 +11,7 @@ Dimension letters, used in every shape comment of the project:
     F  feed-forward     `d_ff`, the hidden width of the feed-forward layer
     V  vocabulary       `vocab_size`
     L  layers           `n_layer`
+    R  rank             `lora_rank`, of the low-rank pairs of a model that has them
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from os import PathLike
 from typing import NamedTuple
 
 from contract.checks import MAX_WHOLE
-from contract.components import COMPONENTS
+from contract.components import COMPONENTS, projections
 from contract.errors import ConfigError, UserError
 from contract.rotary import Rotary
 from contract.schema import read_json, shortened
@@ -73,6 +74,10 @@ class ModelConfig:
     layer_pattern: "full" or "sliding" for the first layers, repeated for the others
     rotary: theta and scaling of rotary positions
     local_rotary: the same for sliding layers, None for `rotary`
+    lora_rank: R of low-rank pairs beside the projections of every block, x Wᵀ + b + alpha / R · (x Aᵀ) Bᵀ; None for no
+        pairs (Hu et al. 2021, section 4.1)
+    lora_alpha: a number once constructed with a rank; None means 2 R
+    lora_targets: the projections that have a pair, in the model's order once constructed; None means all of a block's
 
     A copy by `dataclasses.replace` keeps every field that it does not name: to change d_model or n_head, pass
     head_size=None and n_kv_head=None too, to change n_layer use `with_layers`.
@@ -107,6 +112,9 @@ class ModelConfig:
     layer_pattern: tuple[str, ...] = ("full",)
     rotary: Rotary | None = None
     local_rotary: Rotary | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff"):
@@ -119,6 +127,7 @@ class ModelConfig:
         self._check_numbers()
         self._check_positions()
         self._check_layers()
+        self._check_lora()
 
     def _set(self, name: str, value):
         object.__setattr__(self, name, value)  # the dataclass is frozen
@@ -215,6 +224,38 @@ class ModelConfig:
         if self.local_rotary and "sliding" not in pattern:
             raise ConfigError(f"local_rotary is set, but layer_pattern {list(pattern)} has no sliding layers")
 
+    def _check_lora(self):
+        """Give pairs their defaults, and check them."""
+        rank, targets, known = self.lora_rank, self.lora_targets, projections(self)
+        if isinstance(targets, list):
+            self._set("lora_targets", targets := tuple(targets))
+        names = isinstance(targets, tuple) and targets and all(target in known for target in targets)
+        if targets is not None and not names:
+            found = list(targets) if isinstance(targets, tuple) else targets
+            raise ConfigError(f"lora_targets must be a list of {', '.join(known)}, got {shortened(found)}")
+        alpha = self.lora_alpha
+        if alpha is not None and (not _is_number(alpha) or not MIN_FACTOR < alpha < MAX_FACTOR):
+            raise ConfigError(
+                f"lora_alpha must be a number between {MIN_FACTOR} and {MAX_FACTOR}, got {shortened(alpha)}"
+            )
+        if rank is None:
+            if targets or alpha is not None:
+                name = "lora_targets" if targets else "lora_alpha"
+                raise ConfigError(f"{name} is set, but lora_rank is not; set it, to 8 for instance")
+            return
+        _require_positive_integer("lora_rank", rank)
+        if rank > self.d_model:
+            raise ConfigError(
+                f"lora_rank must be at most d_model, {self.d_model}, from where on a pair is any matrix, got {rank}"
+            )
+        self._set("lora_alpha", 2 * rank if alpha is None else alpha)
+        self._set("lora_targets", tuple(name for name in known if not targets or name in targets))
+
+    @property
+    def lora_scale(self) -> float:
+        """What the product of a low-rank pair is multiplied by."""
+        return self.lora_alpha / self.lora_rank
+
     @property
     def score_scale(self) -> float:
         """What scores are multiplied by."""
@@ -240,7 +281,8 @@ class ModelConfig:
 
     def to_dict(self) -> dict:
         """The fields by name, ready for JSON."""
-        return asdict(self) | {"layer_pattern": list(self.layer_pattern)}
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict) -> "ModelConfig":

@@ -45,6 +45,7 @@ def weight_table(config: ModelConfig) -> dict[str, WeightSpec]:
     smaller by 1/√(2L), so that its variance does not grow with depth (Radford et al. 2019, section 2.3). Token
     embeddings beside sinusoids, whose deviation is 0.7, start at 1/√C: at 0.02 the tokens drown among the
     positions, and the default run ends at 2.4 nats per token where it otherwise ends at 1.35.
+    A of a low-rank pair starts at 1/√(3·in) like that of its authors' program, and B at 0: the pair adds nothing yet.
     """
     std, size = 0.02, sizes(config)
     embedding_std = size["C"] ** -0.5 if config.position == "sinusoidal" else std
@@ -52,7 +53,8 @@ def weight_table(config: ModelConfig) -> dict[str, WeightSpec]:
 
     def spec(row: Weight) -> WeightSpec:
         shape = tuple(size[letter] for letter in row.letters.split())
-        return WeightSpec(shape, "normal" if row.init in normal else row.init, normal.get(row.init, 0.0))
+        deviation = (3 * shape[-1]) ** -0.5 if row.init == "low_rank" else normal.get(row.init, 0.0)
+        return WeightSpec(shape, "normal" if deviation else row.init, deviation)
 
     return {name: spec(row) for name, row in weight_rows(config).items()}
 
@@ -90,13 +92,15 @@ class Weights(Mapping[str, np.ndarray]):
         self.decaying = sum(self._views[name].size for name, spec in table.items() if spec.decays)
 
     @classmethod
-    def zeros(cls, config: ModelConfig, dtype) -> "Weights":
-        """A zero for every weight of `config`: what gradients and moments start from.
+    def zeros(cls, config: ModelConfig, dtype, without: Iterable[str] = ()) -> "Weights":
+        """A zero for every weight of `config` but those named in `without`: what gradients and moments start from.
 
         Raises ConfigError unless dtype is "float32" or "float64".
         """
         check_dtype(dtype)
-        return cls(weight_table(config), np.zeros(parameter_count(config), dtype))
+        without = set(without)
+        table = {name: spec for name, spec in weight_table(config).items() if name not in without}
+        return cls(table, np.zeros(sum(int(np.prod(spec.shape)) for spec in table.values()), dtype))
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]
@@ -112,13 +116,20 @@ class Weights(Mapping[str, np.ndarray]):
         return len(self._views)
 
 
+def is_low_rank(name: str) -> bool:
+    """Whether the weight of this name is one of a low-rank pair."""
+    return name.endswith((".lora_a", ".lora_b"))
+
+
 def frozen_names(names: Iterable[str], patterns: str) -> list[str]:
-    """The weights that training leaves as they are.
+    """The weights that training leaves as they are: those of the patterns, and beside low-rank pairs all others.
 
     patterns: as in a file's name, separated by spaces: "blocks.[0-3] token_embedding" is four blocks and the embedding
     Raises ConfigError for a pattern that fits no weight, or where none is left to train.
     """
-    names, frozen = list(names), set()
+    names = list(names)
+    adapted = any(map(is_low_rank, names))
+    frozen = {name for name in names if adapted and not is_low_rank(name)}
     for pattern in patterns.split():
         found = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
         if not found:
@@ -203,9 +214,14 @@ def initial_weights(config: ModelConfig, seed: int, dtype) -> Weights:
     """
     weights = Weights.zeros(config, dtype)
     for name, spec in weight_table(config).items():
-        if spec.init == "normal":
-            draws = generator(seed, f"weights.{name}").standard_normal(spec.shape, dtype=np.float32)
-            np.multiply(draws, np.float32(spec.std), out=weights[name], casting="same_kind")
-        elif spec.init == "ones":
-            weights[name][...] = 1
+        fill_initial(weights[name], name, spec, seed)
     return weights
+
+
+def fill_initial(weight: np.ndarray, name: str, spec: WeightSpec, seed: int):
+    """Write the initial values of the weight called `name`, a row of the table."""
+    if spec.init == "normal":
+        draws = generator(seed, f"weights.{name}").standard_normal(spec.shape, dtype=np.float32)
+        np.multiply(draws, np.float32(spec.std), out=weight, casting="same_kind")
+    else:
+        weight[...] = {"zeros": 0, "ones": 1}[spec.init]

@@ -34,24 +34,26 @@ class Adam:
         check_buffer("weights", weights)
         self.weights = weights
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
-        self.m = np.zeros_like(weights.flat)
-        self.v = np.zeros_like(weights.flat)
+        self._layout = tuple(row for row in weights.layout if row[0] not in frozen)
+        trained = sum(int(np.prod(shape)) for _, shape in self._layout)
+        self.m, self.v = np.zeros((2, trained), weights.flat.dtype)  # of the layout of the gradients
         self.step = 0  # updates done, t of the formulas
         self._pieces = _trained_pieces(weights, frozen)
 
     def update(self, gradients: Weights, learning_rate: float):
-        """Take one step; `gradients` has the weights' layout and is left as it is.
+        """Take one step; `gradients` has the layout of the weights that are not frozen, and is left as it is.
 
         Raises ConfigError for gradients of another layout, or a learning rate that is negative or not finite.
         """
         check_learning_rate(learning_rate)
-        check_layout("gradients", gradients, self.weights.layout)
+        check_layout("gradients", gradients, self._layout)
         self.step += 1
-        buffers = self.weights.flat, self.m, self.v, gradients.flat
-        decaying = self.weights.decaying
+        weights, decaying = self.weights.flat, self.weights.decaying
 
-        def update(piece):
-            update_piece(self, *(buffer[piece] for buffer in buffers), learning_rate, piece.start < decaying)
+        def update(pieces):
+            piece, trained = pieces
+            others = self.m[trained], self.v[trained], gradients.flat[trained]
+            update_piece(self, weights[piece], *others, learning_rate, piece.start < decaying)
 
         each(update, self._pieces)
 
@@ -69,8 +71,11 @@ class AdamW(Adam):
     decoupled = True
 
 
-def _trained_pieces(weights: Weights, frozen) -> list[slice]:
-    """Pieces of the flat buffer without the frozen weights, each of numbers that all decay or all do not."""
+def _trained_pieces(weights: Weights, frozen) -> list[tuple[slice, slice]]:
+    """Pieces of the flat buffer without the frozen weights, each of numbers that all decay or all do not.
+
+    returns: of each its place in the buffer, and in one that holds no frozen weights
+    """
     spans, start = [], 0
     for name, shape in weights.layout:
         stop = start + int(np.prod(shape))
@@ -78,7 +83,11 @@ def _trained_pieces(weights: Weights, frozen) -> list[slice]:
             goes_on = spans and spans[-1][1] == start != weights.decaying
             spans.append((spans.pop()[0] if goes_on else start, stop))
         start = stop
-    return [piece for span in spans for piece in pieces(*span)]
+    found, trained = [], 0
+    for first, stop in spans:
+        for piece in pieces(first, stop):
+            found.append((piece, slice(trained, trained := trained + piece.stop - piece.start)))
+    return found
 
 
 def update_piece(optimizer: Adam, weight, m, v, g, learning_rate, decays):

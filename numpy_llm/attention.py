@@ -18,9 +18,9 @@ from numpy_llm.attend_in_blocks import (
     attend_in_blocks_backward,
     attend_in_blocks_forward,
 )
-from numpy_llm.layers import LinearCache, linear_backward, linear_forward
 from numpy_llm.norms import NormCache, norm_backward, norm_forward
 from numpy_llm.positions import RotateCache, rotate_backward, rotate_forward
+from numpy_llm.projection import ProjectionCache, projection_backward, projection_forward
 
 
 class SplitHeadsCache(NamedTuple):
@@ -129,12 +129,12 @@ def _place_backward(dquery, dkey, cache, trace, out):
 
 class AttentionCache(NamedTuple):
     name: str
-    query_key_value: LinearCache
+    query_key_value: ProjectionCache
     split: SplitHeadsCache
     place: PlaceCache
     attend: AttendCache | AttendInBlocksCache
     merge: MergeHeadsCache
-    output: LinearCache
+    output: ProjectionCache
 
 
 def attention_forward(
@@ -153,11 +153,8 @@ def attention_forward(
     returns: y (B, T, C), cache
     Source: Vaswani et al. 2017, section 3.2.2. Twin: torch_llm.attention.Attention
     """
-    qkv_weights = weights[f"{name}.query_key_value.weight"], weights.get(f"{name}.query_key_value.bias")
-    output_weights = weights[f"{name}.output.weight"], weights.get(f"{name}.output.bias")
     H, K = config.n_head, config.n_kv_head
-    qkv, qkv_cache = linear_forward(x, *qkv_weights)
-    trace.note(f"{name}.query_key_value", qkv, "linear", x, *qkv_weights)
+    qkv, qkv_cache = projection_forward(x, weights, f"{name}.query_key_value", config, trace, traced=False)
     query, key, value, split_cache = split_heads_forward(qkv, H, K)
     parts = {f"{name}.query": query, f"{name}.key": key, f"{name}.value": value}
     trace.record_all(parts, "split_heads", qkv, H, K)
@@ -173,8 +170,7 @@ def attention_forward(
         heads, attend_cache = attend_forward(query, key, value, name, config, layer.window, dropout, trace)
     merged, merge_cache = merge_heads_forward(heads)
     trace.note(f"{name}.merged", merged, "merge_heads", heads)
-    y, output_cache = linear_forward(merged, *output_weights)
-    trace.record(f"{name}.output", y, "linear", merged, *output_weights)
+    y, output_cache = projection_forward(merged, weights, f"{name}.output", config, trace)
     return y, AttentionCache(
         name, qkv_cache, split_cache, place_cache, attend_cache, merge_cache, output_cache
     )
@@ -187,8 +183,7 @@ def attention_backward(dy, cache, trace=NO_TRACE, later=False):
     returns: dx (B, T, C), gradients by weight name (None for an absent bias)
     """
     name, split = cache.name, cache.split
-    trace.record_gradient(f"{name}.output", dy)
-    dmerged, doutput_weight, doutput_bias = linear_backward(dy, cache.output, later=later)
+    dmerged, output_gradients = projection_backward(dy, cache.output, trace, later)
     dheads = merge_heads_backward(dmerged, cache.merge)
     dqkv = np.empty(split.shape, dy.dtype)
     views = _heads_of(dqkv, split.n_head, split.n_kv_head)  # what is written to them fills dqkv
@@ -203,10 +198,5 @@ def attention_backward(dy, cache, trace=NO_TRACE, later=False):
     trace.record_gradient(f"{name}.key", dkey)
     trace.record_gradient(f"{name}.query", dquery)
     dqkv = split_heads_backward(dquery, dkey, dvalue, split, out=dqkv)
-    dx, dqkv_weight, dqkv_bias = linear_backward(dqkv, cache.query_key_value, later=later)
-    return dx, place_gradients | {
-        f"{name}.query_key_value.weight": dqkv_weight,
-        f"{name}.query_key_value.bias": dqkv_bias,
-        f"{name}.output.weight": doutput_weight,
-        f"{name}.output.bias": doutput_bias,
-    }
+    dx, qkv_gradients = projection_backward(dqkv, cache.query_key_value, trace, later, traced=False)
+    return dx, qkv_gradients | place_gradients | output_gradients

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.trace import NO_TRACE
-from numpy_llm.layers import LinearCache, linear_backward, linear_forward
+from numpy_llm.projection import ProjectionCache, projection_backward, projection_forward
 from numpy_llm.threads import in_pieces
 
 
@@ -132,10 +132,10 @@ def gate_backward(dy, cache):
 
 class TwoLayersCache(NamedTuple):
     name: str
-    up: LinearCache
+    up: ProjectionCache
     activation_backward: Callable
     activation: NamedTuple
-    down: LinearCache
+    down: ProjectionCache
 
 
 def two_layers_forward(x, weights, name, config, trace=NO_TRACE):
@@ -148,31 +148,31 @@ def two_layers_forward(x, weights, name, config, trace=NO_TRACE):
     Source: Vaswani et al. 2017, section 3.3. Twin: torch_llm.feed_forward.TwoLayers
     """
     activation_forward, activation_backward = ACTIVATIONS[config.activation]
-    hidden, up_cache = _linear_forward(x, weights, f"{name}.up", trace)
+    hidden, up_cache = projection_forward(x, weights, f"{name}.up", config, trace)
     active, activation_cache = activation_forward(hidden)
     trace.record(f"{name}.activation", active, config.activation, hidden)
-    y, down_cache = _linear_forward(active, weights, f"{name}.down", trace)
+    y, down_cache = projection_forward(active, weights, f"{name}.down", config, trace)
     return y, TwoLayersCache(name, up_cache, activation_backward, activation_cache, down_cache)
 
 
 def two_layers_backward(dy, cache, trace=NO_TRACE, later=False):
     """The forward pass reversed. later: as in `linear_backward`; returns: dx (B, T, C), gradients by weight name"""
     name = cache.name
-    dactive, down_gradients = _linear_backward(dy, cache.down, f"{name}.down", trace, later)
+    dactive, down_gradients = projection_backward(dy, cache.down, trace, later)
     trace.record_gradient(f"{name}.activation", dactive)
     dhidden = cache.activation_backward(dactive, cache.activation)
-    dx, up_gradients = _linear_backward(dhidden, cache.up, f"{name}.up", trace, later)
+    dx, up_gradients = projection_backward(dhidden, cache.up, trace, later)
     return dx, up_gradients | down_gradients
 
 
 class GatedCache(NamedTuple):
     name: str
-    gate: LinearCache
+    gate: ProjectionCache
     activation_backward: Callable
     activation: NamedTuple
-    up: LinearCache
+    up: ProjectionCache
     product: GateCache
-    down: LinearCache
+    down: ProjectionCache
 
 
 def gated_forward(x, weights, name, config, trace=NO_TRACE):
@@ -187,13 +187,13 @@ def gated_forward(x, weights, name, config, trace=NO_TRACE):
     Source: Shazeer 2020, equation 6. Twin: torch_llm.feed_forward.Gated
     """
     activation_forward, activation_backward = ACTIVATIONS[config.activation]
-    hidden, gate_cache = _linear_forward(x, weights, f"{name}.gate", trace)
+    hidden, gate_cache = projection_forward(x, weights, f"{name}.gate", config, trace)
     active, activation_cache = activation_forward(hidden)
     trace.record(f"{name}.activation", active, config.activation, hidden)
-    up, up_cache = _linear_forward(x, weights, f"{name}.up", trace)
+    up, up_cache = projection_forward(x, weights, f"{name}.up", config, trace)
     gated, product_cache = gate_forward(active, up)
     trace.record(f"{name}.gated", gated, "gate", active, up)
-    y, down_cache = _linear_forward(gated, weights, f"{name}.down", trace)
+    y, down_cache = projection_forward(gated, weights, f"{name}.down", config, trace)
     return y, GatedCache(
         name, gate_cache, activation_backward, activation_cache, up_cache, product_cache, down_cache
     )
@@ -206,30 +206,15 @@ def gated_backward(dy, cache, trace=NO_TRACE, later=False):
     returns: dx (B, T, C), gradients by weight name
     """
     name = cache.name
-    dgated, down_gradients = _linear_backward(dy, cache.down, f"{name}.down", trace, later)
+    dgated, down_gradients = projection_backward(dy, cache.down, trace, later)
     trace.record_gradient(f"{name}.gated", dgated)
     dactive, dup = gate_backward(dgated, cache.product)
-    dx, up_gradients = _linear_backward(dup, cache.up, f"{name}.up", trace, later)
+    dx, up_gradients = projection_backward(dup, cache.up, trace, later)
     trace.record_gradient(f"{name}.activation", dactive)
     dhidden = cache.activation_backward(dactive, cache.activation)
-    dx_gate, gate_gradients = _linear_backward(dhidden, cache.gate, f"{name}.gate", trace, later)
+    dx_gate, gate_gradients = projection_backward(dhidden, cache.gate, trace, later)
     dx += dx_gate
     return dx, gate_gradients | up_gradients | down_gradients
-
-
-def _linear_forward(x, weights, name, trace):
-    """The linear layer called `name`, recorded under its name."""
-    parameters = weights[f"{name}.weight"], weights.get(f"{name}.bias")
-    y, cache = linear_forward(x, *parameters)
-    trace.record(name, y, "linear", x, *parameters)
-    return y, cache
-
-
-def _linear_backward(dy, cache, name, trace, later):
-    """returns: dx, the layer's gradients by weight name"""
-    trace.record_gradient(name, dy)
-    dx, dweight, dbias = linear_backward(dy, cache, later=later)
-    return dx, {f"{name}.weight": dweight, f"{name}.bias": dbias}
 
 
 FEED_FORWARDS = {

@@ -25,7 +25,7 @@ ROWS = 256
 class GradientSum:
     """The sum over parts of a batch, in the weights' layout.
 
-    total: where to add
+    total: where to add; gradients of weights that it does not have are left out, and products for them not taken
     empty: whether it holds nothing yet; then what is first added to a weight overwrites it
     """
 
@@ -40,7 +40,7 @@ class GradientSum:
         """
         pieces, vectors = [], []
         for name, first in parts[0].items():
-            if first is None:
+            if first is None or name not in self._total:
                 continue
             total, gradients = self._total[name], [part[name] for part in parts]
             add = name in self._begun

@@ -8,6 +8,7 @@ from operations.gate import GATE
 from operations.gelu_tanh import GELU_TANH
 from operations.layer_norm import LAYER_NORM
 from operations.linear import LINEAR
+from operations.low_rank import LOW_RANK
 from operations.masked_softmax import MASKED_SOFTMAX
 from operations.merge_heads import MERGE_HEADS
 from operations.position import POSITION
@@ -26,8 +27,8 @@ from operations.weighted_sum import WEIGHTED_SUM
 
 _ALL = (
     SINUSOIDAL_POSITIONS, EMBEDDING, SCALE, POSITION, DROPOUT, LAYER_NORM, RMS_NORM, RMS_NORM_PLUS_ONE, LINEAR,
-    SPLIT_HEADS, ROTATE, SCORES, SOFT_CAP, MASKED_SOFTMAX, WEIGHTED_SUM, MERGE_HEADS, RESIDUAL, RELU, GELU_TANH, SILU,
-    GATE, CROSS_ENTROPY,
+    LOW_RANK, SPLIT_HEADS, ROTATE, SCORES, SOFT_CAP, MASKED_SOFTMAX, WEIGHTED_SUM, MERGE_HEADS, RESIDUAL, RELU,
+    GELU_TANH, SILU, GATE, CROSS_ENTROPY,
 )  # fmt: skip
 OPERATIONS = {operation.name: operation for operation in _ALL}
 # What an untraced pass runs in the place of several of them, so that no dataflow holds it.

@@ -80,6 +80,7 @@ def _case(title: str, B: int = 3, T: int = 5, symbols: int = 7, **changes) -> Ca
     return Case(title, small(context=6, **sizes), B, T, symbols=symbols)
 
 
+_GATED = {"feed_forward": "gated", "activation": "silu", "bias": False}
 _PLAIN = {"bias": False, "tie_embeddings": False, "activation": "relu", "position": "sinusoidal"}
 
 # What each family computes, on shapes that can see its porters' mistakes: texts longer than the window, H·D ≠ C,
@@ -150,4 +151,8 @@ CASES = [
     *(family_case(title)._replace(T=9) for title in FAMILIES),
     _case("six layers", L=6, H=4),
     _case("half of the targets count")._replace(counts=0.5),
+    _case("low-rank pairs", lora_rank=3, lora_alpha=4.5),
+    _case(
+        "low-rank pairs, gated, some", lora_rank=2, **_GATED, lora_targets=("query_key_value", "gate", "down")
+    ),
 ]

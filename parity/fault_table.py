@@ -27,7 +27,7 @@ MODEL_FAULTS = [
           "accumulation"),
     Fault("windows and thetas on the wrong layers", f"{_MODEL}.GPT.stream_forward",
           "config.layer(place)", "config.layer(place + 1)"),
-    Fault("gate and up exchanged", "numpy_llm.feed_forward._linear_forward",
+    Fault("gate and up exchanged", "numpy_llm.projection.projection_forward",
           'parameters = weights[f"{name}.weight"]',
           'layer, _, role = name.rpartition(".")\n'
           '    other = layer + {"gate": ".up.weight", "up": ".gate.weight"}.get(role, "")\n'

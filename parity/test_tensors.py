@@ -64,7 +64,7 @@ def random_cases(draw, few: int, head_sizes: tuple[int, ...]) -> Case:
     sizes = head_sizes if position == "learned" else even
     n_head, n_layer, context_length = (draw(st.integers(*each)) for each in ((1, 4), (1, 3), (few, 9)))
     pattern = one_of(*(each for each in PATTERNS if len(each) <= n_layer))
-    slides = "sliding" in pattern
+    slides, rank = "sliding" in pattern, one_of(None, few, 2 * few)
     config = ModelConfig(
         vocab_size=draw(st.integers(few + 1, 20)),
         context_length=context_length,
@@ -88,6 +88,8 @@ def random_cases(draw, few: int, head_sizes: tuple[int, ...]) -> Case:
         window=draw(st.integers(1, context_length)) if slides else None,
         rotary=one_of(*ROTATIONS) if position == "rotary" else None,
         local_rotary=one_of(None, *ROTATIONS) if position == "rotary" and slides else None,
+        lora_rank=rank,
+        lora_alpha=one_of(None, 1.3) if rank else None,
         **{slot: one_of(*COMPONENTS[slot]) for slot in CHOSEN},
     )
     # A bias of keys that are not turned adds the same to all of a query's scores: its gradient is rounding alone.

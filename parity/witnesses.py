@@ -29,6 +29,7 @@ TINY_CASES = [
     _tiny("three heads, odd width", 1, 4, H=3, C=9, F=3),
     _tiny("one token", 2, 1),
     *(_tiny(norm, 2, 3, norm=norm) for norm in COMPONENTS["norm"]),
+    _tiny("low-rank pairs", 2, 3, lora_rank=2, lora_alpha=3),
     _tiny("two layers", 2, 3, L=2, H=1, C=4, F=3),
     _tiny("three layers, large eps", 2, 4, L=3, H=1, C=3, F=4, norm_eps=0.1),
     _tiny(

@@ -49,10 +49,9 @@ class Adam:
         frozen=(),
     ):
         check_adam(beta1, beta2, eps, weight_decay)
-        self.weights = weights
-        self.m = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        self.v = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        trained = {name: weight for name, weight in weights.items() if name not in frozen}
+        self.weights = trained = {name: weight for name, weight in weights.items() if name not in frozen}
+        self.m = {name: torch.zeros_like(weight) for name, weight in trained.items()}
+        self.v = {name: torch.zeros_like(weight) for name, weight in trained.items()}
         matrices = [weight for weight in trained.values() if weight.ndim > 1]
         vectors = [weight for weight in trained.values() if weight.ndim <= 1]
         groups = [

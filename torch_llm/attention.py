@@ -10,9 +10,9 @@ from torch import nn
 from contract.trace import NO_TRACE
 from torch_llm.attend import attend
 from torch_llm.attend_in_blocks import attend_in_blocks
-from torch_llm.layers import linear
 from torch_llm.norms import Norm
 from torch_llm.positions import rotate
+from torch_llm.projection import Projection
 
 
 def split_heads(qkv, n_head, n_kv_head):
@@ -56,12 +56,11 @@ class Attention(nn.Module):
     def __init__(self, name, config, layer):
         super().__init__()
         self.name, self.config, self.layer = name, config, layer
-        C, H, K, D = config.d_model, config.n_head, config.n_kv_head, config.head_size
-        self.query_key_value = nn.Linear(C, (H + 2 * K) * D, bias=config.query_key_value_bias)
+        self.query_key_value = Projection(f"{name}.query_key_value", config)
         if config.query_key_norm == "head":
-            self.query_norm = Norm(f"{name}.query_norm", config, D)
-            self.key_norm = Norm(f"{name}.key_norm", config, D)
-        self.output = nn.Linear(H * D, C, bias=config.bias)
+            self.query_norm = Norm(f"{name}.query_norm", config, config.head_size)
+            self.key_norm = Norm(f"{name}.key_norm", config, config.head_size)
+        self.output = Projection(f"{name}.output", config)
 
     def forward(self, x, dropout=None, kv_cache=None, trace=NO_TRACE):
         """The layer's output for the tokens of x.
@@ -72,7 +71,7 @@ class Attention(nn.Module):
         returns: y (B, T, C)
         """
         name, config = self.name, self.config
-        qkv = linear(x, self.query_key_value.weight, self.query_key_value.bias)
+        qkv = self.query_key_value(x, trace, traced=False)
         query, key, value = split_heads(qkv, config.n_head, config.n_kv_head)
         trace.record(f"{name}.query", query)
         trace.record(f"{name}.key", key)
@@ -88,8 +87,7 @@ class Attention(nn.Module):
         else:
             heads = attend(query, key, value, name, config, self.layer.window, dropout, trace)
 
-        y = linear(merge_heads(heads), self.output.weight, self.output.bias)
-        trace.record(f"{name}.output", y)
+        y = self.output(merge_heads(heads), trace)
         return y
 
     def _place(self, query, key, start, trace):

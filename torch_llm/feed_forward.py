@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from contract.trace import NO_TRACE
-from torch_llm.layers import linear
+from torch_llm.projection import Projection
 
 
 def relu(x):
@@ -64,16 +64,16 @@ class TwoLayers(nn.Module):
     def __init__(self, name, config):
         super().__init__()
         self.name, self.config = name, config
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.up = Projection(f"{name}.up", config)
+        self.down = Projection(f"{name}.down", config)
 
     def forward(self, x, trace=NO_TRACE):
         """x: float (B, T, C); returns: y (B, T, C)"""
         name, activation = self.name, ACTIVATIONS[self.config.activation]
-        hidden = _linear(x, self.up, f"{name}.up", trace)
+        hidden = self.up(x, trace)
         active = activation(hidden)
         trace.record(f"{name}.activation", active)
-        return _linear(active, self.down, f"{name}.down", trace)
+        return self.down(active, trace)
 
 
 class Gated(nn.Module):
@@ -90,26 +90,19 @@ class Gated(nn.Module):
     def __init__(self, name, config):
         super().__init__()
         self.name, self.config = name, config
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.gate = Projection(f"{name}.gate", config)
+        self.up = Projection(f"{name}.up", config)
+        self.down = Projection(f"{name}.down", config)
 
     def forward(self, x, trace=NO_TRACE):
         """x: float (B, T, C); returns: y (B, T, C)"""
         name, activation = self.name, ACTIVATIONS[self.config.activation]
-        hidden = _linear(x, self.gate, f"{name}.gate", trace)
+        hidden = self.gate(x, trace)
         active = activation(hidden)
         trace.record(f"{name}.activation", active)
-        gated = gate(active, _linear(x, self.up, f"{name}.up", trace))
+        gated = gate(active, self.up(x, trace))
         trace.record(f"{name}.gated", gated)
-        return _linear(gated, self.down, f"{name}.down", trace)
-
-
-def _linear(x, parameters, name, trace):
-    """A linear layer, recorded under its name."""
-    y = linear(x, parameters.weight, parameters.bias)
-    trace.record(name, y)
-    return y
+        return self.down(gated, trace)
 
 
 FEED_FORWARDS = {"two_layers": TwoLayers, "gated": Gated}

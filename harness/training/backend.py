@@ -54,7 +54,7 @@ class Backend(Protocol):
         """The weights by name."""
 
     def optimizer_state(self) -> Mapping[str, np.ndarray]:
-        """Adam's moments, "m." and "v." before each weight's name."""
+        """Adam's moments, "m." and "v." before the name of each weight that is not frozen."""
 
     def load_optimizer_state(self, state: Mapping[str, np.ndarray], step: int):
         """Continue from these moments after `step` updates."""

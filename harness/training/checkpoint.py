@@ -2,7 +2,8 @@
 
     config.json             format version, model configuration, training settings, step, hashes
     model.safetensors       the weights under their dotted names
-    optimizer.safetensors   Adam's moments, "m." and "v." before each weight's name (only while training)
+    optimizer.safetensors   Adam's moments, "m." and "v." before the name of each weight that is trained (only while
+                            training)
     tokenizer.tiktoken      the tokenizer's ranks, unless they are tiktoken's own; or tokenizer.published.json
 
 A checkpoint is written beside its final place, flushed and renamed, so a complete one exists at every instant. Every
@@ -24,7 +25,7 @@ from contract.errors import ConfigError, UserError, command_line, readable
 from contract.files import WriteError, replace_folder, sha256_of
 from contract.schema import pop_checksum, read_json, require, write_record
 from contract.staging import replaced_folders
-from contract.weights import Weights, check_tensors, check_weights, weight_table
+from contract.weights import Weights, check_tensors, check_weights, frozen_names, weight_table
 from data.tokenizers import Tokenizer, identity, load_tokenizer, save_tokenizer, tokenizer_file
 from harness.training.tensor_file import StoredTensor, save_tensors, stored_tensors
 
@@ -35,7 +36,7 @@ CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 OPTIMIZER = "optimizer.safetensors"
 ANOTHER = "use another checkpoint"
 _COUNT = range(2**63)
-_TEXTS = "dtype source revision model_type from backend device tokens tokens_relative tokens_sha256"
+_TEXTS = "freeze dtype source revision model_type from backend device tokens tokens_relative tokens_sha256"
 _COUNTS = "threads evaluated best_step train_tokens validation_tokens final_validation_tokens new_tokens"
 _RECORD = {
     "format": str,
@@ -142,7 +143,7 @@ def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
     if with_optimizer:
         if OPTIMIZER not in record["files"]:
             raise UserError(f"{folder} holds no optimizer state, so its training cannot go on from there")
-        path, moments = _verified(folder, OPTIMIZER, record), _moments(config)
+        path, moments = _verified(folder, OPTIMIZER, record), _moments(config, record["training"])
         stored = stored_tensors(path)
         _require_shapes(path, stored, moments)
         optimizer = {name: np.empty(shape, stored[name].float_dtype) for name, shape in moments.items()}
@@ -172,8 +173,6 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
         if not isinstance(getattr(checkpoint, name, None), kind):
             raise ConfigError(f"a checkpoint's {name} must be a {what}, got {checkpoint!r:.60}")
     check_weights(checkpoint.weights, checkpoint.config)
-    if checkpoint.optimizer is not None:
-        check_tensors("moments", checkpoint.optimizer, _moments(checkpoint.config))
     check_whole("a checkpoint's step", checkpoint.step, 0)
     loss = checkpoint.validation_loss
     try:
@@ -186,6 +185,8 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
         raise ConfigError(
             f"a checkpoint's training settings and loss must be JSON values ({error})"
         ) from None
+    if checkpoint.optimizer is not None:
+        check_tensors("moments", checkpoint.optimizer, _moments(checkpoint.config, found["training"]))
     return replace(checkpoint, step=int(checkpoint.step), **found)
 
 
@@ -193,9 +194,11 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: spec.shape for name, spec in weight_table(config).items()}
 
 
-def _moments(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of Adam's moments."""
-    return {f"{moment}.{name}": shape for moment in "mv" for name, shape in _shapes(config).items()}
+def _moments(config: ModelConfig, training: dict) -> dict[str, tuple[int, ...]]:
+    """The shapes of Adam's moments, of the weights that this training does not leave as they are."""
+    shapes = _shapes(config)
+    frozen = set(frozen_names(shapes, training.get("freeze") or ""))
+    return {f"{m}.{name}": shape for m in "mv" for name, shape in shapes.items() if name not in frozen}
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint):

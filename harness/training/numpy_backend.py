@@ -72,21 +72,21 @@ class NumpyBackend:
 
     @cached_property
     def _gradients(self) -> Weights:
-        return Weights.zeros(self.config, self.model.dtype)
+        return Weights.zeros(self.config, self.model.dtype, without=self._frozen)
 
     def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
         total, loss = GradientSum(self._gradients, empty=True), 0.0
         with self._working():
             for micro_batch in _split(slice(0, len(tokens)), accumulate):
                 loss += self._differentiate(tokens, targets, micro_batch, step, total)
-        for name in self._frozen:
-            self._gradients[name][...] = 0  # no part of the norm
         return loss
 
     def _differentiate(self, tokens, targets, rows: slice, step: int, total: GradientSum) -> float:
         """The share of these rows in the loss of the batch; their gradients are added to `total`."""
         parts = self._parts(rows, tokens)
-        later = products_wait(rows.stop - rows.start, tokens.shape[1], self.config.d_model)
+        later = products_wait(
+            rows.stop - rows.start, tokens.shape[1], self.config.d_model, bool(self._frozen)
+        )
         losses = [0.0] * len(parts)
 
         def differentiate(place: int, part: slice):
@@ -151,7 +151,8 @@ class NumpyBackend:
         return self.model.weights
 
     def optimizer_state(self) -> Mapping[str, np.ndarray]:
-        table, adam = weight_table(self.config), self.optimizer
+        frozen, adam = set(self._frozen), self.optimizer
+        table = {name: spec for name, spec in weight_table(self.config).items() if name not in frozen}
         moments = (("m", Weights(table, adam.m)), ("v", Weights(table, adam.v)))
         return {f"{moment}.{name}": value for moment, values in moments for name, value in values.items()}
 
@@ -189,12 +190,13 @@ def part_count(sequences: int, T: int, d_model: int) -> int:
     return 1 << (min(sequences, wanted)).bit_length() - 1
 
 
-def products_wait(sequences: int, T: int, d_model: int) -> bool:
+def products_wait(sequences: int, T: int, d_model: int, frozen: bool) -> bool:
     """Whether the products of weights' gradients wait until all parts are through a layer.
 
-    The product of a part with fewer tokens than channels takes less time than to write and add its result.
+    The product of a part with fewer tokens than channels takes less time than to write and add its result. Of frozen
+    weights no product is taken when all are known.
     """
-    return sequences * T < part_count(sequences, T, d_model) * d_model
+    return frozen or sequences * T < part_count(sequences, T, d_model) * d_model
 
 
 def _call(work: Callable):

@@ -37,12 +37,15 @@ class TorchBackend:
             weights = {name: np.asarray(value, dtype) for name, value in weights.items()}
         self.model = GPT(config, weights, seed=self.seed, dtype=dtype).to(device)
         self._weights = dict(self.model.named_parameters())
-        self._adam, self._frozen = settings.adam, frozen_names(self._weights, settings.freeze)
+        self._adam, frozen = settings.adam, frozen_names(self._weights, settings.freeze)
+        for name in frozen:
+            self._weights[name].requires_grad_(False)
+        self._trained = {name: weight for name, weight in self._weights.items() if weight.requires_grad}
 
     @cached_property
     def optimizer(self) -> AdamW:
         """AdamW over the model's weights; its moments exist from the first use on."""
-        return AdamW(self._weights, **self._adam, frozen=self._frozen)
+        return AdamW(self._trained, **self._adam)
 
     def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
         self.model.zero_grad()
@@ -57,8 +60,6 @@ class TorchBackend:
             loss.backward()
             total = total + loss.detach()
             first += len(inputs)
-        for name in self._frozen:
-            self._weights[name].grad.zero_()  # no part of the norm
         return float(total)
 
     def trace(self, tokens, targets, *, step) -> Trace:
@@ -70,7 +71,7 @@ class TorchBackend:
         return trace
 
     def clip(self, max_norm) -> float:
-        return gradient_norm(self._weights) if max_norm is None else clip_gradients(self._weights, max_norm)
+        return gradient_norm(self._trained) if max_norm is None else clip_gradients(self._trained, max_norm)
 
     def update(self, learning_rate):
         self.optimizer.update(learning_rate)

@@ -22,6 +22,7 @@ MODEL = {
         "theta": 5.0, "scaling": "linear", "factor": 3.0, "low_frequency_factor": 1.5, "high_frequency_factor": 3.0,
         "original_context_length": 7,
     },
+    "lora_rank": 3, "lora_alpha": 4.5, "lora_targets": ["query_key_value", "gate"],
 }  # fmt: skip
 FEW_STEPS = ("--steps", 2, "--batch-size", 4, "--threads", 1, "--tokenizer", "data/tense.tiktoken")
 VOCABULARY = 768

@@ -227,12 +227,13 @@ def test_dictionary_with_wrong_fields(tiny_config):
 
 
 def test_dictionary_of_an_older_file():
-    """A file from before head_size and n_kv_head opens as the same model."""
-    config = preset("nano", vocab_size=11)
-    older = {
-        name: value for name, value in config.to_dict().items() if name not in ("head_size", "n_kv_head")
-    }
-    assert len(older) == len(config.to_dict()) - 2
+    """A file from before head_size, n_kv_head and low-rank pairs opens as the same model."""
+    config, later = (
+        preset("nano", vocab_size=11),
+        ("head_size", "n_kv_head", "lora_rank", "lora_alpha", "lora_targets"),
+    )
+    older = {name: value for name, value in config.to_dict().items() if name not in later}
+    assert len(older) == len(config.to_dict()) - len(later)
     assert ModelConfig.from_dict(older) == config
 
 

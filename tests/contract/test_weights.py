@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from contract.presets import preset
-from contract.weights import Weights, initial_weights, parameter_count, weight_table
+from contract.weights import Weights, initial_weights, is_low_rank, parameter_count, weight_table
 
 # V 7, T 4, C 6, F 5 and one layer, written by hand: name, shape, initial value, deviation.
 TABLE = [
@@ -64,6 +64,23 @@ def test_table_of_another_head_size(tiny_config):
     assert table["blocks.0.attention.query_key_value.bias"].shape == (60,)
     assert table["blocks.0.attention.output.weight"].shape == (6, 20)
     assert table["blocks.0.attention.output.bias"].shape == (6,)
+
+
+def test_table_with_low_rank_pairs(tiny_config):
+    """A pair stands behind the projection that it adapts: A (R, in) starts at 1/√(3·in), B (out, R) at 0."""
+    config = tiny_config(lora_rank=2, lora_targets=["down"])
+    F, C = config.d_ff, config.d_model
+    place = TABLE.index(next(row for row in TABLE if row[0] == "blocks.0.feed_forward.down.bias")) + 1
+    pair = [
+        ("blocks.0.feed_forward.down.lora_a", (2, F), "normal", pytest.approx((3 * F) ** -0.5)),
+        ("blocks.0.feed_forward.down.lora_b", (C, 2), "zeros", 0.0),
+    ]
+    assert rows(weight_table(config)) == [*TABLE[:place], *pair, *TABLE[place:]]
+    every = weight_table(tiny_config(lora_rank=2))
+    pairs = {name.rpartition(".")[0]: spec.shape for name, spec in every.items() if is_low_rank(name)}
+    assert {f"blocks.0.{name}" for name in (
+        "attention.query_key_value", "attention.output", "feed_forward.up", "feed_forward.down"
+    )} == pairs.keys()  # fmt: skip
 
 
 def test_table_of_more_layers(tiny_config):

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+import numpy_llm
 from contract.errors import ConfigError
 from contract.weights import frozen_names
 from harness.training.checkpoint import load_checkpoint
 from harness.training.runs import resume_run
+from numpy_llm.layers import linear_weight_gradient
 from tests.harness.small_runs import BACKENDS, rows
 
 NAMES = ["token_embedding.weight", *(f"blocks.{n}.norm_{m}.weight" for n in (0, 1, 10, 11) for m in (1, 2))]
@@ -64,6 +66,30 @@ def test_frozen_weights_keep_their_bits(start, tmp_path, backend):
     ours, theirs = (load_checkpoint(each.run.latest).weights for each in (parts, whole))
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frozen_weights_cost_nothing(start, backend, monkeypatch):
+    """They get no gradient and no moments, in memory or in a file; NumPy takes no product for them."""
+    taken = []
+
+    def counted(dy, x, out=None):
+        taken.append((dy.shape[1], x.shape[1]))
+        return linear_weight_gradient(dy, x, out)
+
+    for module in (numpy_llm.layers, numpy_llm.gradients):
+        monkeypatch.setattr(module, "linear_weight_gradient", counted)
+    trainer = start(backend=backend, steps=1, freeze="[!b]* *.attention *.norm_? *.down *.bias")
+    trainer.train()
+    weights = trainer.backend.weights()
+    trained = [name for name in weights if name.endswith("feed_forward.up.weight")]
+    moments = load_checkpoint(trainer.run.latest, with_optimizer=True).optimizer
+    assert moments.keys() == {f"{moment}.{name}" for moment in "mv" for name in trained}
+    if backend == "numpy":
+        assert set(taken) == {weights[name].shape for name in trained}
+    else:
+        parameters = trainer.backend.model.named_parameters()
+        assert [name for name, weight in parameters if weight.grad is not None] == trained
 
 
 def test_both_backends_agree(start):

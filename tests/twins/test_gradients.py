@@ -20,7 +20,18 @@ from contract.rotary import Rotary
 from contract.targets import NO_TARGET
 from contract.trace import Trace
 from contract.weights import Weights, weight_table
-from numpy_llm import attend, attention, block, feed_forward, layers, losses, norms, positions, threads
+from numpy_llm import (
+    attend,
+    attention,
+    block,
+    feed_forward,
+    layers,
+    losses,
+    norms,
+    positions,
+    projection,
+    threads,
+)
 from numpy_llm.model import GPT
 
 LIMIT = 1e-6  # observed at most: 7e-11 for a layer, 6e-9 for a whole model
@@ -107,6 +118,12 @@ def linear(shape, out, bias=True):
     shapes = {"x": shape, "weight": (out, shape[-1])} | ({"bias": (out,)} if bias else {})
     forward = lambda x, weight, bias=None: layers.linear_forward(x, weight, bias)  # noqa: E731
     return Layer(shapes, forward, layers.linear_backward)
+
+
+def low_rank(shape, out, R, scale=1.5):
+    shapes = {"base": (*shape[:-1], out), "x": shape, "a": (R, shape[-1]), "b": (out, R)}
+    forward = lambda base, x, a, b: projection.low_rank_forward(base, x, a, b, scale)  # noqa: E731
+    return Layer(shapes, forward, projection.low_rank_backward)
 
 
 def layer_norm(shape, bias=True, eps=1e-5):
@@ -225,6 +242,9 @@ LAYERS = {
     "linear without bias": linear((2, 3, 5), 4, bias=False),
     "linear on rows": linear((3, 5), 1),
     "linear on one token": linear((1, 1, 3), 7),
+    "low-rank pair": low_rank((2, 3, 5), 4, 2),
+    "low-rank pair on one token": low_rank((1, 1, 3), 7, 1),
+    "low-rank pair as wide as x": low_rank((2, 3, 4), 6, 4),
     "layer norm": layer_norm((2, 3, 5)),
     "layer norm without bias": layer_norm((2, 3, 5), bias=False),
     "layer norm with a large eps": layer_norm((3, 7), eps=0.5),
@@ -304,6 +324,10 @@ LAYERS = {
     "gated feed-forward with bias": part("feed_forward", 2, 3, **MODERN | {"bias": True}),
     "block of the modern family": part("block", 2, 4, **MODERN),
     "sandwich": part("block", 2, 5, **GEMMA),
+    "attention with low-rank pairs": part("attention", 2, 3, lora_rank=2, lora_alpha=3),
+    "gated feed-forward with some": part(
+        "feed_forward", 2, 3, **MODERN, lora_rank=2, lora_targets=["gate", "down"]
+    ),
     "block with norms behind": part("block", 2, 4, block="post_norm"),
 }
 SEED = 11

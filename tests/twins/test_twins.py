@@ -36,6 +36,7 @@ FILES = (
     "positions",
     "attend",
     "attend_in_blocks",
+    "projection",
     "attention",
     "feed_forward",
     "block",
@@ -70,6 +71,7 @@ CONFIGS = {
         **SMALL, activation="gelu_tanh", position="learned", bias=False, tie_embeddings=False
     ),
     "gelu, learned, dropout": ModelConfig(**SMALL, activation="gelu_tanh", position="learned", dropout=0.3),
+    "relu, learned, low-rank": ModelConfig(**SMALL, activation="relu", position="learned", lora_rank=2),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
