@@ -26,6 +26,9 @@ MODEL_FLAGS = [
     "position",
     "norm",
     "dropout",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
 ]
 SETTINGS = tuple(TrainingSettings.__dataclass_fields__)
 DEFAULTS = TrainingSettings
@@ -137,6 +140,22 @@ def train(
             "from the text. [default: keep the tokenizer]"
         ),
     ] = None,
+    lora_rank: Annotated[
+        int | None,
+        _training(
+            "With --from: train low-rank pairs of this rank alone (LoRA); 0 merges those of the run. "
+            "[default: none, or the run's]"
+        ),
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, _training("Their product is multiplied by alpha / rank. [default: twice the rank]")
+    ] = None,
+    lora_targets: Annotated[
+        str | None,
+        _training(
+            "What they adapt, such as 'query_key_value output'. [default: these, up, down and a gate's]"
+        ),
+    ] = None,
     weight_decay: Annotated[
         float, _training("Weight decay of AdamW, on matrices only.")
     ] = DEFAULTS.weight_decay,
@@ -182,6 +201,13 @@ def _named(parameters: dict, names) -> dict:
     return {name: parameters[name] for name in names if name in parameters}
 
 
+def _model_fields(given: dict) -> dict:
+    fields = _named(given, MODEL_FLAGS)
+    if "lora_targets" in fields:
+        fields["lora_targets"] = tuple(fields["lora_targets"].split())
+    return fields
+
+
 def start(parameters: dict, given: dict, ranks=None):
     """The trainer of a new run.
 
@@ -208,7 +234,7 @@ def start(parameters: dict, given: dict, ranks=None):
             grow_vocabulary=parameters["grow_vocabulary"],
             preset_name=parameters["preset"],
             config=parameters["config"],
-            overrides=_named(given, MODEL_FLAGS),
+            overrides=_model_fields(given),
             training=_named(given, (*SETTINGS, "epochs")),
             overwrite=parameters["overwrite"],
             progress=progress,
@@ -245,9 +271,7 @@ def _resumed(given: dict, ranks=None):
                 "--resume takes one --text, the .bin that the run was started with; omit the others"
             )
         kept["text"] = kept["text"][0]
-    return resume_run(
-        **kept, training=_named(given, SETTINGS), overrides=_named(given, MODEL_FLAGS), ranks=ranks
-    )
+    return resume_run(**kept, training=_named(given, SETTINGS), overrides=_model_fields(given), ranks=ranks)
 
 
 def _train(trainer, tensorboard: bool, ranks):

@@ -32,8 +32,12 @@ def plan(trainer: Trainer, ranks: Ranks | None = None):
             "sequences",
             f"{T:,} tokens of the {context_length:,} that the model can see (--sequence-length)",
         )
-    if frozen := frozen_names(backend.weights(), settings.freeze):
-        count = sum(backend.weights()[name].size for name in frozen)
+    frozen = frozen_names(backend.weights(), settings.freeze)
+    count = sum(backend.weights()[name].size for name in frozen)
+    if config.lora_rank:
+        pairs = f"rank {config.lora_rank}, alpha {config.lora_alpha:g}, of {', '.join(config.lora_targets)}"
+        yield "low-rank", f"{pairs}: {parameter_count(config) - count:,} parameters are trained"
+    if settings.freeze:
         yield "frozen", f"{count:,} parameters in {len(frozen)} weights, {settings.freeze}"
     memory = trainer.estimated_memory / 1e6
     yield "machine", f"{backend.threads} threads, about {memory:,.0f} MB of memory at the peak"

@@ -37,7 +37,7 @@ def low_rank_forward(base, x, a, b, scale):
     """
     rows = x.reshape(-1, x.shape[-1])
     narrow = product(rows, a.T)  # (N, in) @ (in, R) -> (N, R)
-    narrow *= scale  # the smallest of the arrays that could be scaled
+    narrow *= scale  # here it takes R numbers a token, elsewhere as many as x or y has
     y = product(narrow, b.T)  # (N, R) @ (R, out) -> (N, out)
     y += base.reshape(y.shape)
     return y.reshape(base.shape), LowRankCache(rows, a, b, narrow, scale)
@@ -57,7 +57,7 @@ def low_rank_backward(dy, cache, later=False):
     """
     drows = dy.reshape(-1, dy.shape[-1])
     dnarrow = product(drows, cache.b)  # (N, out) @ (out, R) -> (N, R)
-    dnarrow *= cache.scale  # of what is scaled by it, so that both da and dx are
+    dnarrow *= cache.scale  # narrow = scale · x aᵀ: a factor of da and dx alike
     dx = product(dnarrow, cache.a)  # (N, R) @ (R, in) -> (N, in)
     gradients = LinearGradient(dnarrow, cache.rows), LinearGradient(drows, cache.narrow)
     da, db = gradients if later else (linear_weight_gradient(*each) for each in gradients)

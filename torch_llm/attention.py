@@ -87,7 +87,8 @@ class Attention(nn.Module):
         else:
             heads = attend(query, key, value, name, config, self.layer.window, dropout, trace)
 
-        return self.output(merge_heads(heads), trace)
+        y = self.output(merge_heads(heads), trace)
+        return y
 
     def _place(self, query, key, start, trace):
         """Norm each head of queries and keys, and turn them by their places, where the configuration says so."""

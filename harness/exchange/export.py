@@ -22,6 +22,7 @@ from harness.exchange.families.place import row_counts
 from harness.exchange.hub import CONFIG, MODEL
 from harness.exchange.tokenizer_files import end_ids, tokenizer_texts
 from harness.training.checkpoint import TOKENIZER, Checkpoint
+from harness.training.lora import merged
 from harness.training.tensor_file import stream_tensors
 from numpy_llm.positions import sinusoidal_positions
 
@@ -31,7 +32,7 @@ STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F6
 def export(
     checkpoint: Checkpoint, format: str, out: Path, *, dtype: str | None = None, overwrite: bool = False
 ):
-    """Write `checkpoint` to the folder `out`, which appears whole or not at all.
+    """Write `checkpoint` to the folder `out`, which appears whole or not at all; low-rank pairs are merged.
 
     format: one of FORMATS; overwrite: replace an earlier export at `out`
     dtype: of a huggingface export, one of STORED; None for the checkpoint's own
@@ -45,6 +46,7 @@ def export(
             f"--dtype is {', '.join(STORED)} of a huggingface export, got {dtype!r} for {format}; omit it"
         )
     exported_files(out, overwrite)
+    checkpoint = merged(checkpoint)
     with write_into(out, lambda: exported_files(out, overwrite)) as fresh:
         FORMATS[format](checkpoint, fresh, dtype)
         if format != "huggingface":

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from contract.components import sizes
 from contract.config import ModelConfig
 from contract.errors import UserError
 from contract.randomness import DropoutKey
-from contract.weights import Weights, parameter_count, weight_table
+from contract.weights import Weights, frozen_names, parameter_count, weight_table
 from harness.training.machine import available_memory
 from harness.training.numpy_backend import part_count, products_wait
 from harness.training.settings import TrainingSettings
@@ -32,7 +33,12 @@ def check_memory(
     has = f"and this process may use {memory / 1e9:,.1f} GB"
     # The blocks alone, with gradients and moments: the whole weight table could be too large to make.
     one, two = (parameter_count(config.with_layers(layers)) for layers in (1, 2))
-    needed = 4 * config.n_layer * (two - one) * np.dtype(settings.dtype).itemsize
+    needed = (
+        (1 if settings.freeze or config.lora_rank else 4)
+        * config.n_layer
+        * (two - one)
+        * np.dtype(settings.dtype).itemsize
+    )
     if needed > memory:
         raise UserError(
             f"the model alone takes {needed / 1e9:,.0f} GB of memory to train, {has}; choose a smaller one"
@@ -80,7 +86,9 @@ def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSetting
     per_token, per_pair = cached_numbers(config)
     per_token += 2 * size["C"]  # the residual stream
     parts = part_count(sequences, T, config.d_model) if backend == "numpy" else 1
-    waiting = backend == "numpy" and products_wait(sequences, T, config.d_model)
+    table = weight_table(config)
+    frozen = frozen_names(table, settings.freeze)
+    waiting = backend == "numpy" and products_wait(sequences, T, config.d_model, bool(frozen))
     held = parts if waiting else min(parts, threads)  # parts whose caches are held at once
     blocks = matrices = gradients = 0
     logits = size["V"]
@@ -102,11 +110,12 @@ def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSetting
         per_pair = per_pair + 2 * size["H"] if config.dropout or config.score_cap else 0
         # A second one of the embedding while it is added: a tied output's, another micro-batch's.
         matrices = config.tie_embeddings + (settings.accumulate > 1)
+        matrices *= "token_embedding.weight" not in frozen
     kept = sequences * held * size["T"] * (per_token + size["T"] * per_pair) // parts
     sums = settings.accumulate.bit_length() - 1  # of micro-batches' gradients, see `tree_sum`
-    numbers = (
-        parameter_count(config) * (4 + gradients + sums) + matrices * size["V"] * size["C"] + kept + blocks
-    )
+    count = parameter_count(config)
+    trained = count - sum(prod(table[name].shape) for name in frozen)
+    numbers = count + trained * (3 + gradients + sums) + matrices * size["V"] * size["C"] + kept + blocks
     return int(numbers) * np.dtype(settings.dtype).itemsize + PROCESS_BYTES[backend]
 
 

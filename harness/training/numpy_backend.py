@@ -96,9 +96,8 @@ class NumpyBackend:
         if gradients is None:
             gradients = Weights.zeros(self.config, self.model.dtype, without=self._frozen)
         total, parts = GradientSum(gradients, empty=True), self._parts(rows, tokens)
-        # What waits is not computed for frozen weights.
-        later = bool(self._frozen) or products_wait(
-            rows.stop - rows.start, tokens.shape[1], self.config.d_model
+        later = products_wait(
+            rows.stop - rows.start, tokens.shape[1], self.config.d_model, bool(self._frozen)
         )
         losses = [0.0] * len(parts)
 
@@ -203,12 +202,13 @@ def part_count(sequences: int, T: int, d_model: int) -> int:
     return 1 << (min(sequences, wanted)).bit_length() - 1
 
 
-def products_wait(sequences: int, T: int, d_model: int) -> bool:
+def products_wait(sequences: int, T: int, d_model: int, frozen: bool) -> bool:
     """Whether the products of weights' gradients wait until all parts are through a layer.
 
-    The product of a part with fewer tokens than channels takes less time than to write and add its result.
+    The product of a part with fewer tokens than channels takes less time than to write and add its result. Of frozen
+    weights no product is taken when all are known.
     """
-    return sequences * T < part_count(sequences, T, d_model) * d_model
+    return frozen or sequences * T < part_count(sequences, T, d_model) * d_model
 
 
 def _call(work: Callable):

@@ -19,6 +19,8 @@ from data.tokenizers import Tokenizer, tokenizer_is_fixed
 from harness.training.backend import Backend, check_backend, open_backend, thread_count
 from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
 from harness.training.fine_tuning import grown_tokenizer, overridden, starting_weights, with_length
+from harness.training.lora import FIELDS as LORA
+from harness.training.lora import with_pairs
 from harness.training.memory import check_memory
 from harness.training.ranks import Ranks, check_ranks, local_ranks
 from harness.training.run_corpus import (
@@ -66,8 +68,8 @@ def start_run(
     """Prepare a new run in the folder `out`: its tokens, its model, its trainer.
 
     text, held_out, tokenizer: see `data.prepare.prepare`; a token file keeps its own split and tokenizer
-    start: run or checkpoint to take weights, configuration and tokenizer from; `overrides` may only change the dropout
-        and shorten the context
+    start: run or checkpoint to take weights, configuration and tokenizer from; `overrides` may only change the dropout,
+        shorten the context and begin low-rank pairs, see `harness.training.lora`
     grow_vocabulary: with `start`, give what its tokenizer lacks for the text tokens of their own, and so many more that
         are learned on the text; see `data.growing.grown`
     preset_name, overrides: see `contract.config.preset`; config: see `contract.config.read_config`
@@ -81,7 +83,8 @@ def start_run(
     training = ({"accumulate": ranks.size} if ranks else {}) | training
     if overwrite:
         _keep_sources(run, texts, start)
-    base, model_for = _model_source(start, tokenizer, preset_name, config, overrides)
+    seed = training.get("seed", TrainingSettings.seed)
+    base, model_for = _model_source(start, tokenizer, preset_name, config, overrides, seed)
     if grow_vocabulary is not None:
         _check_growing(texts, start)
     with new_run(run, overwrite=overwrite) as staged:
@@ -125,16 +128,26 @@ def _keep_sources(run: RunFolder, texts: Texts, start: Path | None):
 
 
 def _model_source(
-    start: Path | None, tokenizer: str | None, preset_name: str, config: Path | None, overrides: dict
+    start: Path | None,
+    tokenizer: str | None,
+    preset_name: str,
+    config: Path | None,
+    overrides: dict,
+    seed: int,
 ) -> tuple[Checkpoint | None, Callable[[int], ModelConfig]]:
     """The checkpoint that a run starts from, if any, and its model for a size of the vocabulary."""
+    pairs = {name: overrides[name] for name in LORA if overrides.get(name) is not None}
     if start:
-        base = load_checkpoint(find_checkpoint(start))
+        base = with_pairs(load_checkpoint(find_checkpoint(start)), pairs, seed)
+        overrides = {name: value for name, value in overrides.items() if name not in LORA}
         if tokenizer is not None:
             raise ConfigError(
                 f"--tokenizer does not go with --from: {start} has the tokenizer it was made with"
             )
         return base, lambda vocab_size: overridden(base.config, overrides, start, vocab_size)
+    if pairs:
+        name = next(iter(pairs)).replace("_", "-")
+        raise ConfigError(f"--{name} adapts trained weights; name the run that has them with --from")
     if config:
         values = read_config(config, **overrides)
         return None, lambda vocab_size: _fitted(values, vocab_size, config)

@@ -11,6 +11,7 @@ from contract.presets import preset
 from data.prepare import DEFAULT_RANKS
 from data.tokenizers import Tokenizer, encode, load_ranks, token_bytes
 from harness.training.checkpoint import load_checkpoint
+from harness.training.lora import merged
 from harness.training.run_folder import find_checkpoint
 from learn.study.page import Subject, study_page
 from parity.cases import lively_weights
@@ -36,8 +37,10 @@ def open_subject(run: Path | None, text: str) -> Subject:
     """The model and the tokens of a page."""
     if run is not None:
         folder = find_checkpoint(run)
-        checkpoint = load_checkpoint(folder)
+        loaded = load_checkpoint(folder)
+        checkpoint = merged(loaded)  # the derivations are those of a model without pairs
         title = f"the checkpoint {folder.name} of {folder.parent.name}, step {checkpoint.step:,}"
+        title += ", its low-rank pairs merged" * (checkpoint is not loaded)
         config, weights, encoding = checkpoint.config, checkpoint.weights, checkpoint.tokenizer
     else:
         encoding = load_ranks(DEFAULT_RANKS)

@@ -30,35 +30,6 @@ INVALID = [
         ["even d_model", "5"],
         id="odd sinusoidal width",
     ),
-    *[
-        pytest.param({"lora_rank": value}, ["lora_rank", words], id=f"lora_rank={value!r}")
-        for value, words in (
-            (0, "at least 1, got 0"),
-            ("4", "got '4'"),
-            (7, "at most d_model, 6"),
-            (True, "got True"),
-        )
-    ],
-    *[
-        pytest.param(
-            {"lora_rank": 2, "lora_alpha": value},
-            ["lora_alpha must be a number", repr(value)],
-            id=f"{value!r}",
-        )
-        for value in (0, -1, "2", float("inf"), float("nan"))
-    ],
-    *[
-        pytest.param(
-            {"lora_rank": 2, "lora_targets": value},
-            ["query_key_value, output, up, down, got"],
-            id=f"{value!r}",
-        )
-        for value in ((), ["gate"], "up", [["up"]], ["up", "token_embedding"])
-    ],
-    pytest.param({"lora_alpha": 4}, ["lora_alpha is set, but lora_rank is not"], id="alpha of no pair"),
-    pytest.param(
-        {"lora_targets": ["up"]}, ["lora_targets is set, but lora_rank is not"], id="targets of no pair"
-    ),
     pytest.param({"activation": "gelu"}, ["activation 'gelu'", "exact-erf", "gelu_tanh"], id="erf gelu"),
     pytest.param(
         {"activation": "gelu_erf"}, ["activation 'gelu_erf'", "exact-erf", "gelu_tanh"], id="erf gelu by name"
@@ -202,20 +173,6 @@ def test_head_size_is_always_an_integer(tiny_config):
     assert config != tiny_config(n_head=3, head_size=4)
     wider = replace(config, d_model=9, head_size=None)
     assert wider == tiny_config(n_head=3, d_model=9)
-
-
-def test_low_rank_pairs(tiny_config):
-    """alpha is twice the rank unless given; targets are in the model's order, a gate's only where there is one."""
-    config = tiny_config(lora_rank=2)
-    assert (config.lora_alpha, config.lora_scale) == (4, 2)
-    assert config.lora_targets == ("query_key_value", "output", "up", "down")
-    gated = tiny_config(lora_rank=2, lora_alpha=1, feed_forward="gated")
-    assert (gated.lora_scale, gated.lora_targets) == (
-        0.5,
-        ("query_key_value", "output", "gate", "up", "down"),
-    )
-    assert tiny_config(lora_rank=2, lora_targets=["up", "output", "up"]).lora_targets == ("output", "up")
-    assert ModelConfig.from_dict(json.loads(json.dumps(gated.to_dict()))) == gated
 
 
 def test_defaults():
