@@ -1,6 +1,5 @@
 """Starting a training run, resuming one, and opening its model."""
 
-import os
 from collections.abc import Callable
 from math import ceil, inf
 from os import PathLike
@@ -9,7 +8,6 @@ from pathlib import Path
 from contract.config import ModelConfig, read_config
 from contract.errors import ConfigError, UserError
 from contract.presets import preset
-from contract.schema import require
 from contract.staging import clear_leftovers
 from data.batches import windows_per_epoch
 from data.held_out import HeldOut
@@ -17,12 +15,13 @@ from data.prepare import DEFAULT_TEXT, TokenFile, TokenFileInfo, open_prepared, 
 from data.sources import Texts
 from data.tokenizers import Tokenizer, tokenizer_is_fixed
 from harness.training.backend import Backend, check_backend, open_backend, thread_count
-from harness.training.checkpoint import Checkpoint, checkpoint_exists, checkpoint_files, load_checkpoint
+from harness.training.checkpoint import Checkpoint, checkpoint_exists, load_checkpoint
 from harness.training.fine_tuning import grown_tokenizer, overridden, starting_weights, with_length
 from harness.training.lora import FIELDS as LORA
 from harness.training.lora import with_pairs
 from harness.training.memory import check_memory
 from harness.training.ranks import Ranks, check_ranks, local_ranks
+from harness.training.resuming import latest_checkpoint, resumed_machine, resumed_settings, training_record
 from harness.training.run_corpus import (
     check_length,
     check_named,
@@ -32,20 +31,10 @@ from harness.training.run_corpus import (
     token_file,
 )
 from harness.training.run_folder import RunFolder, find_checkpoint, new_run
-from harness.training.settings import ADDED_LATER, FINE_TUNING, Machine, TrainingSettings
+from harness.training.settings import FINE_TUNING, Machine, TrainingSettings
 from harness.training.trainer import Trainer
 
-# Settings that --resume may change: how far the run goes and how it is evaluated; with more steps, the rates too, and
-# with a schedule of its own for these steps, its warm-up.
-CHANGEABLE = ("steps", "eval_interval", "eval_tokens", "patience", "sample_every")
-CHANGEABLE_RATES = ("learning_rate", "min_learning_rate", "schedule")
 ORIGIN = ("source", "from", "new_tokens", "model_type")  # what a run's checkpoints say of where it comes from
-# What a checkpoint must say for its training to go on.
-RESUMABLE = {
-    **dict.fromkeys(("backend", "device", "tokens_sha256"), str),
-    **dict.fromkeys(("steps", "batch_size", "threads"), range(1, 2**63)),
-    "evaluated": range(2**63),
-}
 
 
 def start_run(
@@ -229,12 +218,12 @@ def resume_run(
     with run.unlocked_on_failure():
         if checkpoint_exists(run.resumable):
             run.lock()  # before reading: another process may be writing
-        checkpoint = _latest_checkpoint(run)
+        checkpoint = latest_checkpoint(run)
         if text:
             check_named(text, run, checkpoint)
-        kept = _kept(run, checkpoint)
-        settings = _resumed_settings(run, checkpoint, training or {}, overrides or {})
-        machine = _resumed_machine(kept, machine)
+        kept = training_record(run, checkpoint)
+        settings = resumed_settings(run, checkpoint, training or {}, overrides or {})
+        machine = resumed_machine(kept, machine)
         backend = _training_backend(machine, checkpoint.config, settings, checkpoint.weights, ranks)
         corpus = run_corpus(run, checkpoint, text)
         origin = {name: kept[name] for name in ORIGIN if name in kept}
@@ -250,84 +239,6 @@ def resume_run(
                 f"{run.path} has done all its {settings.steps} steps; name more with --steps to train further"
             )
     return trainer
-
-
-def _latest_checkpoint(run: RunFolder) -> Checkpoint:
-    """The checkpoint to continue from. Raises UserError if it is damaged or something else has its name."""
-    if run.holds_a_run() and not checkpoint_exists(run.resumable):
-        raise UserError(
-            f"{run.path} has no checkpoint yet to go on from; start the run again with --overwrite"
-        )
-    try:
-        checkpoint = load_checkpoint(run.resumable, with_optimizer=True)
-    except UserError as error:
-        try:
-            step = load_checkpoint(run.best, with_optimizer=True).step
-        except UserError:
-            raise error from None
-        raise UserError(
-            f"{error}. The best one, of step {step}, is whole: remove {run.latest} to go on from there"
-        ) from None
-    for place in (run.latest, run.best):
-        if os.path.lexists(place) and checkpoint_files(place) is None:
-            raise UserError(f"{place} is in the place of a checkpoint, but is none; move it away, then go on")
-    return checkpoint
-
-
-def _resumed_machine(kept: dict, given: dict) -> Machine:
-    """The run's machine with the fields given now; another backend runs on the CPU unless a device is given."""
-    given = {name: value for name, value in given.items() if value is not None}
-    machine = Machine(**{name: kept[name] for name in Machine._fields} | given)
-    moved = machine.backend != kept["backend"] and "device" not in given
-    return machine._replace(device="cpu") if moved else machine
-
-
-def _kept(run: RunFolder, checkpoint: Checkpoint) -> dict:
-    """A checkpoint's training record and model. Raises UserError if training cannot continue from them."""
-    kept = checkpoint.training | checkpoint.config.to_dict()
-    try:
-        require(kept, RESUMABLE)
-        if missing := TrainingSettings.__dataclass_fields__.keys() - kept.keys() - ADDED_LATER:
-            raise ValueError(f"it has no {min(missing)}")
-    except ValueError as error:
-        raise UserError(
-            f"{run.resumable} does not say what its training goes on with ({error}); start a new run with --from"
-        ) from None
-    return kept
-
-
-def _resumed_settings(
-    run: RunFolder, checkpoint: Checkpoint, given: dict, overrides: dict
-) -> TrainingSettings:
-    """The settings of a checkpoint with those given again, or a ConfigError naming one that would change the run."""
-
-    def require_same(name: str, value, found, kept, way: str = ""):
-        if found != kept:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} {value} would change the run in {run.path}, which has "
-                f"{'none' if kept is None else kept}; omit it{way}, or start a new run with --from"
-            )
-
-    for name, value in overrides.items():
-        require_same(name, value, value, getattr(checkpoint.config, name))
-    earlier = TrainingSettings.from_dict(checkpoint.training)
-    settings = TrainingSettings(**earlier.to_dict() | _following(earlier, given, checkpoint.step) | given)
-    changeable = CHANGEABLE + (CHANGEABLE_RATES if settings.steps > earlier.steps else ())
-    changeable += ("warmup_steps",) if settings.schedule_start != earlier.schedule_start else ()
-    for name, value in given.items():
-        if name not in changeable:
-            way = ", or give more --steps beside it" if name in CHANGEABLE_RATES else ""
-            require_same(name, value, getattr(settings, name), getattr(earlier, name), way)
-    return settings
-
-
-def _following(earlier: TrainingSettings, given: dict, step: int) -> dict:
-    """What settings given on resume bring with them: other rates or another schedule have a minimum of their own."""
-    if "schedule" in given and given.get("steps", 0) > earlier.steps:  # it covers the steps from here on
-        return {"min_learning_rate": None, "warmup_steps": 0, "schedule_start": step}
-    shape = ("learning_rate", "schedule")
-    same = all(given.get(name, getattr(earlier, name)) == getattr(earlier, name) for name in shape)
-    return {} if same else {"min_learning_rate": None}
 
 
 def _trainer(
