@@ -144,7 +144,9 @@ def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
         if OPTIMIZER not in record["files"]:
             raise UserError(f"{folder} holds no optimizer state, so its training cannot go on from there")
         path, moments = _verified(folder, OPTIMIZER, record), _moments(config, record["training"])
-        stored = stored_tensors(path)
+        # An earlier version kept moments of frozen weights, too, which stayed 0.
+        unused = _moments(config, {}).keys() - moments.keys()
+        stored = {name: tensor for name, tensor in stored_tensors(path).items() if name not in unused}
         _require_shapes(path, stored, moments)
         optimizer = {name: np.empty(shape, stored[name].float_dtype) for name, shape in moments.items()}
         _copy(stored, optimizer)

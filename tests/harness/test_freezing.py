@@ -1,12 +1,15 @@
 """Training that leaves some weights as they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import numpy_llm
 from contract.errors import ConfigError
 from contract.weights import frozen_names
-from harness.training.checkpoint import load_checkpoint
+from harness.training import checkpoint
+from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from harness.training.runs import resume_run
 from numpy_llm.layers import linear_weight_gradient
 from tests.harness.small_runs import BACKENDS, rows
@@ -100,3 +103,21 @@ def test_both_backends_agree(start):
         trainer.train()
     for name, value in ours.backend.weights().items():
         np.testing.assert_allclose(theirs.backend.weights()[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_a_run_of_an_earlier_version_goes_on(start, monkeypatch):
+    """It kept moments of frozen weights, which are 0: they are left out."""
+    trainer = start(steps=2, freeze=FREEZE)
+    trainer.train()
+    place = trainer.run.latest
+    wanted = load_checkpoint(place, with_optimizer=True)
+    moments = {f"{m}.{name}": np.zeros_like(weight) for m in "mv" for name, weight in wanted.weights.items()}
+    earlier = replace(wanted, optimizer=moments | dict(wanted.optimizer))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoint, "_moments", lambda config, training: {n: m.shape for n, m in moments.items()}
+        )
+        save_checkpoint(place, earlier)
+    found = load_checkpoint(place, with_optimizer=True)
+    assert found.optimizer.keys() == wanted.optimizer.keys()
+    assert resume_run(trainer.run.path, training={"steps": 3}).train().step == 3
