@@ -94,7 +94,9 @@ def commands(text: str) -> list[list[str]]:
     pieces = [piece for line in shown + spans(text) for piece in re.split(r" && | \| | > ", line)]
     pieces = [piece.strip().removeprefix("time ") for piece in pieces]
     return [
-        shlex.split(piece) for piece in pieces if re.match(r"(python (cli\.py|-m)|pytest|make|pip) \S", piece)
+        shlex.split(piece)
+        for piece in pieces
+        if re.match(r"(python (cli\.py|-m)|torchrun|pytest|make|pip) \S", piece)
     ]
 
 
@@ -115,6 +117,8 @@ def problem(words: list[str]) -> str | None:
     match words:
         case ["python", "cli.py", "COMMAND", *_]:
             return None  # stands for any
+        case ["torchrun", *words] if "cli.py" in words:
+            return problem(["python", *words[words.index("cli.py") :]])
         case ["python", "cli.py", *arguments]:
             try:
                 parse(arguments)
@@ -148,7 +152,7 @@ def test_commands_are_found_and_judged():
     for wrong in (
         "python cli.py trian", "python cli.py train --stepz 3", "python cli.py train --steps many",
         "python cli.py golden mak x", "python cli.py check dump", "python -m no_such_module", "make nothing",
-        'pip install -e ".[nothing]"', "pytest tests/test_nothing.py",
+        'pip install -e ".[nothing]"', "pytest tests/test_nothing.py", "torchrun --nproc-per-node 2 cli.py train --x",
     ):  # fmt: skip
         assert commands(f"`{wrong}`") == [shlex.split(wrong)]
         assert problem(shlex.split(wrong)), wrong
