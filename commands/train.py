@@ -163,9 +163,14 @@ def train(
     beta2: Annotated[float, _training("Adam's decay rate of the mean square.")] = DEFAULTS.beta2,
     clip: Annotated[float, _training("Maximum gradient norm; inf turns clipping off.")] = DEFAULTS.clip,
     seed: Annotated[int, _training("Seed of weights, batch order and dropout.")] = DEFAULTS.seed,
-    dtype: Annotated[str, _training("float32 or float64.")] = DEFAULTS.dtype,
+    dtype: Annotated[
+        str, _training("float32, float64 or, in PyTorch, bfloat16: products in bfloat16, weights in float32.")
+    ] = DEFAULTS.dtype,
     device: options.DeviceOption = "cpu",
     threads: options.ThreadsOption = None,
+    compile: Annotated[
+        bool, _place("Compile the training step, with PyTorch and a C++ compiler.", "--compile/--no-compile")
+    ] = False,
     shard: Annotated[
         bool, _place("Under torchrun: each process keeps a part of the model, not all of it.", "--shard")
     ] = False,

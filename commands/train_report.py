@@ -39,8 +39,8 @@ def plan(trainer: Trainer, ranks: Ranks | None = None):
         yield "low-rank", f"{pairs}: {parameter_count(config) - count:,} parameters are trained"
     if settings.freeze:
         yield "frozen", f"{count:,} parameters in {len(frozen)} weights, {settings.freeze}"
-    memory = trainer.estimated_memory / 1e6
-    yield "machine", f"{backend.threads} threads, about {memory:,.0f} MB of memory at the peak"
+    memory, compiled = trainer.estimated_memory / 1e6, ", compiled" if backend.compile else ""
+    yield "machine", f"{backend.threads} threads{compiled}, about {memory:,.0f} MB of memory at the peak"
     if ranks and ranks.way == "exact":
         same = f"--accumulate {settings.accumulate} --threads {backend.threads}"
         yield "processes", f"{ranks.size}; one, or any that torchrun starts, give the same bits with {same}"

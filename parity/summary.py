@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from contract.config import ModelConfig
-from contract.errors import ConfigError, UserError
+from contract.errors import ConfigError
 from contract.files import write_file
 from contract.presets import preset
 from contract.weights import Weights
 from harness.training.checkpoint import load_checkpoint
+from harness.training.compiled import compiler_problem
 from harness.training.machine import versions
 from harness.training.run_folder import find_checkpoint
 from harness.training.torch_backend import open_device
@@ -74,11 +75,7 @@ def _untraced_pass(config, inputs, place, compiled: bool):
     except RuntimeError as error:  # what every error of the compiler is
         if not compiled:
             raise
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"torch.compile does not work here ({reason}); it needs a C++ compiler (or Triton on a GPU): install "
-            "one, or omit --compile"
-        ) from error
+        raise compiler_problem(error) from error
 
 
 def table(comparison: Comparison) -> Iterator[str]:

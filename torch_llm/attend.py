@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from contract.trace import NO_TRACE
 from torch_llm.layers import dropout as drop
 from torch_llm.layers import soft_cap
+from torch_llm.precision import full_precision
 
 
 def _repeated(x, H):
@@ -26,7 +27,8 @@ def scores(query, key, scale):
     Twin: numpy_llm.attend.scores_forward and scores_backward
     """
     key = _repeated(key, query.shape[1])
-    return query @ key.transpose(-1, -2) * scale  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
+    fits = query @ key.transpose(-1, -2)  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
+    return full_precision(fits) * scale
 
 
 def softmax(x):
@@ -36,7 +38,7 @@ def softmax(x):
     returns: y (..., S)
     Twin: numpy_llm.attend.softmax_forward and softmax_backward
     """
-    return F.softmax(x, dim=-1)
+    return F.softmax(full_precision(x), dim=-1)
 
 
 def causal_mask(T, S, window=None, device=None):

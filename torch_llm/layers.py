@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from contract.randomness import DropoutKey, dropout_mask
+from torch_llm.precision import full_precision
 
 
 def embedding(tokens, weight):
@@ -42,6 +43,7 @@ def dropout(x, rate, key: DropoutKey | None, site):
     """
     if key is None or rate == 0:
         return x
+    x = full_precision(x)
     return x * _dropout_mask_like(x, rate, key, site)
 
 
@@ -71,10 +73,12 @@ def soft_cap(x, cap):
     Source: Gemma Team 2024 (Gemma 2), section 2.
     Twin: numpy_llm.layers.soft_cap_forward and soft_cap_backward
     """
-    return torch.tanh(x / cap) * cap
+    return torch.tanh(full_precision(x) / cap) * cap
 
 
 @torch.compiler.disable  # the draws are NumPy's: a compiler that rewrote them would draw other masks
 def _dropout_mask_like(x, rate, key, site):
     dtype = str(x.dtype).removeprefix("torch.")
-    return torch.from_numpy(dropout_mask(key, site, tuple(x.shape), rate, dtype)).to(x.device)
+    return torch.from_numpy(dropout_mask(key, site, tuple(x.shape), rate, dtype)).to(
+        x.device, non_blocking=x.is_cuda
+    )

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from contract.targets import NO_TARGET
 from torch_llm.layers import linear, soft_cap
+from torch_llm.precision import full_precision
 
 
 def cross_entropy(logits, targets):
@@ -41,7 +42,9 @@ def linear_cross_entropy(x, weight, targets, cap=None):
 
     height = max(1, MAX_LOGITS // len(weight))
     blocks = zip(rows.split(height), columns.split(height), strict=True)
-    return sum(checkpoint(total, *block, use_reentrant=False) for block in blocks) / _counted(columns)
+    return sum(
+        checkpoint(total, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks
+    ) / _counted(columns)
 
 
 MAX_LOGITS = 1 << 26  # numbers held at once
@@ -49,7 +52,7 @@ MAX_LOGITS = 1 << 26  # numbers held at once
 
 def _total(logits, columns):
     """The sum of the losses of tokens that count."""
-    return F.cross_entropy(logits, columns, ignore_index=NO_TARGET, reduction="sum")
+    return F.cross_entropy(full_precision(logits), columns, ignore_index=NO_TARGET, reduction="sum")
 
 
 def _counted(columns):

@@ -27,6 +27,7 @@ from torch_llm.layers import embedding, linear, scale, soft_cap
 from torch_llm.losses import MAX_LOGITS, cross_entropy, linear_cross_entropy
 from torch_llm.norms import Norm
 from torch_llm.positions import POSITIONS, position
+from torch_llm.precision import full_precision
 
 
 class GPT(nn.Module):
@@ -111,7 +112,8 @@ class GPT(nn.Module):
         """From tokens to the logits of each next token, and to the loss where the targets are known.
 
         Tokens and targets on the CPU are checked there and then moved to the model's device; the numbers of
-        those that are on an accelerator already are not checked, because reading them would wait for it.
+        those that are on an accelerator already are not checked, because reading them would wait for it. Nor are they
+        in a graph of `torch.compile`, which reads no numbers: check them before.
 
         tokens: int (B, T), T at most `context_length`; targets: int (B, T), the token after each, or None
         dropout: what the masks are drawn from, None for evaluation
@@ -194,19 +196,17 @@ class GPT(nn.Module):
         return ids.to(self.device, torch.int64, non_blocking=self.device.type == "cuda")
 
 
-@torch.compiler.disable  # it reads numbers, which a compiled graph cannot
 def _check_batch(tokens, targets, config):
     check_batch(tokens, targets, config, torch.Tensor, _values_on_cpu)
 
 
-@torch.compiler.disable
 def _check_targets(targets, shape, config):
     check_targets(targets, shape, config, torch.Tensor, _values_on_cpu)
 
 
 def _values_on_cpu(ids):
-    """The numbers of a tensor on the CPU as an array, without a copy; None for one on an accelerator."""
-    return ids.numpy() if ids.device.type == "cpu" else None
+    """The numbers of a tensor on the CPU as an array, without a copy; None on an accelerator or in a compiled graph."""
+    return ids.numpy() if ids.device.type == "cpu" and not torch.compiler.is_compiling() else None
 
 
 class _AutogradTrace:
@@ -219,6 +219,8 @@ class _AutogradTrace:
         self.trace = trace
 
     def record(self, name, tensor):
-        self.trace.record(name, tensor.detach().cpu().numpy())
+        self.trace.record(name, full_precision(tensor.detach()).cpu().numpy())
         if tensor.requires_grad:
-            tensor.register_hook(lambda gradient: self.trace.record_gradient(name, gradient.cpu().numpy()))
+            tensor.register_hook(
+                lambda gradient: self.trace.record_gradient(name, full_precision(gradient).cpu().numpy())
+            )

@@ -9,6 +9,7 @@ from torch import nn
 
 from contract.components import weight_roles
 from contract.trace import NO_TRACE
+from torch_llm.precision import full_precision
 
 
 def layer_norm(x, weight, bias, eps):
@@ -23,7 +24,7 @@ def layer_norm(x, weight, bias, eps):
     Source: Ba et al. 2016, section 3, equation 4.
     Twin: numpy_llm.norms.layer_norm_forward and layer_norm_backward
     """
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
+    return F.layer_norm(full_precision(x), weight.shape, weight, bias, eps)
 
 
 def rms_norm(x, weight, eps):
@@ -38,7 +39,7 @@ def rms_norm(x, weight, eps):
     Source: Zhang & Sennrich 2019, section 3, equation 4.
     Twin: numpy_llm.norms.rms_norm_forward and rms_norm_backward
     """
-    return F.rms_norm(x, weight.shape, weight, eps)
+    return F.rms_norm(full_precision(x), weight.shape, weight, eps)
 
 
 def rms_norm_plus_one(x, weight, eps):

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 
 from contract.rotary import Rotary
+from torch_llm.precision import full_precision
 
 
 def sinusoidal_positions(context_length, d_model, dtype):
@@ -54,15 +55,19 @@ def rotary_frequencies(rotary: Rotary, head_size):
     return frequency
 
 
-@torch.compiler.disable  # it would compute the table anew at every call
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # a table that generation made must serve training too
+@torch.compiler.assume_constant_result  # or a compiled graph would compute the table anew at every call
 def rotary_table(rotary: Rotary, head_size, length, dtype, device=None):
     """Cosine and sine of each pair's angle at the places 0 to length - 1, computed in float64.
 
     returns: dtype (length, D/2) each, not to be changed
     Twin: numpy_llm.positions.rotary_table
     """
+    return _rotary_table(rotary, head_size, length, dtype, device)
+
+
+@lru_cache(maxsize=8)  # beneath the public function: the compiler looks through a cache
+@torch.inference_mode(False)  # a table that generation made must serve training too
+def _rotary_table(rotary, head_size, length, dtype, device):
     angle = torch.arange(length, dtype=torch.float64)[:, None] * rotary_frequencies(rotary, head_size)
     return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
 
@@ -78,6 +83,7 @@ def rotate(x, rotary, start=0):
     Source: Su et al. 2021, section 3.4.2, with the halves paired as in published Llama weights.
     Twin: numpy_llm.positions.rotate_forward and rotate_backward
     """
+    x = full_precision(x)
     T, D = x.shape[-2:]
     length = (
         1 << (start + T - 1).bit_length()

@@ -11,7 +11,7 @@ from contract.errors import ConfigError, needs
 from contract.trace import Trace
 from harness.training.machine import available_cpus
 from harness.training.ranks import Ranks
-from harness.training.settings import TrainingSettings
+from harness.training.settings import DTYPES, TrainingSettings
 
 BACKENDS = ("numpy", "torch")
 MAX_THREADS = 1024
@@ -24,6 +24,7 @@ class Backend(Protocol):
     config: ModelConfig
     device: str  # "cpu", "cuda" or "mps"
     threads: int  # how many it computes with
+    compile: bool  # whether training steps are compiled
 
     def loss_and_gradients(
         self, tokens: np.ndarray, targets: np.ndarray, *, step: int, accumulate: int
@@ -73,8 +74,8 @@ class Backend(Protocol):
 class BackendSettings:
     """How a backend computes.
 
-    seed: of initial weights and dropout; dtype: "float32" or "float64"
-    threads, device: see `Machine`; beta1, beta2, weight_decay: of AdamW
+    seed: of initial weights and dropout; dtype: see `TrainingSettings`
+    threads, device, compile: see `Machine`; beta1, beta2, weight_decay: of AdamW
     freeze: patterns of weights that stay as they are, see `contract.weights.frozen_names`
     take_weights: whether the backend may train the given weights in place if it needs no copy
     Raises ConfigError for an impossible number of threads.
@@ -84,6 +85,7 @@ class BackendSettings:
     dtype: str = TrainingSettings.dtype
     threads: int | None = None
     device: str = "cpu"
+    compile: bool = False
     beta1: float = TrainingSettings.beta1
     beta2: float = TrainingSettings.beta2
     weight_decay: float = TrainingSettings.weight_decay
@@ -92,6 +94,11 @@ class BackendSettings:
 
     def __post_init__(self):
         object.__setattr__(self, "threads", thread_count(self.threads))  # the dataclass is frozen
+
+    @property
+    def weights_dtype(self) -> str:
+        """The type of weights, gradients and moments."""
+        return DTYPES.get(self.dtype, self.dtype)
 
     @property
     def adam(self) -> dict[str, float]:

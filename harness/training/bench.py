@@ -253,11 +253,8 @@ def _unit(name: str, recipe: Recipe, threads: int) -> Callable[[], None]:
     if name == TRANSFORMERS:
         return _transformers_unit(recipe, threads)
     config = recipe.config
-    backend = open_backend(NUMPY if name in (NUMPY, ONE) else TORCH, config, threads=threads)
-    if name == COMPILED:
-        import torch
-
-        backend.model = torch.compile(backend.model)
+    kind = NUMPY if name in (NUMPY, ONE) else TORCH
+    backend = open_backend(kind, config, threads=threads, compile=name == COMPILED)
     random = np.random.default_rng(0)
     if recipe.new_tokens:
         prompt = random.integers(config.vocab_size, size=recipe.prompt_tokens).tolist()

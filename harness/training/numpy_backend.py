@@ -41,7 +41,7 @@ class NumpyBackend:
     run is bit-identical for one seed, whatever the threads.
     """
 
-    name, device = "numpy", "cpu"
+    name, device, compile = "numpy", "cpu", False
 
     def __init__(self, config: ModelConfig, weights, settings: BackendSettings):
         keep_freed_memory()
@@ -49,6 +49,14 @@ class NumpyBackend:
         if settings.device != self.device:
             raise ConfigError(
                 f"NumPy computes on the cpu alone, got --device {settings.device}; add --backend torch"
+            )
+        if settings.dtype == "bfloat16":
+            raise ConfigError(
+                "NumPy has no bfloat16, which --dtype asks for; choose --backend torch or --dtype float32"
+            )
+        if settings.compile:
+            raise ConfigError(
+                "--compile is of PyTorch, and NumPy computes here; choose --backend torch or omit it"
             )
         self.config, self.seed, self.threads = config, settings.seed, settings.threads
         usable = isinstance(weights, Weights) and weights.flat.dtype == settings.dtype

@@ -34,7 +34,8 @@ class Overlapping(Replica):
             last = place + len(inputs) == first + len(tokens)
             with nullcontext() if last else self._parallel.no_sync():
                 dropout = DropoutKey(self.seed, step, first_sequence=place)
-                _, loss = self._parallel(torch.tensor(inputs), torch.tensor(outputs), dropout=dropout)
+                with self._precision:
+                    _, loss = self._parallel(torch.tensor(inputs), torch.tensor(outputs), dropout=dropout)
                 loss = loss * (counted(outputs) / count)
                 (
                     loss * self._ranks.size

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from contract.errors import ConfigError, UserError
+from harness.training.settings import Machine
 
 # How long one may wait for another: the leader evaluates and saves while the others have nothing to do. A process that
 # has ended is noticed at once, since its connection closes.
@@ -115,12 +116,14 @@ class Ranks:
         return "another of the processes has ended without a word: it was killed, or its machine is gone"
 
 
-def check_ranks(ranks: Ranks, backend: str, accumulate: int):
+def check_ranks(ranks: Ranks, machine: Machine, accumulate: int):
     """Raise ConfigError unless these ranks can share the micro-batches of a step."""
-    if backend != "torch":
+    if machine.backend != "torch":
         raise ConfigError(
             f"torchrun started {ranks.size} processes, which --backend torch alone uses; add it"
         )
+    if machine.compile and ranks.way != "exact":
+        raise ConfigError(f"--compile does not go with --{ranks.way}; give one of them")
     fitting = [1 << power for power in range(accumulate.bit_length()) if accumulate % (1 << power) == 0]
     if accumulate & (accumulate - 1) or ranks.size not in fitting:
         raise ConfigError(

@@ -17,6 +17,7 @@ RESUMABLE = {
     **dict.fromkeys(("backend", "device", "tokens_sha256"), str),
     **dict.fromkeys(("steps", "batch_size", "threads"), range(1, 2**63)),
     "evaluated": range(2**63),
+    "compile": (bool, None),
 }
 
 
@@ -43,11 +44,11 @@ def latest_checkpoint(run: RunFolder) -> Checkpoint:
 
 
 def resumed_machine(kept: dict, given: dict) -> Machine:
-    """The run's machine with the fields given now; another backend runs on the CPU unless a device is given."""
+    """The run's machine with the fields given now; another backend is on the CPU and compiles nothing unless asked."""
     given = {name: value for name, value in given.items() if value is not None}
-    machine = Machine(**{name: kept[name] for name in Machine._fields} | given)
-    moved = machine.backend != kept["backend"] and "device" not in given
-    return machine._replace(device="cpu") if moved else machine
+    run = {name: kept[name] for name in Machine._fields if name in kept}
+    moved = given.get("backend", run["backend"]) != run["backend"]
+    return Machine(**run | ({"device": "cpu", "compile": False} if moved else {}) | given)
 
 
 def training_record(run: RunFolder, checkpoint: Checkpoint) -> dict:

@@ -245,7 +245,7 @@ def _trainer(
     backend: Backend, settings, run: RunFolder, corpus: TokenFile, tokenizer, origin: dict
 ) -> Trainer:
     """The trainer, whose checkpoints keep what gives the same bits again: the run's tokens and machine."""
-    machine = {"backend": backend.name, "device": backend.device, "threads": backend.threads}
+    machine = Machine(backend.name, backend.device, backend.threads, backend.compile)._asdict()
     return Trainer(backend, settings, run, corpus, tokenizer, origin | corpus_record(run, corpus) | machine)
 
 
@@ -255,7 +255,7 @@ def _training_backend(
     """The backend that the settings ask for; it takes `weights` over."""
     check_backend(machine.backend)
     if ranks:
-        check_ranks(ranks, machine.backend, settings.accumulate)
+        check_ranks(ranks, machine, settings.accumulate)
     check_memory(
         machine.backend, config, settings, thread_count(machine.threads), local_ranks(machine.device)
     )

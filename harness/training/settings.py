@@ -12,6 +12,9 @@ from harness.training.schedule import SCHEDULES, learning_rate
 # Defaults of a run that starts from trained weights: small steps, on few of their often long windows.
 FINE_TUNING = {"batch_size": 4, "learning_rate": 3e-5}
 
+# What `dtype` may be, and the type of weights, gradients and moments for each: those of "bfloat16" are float32, and
+# PyTorch's autocast computes steps in bfloat16.
+DTYPES = {"float32": "float32", "float64": "float64", "bfloat16": "float32"}
 
 # Settings that earlier releases did not record; their defaults mean what was done then.
 ADDED_LATER = {
@@ -29,11 +32,13 @@ class Machine(NamedTuple):
     """What computes.
 
     backend: "numpy" or "torch"; device: "cpu" or, for PyTorch, "cuda" or "mps"; threads: None for one per CPU
+    compile: whether PyTorch compiles the training step, with `torch.compile`
     """
 
     backend: str = "numpy"
     device: str = "cpu"
     threads: int | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,8 @@ class TrainingSettings:
     eval_tokens: held-out tokens of the final evaluation, None for `Trainer`'s default
     patience: how many evaluations in a row may be no better than the best before training ends, None or 0 for any
     sample_every: steps between samples, None for none
-    seed: of initial weights, order of windows and dropout; dtype: "float32" or "float64"
+    seed: of initial weights, order of windows and dropout
+    dtype: that steps compute in, "float32", "float64" or, in PyTorch alone, "bfloat16"; see `DTYPES`
     Raises ConfigError naming the setting, what was found and what fits.
     """
 
@@ -130,7 +136,7 @@ class TrainingSettings:
             require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
         require(self.clip is None or self.clip > 0, "clip", "above 0 (inf turns it off)")
         require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1")
-        require(self.dtype in ("float32", "float64"), "dtype", "float32 or float64")
+        require(self.dtype in DTYPES, "dtype", "float32, float64 or bfloat16")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

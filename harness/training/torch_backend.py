@@ -1,6 +1,7 @@
 """The PyTorch twin as a backend, on the CPU or an accelerator."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +14,7 @@ from contract.targets import counted
 from contract.trace import Trace
 from contract.weights import frozen_names
 from harness.training.backend import BackendSettings
+from harness.training.compiled import compiled_loss
 from harness.training.tree_sum import tree_sum
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate, generate_samples
@@ -22,20 +24,27 @@ from torch_llm.model import GPT
 class TorchBackend:
     """See `harness.training.backend.Backend`.
 
-    Weights and moments come and go as NumPy arrays, whatever device keeps them.
+    Weights and moments come and go as NumPy arrays, whatever device keeps them. In "bfloat16" training steps compute by
+    autocast, see `torch_llm.precision`; weights, gradients and moments are float32, and so is what evaluates and
+    generates, which therefore gives what the checkpoint gives anywhere.
 
-    Raises ConfigError for a device that this machine or its PyTorch lacks, or that cannot compute in `dtype`.
+    Raises ConfigError for a device that this machine or its PyTorch lacks, or that cannot compute in `dtype`, and if
+    the model cannot be compiled; UserError if nothing can be compiled here.
     """
 
     name = "torch"
 
     def __init__(self, config: ModelConfig, weights, settings: BackendSettings):
-        self.dtype, self.device = settings.dtype, settings.device
+        self.dtype, self.device = settings.weights_dtype, settings.device
         self._place = open_device(self.device, self.dtype)
         self.config, self.seed, self.threads = config, settings.seed, settings.threads
         torch.set_num_threads(self.threads)
         self._adam, self._frozen = settings.adam, settings.freeze
         self.model = self._open_model(weights)
+        half = settings.dtype == "bfloat16"
+        self._precision = torch.autocast(self._place.type, torch.bfloat16) if half else nullcontext()
+        self.compile = settings.compile
+        self._loss = compiled_loss(self.model) if self.compile else self.model.loss
         self._weights = dict(self.model.named_parameters())
         self._trained = {name: weight for name, weight in self._weights.items() if weight.requires_grad}
 
@@ -74,9 +83,10 @@ class TorchBackend:
     def _differentiate(self, first, tokens, targets, step, count) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The share of a micro-batch in the loss, and its gradients."""
         self.model.zero_grad()
-        dropout = DropoutKey(self.seed, step, first_sequence=first)
-        # Taking the loss alone frees the logits before the backward pass.
-        loss = self.model.loss(torch.tensor(tokens), torch.tensor(targets), dropout=dropout)
+        dropout = DropoutKey(self.seed, step, first_sequence=first) if self.config.dropout else None
+        with self._precision:
+            # Taking the loss alone frees the logits before the backward pass.
+            loss = self._loss(torch.tensor(tokens), torch.tensor(targets), dropout=dropout)
         loss = loss * (counted(targets) / count)
         self._backward(loss)
         return loss.detach(), [weight.grad for weight in self._trained.values()]
@@ -93,7 +103,8 @@ class TorchBackend:
         trace = Trace()
         self.model.zero_grad()
         dropout = DropoutKey(self.seed, step)
-        _, loss = self.model(torch.tensor(tokens), torch.tensor(targets), dropout=dropout, trace=trace)
+        with self._precision:
+            _, loss = self.model(torch.tensor(tokens), torch.tensor(targets), dropout=dropout, trace=trace)
         loss.backward()
         return trace
 

@@ -97,7 +97,7 @@ def test_epochs_of_an_impossible_batch(start):
         ({"dtype": None}, "dtype must be text, got None"),
         ({"seed": -1}, "seed must be from 0"),
         ({"seed": 2**63}, "seed must be from 0"),
-        ({"dtype": "float16"}, "dtype must be float32 or float64, got float16"),
+        ({"dtype": "float16"}, "dtype must be float32, float64 or bfloat16, got float16"),
     ],
     ids=str,
 )

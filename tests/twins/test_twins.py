@@ -48,6 +48,8 @@ FILES = (
 
 # What PyTorch does unseen: it adds up gradients, and shares work out to threads.
 NUMPY_FILES = ("gradients", "threads")
+# NumPy has no bfloat16.
+TORCH_FILES = ("precision",)
 # What only a hand-written backward pass over a flat buffer needs.
 NUMPY_ONLY = {
     "BLOCKS_FROM", "backward", "backward_layers", "sum_rows", "update_piece",
@@ -134,7 +136,7 @@ def test_same_files():
     """Both packages have the same files."""
     for package in ("numpy_llm", "torch_llm"):
         found = {path.stem for path in (ROOT / package).glob("*.py")}
-        own = NUMPY_FILES if package == "numpy_llm" else ()
+        own = NUMPY_FILES if package == "numpy_llm" else TORCH_FILES
         assert found == {"__init__", *FILES, *own}, package
 
 
