@@ -21,7 +21,7 @@ def start(text, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "plot_metrics", lambda metrics, image: None)
 
     def start(name="run", overrides=None, out=None, **changes):
-        names = {"text", "tokenizer", "backend", "overwrite", "threads", "preset_name"}
+        names = {"text", "tokenizer", "backend", "overwrite", "threads", "compile", "preset_name"}
         options = {key: changes.pop(key) for key in names & changes.keys()}
         options = {"threads": THREADS[options.get("backend", "numpy")]} | options
         training = TRAINING | changes
