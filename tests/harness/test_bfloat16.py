@@ -5,7 +5,7 @@ import pytest
 
 from contract.errors import ConfigError
 from harness.training.checkpoint import load_checkpoint
-from harness.training.runs import open_model, resume_run
+from harness.training.runs import open_model, resume_run, start_run
 from tests.harness.launched import train_ranks
 from tests.harness.small_runs import needs_torch, rows
 
@@ -69,6 +69,28 @@ def test_a_trace_is_in_float32(start):
     trace = trainer.backend.trace(TOKENS, TOKENS, step=0)
     assert {value.dtype.name for value in trace.activations.values()} == {"float32"}
     assert {value.dtype.name for value in trace.gradients.values()} == {"float32"}
+
+
+@pytest.mark.slow
+def test_drift_of_the_modern_preset(tmp_path):
+    """The first step of a run with all defaults: `docs/scale.md` has the figures, which `-s` shows."""
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        run = start_run(
+            tmp_path / dtype, preset_name="modern", backend="torch", threads=1, training={"dtype": dtype}
+        )
+        batch = run.windows.batch(0, run.settings.batch_size)
+        loss = run.backend.loss_and_gradients(*batch, step=0, accumulate=1)
+        found.append((loss, [weight.grad.numpy() for weight in run.backend.model.parameters()]))
+    (loss, full), (other, half) = found
+    whole = np.linalg.norm([np.linalg.norm(each) for each in full])
+    apart = [np.abs(one - two) for one, two in zip(full, half, strict=True)]
+    drift = np.linalg.norm([np.linalg.norm(each) for each in apart]) / whole
+    worst = max(each.max() / np.abs(one).max() for each, one in zip(apart, full, strict=True))
+    print(f"loss {loss:.6f}, apart {other - loss:.1e}; gradients {drift:.1e}, worst weight {worst:.1e}")
+    assert abs(other - loss) < 5e-4
+    assert drift < 8e-3
+    assert worst < 2e-2
 
 
 @pytest.mark.slow
