@@ -17,7 +17,6 @@ RESUMABLE = {
     **dict.fromkeys(("backend", "device", "tokens_sha256"), str),
     **dict.fromkeys(("steps", "batch_size", "threads"), range(1, 2**63)),
     "evaluated": range(2**63),
-    "compile": (bool, None),
 }
 
 
