@@ -9,6 +9,7 @@ from contract.errors import ConfigError
 
 TEXT, MODEL, LEARNING_RATE = "Text", "Model (overrides the preset)", "Learning rate"
 WATCHING, TRAINING, PLACE = "While it trains", "Training", "Run and machine"
+TUNING = "Trained weights (with --from)"
 
 
 def option(text: str, *names: str, panel: str | None = None):

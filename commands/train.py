@@ -33,8 +33,8 @@ MODEL_FLAGS = [
 SETTINGS = tuple(TrainingSettings.__dataclass_fields__)
 DEFAULTS = TrainingSettings
 _FINE_TUNING = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in FINE_TUNING.items())
-_panels = (MODEL, LEARNING_RATE, WATCHING, TRAINING, options.PLACE)
-_model, _rate, _watching, _training, _place = (partial(option, panel=panel) for panel in _panels)
+_panels = (MODEL, LEARNING_RATE, WATCHING, TRAINING, options.TUNING, options.PLACE)
+_model, _rate, _watching, _training, _tuning, _place = (partial(option, panel=panel) for panel in _panels)
 
 
 def _choices(slot: str):
@@ -129,33 +129,6 @@ def train(
             "Tokens of a sequence. [default: the model's context length; with --from what memory holds]"
         ),
     ] = None,
-    freeze: Annotated[
-        str,
-        _training("Weights to leave as they are, such as 'blocks.[0-3] token_embedding'. [default: none]"),
-    ] = DEFAULTS.freeze,
-    grow_vocabulary: Annotated[
-        int | None,
-        _training(
-            "With --from: give the symbols that its tokenizer lacks tokens of their own, and learn so many more "
-            "from the text. [default: keep the tokenizer]"
-        ),
-    ] = None,
-    lora_rank: Annotated[
-        int | None,
-        _training(
-            "With --from: train low-rank pairs of this rank alone (LoRA); 0 merges those of the run. "
-            "[default: none, or the run's]"
-        ),
-    ] = None,
-    lora_alpha: Annotated[
-        float | None, _training("Their product is multiplied by alpha / rank. [default: twice the rank]")
-    ] = None,
-    lora_targets: Annotated[
-        str | None,
-        _training(
-            "What they adapt, such as 'query_key_value output'. [default: these, up, down and a gate's]"
-        ),
-    ] = None,
     weight_decay: Annotated[
         float, _training("Weight decay of AdamW, on matrices only.")
     ] = DEFAULTS.weight_decay,
@@ -166,6 +139,31 @@ def train(
     dtype: Annotated[
         str, _training("float32, float64 or, in PyTorch, bfloat16: products in bfloat16, weights in float32.")
     ] = DEFAULTS.dtype,
+    grow_vocabulary: Annotated[
+        int | None,
+        _tuning(
+            "Give the symbols that the tokenizer lacks tokens of their own, and learn so many more "
+            "from the text. [default: keep the tokenizer]"
+        ),
+    ] = None,
+    lora_rank: Annotated[
+        int | None,
+        _tuning(
+            "Train low-rank pairs of this rank alone (LoRA); 0 merges those of the run. "
+            "[default: none, or the run's]"
+        ),
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, _tuning("Their product is multiplied by alpha / rank. [default: twice the rank]")
+    ] = None,
+    lora_targets: Annotated[
+        str | None,
+        _tuning("What they adapt, such as 'query_key_value output'. [default: these, up, down and a gate's]"),
+    ] = None,
+    freeze: Annotated[
+        str,
+        _tuning("Weights to leave as they are, such as 'blocks.[0-3] token_embedding'. [default: none]"),
+    ] = DEFAULTS.freeze,
     device: options.DeviceOption = "cpu",
     threads: options.ThreadsOption = None,
     compile: Annotated[
