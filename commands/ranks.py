@@ -52,6 +52,7 @@ def _follow(ranks: Ranks) -> int:
     try:
         follow(ranks)
     except Exception as error:
-        ranks.tell(f"rank {ranks.rank} has failed: {error}")
+        if ranks.complete:  # or else it is another that has failed
+            ranks.tell(f"rank {ranks.rank} has failed: {error}")
         return 1
     return 0

@@ -186,16 +186,16 @@ def train(
 
         check_tensorboard()  # before the text is tokenised
     given = options.given_options(context)
-    if find_rate and not resume:
-        from commands.find_rate import find
+    with all_ranks(given) as ranks:
+        if find_rate and not resume:
+            from commands.find_rate import find
 
-        find(context.params, given)
-    elif dry_run and not resume:
-        from commands.dry_run import dry_run as show_plan
+            find(context.params, given)
+        elif dry_run and not resume:
+            from commands.dry_run import dry_run as show_plan
 
-        show_plan(context.params, given)
-    else:
-        with all_ranks(given) as ranks:
+            show_plan(context.params, given)
+        else:
             trainer = _resumed(given, ranks) if resume else start(context.params, given, ranks)
             _train(trainer, tensorboard, ranks)
 

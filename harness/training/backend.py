@@ -1,6 +1,6 @@
 """The interface of a backend, and how to open one by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from harness.training.settings import DTYPES, TrainingSettings
 
 BACKENDS = ("numpy", "torch")
 MAX_THREADS = 1024
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Backend(Protocol):
@@ -45,6 +46,9 @@ class Backend(Protocol):
 
     def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> float:
         """The loss of a batch without dropout; only of the last P positions if targets are (B, P)."""
+
+    def evaluate_each(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+        """Yield each batch of tokens and targets with its loss, as `evaluate` gives it, in their order."""
 
     def logits(self, tokens: np.ndarray, last: int, rows: int) -> Iterator[np.ndarray]:
         """Yield the logits after each of the last positions of one sequence, at most `rows` at a time, without dropout.

@@ -57,9 +57,10 @@ def evaluate(
     T = tokens_per_sequence(sequence_length, backend.config)
     batch_size = batch_size or max(1, min(MAX_WINDOWS, MAX_LOGITS // (T * backend.config.vocab_size)))
     total, count, predicted = 0.0, 0, 0
-    for inputs, targets in evaluation_batches(tokens, T, batch_size, max_windows, stride):
+    batches = evaluation_batches(tokens, T, batch_size, max_windows, stride)
+    for (_, targets), loss in backend.evaluate_each(batches):
         found = int(np.count_nonzero(targets != NO_TARGET))
-        total += backend.evaluate(inputs, targets) * found
+        total += loss * found
         count += found
         predicted += targets.size
         progress(predicted)

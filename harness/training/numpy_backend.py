@@ -159,6 +159,9 @@ class NumpyBackend:
         with self._working():
             return sum(each(evaluate, self._parts(slice(0, len(tokens)), tokens)))
 
+    def evaluate_each(self, batches):
+        return ((batch, self.evaluate(*batch)) for batch in batches)
+
     def logits(self, tokens, last, rows) -> Iterator[np.ndarray]:
         with self._working():
             x, _ = self.model.stream_forward(tokens)

@@ -71,6 +71,13 @@ class Ranks:
         with self._all_there():
             self._dist.broadcast(tensor, src=0)
 
+    def gather(self, value) -> list | None:
+        """The values of all ranks, for the leader."""
+        values = [None] * self.size if self.rank == 0 else None
+        with self._all_there():
+            self._dist.gather_object(value, values)
+        return values
+
     def add(self, tensor):
         """Add up the ranks' tensors in place, in the order of `tree_sum`: neighbours, then neighbouring pairs.
 

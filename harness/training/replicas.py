@@ -4,11 +4,14 @@ Rank 0 leads: it alone runs the training loop, and `Leader` is a backend like an
 calls on the others too, which wait in `follow`. So the loop, its files and its messages know nothing of ranks.
 """
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
 import torch
 
 from contract.config import ModelConfig
 from contract.targets import counted
-from harness.training.backend import BackendSettings
+from harness.training.backend import BackendSettings, Batch
 from harness.training.ranks import Ranks
 from harness.training.torch_backend import TorchBackend
 
@@ -34,6 +37,10 @@ class Replica(TorchBackend):
         loss, *parts = flat.split([1, *(gradient.numel() for gradient in gradients)])
         self._give(part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True))
         return loss
+
+    def evaluate_one(self, batch: Batch | None) -> list[float | None] | None:
+        """Evaluate a batch, or none. returns: the losses of all ranks, for the leader"""
+        return self._ranks.gather(None if batch is None else self.evaluate(*batch))
 
     def share_moments(self, step: int):
         """Take over the leader's moments after `step` updates."""
@@ -76,6 +83,14 @@ class Leading:
 
 class Leader(Leading, Replica):
     """The replica of rank 0. Its methods raise UserError if another rank has ended."""
+
+    def evaluate_each(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+        """A batch on each rank, so that a loss has the same bits on any number of them."""
+        batches = iter(batches)
+        while found := list(islice(batches, self._ranks.size)):
+            given = [*found, *[None] * (self._ranks.size - len(found))]
+            self._ranks.call("evaluate_one", [{"batch": batch} for batch in given])
+            yield from zip(found, self.evaluate_one(given[0]), strict=False)
 
     def load_optimizer_state(self, state, step):
         super().load_optimizer_state(state, step)

@@ -118,6 +118,9 @@ class TorchBackend:
     def evaluate(self, tokens, targets) -> float:
         return float(self.model.loss(torch.tensor(tokens), torch.tensor(targets)))
 
+    def evaluate_each(self, batches):
+        return ((batch, self.evaluate(*batch)) for batch in batches)
+
     @torch.inference_mode()
     def logits(self, tokens, last, rows) -> Iterator[np.ndarray]:
         x = self.model.stream_forward(torch.tensor(tokens, device=self.device))

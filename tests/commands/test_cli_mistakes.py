@@ -119,7 +119,7 @@ MISTAKES = [
     (f"{TRAIN} --activation gelu", 2, "activation 'gelu' is the exact-erf GELU"),
     (f"{TRAIN} --activation tanh", 2, "unknown activation 'tanh'"),
     (f"{TRAIN} --position rope", 2, "unknown position 'rope'"),
-    (f"{TRAIN} --dtype float16", 2, "dtype must be float32 or float64, got float16"),
+    (f"{TRAIN} --dtype float16", 2, "dtype must be float32, float64 or bfloat16, got float16"),
     ("fly", 2, "No such command 'fly'"),
     (f"{TRAIN} --wings 2", 2, "No such option"),
     # sizes
@@ -473,7 +473,7 @@ def test_an_interruption_leaves_nothing(place, capsys, monkeypatch, command):
 
     before = fingerprint(place)
     monkeypatch.chdir(place)
-    monkeypatch.setattr("data.prepare.encode", interrupt)
+    monkeypatch.setattr("data.token_writer.encode", interrupt)
     monkeypatch.setattr(sys, "argv", ["cli.py", *command.split()])
     assert cli.main() == 130
     assert fingerprint(place) == before
