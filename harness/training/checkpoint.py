@@ -49,7 +49,7 @@ _RECORD = {
         **dict.fromkeys(_TEXTS.split(), (str, None)),
         **dict.fromkeys(_COUNTS.split(), (_COUNT, None)),
         **dict.fromkeys(("best_loss", "final_validation_loss"), (float, None)),
-        "compile": (bool, None),
+        **dict.fromkeys(("compile", "conversations"), (bool, None)),
     },
     "files": {str: str},
 }
