@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_help_is_fast():
-    """`--help` takes little more CPU time than its libraries take to be imported; the best of five.
+    """`--help` takes at most three times the CPU time that its libraries take to be imported; the best of five.
 
     Windows tells no CPU time of a child and gets by with 0.
     """
@@ -39,7 +39,7 @@ def test_help_is_fast():
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     libraries = min(seconds("-c", "import numpy, typer.main") for _ in range(5))
-    assert min(seconds("cli.py", "--help") for _ in range(5)) <= 2.2 * libraries
+    assert min(seconds("cli.py", "--help") for _ in range(5)) <= 3 * libraries
 
 
 def test_help_lists_the_commands(run_cli):
