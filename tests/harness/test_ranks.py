@@ -136,7 +136,7 @@ def test_a_process_that_is_killed_costs_no_bit(text, tmp_path):
 def test_the_same_bits_on_any_number_of_processes(text, tmp_path, model):
     """Weights, moments and metrics after 20 steps of eight micro-batches."""
     runs = {}
-    for size in (1, 2, 4, 8) if model == NANO else (1, 4):
+    for size in (1, 8) if model == NANO else (1, 4):  # 2 and 4 of nano: the test above
         train_ranks(
             size,
             "--text",
