@@ -173,7 +173,8 @@ def train(
         bool, _place("Under torchrun: each process keeps a part of the model, not all of it.", "--shard")
     ] = False,
     overlap: Annotated[
-        bool, _place("Under torchrun: add up gradients faster, with other last bits.", "--overlap")
+        bool,
+        _place("Under torchrun: add up gradients while others are computed; other last bits.", "--overlap"),
     ] = False,
     overwrite: Annotated[bool, _place("Replace the run in --out.", "--overwrite")] = False,
 ):

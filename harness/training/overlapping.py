@@ -1,4 +1,4 @@
-"""Data parallel training that is faster and not exact: gradients are added up while others are computed.
+"""Data parallel training that is not exact: gradients are added up while others are computed.
 
 PyTorch's `DistributedDataParallel` does it, in buckets and in an order that depends on the number of ranks, so that the
 last bits differ from those of `replicas`.

@@ -256,9 +256,9 @@ def _training_backend(
     check_backend(machine.backend)
     if ranks:
         check_ranks(ranks, machine, settings.accumulate)
-    check_memory(
-        machine.backend, config, settings, thread_count(machine.threads), local_ranks(machine.device)
-    )
+    # Shards of one machine are together about what one process has.
+    processes = 1 if ranks and ranks.way == "shard" else local_ranks(machine.device)
+    check_memory(machine.backend, config, settings, thread_count(machine.threads), processes)
     names = ("seed", "dtype", "beta1", "beta2", "weight_decay", "freeze")
     own = {name: getattr(settings, name) for name in names}
     return open_backend(

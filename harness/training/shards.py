@@ -30,7 +30,7 @@ class Shard(TorchBackend):
         super().__init__(config, weights, settings)
 
     def _open_model(self, weights) -> GPT:
-        """The model, cut into parts before it has numbers, so that no rank ever holds it whole."""
+        """The model, cut into parts before it has numbers: a follower never holds it whole."""
         model, mesh = (
             GPT.without_weights(self.config, self.dtype),
             init_device_mesh(self.device, (self._ranks.size,)),
