@@ -36,14 +36,14 @@ _PARTS = {"new", "old", "go", "gone"}
 def staging(folder: Path) -> Iterator[Path]:
     """A locked staging folder with an empty `new` in it, removed after the block."""
     clear_leftovers(folder)
+    place = folder / f".{secrets.token_hex(8)}{STAGED}"
     with ExitStack() as locks:
-        while True:
-            place = folder / f".{secrets.token_hex(8)}{STAGED}"
-            place.mkdir()
-            locks.enter_context(_locked(place))
-            if place.exists():  # no other process removed it as a dead one's before it was locked
-                break
-        try:
+        try:  # from before it is made: Ctrl-C may come anywhere
+            while not os.path.exists(
+                place
+            ):  # another process may remove it as a dead one's before it is locked
+                place.mkdir()
+                locks.enter_context(_locked(place))
             (place / "new").mkdir()
             yield place
         finally:
@@ -91,8 +91,8 @@ def _take_back(staged: Path, folder: Path, names: Collection[str]):
 
 def _finish(staged: Path, folder: Path):
     """Move the rest into `folder`: the new items if `go` exists, else the old ones."""
-    source = staged / "go" if (staged / "go").is_dir() else staged / "old"
-    if source.is_dir():
+    source = staged / "go" if os.path.isdir(staged / "go") else staged / "old"
+    if os.path.isdir(source):
         for name in os.listdir(source):
             if not os.path.lexists(folder / name):
                 os.replace(source / name, folder / name)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import contract.staging
 from contract.files import (
     write_file,
     write_into,
 )
-from contract.staging import STAGED, clear_leftovers
+from contract.staging import STAGED, clear_leftovers, staging
 from tests.contract.files_on_disk import PowerCut, fingerprint
 
 posix = pytest.mark.skipif(
@@ -108,3 +109,34 @@ def test_many_writers_in_one_folder(tmp_path):
     found = fingerprint(tmp_path)
     assert len(found) == 160
     assert set(found.values()) == {("file", b"whole")}
+
+
+def test_an_interrupt_at_any_line(tmp_path):
+    """Ctrl-C while a staging folder is made, wherever it falls, leaves nothing behind."""
+
+    def interrupted(at: int) -> bool:
+        def trace(frame, event, _):
+            nonlocal at
+            if frame.f_code.co_filename != contract.staging.__file__:
+                return None
+            if event == "line":
+                at -= 1
+                if at == 0:
+                    raise KeyboardInterrupt
+            return trace
+
+        try:
+            sys.settrace(trace)
+            with staging(tmp_path):
+                sys.settrace(None)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    lines = 1
+    while interrupted(at=lines):
+        assert not list(tmp_path.iterdir()), f"interrupted at line event {lines}"
+        lines += 1
+    assert lines > 10  # all of `staging` up to its block, and of `_locked` in it
