@@ -40,7 +40,11 @@ def plan(trainer: Trainer, ranks: Ranks | None = None):
     if settings.freeze:
         yield "frozen", f"{count:,} parameters in {len(frozen)} weights, {settings.freeze}"
     memory, compiled = trainer.estimated_memory / 1e6, ", compiled" if backend.compile else ""
-    yield "machine", f"{backend.threads} threads{compiled}, about {memory:,.0f} MB of memory at the peak"
+    each = " in this process" if ranks else ""
+    yield (
+        "machine",
+        f"{backend.threads} threads{compiled}, about {memory:,.0f} MB of memory at the peak{each}",
+    )
     if ranks and ranks.way == "exact":
         same = f"--accumulate {settings.accumulate} --threads {backend.threads}"
         yield "processes", f"{ranks.size}; one, or any that torchrun starts, give the same bits with {same}"

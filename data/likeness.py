@@ -32,9 +32,9 @@ def end_surprise(
     """How many times as hard to predict the end of a text is as blocks from all over the text before it.
 
     file: of tokens, of which those from `split` on are the end; text_bytes: of all `tokens`
-    returns: the ratio of two losses, about 1 for a text that is the same throughout; None for a short text. Both are
-        those of a model that counts: how often a token follows the few before it (`CONTEXT_BYTES`) in the other blocks,
-        mixed with how often it stands there at all
+    returns: the ratio of two losses, about 1 for a text that is the same throughout; None for a short text, or one of a
+        single symbol. Both are those of a model that counts: how often a token follows the few before it
+        (`CONTEXT_BYTES`) in the other blocks, mixed with how often it stands there at all
     """
     length = max(SHORTEST, split // BLOCKS)
     blocks = _blocks(file, form, 0, split, length)
@@ -48,7 +48,8 @@ def end_surprise(
     end = list(_blocks(file, form, split, tokens, max(SHORTEST, EVERY * (tokens - split) // BLOCKS)))
     if min(sum(map(len, part)) for part in (end, predicted)) < LEAST:
         return None
-    return counts.loss(end) / counts.loss(predicted)
+    known = counts.loss(predicted)
+    return counts.loss(end) / known if known else None
 
 
 def _blocks(file: BinaryIO, form: TokenForm, start: int, stop: int, length: int) -> Iterator[np.ndarray]:

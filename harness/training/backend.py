@@ -10,7 +10,7 @@ from contract.config import ModelConfig
 from contract.errors import ConfigError, needs
 from contract.trace import Trace
 from harness.training.machine import available_cpus
-from harness.training.ranks import Ranks
+from harness.training.ranks import Ranks, Sharing
 from harness.training.settings import DTYPES, TrainingSettings
 
 BACKENDS = ("numpy", "torch")
@@ -26,6 +26,7 @@ class Backend(Protocol):
     device: str  # "cpu", "cuda" or "mps"
     threads: int  # how many it computes with
     compile: bool  # whether training steps are compiled
+    sharing: Sharing  # of its work with other processes
 
     def loss_and_gradients(
         self, tokens: np.ndarray, targets: np.ndarray, *, step: int, accumulate: int

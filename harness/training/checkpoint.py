@@ -27,7 +27,7 @@ from contract.schema import pop_checksum, read_json, require, write_record
 from contract.staging import replaced_folders
 from contract.weights import Weights, check_tensors, check_weights, frozen_names, weight_table
 from data.tokenizers import Tokenizer, identity, load_tokenizer, save_tokenizer, tokenizer_file
-from harness.training.tensor_file import StoredTensor, save_tensors, stored_tensors
+from harness.training.tensor_file import StoredTensor, StoredTensors, save_tensors, stored_tensors
 
 FORMAT = "twin-gpt checkpoint"
 FORMAT_VERSION = 1
@@ -61,7 +61,7 @@ class Checkpoint:
 
     weights: by dotted name; tokenizer: that the model was trained with; step: optimiser steps done
     training: the run's settings, as JSON values
-    optimizer: Adam's moments by name, or None if not loaded or not kept
+    optimizer: Adam's moments by name, or None if not loaded or not kept; loaded, each is read when it is asked for
     validation_loss: nats per token on the held-out split at this step, None before the first evaluation
     """
 
@@ -149,8 +149,9 @@ def _load(folder: Path, with_optimizer: bool) -> Checkpoint:
         unused = _moments(config, {}).keys() - moments.keys()
         stored = {name: tensor for name, tensor in stored_tensors(path).items() if name not in unused}
         _require_shapes(path, stored, moments)
-        optimizer = {name: np.empty(shape, stored[name].float_dtype) for name, shape in moments.items()}
-        _copy(stored, optimizer)
+        optimizer = StoredTensors(path, {name: stored[name] for name in moments})
+        for name, value in optimizer.items():
+            _require_finite(path, name, value)
     tokenizer, loss = _read_tokenizer(folder, record), record.get("validation_loss")
     return Checkpoint(config, weights, tokenizer, record["step"], record["training"], optimizer, loss)
 
@@ -290,10 +291,12 @@ def _copy(stored: Mapping[str, StoredTensor], target: Mapping[str, np.ndarray]):
     # Largest first: while it is mapped, the memory for the others is not taken yet.
     for name in sorted(target, key=lambda name: -target[name].size):
         target[name][...] = stored[name].read()
-        if not np.isfinite(target[name]).all():
-            raise UserError(
-                f"{stored[name].path}: {name} contains nan or infinity: the file is corrupt; {ANOTHER}"
-            )
+        _require_finite(stored[name].path, name, target[name])
+
+
+def _require_finite(path: Path, name: str, value: np.ndarray):
+    if not np.isfinite(value).all():
+        raise UserError(f"{path}: {name} contains nan or infinity: the file is corrupt; {ANOTHER}")
 
 
 def _read_tokenizer(folder: Path, record: dict) -> Tokenizer:

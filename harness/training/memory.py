@@ -14,6 +14,7 @@ from contract.randomness import DropoutKey
 from contract.weights import Weights, frozen_names, parameter_count, weight_table
 from harness.training.machine import available_memory
 from harness.training.numpy_backend import part_count, products_wait
+from harness.training.ranks import ALONE, Sharing
 from harness.training.settings import DTYPES, TrainingSettings
 from numpy_llm.attend_in_blocks import BLOCKS_FROM
 from numpy_llm.losses import MAX_LOGITS
@@ -26,14 +27,17 @@ PROCESS_BYTES = {"numpy": 105 << 20, "torch": 370 << 20}
 
 
 def check_memory(
-    backend: str, config: ModelConfig, settings: TrainingSettings, threads: int, processes: int = 1
+    backend: str, config: ModelConfig, settings: TrainingSettings, threads: int, sharing: Sharing = ALONE
 ):
-    """Raise UserError, with a way out, if a training would take more memory than each of some processes may use."""
-    memory = available_memory() // processes
-    has = f"and this process may use {memory / 1e9:,.1f} GB"
+    """Raise UserError, with a way out, if a training would take more memory than its processes here may use."""
+    memory = available_memory()
+    who = "this process" if sharing.here == 1 else f"its {sharing.here} processes here"
+    has = f"and {who} may use {memory / 1e9:,.1f} GB"
     # The blocks alone, with gradients and moments: the whole weight table could be too large to make.
     one, two = (parameter_count(config.with_layers(layers)) for layers in (1, 2))
-    copies = 1 if settings.freeze or config.lora_rank else 4
+    copies = 1 if settings.freeze or config.lora_rank else 4 * sharing.here
+    if sharing.way == "shard":
+        copies = max(1, copies // sharing.ranks)
     needed = copies * config.n_layer * (two - one) * np.dtype(DTYPES[settings.dtype]).itemsize
     if needed > memory:
         raise UserError(
@@ -41,7 +45,11 @@ def check_memory(
         )
 
     def estimate(parts: int) -> int:
-        return estimate_memory(backend, config, replace(settings, accumulate=parts), threads)
+        leader, other = (
+            estimate_memory(backend, config, replace(settings, accumulate=parts), threads, each)
+            for each in (sharing, sharing._replace(leads=False))
+        )
+        return leader + (sharing.here - 1) * other
 
     if (needed := estimate(settings.accumulate)) <= memory:
         return
@@ -50,6 +58,8 @@ def check_memory(
         way = "choose a smaller model, a shorter --sequence-length or a smaller vocabulary"
     else:
         for parts in range(settings.accumulate + 1, min(settings.batch_size, MAX_ACCUMULATE) + 1):
+            if sharing.ranks > 1 and parts & (parts - 1):
+                continue  # they share powers of two
             if settings.batch_size % parts == 0 and (less := estimate(parts)) <= memory:
                 way = f"with --accumulate {parts} it takes {less / 1e9:,.1f} GB and gives the same result"
                 break
@@ -75,8 +85,22 @@ def fitting_length(
     return None if length == config.context_length else length
 
 
-def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSettings, threads: int) -> int:
-    """Bytes that training takes at its peak: the process, weights, moments and gradients, and what a pass keeps."""
+def estimate_memory(
+    backend: str, config: ModelConfig, settings: TrainingSettings, threads: int, sharing: Sharing = ALONE
+) -> int:
+    """Bytes that training takes at its peak: the process, weights, moments and gradients, and what a pass keeps.
+
+    Of P parameters, of which Q are trained, on N processes with m micro-batches each, one process holds, in numbers,
+
+        alone, exact    P + 2 Q + max((1 + log2 m) Q + pass,  Q + 2 largest)
+        overlap         P + 2 Q + 2 Q + pass
+        shard           (P + 2 Q + (1 + log2 m) Q) / N + 2 (rest + 2 block) + pass
+          the leader    at least (P + 3 Q) / N + P + largest
+
+    weights, two moments, and gradients: sums of the tree beside those that are being computed. An exchange holds a
+    tensor twice, when nothing of the pass is left. Of a model in parts, two blocks and the rest are together at a time,
+    with their gradients; the leader puts all together to begin and to write samples.
+    """
     T, sequences = settings.tokens_per_sequence(config), -(-settings.batch_size // settings.accumulate)
     size = sizes(config, T=T)
     per_token, per_pair = cached_numbers(config)
@@ -108,10 +132,25 @@ def estimate_memory(backend: str, config: ModelConfig, settings: TrainingSetting
         matrices = config.tie_embeddings + (settings.accumulate > 1)
         matrices *= "token_embedding.weight" not in frozen
     kept = sequences * held * size["T"] * (per_token + size["T"] * per_pair) // parts
-    sums = settings.accumulate.bit_length() - 1  # of micro-batches' gradients, see `tree_sum`
     count = parameter_count(config)
     trained = count - sum(prod(table[name].shape) for name in frozen)
-    numbers = count + trained * (3 + gradients + sums) + matrices * size["V"] * size["C"] + kept + blocks
+    sums = (
+        settings.accumulate // sharing.ranks
+    ).bit_length() - 1  # of micro-batches' gradients, see `tree_sum`
+    summed, largest = trained * (1 + sums), max(prod(spec.shape) for spec in table.values())
+    state, passing = count + 2 * trained, matrices * size["V"] * size["C"] + kept + blocks
+    if sharing.way == "shard":
+        one, two = (parameter_count(config.with_layers(layers)) for layers in (1, 2))
+        together = count - (config.n_layer - 2) * (two - one)
+        numbers = (state + summed) / sharing.ranks + 2 * together + kept + blocks
+        if sharing.leads:
+            numbers = max(numbers, (state + trained) / sharing.ranks + count + largest)
+    elif sharing.way == "overlap":
+        numbers = state + 2 * trained + passing
+    else:
+        numbers = state + max(
+            summed + gradients * trained + passing, trained + 2 * largest * (sharing.ranks > 1)
+        )
     # Steps in bfloat16 took 0.88 to 1.03 times as much as in float32: weights cast, against numbers of half the size.
     return int(numbers) * np.dtype(DTYPES[settings.dtype]).itemsize + PROCESS_BYTES[backend]
 

@@ -18,6 +18,7 @@ from contract.targets import counted
 from contract.trace import Trace
 from contract.weights import Weights, check_weights, frozen_names, weight_table
 from harness.training.backend import BackendSettings
+from harness.training.ranks import ALONE
 from harness.training.tree_sum import tree_sum
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
 from numpy_llm.generate import generate, generate_samples
@@ -41,7 +42,7 @@ class NumpyBackend:
     run is bit-identical for one seed, whatever the threads.
     """
 
-    name, device, compile = "numpy", "cpu", False
+    name, device, compile, sharing = "numpy", "cpu", False, ALONE
 
     def __init__(self, config: ModelConfig, weights, settings: BackendSettings):
         keep_freed_memory()

@@ -28,7 +28,7 @@ class Overlapping(Replica):
 
     def share(self, tokens, targets, *, step, first, parts, count) -> torch.Tensor:
         self.model.zero_grad()
-        total = torch.zeros(1, dtype=self.model.dtype, device=self.model.device)
+        total = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
         pieces = [np.array_split(array, parts) for array in (tokens, targets)]
         for place, inputs, outputs in placed(first, *pieces):
             last = place + len(inputs) == first + len(tokens)
@@ -41,7 +41,7 @@ class Overlapping(Replica):
                     loss * self._ranks.size
                 ).backward()  # it takes the mean over ranks, and these are shares of a sum
             total += loss.detach()
-        self._ranks.add(total)
+        self._ranks.add([total])
         return total
 
 

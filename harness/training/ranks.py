@@ -1,9 +1,10 @@
 """The processes that `torchrun` starts to train one model: who this one is, and how they reach each other."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NamedTuple
 
 from contract.errors import ConfigError, UserError
 from harness.training.settings import Machine
@@ -11,7 +12,23 @@ from harness.training.settings import Machine
 # How long one may wait for another: the leader evaluates and saves while the others have nothing to do. A process that
 # has ended is noticed at once, since its connection closes.
 PATIENCE = timedelta(days=30)
-EXCHANGED = 1 << 22  # numbers sent at a time
+EXCHANGED = 1 << 22  # numbers sent at a time, but for a larger tensor
+
+
+class Sharing(NamedTuple):
+    """How processes share a training.
+
+    way: one of `harness.training.following.WAYS`; ranks: how many; here: of them, those in this machine's memory
+    leads: whether this is the process that also keeps what all share
+    """
+
+    way: str = "exact"
+    ranks: int = 1
+    here: int = 1
+    leads: bool = True
+
+
+ALONE = Sharing()
 
 
 def rank_count() -> int:
@@ -52,6 +69,10 @@ class Ranks:
                 backend, store=self._store, rank=self.rank, world_size=self.size, timeout=PATIENCE
             )
 
+    def sharing(self, device: str) -> Sharing:
+        """How they share a training on their devices."""
+        return Sharing(self.way, self.size, local_ranks(device), self.rank == 0)
+
     def call(self, method: str, arguments: list[dict]) -> dict:
         """Have every rank call a method with the arguments at its place. returns: this rank's"""
         mine = [None]
@@ -78,23 +99,43 @@ class Ranks:
             self._dist.gather_object(value, values)
         return values
 
-    def add(self, tensor):
+    def add(self, tensors: Iterable):
         """Add up the ranks' tensors in place, in the order of `tree_sum`: neighbours, then neighbouring pairs.
 
         Both partners add the same two numbers, and a + b is b + a, so all ranks have the same bits.
-        tensor: (N,), their number a power of two
         """
-        dist, distance = self._dist, 1
-        while distance < self.size:
-            partner = self.rank ^ distance
-            for mine in tensor.split(EXCHANGED):
-                theirs = self._torch.empty_like(mine)
-                with self._all_there():
-                    both = dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)
-                    for work in dist.batch_isend_irecv(list(both)):
-                        work.wait()
-                mine += theirs
-            distance *= 2
+        for few in self._together(tensors):
+            mine, distance = self._torch.cat([tensor.reshape(-1) for tensor in few]), 1
+            while distance < self.size:
+                mine += self._exchanged(mine, self.rank ^ distance)
+                distance *= 2
+            for tensor, added in zip(few, mine.split([tensor.numel() for tensor in few]), strict=True):
+                tensor.copy_(added.view_as(tensor))
+
+    def _exchanged(self, mine, partner: int):
+        """What a partner has, which gets ours."""
+        theirs = self._torch.empty_like(mine)
+        both = (
+            self._dist.P2POp(self._dist.isend, mine, partner),
+            self._dist.P2POp(self._dist.irecv, theirs, partner),
+        )
+        with self._all_there():
+            for work in self._dist.batch_isend_irecv(list(both)):
+                work.wait()
+        return theirs
+
+    @staticmethod
+    def _together(tensors: Iterable) -> Iterator[list]:
+        """Tensors in lists of up to `EXCHANGED` numbers, a larger one alone."""
+        few, count = [], 0
+        for tensor in tensors:
+            if few and count + tensor.numel() > EXCHANGED:
+                yield few
+                few, count = [], 0
+            few.append(tensor)
+            count += tensor.numel()
+        if few:
+            yield few
 
     def tell(self, problem: str):
         """Leave word of why this rank ends."""

@@ -12,7 +12,7 @@ import torch
 from contract.config import ModelConfig
 from contract.targets import counted
 from harness.training.backend import BackendSettings, Batch
-from harness.training.ranks import Ranks
+from harness.training.ranks import Ranks, Sharing
 from harness.training.torch_backend import TorchBackend
 
 
@@ -31,11 +31,7 @@ class Replica(TorchBackend):
     def share(self, tokens, targets, **place) -> torch.Tensor:
         """The whole batch's loss; its gradients are kept."""
         loss = super().share(tokens, targets, **place)
-        gradients = [weight.grad for weight in self._trained.values()]
-        flat = torch.cat([loss.reshape(1), *(gradient.reshape(-1) for gradient in gradients)])
-        self._ranks.add(flat)
-        loss, *parts = flat.split([1, *(gradient.numel() for gradient in gradients)])
-        self._give(part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True))
+        self._ranks.add([loss, *(weight.grad for weight in self._trained.values())])
         return loss
 
     def evaluate_one(self, batch: Batch | None) -> list[float | None] | None:
@@ -54,6 +50,11 @@ class Leading:
     """What a leader's class adds to that of the other ranks: it calls them, and then does the same."""
 
     _ranks: Ranks
+
+    @property
+    def sharing(self) -> Sharing:
+        """See `harness.training.backend.Backend`."""
+        return self._ranks.sharing(self.device)
 
     def loss_and_gradients(self, tokens, targets, *, step, accumulate) -> float:
         rows = len(tokens) // self._ranks.size

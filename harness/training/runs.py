@@ -20,7 +20,7 @@ from harness.training.fine_tuning import grown_tokenizer, overridden, starting_w
 from harness.training.lora import FIELDS as LORA
 from harness.training.lora import with_pairs
 from harness.training.memory import check_memory
-from harness.training.ranks import Ranks, check_ranks, local_ranks
+from harness.training.ranks import ALONE, Ranks, check_ranks
 from harness.training.resuming import latest_checkpoint, resumed_machine, resumed_settings, training_record
 from harness.training.run_corpus import (
     check_length,
@@ -256,9 +256,8 @@ def _training_backend(
     check_backend(machine.backend)
     if ranks:
         check_ranks(ranks, machine, settings.accumulate)
-    # Shards of one machine are together about what one process has.
-    processes = 1 if ranks and ranks.way == "shard" else local_ranks(machine.device)
-    check_memory(machine.backend, config, settings, thread_count(machine.threads), processes)
+    sharing = ranks.sharing(machine.device) if ranks else ALONE
+    check_memory(machine.backend, config, settings, thread_count(machine.threads), sharing)
     names = ("seed", "dtype", "beta1", "beta2", "weight_decay", "freeze")
     own = {name: getattr(settings, name) for name in names}
     return open_backend(

@@ -5,7 +5,9 @@ layer's weights are put together on every rank while it computes, and freed afte
 their parts are kept. In what order is the library's business: sums differ in the last bits from those of `replicas`.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -21,12 +23,16 @@ from harness.training.replicas import Leading
 from harness.training.torch_backend import TorchBackend
 from torch_llm.model import GPT
 
+LARGE = 1 << 20  # bytes
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in malloc.h
+
 
 class Shard(TorchBackend):
     """The part of the model on one rank. What it computes, all ranks compute together."""
 
     def __init__(self, ranks: Ranks, config: ModelConfig, weights, settings: BackendSettings):
         self._ranks = ranks
+        _give_freed_memory_back()
         super().__init__(config, weights, settings)
 
     def _open_model(self, weights) -> GPT:
@@ -60,8 +66,8 @@ class Shard(TorchBackend):
 
     def share(self, tokens, targets, **place) -> torch.Tensor:
         """The whole batch's loss; this rank's part of its gradients is kept."""
-        loss = super().share(tokens, targets, **place).reshape(1)
-        self._ranks.add(loss)
+        loss = super().share(tokens, targets, **place)
+        self._ranks.add([loss])
         return loss
 
     @torch.no_grad()  # not `inference_mode`, whose tensors training could not use again
@@ -118,7 +124,14 @@ class ShardLeader(Leading, Shard):
     def _whole(self) -> TorchBackend:
         """The whole model in this process's own memory, to generate with."""
         settings = BackendSettings(seed=self.seed, dtype=self.dtype, threads=self.threads)
-        return TorchBackend(self.config, self.weights(), settings)
+        return _Whole(self.config, self.weights(), settings)
+
+
+class _Whole(TorchBackend):
+    """A model that is put together tensor by tensor, and never held twice."""
+
+    def _open_model(self, weights) -> GPT:
+        return GPT(self.config, weights)
 
 
 class _Gathered(Mapping):
@@ -137,6 +150,15 @@ class _Gathered(Mapping):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _give_freed_memory_back():
+    """Have glibc return large arrays to the system when they are freed.
+
+    It would keep them for the next ones, of other sizes: a rank came to hold about all that it had freed.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # another library of C
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE)
 
 
 def _moments(backend: TorchBackend) -> dict[str, torch.Tensor]:

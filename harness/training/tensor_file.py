@@ -5,9 +5,10 @@ The `safetensors` package validates the header. The numbers are then mapped from
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -35,16 +36,42 @@ class StoredTensor(NamedTuple):
         """What `read` returns: float64 for float64, float32 for float32 and for the two half precisions."""
         return np.dtype("float64" if self.dtype == "F64" else "float32")
 
-    def read(self) -> np.ndarray:
-        """The numbers, float (shape): a read-only map of the file, or a converted copy."""
+    def read(self, file: BinaryIO | None = None) -> np.ndarray:
+        """The numbers, float (shape): a read-only map of the file, or a converted copy.
+
+        file: that at `path`, if it is open
+        """
         if 0 in self.shape:
             return np.zeros(self.shape, self.float_dtype)  # nothing can be mapped
-        stored = np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)
+        stored = np.memmap(file or self.path, DTYPES[self.dtype], "r", self.offset, self.shape)
         if self.dtype == "BF16":
             wide = stored.astype(np.uint32)
             wide <<= 16
             return wide.view(np.float32)
         return stored.astype(np.float32) if self.dtype == "F16" else stored
+
+
+class StoredTensors(Mapping[str, np.ndarray]):
+    """Tensors that are read each time they are asked for, so that memory holds no more of them than are in use.
+
+    The file is kept open: they are this file's, even when another has taken its place.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, StoredTensor]):
+        self._file, self._tensors = path.open("rb"), tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[name].read(self._file)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __del__(self):
+        with suppress(AttributeError):  # it could not be opened
+            self._file.close()
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -15,6 +15,7 @@ from contract.trace import Trace
 from contract.weights import frozen_names
 from harness.training.backend import BackendSettings
 from harness.training.compiled import compiled_loss
+from harness.training.ranks import ALONE
 from harness.training.tree_sum import tree_sum
 from torch_llm.adam import AdamW, clip_gradients, gradient_norm
 from torch_llm.generate import generate, generate_samples
@@ -32,7 +33,8 @@ class TorchBackend:
     the model cannot be compiled; UserError if nothing can be compiled here.
     """
 
-    name = "torch"
+    name, sharing = "torch", ALONE
+    sharing = ALONE
 
     def __init__(self, config: ModelConfig, weights, settings: BackendSettings):
         self.dtype, self.device = settings.weights_dtype, settings.device
@@ -77,7 +79,8 @@ class TorchBackend:
         pieces = [np.array_split(array, min(parts, len(tokens))) for array in (tokens, targets)]
         found = (self._differentiate(*piece, step, count) for piece in placed(first, *pieces))
         loss, gradients = tree_sum(found, _add)
-        self._give(gradients)
+        for weight, gradient in zip(self._trained.values(), gradients, strict=True):
+            weight.grad = gradient
         return loss
 
     def _differentiate(self, first, tokens, targets, step, count) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -93,11 +96,6 @@ class TorchBackend:
 
     def _backward(self, loss: torch.Tensor):
         loss.backward()
-
-    def _give(self, gradients):
-        """Let the weights have these gradients."""
-        for weight, gradient in zip(self._trained.values(), gradients, strict=True):
-            weight.grad = gradient
 
     def trace(self, tokens, targets, *, step) -> Trace:
         trace = Trace()

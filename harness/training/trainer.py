@@ -101,9 +101,9 @@ class Trainer:
 
     @property
     def estimated_memory(self) -> int:
-        """Bytes that training will take at its peak."""
+        """Bytes that training will take at its peak, in this process."""
         backend = self.backend
-        return estimate_memory(backend.name, backend.config, self.settings, backend.threads)
+        return estimate_memory(backend.name, backend.config, self.settings, backend.threads, backend.sharing)
 
     @property
     def done(self) -> bool:

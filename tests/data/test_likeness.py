@@ -105,3 +105,8 @@ def test_counts_are_exact(tmp_path):
     # Tokens 3 and 4 never stand before the end: half a count each, of some 8,000 and 2.5 in all.
     unseen, seen = -np.log(0.5 / 8000), np.log(3)
     assert found == pytest.approx(unseen / seen, rel=0.03)
+
+
+def test_a_text_of_one_symbol(surprise):
+    """Nothing in it can be hard to predict, and the model that counts is never wrong."""
+    assert surprise(["a" * 20_000], tokenizer="bytes") is None
