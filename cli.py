@@ -66,7 +66,7 @@ def main() -> int:
     try:
         # Calling the app itself would turn an interrupt or a broken pipe into a silent exit code.
         with get_command(app).make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
-            if rank_count() > 1 and sys.argv[1] != "train":
+            if rank_count() > 1 and sys.argv[1] not in ("train", "bench"):
                 raise ConfigError(f"{sys.argv[1]} runs in one process; leave torchrun out")
             context.command.invoke(context)
         return 0

@@ -1,4 +1,4 @@
-"""How fast and how large: the backends side by side, each in a process of its own.
+"""How fast and how large: contestants side by side, each in a process of its own.
 
 The processes live through a whole recipe and work in turn, A B A B ..., one while the others wait, so that what
 slows the machine for a while slows all of them. A ratio is taken within a turn; its median is what to quote.
@@ -9,31 +9,30 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from importlib import import_module
+from dataclasses import dataclass
+from functools import cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
-
-import numpy as np
-from threadpoolctl import threadpool_limits
 
 from contract.errors import ConfigError, UserError
 from contract.files import write_file
-from harness.training.backend import open_backend, thread_count
-from harness.training.machine import peak_memory, versions
+from harness.training.contestants import (
+    LIBRARIES,
+    Conditions,
+    contestants,
+    peak_flops,
+    product_rate,
+    taken_memory,
+    timed,
+    unit_of_work,
+)
+from harness.training.machine import versions
 from harness.training.recipes import Recipe
 
-NUMPY, TORCH, COMPILED, TRANSFORMERS = "numpy", "torch", "torch.compile", "transformers"
-ONE = "numpy, one"  # sample, where the others generate several at once
-LIBRARIES = {NUMPY: "numpy", ONE: "numpy", TORCH: "torch"}  # whose matrix products are measured
-TURN_SECONDS = 1.0  # how long a contestant works before it is the other's turn: at least one unit,
-LONGEST_TURN = 5.0  # and three where they are done by then
+TURN_SECONDS = 1.0  # how long a contestant works before it is the other's turn: at least one unit
 BUSY = 1.3  # the median of a unit's times over their least, above which the machine was doing something else
-PEAK_SIZE = 2048  # rows of the square matrices whose product gives the peak
 
 
 @dataclass
@@ -71,9 +70,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """A recipe's figures, NumPy's and PyTorch's first.
+    """A recipe's figures, first of the contestant that the others are compared with.
 
-    peak_flops: multiplications and additions per second of a large matrix product in NumPy
+    peak_flops: see `harness.training.contestants.peak_flops`
     """
 
     recipe: Recipe
@@ -86,13 +85,13 @@ class Result:
         return max(each.unrest for each in self.contestants)
 
     @property
-    def product_ratio(self) -> float:
-        """How many times as fast NumPy's library multiplies the model's matrices as PyTorch's."""
-        ours, theirs, *_ = self.contestants
-        return ours.product_rate / theirs.product_rate
+    def product_ratio(self) -> float | None:
+        """How many times as fast NumPy's library multiplies the model's matrices as PyTorch's, if it was measured."""
+        rates = [each.product_rate for each in self.contestants if each.product_rate]
+        return rates[0] / rates[1] if rates else None
 
     def ratios(self, other: Measured) -> list[float]:
-        """How many times as fast as `other` NumPy is, in tokens per second, a figure for each turn."""
+        """How many times as fast as `other` the first is, in tokens per second, a figure for each turn."""
         ours = self.contestants[0]
         more = ours.recipe.tokens / other.recipe.tokens
         pairs = zip(ours.turns, other.turns, strict=True)
@@ -109,7 +108,7 @@ class Result:
             "product_flops_per_second": contestant.product_rate,
             "share_in_products": contestant.share_in_products,
             "peak_memory": contestant.peak_memory,
-            "numpy_speed_over_this": self.ratios(contestant),
+            f"{self.contestants[0].name.replace(' ', '_')}_speed_over_this": self.ratios(contestant),
         }
 
     def to_dict(self) -> dict:
@@ -126,36 +125,18 @@ class Result:
         }
 
 
-def contestants(recipe: Recipe, *, compiled: bool) -> dict[str, Recipe]:
-    """Who takes part, NumPy first, and what it does.
-
-    `torch.compile` only trains, on request; `transformers` only generates. Where several samples are generated at once,
-    NumPy also generates one alone.
-    """
-    names = [NUMPY, TORCH]
-    if recipe.new_tokens:
-        names.append(TRANSFORMERS)
-    elif compiled:
-        names.append(COMPILED)
-    work = dict.fromkeys(names, recipe)
-    if recipe.new_tokens and recipe.batch_size > 1:
-        work[ONE] = replace(recipe, batch_size=1)
-    return work
-
-
-def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compiled: bool = False) -> Result:
+def run_recipe(recipe: Recipe, conditions: Conditions = Conditions(), *, turns: int) -> Result:  # noqa: B008, it is frozen
     """Measure a recipe.
 
-    turns: how often each contestant gets its turn; threads: of each, None for one per CPU
-    Raises UserError if a contestant cannot start.
+    turns: how often each contestant gets its turn
+    Raises UserError if a contestant cannot start, ConfigError if the recipe or the number of turns is impossible.
     """
-    if turns < 1:
-        raise ConfigError(f"turns must be at least 1, got {turns}")
-    work, threads = contestants(recipe, compiled=compiled), thread_count(threads)
+    check_turns(turns)
+    work = contestants(recipe, conditions)
     with ExitStack() as stack:
 
         def start(names: Iterable[str]) -> dict[str, Callable]:
-            return {name: stack.enter_context(_contestant(name, work[name], threads)) for name in names}
+            return {name: stack.enter_context(_contestant(name, work[name], conditions)) for name in names}
 
         def in_turn(question: str, asks: Mapping[str, Callable]) -> dict[str, list]:
             """Each contestant's answers by turn."""
@@ -167,21 +148,31 @@ def run_recipe(recipe: Recipe, *, turns: int, threads: int | None = None, compil
             ask("work")  # the warm-up
         seconds = in_turn("work", asks)
         memory = {name: ask("memory") for name, ask in asks.items()}
-        # In processes of their own: once PyTorch has trained, its small products are a fifth as fast.
-        rates = in_turn("products", start(name for name in work if name in LIBRARIES))
+        rates = {}
+        if not conditions.alone:
+            # In processes of their own: once PyTorch has trained, its small products are a fifth as fast.
+            rates = in_turn("products", start(name for name in work if name in LIBRARIES))
         measured = [
             Measured(name, work[name], seconds[name], max(rates.get(name, ()), default=None), memory[name])
             for name in work
         ]
-        return Result(recipe, measured, asks[NUMPY]("peak"))
+        return Result(recipe, measured, next(iter(asks.values()))("peak"))
+
+
+def check_turns(turns: int):
+    """Raise ConfigError for an impossible number of turns."""
+    if turns < 1:
+        raise ConfigError(f"turns must be at least 1, got {turns}")
 
 
 @contextmanager
-def _contestant(name: str, recipe: Recipe, threads: int) -> Iterator[Callable[[str], Any]]:
+def _contestant(name: str, recipe: Recipe, conditions: Conditions) -> Iterator[Callable[[str], Any]]:
     """A process that answers one question at a time; yields the function that asks, or raises UserError."""
     context = multiprocessing.get_context("spawn")  # a fork would share what was imported and measured
     connection, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, name, recipe, threads, TURN_SECONDS), daemon=True)
+    process = context.Process(
+        target=_serve, args=(theirs, name, recipe, conditions, TURN_SECONDS), daemon=True
+    )
     with _deaf_to_interruptions():
         process.start()
     theirs.close()
@@ -221,14 +212,14 @@ def _deaf_to_interruptions() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _serve(connection, name: str, recipe: Recipe, threads: int, seconds: float):
+def _serve(connection, name: str, recipe: Recipe, conditions: Conditions, seconds: float):
     """What runs in a contestant's process; seconds: of a turn"""
-    unit = cache(lambda: _unit(name, recipe, threads))
+    unit = cache(lambda: unit_of_work(name, recipe, conditions))
     answers = {
-        "work": lambda: list(_timed(unit(), seconds)),
-        "memory": peak_memory,
-        "products": lambda: _product_rate(LIBRARIES[name], recipe, threads, seconds / 4),
-        "peak": lambda: _peak_flops(threads, seconds),
+        "work": lambda: list(timed(unit(), seconds)),
+        "memory": lambda: taken_memory(conditions),
+        "products": lambda: product_rate(LIBRARIES[name], recipe, conditions.threads, seconds / 4),
+        "peak": lambda: peak_flops(conditions, seconds),
     }
     with suppress(EOFError, BrokenPipeError):  # the parent has closed the connection
         while question := connection.recv():
@@ -236,88 +227,6 @@ def _serve(connection, name: str, recipe: Recipe, threads: int, seconds: float):
                 connection.send((answers[question](), ""))
             except Exception as error:
                 connection.send((None, f"{type(error).__name__}: {error}"))
-
-
-def _timed(unit: Callable[[], Any], seconds: float) -> Iterator[float]:
-    """Do units of work for at least `seconds`, at least three if they are short. yields: the seconds of each"""
-    started, count = perf_counter(), 0
-    while (passed := perf_counter() - started) < seconds or (count < 3 and passed < LONGEST_TURN):
-        begun = perf_counter()
-        unit()
-        yield perf_counter() - begun
-        count += 1
-
-
-def _unit(name: str, recipe: Recipe, threads: int) -> Callable[[], None]:
-    """A function that does one unit of a recipe's work as the contestant does it."""
-    if name == TRANSFORMERS:
-        return _transformers_unit(recipe, threads)
-    config = recipe.config
-    kind = NUMPY if name in (NUMPY, ONE) else TORCH
-    backend = open_backend(kind, config, threads=threads, compile=name == COMPILED)
-    random = np.random.default_rng(0)
-    if recipe.new_tokens:
-        prompt = random.integers(config.vocab_size, size=recipe.prompt_tokens).tolist()
-        sampling = {"temperature": recipe.temperature, "top_k": recipe.top_k}
-        if recipe.batch_size == 1:
-            return lambda: list(backend.generate(prompt, recipe.new_tokens, **sampling))
-        how_many = recipe.new_tokens, recipe.batch_size
-        return lambda: list(backend.generate_samples(prompt, *how_many, **sampling))
-    tokens = random.integers(config.vocab_size, size=(recipe.batch_size, config.context_length + 1))
-
-    def step():
-        backend.loss_and_gradients(tokens[:, :-1], tokens[:, 1:], step=0, accumulate=1)
-        backend.clip(1.0)
-        backend.update(1e-4)
-
-    return step
-
-
-def _transformers_unit(recipe: Recipe, threads: int) -> Callable[[], None]:
-    try:
-        import torch
-        from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed; the extra dev has it") from None
-    torch.set_num_threads(threads)
-    config = recipe.config
-    shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.d_model}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=config.vocab_size, **shape)).eval()
-    prompt = torch.randint(config.vocab_size, (1, recipe.prompt_tokens))
-    length = {"max_new_tokens": recipe.new_tokens, "min_new_tokens": recipe.new_tokens}
-    sampling = {"do_sample": recipe.temperature > 0, "num_return_sequences": recipe.batch_size}
-    if recipe.temperature:
-        sampling |= {"temperature": recipe.temperature, "top_k": recipe.top_k}
-    settings = GenerationConfig(use_cache=True, pad_token_id=0, **length, **sampling)
-    return lambda: model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
-
-
-def _product_rate(library: str, recipe: Recipe, threads: int, seconds: float) -> float:
-    """Multiplications and additions per second of a library on the matrix products of a recipe's linear layers.
-
-    Each shape is timed alone, with all threads, for `seconds` in all; its least time counts as often as it occurs.
-    """
-    own = import_module(library)  # NumPy and PyTorch have the same names for what is needed here
-    passes = 1 if recipe.new_tokens else 3
-    each = seconds / (passes * len(recipe.layers))
-    flops = total = 0
-    for (out, into), count in recipe.layers.items():
-        shapes = (recipe.rows, into), (recipe.rows, out), (out, into)
-        x, dy, weight = (own.ones(shape, dtype=own.float32) for shape in shapes)
-        for a, b in [(x, weight.T), (dy, weight), (dy.T, x)][:passes]:  # y, dx, dweight
-            product = own.matmul(a, b)
-            with threadpool_limits(threads):
-                total += count * min(_timed(partial(own.matmul, a, b, out=product), each))
-            flops += count * 2 * recipe.rows * out * into
-    return flops / total
-
-
-def _peak_flops(threads: int, seconds: float) -> float:
-    """Multiplications and additions per second of a large float32 matrix product in NumPy, the best of many."""
-    a = np.ones((PEAK_SIZE, PEAK_SIZE), np.float32)
-    product = np.empty_like(a)
-    with threadpool_limits(threads):
-        return 2 * PEAK_SIZE**3 / min(_timed(lambda: np.matmul(a, a, out=product), seconds))
 
 
 def write_results(path: Path, results: list[Result], *, overwrite: bool = False):

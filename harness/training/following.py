@@ -17,7 +17,7 @@ WAYS = {
 
 def open_leader(ranks: Ranks, config: ModelConfig, weights, settings: BackendSettings) -> Backend:
     """The backend of rank 0, which all others follow."""
-    ranks.call("open", [{"config": config, "settings": settings}] * ranks.size)
+    ranks.call("open", [{"way": ranks.way, "config": config, "settings": settings}] * ranks.size)
     return WAYS[ranks.way][0](ranks, config, weights, settings)
 
 
@@ -29,6 +29,7 @@ def follow(ranks: Ranks):
         if method == "done":
             return
         if method == "open":
+            backend, ranks.way = None, arguments.pop("way")
             backend = WAYS[ranks.way][1](ranks, weights=None, **arguments)
         else:
             getattr(backend, method)(**arguments)

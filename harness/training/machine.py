@@ -1,5 +1,6 @@
 """This machine and what this process may use of it: versions, CPUs, memory."""
 
+import ctypes
 import os
 import platform
 import sys
@@ -102,3 +103,29 @@ def _numbers(*paths: Path) -> list[int]:
         with suppress(OSError):
             words += path.read_text(encoding="utf-8").split()
     return [int(word) for word in words if word.lstrip("-").isdecimal()]
+
+
+def keep_freed_memory():
+    """Let glibc keep the memory of a step's activations for the next step.
+
+    To take fresh, zeroed pages from the kernel was a seventh of a `nano` step on two threads, a quarter on one.
+    """
+    _set_malloc(
+        mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1, arena_max=1
+    )  # a thread's own gives back
+
+
+def return_freed_memory():
+    """Have glibc return large arrays to the system when they are freed, where it would keep them for the next ones.
+
+    Those of a sharded model are of many sizes: a process came to hold nearly all that it had freed.
+    """
+    _set_malloc(mmap_threshold=1 << 20)
+
+
+def _set_malloc(**values: int):
+    """Set parameters of glibc's malloc; there is nothing to set elsewhere."""
+    codes = {"trim_threshold": -1, "mmap_threshold": -3, "arena_max": -8}  # from malloc.h
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        for name, value in values.items():
+            mallopt(codes[name], value)

@@ -1,6 +1,5 @@
 """The NumPy twin as a backend: its batch split over threads, its memory kept between steps."""
 
-import ctypes
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from contract.targets import counted
 from contract.trace import Trace
 from contract.weights import Weights, check_weights, frozen_names, weight_table
 from harness.training.backend import BackendSettings
+from harness.training.machine import keep_freed_memory
 from harness.training.ranks import ALONE
 from harness.training.tree_sum import tree_sum
 from numpy_llm.adam import AdamW, clip_gradients, gradient_norm
@@ -237,15 +237,3 @@ def _split(rows: slice, parts: int) -> list[slice]:
     parts = min(parts, count)
     edges = [rows.start + count * part // parts for part in range(parts + 1)]
     return [slice(*edge) for edge in pairwise(edges)]
-
-
-def keep_freed_memory():
-    """Let glibc keep the memory of a step's activations for the next step.
-
-    To take fresh, zeroed pages from the kernel was a seventh of a `nano` step on two threads, a quarter on one.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # from malloc.h
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-        mallopt(M_ARENA_MAX, 1)  # the arenas of single threads give memory back all the same

@@ -78,7 +78,9 @@ _RECIPES = (
     Recipe("long", _bytes_model(6, 1024), batch_size=2),
     Recipe("longer", _bytes_model(4, 2048), batch_size=1),
     Recipe("gpt2", replace(_GPT2, context_length=64), batch_size=4),
+    Recipe("gpt2-long", _GPT2, batch_size=16),
     Recipe("decode", _GPT2, prompt_tokens=16, new_tokens=64),
     Recipe("samples", _GPT2, batch_size=16, prompt_tokens=16, new_tokens=64, temperature=0.8, top_k=40),
 )
 RECIPES = {recipe.name: recipe for recipe in _RECIPES}
+ACCELERATED = ("gpt2-long",)  # those for an accelerator, whose step takes a minute on a CPU

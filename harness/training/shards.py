@@ -5,9 +5,7 @@ layer's weights are put together on every rank while it computes, and freed afte
 their parts are kept. In what order is the library's business: sums differ in the last bits from those of `replicas`.
 """
 
-import ctypes
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -18,13 +16,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from contract.config import ModelConfig
 from contract.weights import initial_weights
 from harness.training.backend import BackendSettings
+from harness.training.machine import return_freed_memory
 from harness.training.ranks import Ranks
 from harness.training.replicas import Leading
 from harness.training.torch_backend import TorchBackend
 from torch_llm.model import GPT
-
-LARGE = 1 << 20  # bytes
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in malloc.h
 
 
 class Shard(TorchBackend):
@@ -32,7 +28,7 @@ class Shard(TorchBackend):
 
     def __init__(self, ranks: Ranks, config: ModelConfig, weights, settings: BackendSettings):
         self._ranks = ranks
-        _give_freed_memory_back()
+        return_freed_memory()
         super().__init__(config, weights, settings)
 
     def _open_model(self, weights) -> GPT:
@@ -150,15 +146,6 @@ class _Gathered(Mapping):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _give_freed_memory_back():
-    """Have glibc return large arrays to the system when they are freed.
-
-    It would keep them for the next ones, of other sizes: a rank came to hold about all that it had freed.
-    """
-    with suppress(OSError, AttributeError, TypeError):  # another library of C
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE)
 
 
 def _moments(backend: TorchBackend) -> dict[str, torch.Tensor]:

@@ -9,21 +9,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def start_ranks(size: int, *arguments) -> list[subprocess.Popen]:
-    """`train` with these arguments in `size` processes of a thread each, with their output."""
+TRAIN = ("train", "--backend", "torch")
+
+
+def start_ranks(size: int, *arguments, command=TRAIN, python=(sys.executable,)) -> list[subprocess.Popen]:
+    """A command, by default `train`, in `size` processes of a thread each, with their output.
+
+    python: what starts `cli.py`
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "cli.py",
-        "train",
-        "--backend",
-        "torch",
-        "--threads",
-        "1",
-        *map(str, arguments),
-    ]
+    command = [*python, "cli.py", *command, "--threads", "1", *map(str, arguments)]
     whole = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

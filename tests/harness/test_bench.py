@@ -11,22 +11,24 @@ import pytest
 
 from contract.presets import preset
 from harness.training import bench
-from harness.training.bench import (
-    BUSY,
+from harness.training.bench import BUSY, Measured, Result
+from harness.training.contestants import (
     COMPILED,
     LIBRARIES,
     NUMPY,
     ONE,
+    PLAIN,
+    PLAIN_COMPILED,
     TORCH,
     TRANSFORMERS,
-    Measured,
-    Result,
+    Conditions,
     contestants,
+    timed,
+    unit_of_work,
 )
 from harness.training.machine import peak_memory, versions
-from harness.training.memory import estimate_memory
 from harness.training.recipes import RECIPES, Recipe
-from harness.training.settings import TrainingSettings
+from tests.harness.launched import ended, start_ranks
 
 ROOT = Path(__file__).parents[2]
 TINY = preset("nano", vocab_size=11, n_layer=1, n_head=2, d_model=16, context_length=8)
@@ -50,6 +52,7 @@ def test_recipes_are_those_of_the_documents():
         "long": (6, 6, 384, 65, 2, 1024),
         "longer": (4, 6, 384, 65, 1, 2048),
         "gpt2": (12, 12, 768, 50257, 4, 64),
+        "gpt2-long": (12, 12, 768, 50257, 16, 1024),
         "decode": (12, 12, 768, 50257, 1, 1024),
         "samples": (12, 12, 768, 50257, 16, 1024),
     }
@@ -120,18 +123,28 @@ def test_a_busy_machine_is_told(slow, busy):
     assert (record["median_over_least"], record["busy"]) == (slow, busy)
 
 
+TRAIN = Recipe("", TINY, batch_size=2)
+ROTARY = Recipe("", preset("modern", vocab_size=11), batch_size=2)
+ALONE = Conditions(threads=1, alone=True)
+
+
 @pytest.mark.parametrize(
-    ("recipe", "compiled", "names"),
+    ("recipe", "conditions", "names"),
     [
-        (Recipe("", TINY, batch_size=2), False, [NUMPY, TORCH]),
-        (Recipe("", TINY, batch_size=2), True, [NUMPY, TORCH, COMPILED]),
-        (Recipe("", TINY, prompt_tokens=2, new_tokens=3), False, [NUMPY, TORCH, TRANSFORMERS]),
-        (TOGETHER, False, [NUMPY, TORCH, TRANSFORMERS, ONE]),
+        (TRAIN, Conditions(), [NUMPY, TORCH]),
+        (TRAIN, Conditions(compiled=True), [NUMPY, TORCH, COMPILED]),
+        (Recipe("", TINY, prompt_tokens=2, new_tokens=3), Conditions(), [NUMPY, TORCH, TRANSFORMERS]),
+        (TOGETHER, Conditions(), [NUMPY, TORCH, TRANSFORMERS, ONE]),
+        (TRAIN, ALONE, [TORCH, PLAIN]),
+        (TRAIN, replace(ALONE, compiled=True), [TORCH, PLAIN, COMPILED, PLAIN_COMPILED]),
+        (ROTARY, replace(ALONE, compiled=True), [TORCH, COMPILED]),
     ],
 )
-def test_who_takes_part(recipe, compiled, names):
-    """NumPy first, its twin, and whoever else the recipe is about, all with the same work but for a sample alone."""
-    work = contestants(recipe, compiled=compiled)
+def test_who_takes_part(recipe, conditions, names):
+    """First whom the others are compared with, then whoever else the recipe is about, all with the same work but for a
+    sample alone. The plain model is a GPT-2.
+    """
+    work = contestants(recipe, conditions)
     assert list(work) == names
     assert work.pop(ONE, replace(recipe, batch_size=1)).batch_size == 1
     assert set(work.values()) == {recipe}
@@ -142,7 +155,7 @@ def measure():
     """A function that measures a recipe in two turns of three units, as nobody reads the figures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "TURN_SECONDS", 0)
-        yield lambda recipe: bench.run_recipe(recipe, turns=2, threads=1)
+        yield lambda recipe: bench.run_recipe(recipe, Conditions(threads=1), turns=2)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +183,7 @@ def written_together(measure):
 def test_a_recipe_is_measured(measured, request):
     """Every contestant gets its turns, each of at least three units, in a process with memory of its own."""
     result = request.getfixturevalue(measured)
-    work = contestants(result.recipe, compiled=False)
+    work = contestants(result.recipe, Conditions())
     assert {each.name: each.recipe for each in result.contestants} == work
     for each in result.contestants:
         assert ((each.product_rate or 0) > 1e5) == (each.name in LIBRARIES)
@@ -180,6 +193,41 @@ def test_a_recipe_is_measured(measured, request):
     if peak_memory():
         ours, theirs, *_ = (each.peak_memory for each in result.contestants)
         assert 1e7 < ours < theirs  # PyTorch alone is larger than NumPy with this model
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [TORCH, PLAIN])
+def test_pytorch_alone(name, dtype):
+    """The twin and the plain model take steps on a device, in either precision."""
+    unit = unit_of_work(name, TRAIN, replace(ALONE, dtype=dtype))
+    assert len(list(timed(unit, 0))) == 3
+
+
+@pytest.mark.slow
+def test_pytorch_alone_is_measured(monkeypatch):
+    """The others are compared with the twin, and no library's products with another's."""
+    monkeypatch.setattr(bench, "TURN_SECONDS", 0)
+    result = bench.run_recipe(TRAIN, ALONE, turns=2)
+    record = result.to_dict()
+    assert [each["name"] for each in record["contestants"]] == [TORCH, PLAIN]
+    assert [each["torch_speed_over_this"][0] > 0 for each in record["contestants"]] == [True, True]
+    assert record["numpy_product_speed_over_torch"] is None
+    assert result.peak_flops > 1e8
+
+
+@pytest.mark.slow
+def test_the_ways_to_share_are_measured(tmp_path):
+    """Under torchrun one process is measured against all, by each way; the leader alone speaks."""
+    file = tmp_path / "ways.json"
+    flags = ("nano", "--turns", "1", "--json", file)
+    (code, out, _), other = ended(start_ranks(2, *flags, command=("bench",)))
+    assert (code, other) == (0, (0, "", ""))
+    machine, *table = out.splitlines()
+    assert "2 processes, 1 thread" in machine
+    assert [line.split()[0] for line in table] == ["nano", "one", "exact", "overlap", "shard"]
+    (found,) = json.loads(file.read_text())["recipes"]
+    assert [each["name"] for each in found["contestants"]] == ["one process", "exact", "overlap", "shard"]
+    assert all(0 < each["one_process_speed_over_this"][0] < 20 for each in found["contestants"])
 
 
 def test_peak_memory_is_this_process_alone():
@@ -206,15 +254,15 @@ def test_versions():
 def test_command(tmp_path, monkeypatch, run_cli, trained):
     """A row for each contestant on stdout, and the same figures for machines in the file."""
     asked = []
-    monkeypatch.setattr(bench, "run_recipe", lambda recipe, **how: asked.append((recipe, how)) or trained)
+    monkeypatch.setattr(bench, "run_recipe", lambda *what, **how: asked.append((*what, how)) or trained)
     file = tmp_path / "bench.json"
     code, out, _ = run_cli("bench", "nano", "--turns", "2", "--threads", "1", "--json", file)
     assert code == 0
-    assert asked == [(RECIPES["nano"], {"turns": 2, "threads": 1, "compiled": False})]
+    assert asked == [(RECIPES["nano"], Conditions(threads=1), {"turns": 2})]
     machine, *table = out.splitlines()
     assert machine.startswith(f"{versions()['processor']}, 1 thread, {versions()['blas']}, PyTorch ")
     assert [line.split()[0] for line in table] == ["train", "numpy", "torch", "matrix"]
-    assert max(map(len, table)) <= 110
+    assert max(map(len, table)) <= 120
     assert f"NumPy's library is {trained.product_ratio:.2f} x as fast as PyTorch's" in table[-1]
     record = json.loads(file.read_text())
     assert record["versions"] == versions()
@@ -227,7 +275,7 @@ def test_command(tmp_path, monkeypatch, run_cli, trained):
 def test_command_warns_of_a_busy_machine(monkeypatch, run_cli, ratio):
     """One line on stderr with the recipe's name and the ratio."""
     result = _result([[1.0, ratio, ratio]], [[1.0]])
-    monkeypatch.setattr(bench, "run_recipe", lambda recipe, **how: result)
+    monkeypatch.setattr(bench, "run_recipe", lambda *what, **how: result)
     _, _, err = run_cli("bench", "nano")
     warned = f"warning: nano: the median time is {ratio:.2f} x the least" in err
     assert warned == (ratio > BUSY)
@@ -245,6 +293,10 @@ def test_help_names_the_recipes(run_cli):
         (["giant"], 2, f"unknown recipe 'giant'; choose from {', '.join(RECIPES)}"),
         (["nano", "--turns", "0"], 2, "turns must be at least 1, got 0"),
         (["nano", "--threads", "0"], 2, "threads must be from 1 to 1024, got 0"),
+        (["nano", "--dtype", "float16"], 2, "--dtype must be float32 or bfloat16, got 'float16'"),
+        (["nano", "--dtype", "bfloat16"], 2, "NumPy has no bfloat16; add --device"),
+        (["nano", "--device", "tpu"], 2, "no device 'tpu' for PyTorch"),
+        (["decode", "--device", "cpu"], 2, "recipe 'decode' generates, and --device measures training"),
     ],
 )
 def test_mistakes(monkeypatch, capsys, flags, code, words):
@@ -263,61 +315,7 @@ def test_a_contestant_that_fails():
     with pytest.raises(
         bench.UserError, match="numpy cannot be measured: ConfigError: the prompt has no tokens"
     ):
-        bench.run_recipe(impossible, turns=1, threads=1)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux (the figure is its kernel's)")
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--backend numpy --preset nano --batch-size 12",
-        "--backend torch --preset nano --batch-size 12",
-        "--backend numpy",
-        pytest.param("--backend torch", marks=pytest.mark.slow),
-        "--backend numpy --preset nano --batch-size 12 --dropout 0.1 --dtype float64",
-        pytest.param("--backend torch --preset nano --dropout 0.1 --dtype float64", marks=pytest.mark.slow),
-        "--backend torch --preset gemma-2-2b --n-layer 3 --d-model 64 --context-length 512 --batch-size 4",
-        *(
-            pytest.param(f"--backend {backend} {shape} --batch-size 4", marks=pytest.mark.slow)
-            for backend, shape in (
-                ("numpy", "--preset nano --n-layer 6 --n-head 6 --d-model 384 --context-length 256"),
-                ("torch", "--preset nano --n-layer 6 --n-head 6 --d-model 384 --context-length 256"),
-                ("numpy", "--preset gpt2 --context-length 64"),
-            )
-        ),
-    ],
-)
-def test_memory_is_as_estimated(tmp_path, text, flags):
-    """A training run takes what it said that it would, to a fifth; the second step's peak is every later one's."""
-    # The middle process keeps this one's size out of the figure.
-    program = (
-        "import resource, subprocess, sys\n"
-        "process = subprocess.run([sys.executable, *sys.argv[1:]], capture_output=True, text=True, check=True)\n"
-        "print(process.stderr, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
-    )
-    short = tmp_path / "short.txt"  # the evaluations take the time, and no memory of their own
-    short.write_text("".join(text.read_text().splitlines(keepends=True)[:250]))
-    command = ["cli.py", "train", "--text", short, "--tokenizer", "data/tense.tiktoken", "--steps", "2"]
-    command += ["--out", tmp_path / "run", *flags.split()]
-    result = subprocess.run(
-        [sys.executable, "-c", program, *command], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    *lines, taken = result.stdout.splitlines()
-    (line,) = [line for line in lines if "MB of memory at the peak" in line]
-    estimate = 1e6 * float(line.split("about ")[1].split(" MB")[0].replace(",", ""))
-    assert 0.8 < estimate / (1024 * int(taken)) < 1.2
-
-
-@pytest.mark.parametrize("T", [64, 4096])
-def test_memory_counts_what_grows_with_the_text(T):
-    """A norm that makes 1 + weight keeps a copy of it, of the same size for any text: only that much more."""
-    plain = preset("llama-3.2-1b", vocab_size=100, n_layer=3, d_model=64)
-    settings = TrainingSettings(sequence_length=T, batch_size=2)
-    plain, added = (
-        estimate_memory("numpy", replace(plain, norm=norm), settings, threads=1)
-        for norm in ("rms_norm", "rms_norm_plus_one")
-    )
-    assert 0 <= added - plain < 1e6
+        bench.run_recipe(impossible, Conditions(threads=1), turns=1)
 
 
 def test_without_pytorch(run_cli, monkeypatch):

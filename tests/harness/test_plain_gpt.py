@@ -17,7 +17,7 @@ TURNS = {"nano": 100, "medium": 10, "gpt2": 5}
 
 def steps(recipe):
     """The twin's training step and the rival's, from the same weights on the same batch; each returns its loss."""
-    from tests.harness.plain_rival import plain_step
+    from harness.training.plain_gpt import plain_step
 
     config, random = recipe.config, np.random.default_rng(0)
     tokens = random.integers(config.vocab_size, size=(recipe.batch_size, config.context_length + 1))

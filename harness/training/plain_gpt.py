@@ -4,6 +4,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from contract.config import ModelConfig
+from contract.presets import preset
+
+SIZES = {"vocab_size", "context_length", "n_layer", "n_head", "n_kv_head", "head_size", "d_model", "d_ff"}
+
+
+def is_plain(config: ModelConfig) -> bool:
+    """Whether a model is a GPT-2 of any size."""
+
+    def kind(config: ModelConfig) -> dict:
+        return {name: value for name, value in config.to_dict().items() if name not in SIZES}
+
+    narrow = config.n_head * config.head_size == config.d_model and config.n_kv_head == config.n_head
+    return narrow and kind(config) == kind(preset("gpt2", vocab_size=config.vocab_size))
+
 
 class Block(nn.Module):
     def __init__(self, config):
@@ -37,30 +52,37 @@ class PlainGPT(nn.Module):
 
     def forward(self, tokens, targets):
         """tokens, targets: int64 (B, T); returns: loss ()"""
-        x = self.token_embedding(tokens) + self.position_embedding(torch.arange(tokens.shape[1]))
+        x = self.token_embedding(tokens) + self.position_embedding(
+            torch.arange(tokens.shape[1], device=tokens.device)
+        )
         for block in self.blocks:
             x = block(x)
         logits = F.linear(self.final_norm(x), self.token_embedding.weight)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def plain_step(config, weights, tokens):
+def plain_step(config, weights, tokens, *, device="cpu", dtype="float32", compile=False):
     """A function that takes a training step and returns its loss.
 
     weights: what to start from, arrays in the order of the twins; tokens: int64 (B, T + 1)
+    dtype: "float32", or "bfloat16" for autocast
     """
-    model, tokens = PlainGPT(config), torch.from_numpy(tokens)
+    model, tokens = PlainGPT(config), torch.from_numpy(tokens).to(device)
     with torch.no_grad():
         for parameter, weight in zip(model.parameters(), weights, strict=True):
             parameter.copy_(torch.from_numpy(weight))
+    model.to(device)
     matrices = [weight for weight in model.parameters() if weight.ndim > 1]
     vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.99), fused=True)
+    forward = torch.compile(model) if compile else model
+    autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        loss = model(tokens[:, :-1], tokens[:, 1:])
+        with autocast:
+            loss = forward(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
