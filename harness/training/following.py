@@ -27,6 +27,7 @@ def follow(ranks: Ranks):
     while True:
         method, arguments = ranks.next_call()
         if method == "done":
+            ranks.leave()
             return
         if method == "open":
             backend, ranks.way = None, arguments.pop("way")

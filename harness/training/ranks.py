@@ -144,6 +144,10 @@ class Ranks:
     def dismiss(self):
         """Let the others go, and end the connection."""
         self.call("done", [{}] * self.size)
+        self.leave()
+
+    def leave(self):
+        """End this rank's connection."""
         self._dist.destroy_process_group()
 
     @contextmanager

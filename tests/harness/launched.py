@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness.training.checkpoint import load_checkpoint
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -50,5 +52,18 @@ def train_ranks(size: int, *arguments) -> str:
     """Train to the end. returns: what the leader said; the others say nothing"""
     (code, _, said), *others = ended(start_ranks(size, *arguments))
     assert code == 0, said
-    assert others == [(0, "", "")] * (size - 1)
+    assert others == [(0, "", "")] * (size - 1), others
     return said
+
+
+def train_alone(run_cli, *arguments):
+    """Train to the end in this process, with as many threads as a rank has."""
+    code, _, said = run_cli(*TRAIN, "--threads", "1", *arguments)
+    assert code == 0, said
+
+
+def bits(run):
+    """All that a run ends with: weights, moments and metrics."""
+    checkpoint = load_checkpoint(run / "latest", with_optimizer=True)
+    tensors = dict(checkpoint.weights) | dict(checkpoint.optimizer)
+    return {name: value.tobytes() for name, value in tensors.items()}, (run / "metrics.jsonl").read_text()

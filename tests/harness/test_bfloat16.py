@@ -6,7 +6,7 @@ import pytest
 from contract.errors import ConfigError
 from harness.training.checkpoint import load_checkpoint
 from harness.training.runs import open_model, resume_run, start_run
-from tests.harness.launched import train_ranks
+from tests.harness.launched import bits, train_alone, train_ranks
 from tests.harness.small_runs import needs_torch, rows
 
 pytestmark = needs_torch
@@ -94,16 +94,10 @@ def test_drift_of_the_modern_preset(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_bits_on_two_processes(text, tmp_path):
+def test_the_same_bits_on_two_processes(run_cli, text, tmp_path):
     model = "--preset modern --n-layer 1 --d-model 16 --d-ff 24 --n-head 2 --context-length 8"
     settings = "--dtype bfloat16 --batch-size 8 --accumulate 4 --steps 6 --eval-interval 3"
-    found = []
-    for size in (1, 2):
-        run = tmp_path / str(size)
-        train_ranks(size, "--text", text, *model.split(), *settings.split(), "--out", run)
-        checkpoint = load_checkpoint(run / "latest", with_optimizer=True)
-        tensors = dict(checkpoint.weights) | dict(checkpoint.optimizer)
-        found.append(
-            ({name: value.tobytes() for name, value in tensors.items()}, (run / "metrics.jsonl").read_text())
-        )
-    assert found[0] == found[1]
+    common = ["--text", text, *model.split(), *settings.split()]
+    train_alone(run_cli, *common, "--out", tmp_path / "alone")
+    train_ranks(2, *common, "--out", tmp_path / "shared")
+    assert bits(tmp_path / "shared") == bits(tmp_path / "alone")

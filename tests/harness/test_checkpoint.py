@@ -44,6 +44,18 @@ def test_round_trip(make, tmp_path, dtype):
     assert load_checkpoint(tmp_path / "elsewhere" / "latest").optimizer is None
 
 
+def test_loaded_moments_stay_those_of_their_checkpoint(make, tmp_path):
+    """They are read when they are asked for, even after another checkpoint has taken the place."""
+    saved = make()
+    save_checkpoint(tmp_path / "latest", saved)
+    loaded = load_checkpoint(tmp_path / "latest", with_optimizer=True)
+    save_checkpoint(
+        tmp_path / "latest", make(optimizer={name: value + 1 for name, value in saved.optimizer.items()})
+    )
+    for name, value in saved.optimizer.items():
+        np.testing.assert_array_equal(loaded.optimizer[name], value)
+
+
 def test_trained_ranks_travel_with_the_checkpoint(make, tmp_path):
     """A tokenizer that is not tiktoken's own is stored, and is the same after loading."""
     ranks = load_ranks(DEFAULT_RANKS)

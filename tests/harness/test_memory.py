@@ -83,9 +83,9 @@ def test_memory_counts_what_grows_with_the_text(T):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux (the figure is its kernel's)")
-@pytest.mark.parametrize("way", ["exact", "overlap", "shard"])
+@pytest.mark.parametrize("way", ["exact", "shard"])
 def test_memory_of_each_process_is_as_estimated(tmp_path, text, way):
-    """The leader's and the others' of two, of a model of 101 MB; resumed, a leader takes no more."""
+    """The leader's and the other's of two, of a model of 101 MB; resumed, a sharded one's leader takes no more."""
     model = (
         "--preset nano --n-layer 8 --d-model 512 --context-length 64 --batch-size 8 --accumulate 4 --steps 3"
     )
@@ -93,7 +93,8 @@ def test_memory_of_each_process_is_as_estimated(tmp_path, text, way):
     short.write_text("".join(text.read_text().splitlines(keepends=True)[:250]))
     flag = [] if way == "exact" else [f"--{way}"]
     run = ["--out", tmp_path / "run", *flag]
-    for flags in (["--text", short, *model.split(), *run], ["--resume", *run, "--steps", 4]):
+    starts = [["--text", short, *model.split(), *run], ["--resume", *run, "--steps", 4]]
+    for flags in starts if way == "shard" else starts[:1]:
         processes = start_ranks(2, *flags, python=[sys.executable, "-c", BETWEEN])
         (said, leader), (_, other) = (out.rstrip().rsplit(" ", 1) for _, out, _ in ended(processes))
         assert 0.8 < told(said) / int(leader) < 1.2

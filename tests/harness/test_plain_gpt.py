@@ -12,7 +12,7 @@ from harness.training.recipes import RECIPES
 pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
 
 MOST = 1.05  # the twin's time over the rival's
-TURNS = {"nano": 100, "medium": 10, "gpt2": 5}
+TURNS = {"nano": 50, "medium": 6, "gpt2": 3}
 
 
 def steps(recipe):

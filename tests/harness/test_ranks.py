@@ -15,7 +15,7 @@ from harness.training.checkpoint import load_checkpoint
 from harness.training.metrics import read_metrics
 from harness.training.runs import resume_run
 from harness.training.tree_sum import tree_sum
-from tests.harness.launched import ROOT, ended, start_ranks, train_ranks
+from tests.harness.launched import ROOT, bits, ended, start_ranks, train_alone, train_ranks
 
 pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
 
@@ -29,13 +29,6 @@ def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "sentences.txt"
     path.write_text("".join(f"{sentence}\n" for sentence in corpus()[:300]), newline="")
     return path
-
-
-def bits(run):
-    """All that a run ends with: weights, moments and metrics."""
-    checkpoint = load_checkpoint(run / "latest", with_optimizer=True)
-    tensors = dict(checkpoint.weights) | dict(checkpoint.optimizer)
-    return {name: value.tobytes() for name, value in tensors.items()}, (run / "metrics.jsonl").read_text()
 
 
 def test_the_order_of_a_tree():
@@ -107,10 +100,10 @@ def until(done, seconds=60):
         time.sleep(0.01)
 
 
-def test_a_process_that_is_killed_costs_no_bit(text, tmp_path):
+def test_a_process_that_is_killed_costs_no_bit(run_cli, text, tmp_path):
     """The leader says so, what was saved stays, and on fewer processes the run ends as it would have on one."""
     common = ["--text", text, *NANO.split(), *SETTINGS.split(), "--steps", "40"]
-    train_ranks(1, *common, "--out", tmp_path / "straight")
+    train_alone(run_cli, *common, "--out", tmp_path / "straight")
     run = tmp_path / "run"
     processes = start_ranks(4, *common, "--out", run)
     until((run / "latest" / "config.json").exists)
@@ -133,23 +126,13 @@ def test_a_process_that_is_killed_costs_no_bit(text, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [NANO, MODERN], ids=["nano", "modern"])
-def test_the_same_bits_on_any_number_of_processes(text, tmp_path, model):
+def test_the_same_bits_on_any_number_of_processes(run_cli, text, tmp_path, model):
     """Weights, moments and metrics after 20 steps of eight micro-batches."""
-    runs = {}
-    for size in (1, 8) if model == NANO else (1, 4):  # 2 and 4 of nano: the test above
-        train_ranks(
-            size,
-            "--text",
-            text,
-            *model.split(),
-            *SETTINGS.split(),
-            "--accumulate",
-            "8",
-            "--out",
-            tmp_path / str(size),
-        )
-        runs[size] = bits(tmp_path / str(size))
-    assert all(run == runs[1] for run in runs.values())
+    common = ["--text", text, *model.split(), *SETTINGS.split(), "--accumulate", "8"]
+    train_alone(run_cli, *common, "--out", tmp_path / "alone")
+    size = 8 if model == NANO else 4  # 2 and 4 of nano: the test above
+    train_ranks(size, *common, "--out", tmp_path / "shared")
+    assert bits(tmp_path / "shared") == bits(tmp_path / "alone")
 
 
 def losses(run):
@@ -162,15 +145,17 @@ def losses(run):
     ("way", "dtype", "model", "size"),
     [
         ("--shard", "float64", NANO, 2),
-        pytest.param("--shard", "float32", MODERN, 4, marks=pytest.mark.slow),
+        pytest.param(
+            "--shard", "float32", f"{MODERN} --dropout 0.1 --freeze blocks.0", 4, marks=pytest.mark.slow
+        ),
         pytest.param("--overlap", "float32", MODERN, 4, marks=pytest.mark.slow),
     ],
-    ids=["shard", "shard modern float32", "overlap modern float32"],
+    ids=["shard", "shard modern float32, a block frozen", "overlap modern float32"],
 )
-def test_other_ways_to_share_are_the_same_to_rounding(text, tmp_path, way, dtype, model, size):
+def test_other_ways_to_share_are_the_same_to_rounding(run_cli, text, tmp_path, way, dtype, model, size):
     """After 20 steps: weights to rounding in float64, losses in float32; their checkpoints are as any others."""
     common = ["--text", text, *model.split(), *SETTINGS.split(), "--dtype", dtype]
-    train_ranks(1, *common, "--out", tmp_path / "whole")
+    train_alone(run_cli, *common, "--out", tmp_path / "whole")
     train_ranks(size, *common, way, "--out", tmp_path / "parts")
     whole, parts = (
         load_checkpoint(tmp_path / run / "latest", with_optimizer=True) for run in ("whole", "parts")
