@@ -12,7 +12,7 @@ from contract.presets import preset
 from harness.training.memory import check_memory, estimate_memory
 from harness.training.ranks import Sharing
 from harness.training.settings import TrainingSettings
-from tests.harness.launched import ROOT, ended, start_ranks
+from tests.harness.launched import ROOT, ended, start_ranks, train_alone
 
 torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
 
@@ -84,21 +84,24 @@ def test_memory_counts_what_grows_with_the_text(T):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux (the figure is its kernel's)")
 @pytest.mark.parametrize("way", ["exact", "shard"])
-def test_memory_of_each_process_is_as_estimated(tmp_path, text, way):
-    """The leader's and the other's of two, of a model of 101 MB; resumed, a sharded one's leader takes no more."""
-    model = (
-        "--preset nano --n-layer 8 --d-model 512 --context-length 64 --batch-size 8 --accumulate 4 --steps 3"
+def test_memory_of_each_process_is_as_estimated(run_cli, tmp_path, text, way):
+    """The leader's and the other's of two, of a model of 101 MB. The sharded ones go on with a run of one process."""
+    model = "--preset nano --n-layer 8 --d-model 512 --context-length 64 --batch-size 8 --accumulate 4"
+    short, run = tmp_path / "short.txt", ["--out", tmp_path / "run"]
+    short.write_text(
+        "".join(text.read_text().splitlines(keepends=True)[:60])
+    )  # the evaluations take the time
+    flags = ["--text", short, *model.split(), "--steps", "2", *run]
+    if way == "shard":
+        train_alone(run_cli, *flags)
+        flags = ["--resume", "--shard", "--steps", "3", *run]
+    processes = start_ranks(2, *flags, python=[sys.executable, "-c", BETWEEN])
+    (said, leader), (_, other) = (out.rstrip().rsplit(" ", 1) for _, out, _ in ended(processes))
+    assert 0.8 < told(said) / int(leader) < 1.2
+    assert int(other) < 1.1 * int(leader)
+    print(
+        f"{way}: told {told(said) / 1e6:.0f} MB; leader {int(leader) / 1e6:.0f}, other {int(other) / 1e6:.0f}"
     )
-    short = tmp_path / "short.txt"  # the evaluations take the time, and no memory of their own
-    short.write_text("".join(text.read_text().splitlines(keepends=True)[:250]))
-    flag = [] if way == "exact" else [f"--{way}"]
-    run = ["--out", tmp_path / "run", *flag]
-    starts = [["--text", short, *model.split(), *run], ["--resume", *run, "--steps", 4]]
-    for flags in starts if way == "shard" else starts[:1]:
-        processes = start_ranks(2, *flags, python=[sys.executable, "-c", BETWEEN])
-        (said, leader), (_, other) = (out.rstrip().rsplit(" ", 1) for _, out, _ in ended(processes))
-        assert 0.8 < told(said) / int(leader) < 1.2
-        assert int(other) < 1.1 * int(leader)
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch):
