@@ -17,7 +17,7 @@ def run_ways(recipe: Recipe, ranks: Ranks, conditions: Conditions, *, turns: int
     """Measure a training step of one process, the leader, while the others wait, and of all by each of `WAYS`.
 
     The step is the same: a batch in as many micro-batches as there are processes. They take turns in these processes,
-    so no memory is told.
+    so no memory is told. The peak is that of the leader, times the processes.
     Raises ConfigError for a recipe that generates, one whose batch cannot be shared, or an impossible number of turns.
     """
     check_turns(turns)
@@ -38,7 +38,7 @@ def run_ways(recipe: Recipe, ranks: Ranks, conditions: Conditions, *, turns: int
             step()  # the warm-up
             each.turns.append(list(timed(step, TURN_SECONDS)))
             del backend, step  # before the next takes memory
-    return Result(recipe, measured, peak_flops(conditions, TURN_SECONDS))
+    return Result(recipe, measured, ranks.size * peak_flops(conditions, TURN_SECONDS))
 
 
 def _opened(name: str, recipe: Recipe, ranks: Ranks, conditions: Conditions) -> Backend:
