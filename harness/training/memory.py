@@ -101,13 +101,45 @@ def estimate_memory(
     tensor twice, when nothing of the pass is left. Of a model in parts, two blocks and the rest are together at a time,
     with their gradients; the leader puts all together to begin and to write samples.
     """
+    table, count = weight_table(config), parameter_count(config)
+    frozen = frozen_names(table, settings.freeze)
+    trained = count - sum(prod(table[name].shape) for name in frozen)
+    largest = max(prod(spec.shape) for spec in table.values())
+    sums = (settings.accumulate // sharing.ranks).bit_length()  # of gradients, see `tree_sum`
+    state, gradients = count + 2 * trained, sums * trained
+    kept, more = _pass(backend, config, settings, threads, trained, frozen)
+    if sharing.way == "shard":
+        one, two = (parameter_count(config.with_layers(layers)) for layers in (1, 2))
+        together = count - (config.n_layer - 2) * (two - one)
+        numbers = (state + gradients) / sharing.ranks + 2 * together + kept
+        if sharing.leads:
+            numbers = max(numbers, (state + trained) / sharing.ranks + count + largest)
+    elif sharing.way == "overlap":
+        numbers = state + 2 * trained + kept + more
+    else:
+        exchanged = trained + 2 * largest if sharing.ranks > 1 else 0
+        numbers = state + max(gradients + kept + more, exchanged)
+    # Steps in bfloat16 took 0.88 to 1.03 times as much as in float32: weights cast, against numbers of half the size.
+    return int(numbers) * np.dtype(DTYPES[settings.dtype]).itemsize + PROCESS_BYTES[backend]
+
+
+def _pass(
+    backend: str,
+    config: ModelConfig,
+    settings: TrainingSettings,
+    threads: int,
+    trained: int,
+    frozen: list[str],
+) -> tuple[int, int]:
+    """The numbers that a pass over a micro-batch keeps, and those of gradients that are not added up yet.
+
+    trained: parameters; frozen: weights
+    """
     T, sequences = settings.tokens_per_sequence(config), -(-settings.batch_size // settings.accumulate)
     size = sizes(config, T=T)
     per_token, per_pair = cached_numbers(config)
     per_token += 2 * size["C"]  # the residual stream
     parts = part_count(sequences, T, config.d_model) if backend == "numpy" else 1
-    table = weight_table(config)
-    frozen = frozen_names(table, settings.freeze)
     waiting = backend == "numpy" and products_wait(sequences, T, config.d_model, bool(frozen))
     held = parts if waiting else min(parts, threads)  # parts whose caches are held at once
     blocks = matrices = gradients = 0
@@ -132,27 +164,7 @@ def estimate_memory(
         matrices = config.tie_embeddings + (settings.accumulate > 1)
         matrices *= "token_embedding.weight" not in frozen
     kept = sequences * held * size["T"] * (per_token + size["T"] * per_pair) // parts
-    count = parameter_count(config)
-    trained = count - sum(prod(table[name].shape) for name in frozen)
-    sums = (
-        settings.accumulate // sharing.ranks
-    ).bit_length() - 1  # of micro-batches' gradients, see `tree_sum`
-    summed, largest = trained * (1 + sums), max(prod(spec.shape) for spec in table.values())
-    state, passing = count + 2 * trained, matrices * size["V"] * size["C"] + kept + blocks
-    if sharing.way == "shard":
-        one, two = (parameter_count(config.with_layers(layers)) for layers in (1, 2))
-        together = count - (config.n_layer - 2) * (two - one)
-        numbers = (state + summed) / sharing.ranks + 2 * together + kept + blocks
-        if sharing.leads:
-            numbers = max(numbers, (state + trained) / sharing.ranks + count + largest)
-    elif sharing.way == "overlap":
-        numbers = state + 2 * trained + passing
-    else:
-        numbers = state + max(
-            summed + gradients * trained + passing, trained + 2 * largest * (sharing.ranks > 1)
-        )
-    # Steps in bfloat16 took 0.88 to 1.03 times as much as in float32: weights cast, against numbers of half the size.
-    return int(numbers) * np.dtype(DTYPES[settings.dtype]).itemsize + PROCESS_BYTES[backend]
+    return kept + blocks, gradients * trained + matrices * size["V"] * size["C"]
 
 
 @lru_cache(maxsize=2)
