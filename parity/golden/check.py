@@ -56,6 +56,7 @@ class Report(NamedTuple):
     """pack: its name; dtype: whose limits were applied; rows: in dataflow order
 
     missing: names of the pack that the dump lacks; unknown: names of the dump that the pack lacks
+    unread: files of the dump's folder that hold no tensor that can be read
     faults: the first divergence that does not follow from its inputs, then the others of that kind
     within_float32: whether every tensor is within float32's limits
     """
@@ -67,6 +68,7 @@ class Report(NamedTuple):
     unknown: list[str]
     faults: list[Finding]
     within_float32: bool = False
+    unread: Sequence[str] = ()
 
     @property
     def diverging(self) -> list[Row]:
@@ -81,8 +83,8 @@ def check_dump(path: Path, pack: Pack, *, dtype: str | None = None) -> Report:
     """
     if dtype not in (None, "float32", "float64"):
         raise ConfigError(f"--dtype must be float32 or float64, got {dtype}")
-    dump, unknown = read_dump(path, pack.tensors)
-    return compare_dump(dump, pack, dtype=dtype, unknown=unknown)
+    dump = read_dump(path, pack.tensors)
+    return compare_dump(dump.tensors, pack, dtype=dtype, unknown=dump.unknown)._replace(unread=dump.unread)
 
 
 @np.errstate(all="ignore")  # a dump may hold any number; where one overflows, the tensor diverges

@@ -6,11 +6,12 @@ the folder, and nothing larger than what the pack has under the name.
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from lzma import LZMAError
 from math import prod
 from pathlib import Path
 from tokenize import TokenError
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,14 +28,26 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The tensors of a dump that the pack has too, and the names of the others.
+class Dump(NamedTuple):
+    """tensors: those that the pack has too, by name; unknown: the names of the others
+    unread: files and folders in the dump's folder that hold no tensor that can be read
+    """
 
-    path: a .safetensors or .npz file; a folder of NAME.npy; or a folder of NAME.bin, little-endian in C order,
-        with a JSON that lists name, shape and dtype as the manifest of `golden export` does, or without one
+    tensors: dict[str, np.ndarray]
+    unknown: Sequence[str] = ()
+    unread: Sequence[str] = ()
+
+
+def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> Dump:
+    """What a dump holds.
+
+    path: a .safetensors or .npz file; a folder of NAME.npy and NAME.bin, little-endian in C order, with a JSON that
+        lists name, shape and dtype as the manifest of `golden export` does, or without one; or such a JSON, for what it
+        lists alone
     golden: the pack's tensors by name
 
-    Raises UserError for whatever cannot be read, and where no name is the pack's.
+    Raises UserError for whatever cannot be read, for a name that comes twice, and where nothing can be compared: no
+    name is the pack's, or only what the pack asks with.
     """
     if not path.exists():
         raise UserError(
@@ -49,6 +62,8 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> tuple[dict[str, n
             if name not in golden:
                 unknown.append(name)
                 continue
+            if name in found:
+                raise UserError(f"{path} has {name} twice; leave the one to compare")
             tensor = read()
             native = tensor.dtype.newbyteorder("=")
             if str(native) not in DTYPES:
@@ -60,23 +75,42 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> tuple[dict[str, n
     if not found:
         seen = f"; it has {', '.join(unknown[:3])}" if unknown else ""
         raise UserError(f"{path} has no tensor under a name of the pack, such as {next(iter(golden))}{seen}")
-    return found, unknown
+    if all(map(_is_asked, found)):
+        raise UserError(
+            f"{path} has only {', '.join(found)} of the pack, which it gives; dump what your program makes of them"
+        )
+    return Dump(found, unknown, _unread(path) if path.is_dir() else ())
+
+
+def _is_asked(name: str) -> bool:
+    """Whether a tensor is what a pack asks with, and tells nothing of the program that it comes back from."""
+    return name in ("tokens", "targets", "adamw.learning_rate") or name.endswith((".prompt", ".draws"))
+
+
+def _unread(folder: Path) -> list[str]:
+    """What stands in the folder of a dump and is none of its forms; hidden files are nobody's tensors."""
+    places = [place for place in sorted(folder.iterdir()) if not place.name.startswith(".")]
+    return [place.name for place in places if place.is_dir() or place.suffix not in (".npy", ".bin", ".json")]
 
 
 def _entries(path: Path, golden) -> Iterator[tuple]:
     """Name and reader of each tensor, by what `path` is."""
     if path.is_dir():
-        listings = sorted(path.glob("*.json"))
+        listings, listed = sorted(path.glob("*.json")), set()
         if len(listings) > 1:
             raise UserError(f"{path} has {len(listings)} JSON files; leave the one that lists the tensors")
-        if listings:
-            yield from _listed(listings[0])
-            return
-        arrays = sorted(path.glob("*.npy"))
-        for file in arrays or sorted(path.glob("*.bin")):
-            yield file.stem, lambda file=file: _array(file) if arrays else _sized(file, golden)
+        for row in _rows(listings[0]) if listings else ():
+            listed.add(row.get("file", f"{row['name']}.bin"))
+            yield str(row["name"]), lambda row=row: read_raw(path, row)
+        for file in sorted([*path.glob("*.npy"), *path.glob("*.bin")]):
+            if file.name not in listed:
+                yield (
+                    file.stem,
+                    lambda file=file: _array(file) if file.suffix == ".npy" else _sized(file, golden),
+                )
     elif path.suffix == ".json":
-        yield from _listed(path)
+        for row in _rows(path):
+            yield str(row["name"]), lambda row=row: read_raw(path.parent, row)
     elif path.suffix == ".npz":
         # Opened here: NumPy leaves a file open that turns out to be no archive.
         with open_regular(path) as file:
@@ -115,12 +149,11 @@ def _stored(file, name: str) -> np.ndarray:
     return file.get_tensor(name)
 
 
-def _listed(path: Path) -> Iterator[tuple]:
+def _rows(path: Path) -> list[dict]:
+    """What a JSON says of each tensor."""
     rows = read_json(path, {"tensors": (list, dict)})["tensors"]
     require(rows, {str: dict} if isinstance(rows, dict) else [{"name": str}], "tensors")
-    rows = [{"name": name, **row} for name, row in rows.items()] if isinstance(rows, dict) else rows
-    for row in rows:
-        yield str(row["name"]), lambda row=row: read_raw(path.parent, row)
+    return [{"name": name, **row} for name, row in rows.items()] if isinstance(rows, dict) else rows
 
 
 def read_raw(folder: Path, row: Mapping) -> np.ndarray:

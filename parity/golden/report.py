@@ -1,6 +1,8 @@
 """Telling what a check found: a few lines for a person, a record for machines."""
 
+from collections.abc import Sequence
 from difflib import get_close_matches
+from math import isfinite
 
 from parity.compare import Row
 from parity.golden.check import Finding, Report
@@ -16,10 +18,15 @@ def describe(report: Report) -> list[str]:
     for count, words in ((len(report.missing), "not in your dump"), (len(report.unknown), "not in the pack")):
         verdict += f"; {count} {words}" if count else ""
     lines = [f"{report.pack}, {report.dtype}: {verdict}"]
+    if numbers := [row for row in report.rows if row.limit and not diverging]:  # tokens are right or wrong
+        worst = max(numbers, key=lambda row: row.error / row.limit)
+        lines.append(f"nearest to its limit: {worst.name}, error {worst.error:.2g}, limit {worst.limit:g}")
     if report.missing:
         lines.append(f"not in your dump: {_few(report.missing)}")
     if report.unknown:
         lines.append(f"not in the pack: {_few([_suggest(name, report) for name in report.unknown])}")
+    if report.unread:
+        lines.append(f"not read: {_few(report.unread)}")
     own = [fault for fault in report.faults if not fault.cause]
     for number, fault in enumerate(own):
         heading = "by itself, from your own inputs" if number else "first in dataflow order"
@@ -93,7 +100,7 @@ def _shared(cause: Finding, faults: list[Finding]) -> list[str]:
     return lines
 
 
-def _few(names: list[str], most: int = 4) -> str:
+def _few(names: Sequence[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -112,9 +119,14 @@ def as_record(report: Report) -> dict:
         "dtype": report.dtype,
         "holds": not report.diverging,
         "compared": len(_whole(report.rows)),
+        "tensors": [
+            {"name": row.name, "error": row.error if isfinite(row.error) else None, "limit": row.limit}
+            for row in report.rows
+        ],
         "diverging": [_row_record(row) for row in report.diverging],
         "missing": report.missing,
         "unknown": report.unknown,
+        "unread": list(report.unread),
         "faults": [
             {
                 **_row_record(fault.row),

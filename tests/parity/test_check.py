@@ -80,7 +80,11 @@ def test_every_mistake_is_made():
 @pytest.mark.parametrize("name", pack_names())
 def test_a_right_program_agrees(name, dtype, packs):
     report = compare_dump(dump_of(packs[name], dtype), packs[name])
-    assert describe(report) == [f"{name}, {dtype}: all {len(packs[name].tensors)} tensors agree"]
+    verdict, nearest = describe(report)
+    assert verdict == f"{name}, {dtype}: all {len(packs[name].tensors)} tensors agree"
+    ratios = {row.name: row.error / row.limit for row in report.rows if row.limit}
+    named = nearest.removeprefix("nearest to its limit: ").partition(", error ")[0]
+    assert ratios[named] == max(ratios.values()) <= 1
     for row in report.rows:
         if row.name.startswith("adamw."):
             observe("golden steps", dtype, row.error)
@@ -298,9 +302,9 @@ def test_the_command(tmp_path, run_cli, packs):
     pack = packs["gpt2-tied"]
     _save(dump_of(pack), tmp_path / "right.safetensors")
     _save(dump_of(pack, port=_UNSCALED), tmp_path / "wrong.safetensors")
-    assert run_cli("check", tmp_path / "right.safetensors", "--golden", "gpt2-tied") == (
-        0, "gpt2-tied, float32: all 232 tensors agree\n", "",
-    )  # fmt: skip
+    code, stdout, stderr = run_cli("check", tmp_path / "right.safetensors", "--golden", "gpt2-tied")
+    assert (code, stderr) == (0, "")
+    assert stdout.startswith("gpt2-tied, float32: all 232 tensors agree\nnearest to its limit: ")
     code, stdout, stderr = run_cli("check", tmp_path / "wrong.safetensors", "--golden", "gpt2-tied")
     assert (code, stderr) == (1, "")
     lines = stdout.splitlines()
@@ -319,6 +323,9 @@ def test_the_command(tmp_path, run_cli, packs):
     fault = record["faults"][0]
     assert fault["name"] == "blocks.0.attention.scores"
     assert len(fault["index"]) == 4
+    errors = {each["name"]: (each["error"], each["limit"]) for each in record["tensors"]}
+    assert errors[fault["name"]] == (fault["error"], fault["limit"])
+    assert len(errors) >= 232
     assert fault["in_this_operation"] is True
     assert fault["inputs"] == {"blocks.0.attention.query": "right", "blocks.0.attention.key": "right"}
     assert fault["explanations"][0]["name"] == "scale_missing"
@@ -346,7 +353,7 @@ def _write_raw(folder, tensors, listing):
 
 @pytest.mark.parametrize("listed", ["as rows", "by name", "elsewhere", "not at all"])
 def test_raw_dumps(listed, tmp_path, run_cli, packs):
-    """Little-endian files, with a JSON that lists them in any of its forms, or without one."""
+    """Little-endian files, with a JSON that lists them in any of its forms, or some of them, or without one."""
     golden = packs["gpt2-tied"].tensors
     tensors = {name: golden[name].astype(np.float32) for name in ("logits", "loss", "final_norm")}
     rows = {name: {"shape": list(each.shape), "dtype": "float32"} for name, each in tensors.items()}
@@ -359,10 +366,39 @@ def test_raw_dumps(listed, tmp_path, run_cli, packs):
     _write_raw(tmp_path / "dump", tensors, listing)
     code, stdout, _ = run_cli("check", tmp_path / "dump", "--golden", "gpt2-tied")
     assert code == 0, stdout
+    assert stdout.startswith("gpt2-tied, float32: all 3 tensors agree; ")
     if listing:
-        assert run_cli("check", tmp_path / "dump" / "dump.json", "--golden", "gpt2-tied") == (0, stdout, "")
-    verdict = "the tensor agrees" if listed == "elsewhere" else "all 3 tensors agree"
-    assert stdout.startswith(f"gpt2-tied, float32: {verdict}; ")
+        code, stdout, _ = run_cli("check", tmp_path / "dump" / "dump.json", "--golden", "gpt2-tied")
+        verdict = "the tensor agrees" if listed == "elsewhere" else "all 3 tensors agree"
+        assert (code, stdout.partition(";")[0]) == (0, f"gpt2-tied, float32: {verdict}")
+
+
+def test_no_file_of_a_dump_hides_another(tmp_path, run_cli, packs):
+    """Both kinds are compared; what is neither is named, and a name in two files is refused."""
+    golden, folder = packs["gpt2-tied"].tensors, tmp_path / "dump"
+    _write_raw(folder, {"loss": golden["loss"] + 1}, None)
+    np.save(folder / "logits.npy", golden["logits"])
+    (folder / "gradients").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    code, stdout, _ = run_cli("check", folder, "--golden", "gpt2-tied")
+    assert code == 1
+    assert stdout.startswith("gpt2-tied, float64: 1 of 2 tensors DIVERGE")
+    assert "\nnot read: gradients, notes.txt\n" in stdout
+    _, record, _ = run_cli("check", folder, "--golden", "gpt2-tied", "--json")
+    assert json.loads(record)["unread"] == ["gradients", "notes.txt"]
+    np.save(folder / "loss.npy", golden["loss"])
+    code, stdout, stderr = run_cli("check", folder, "--golden", "gpt2-tied")
+    assert (code, stdout) == (1, "")
+    assert stderr.endswith("has loss twice; leave the one to compare\n")
+
+
+def test_what_the_pack_gives_is_no_verdict(tmp_path, run_cli, packs):
+    """A program that writes its tokens back has computed nothing."""
+    given = {name: packs["gpt2-tied"].tensors[name] for name in ("tokens", "targets", "sampled.prompt")}
+    np.savez(tmp_path / "dump.npz", **given)
+    code, stdout, stderr = run_cli("check", tmp_path / "dump.npz", "--golden", "gpt2-tied")
+    assert (code, stdout) == (1, "")
+    assert "has only tokens, targets, sampled.prompt of the pack, which it gives; dump what" in stderr
 
 
 def test_names_that_the_pack_lacks(tmp_path, run_cli, packs):

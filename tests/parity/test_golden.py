@@ -215,7 +215,7 @@ def test_exports_come_back(format, dtype, tmp_path, run_cli, packs):
     assert run_cli(*arguments)[0] == 0
     code, stdout, _ = run_cli("check", out, "--golden", "untied-no-bias")
     assert code == 0
-    assert stdout == f"untied-no-bias, {dtype}: all 172 tensors agree\n"
+    assert stdout.startswith(f"untied-no-bias, {dtype}: all 172 tensors agree\nnearest to its limit: ")
     code, _, stderr = run_cli(*arguments)
     assert code == 1
     assert "--overwrite" in stderr
@@ -252,7 +252,7 @@ def test_a_raw_export_is_a_pack(dtype, tmp_path, run_cli):
     run_cli("golden", "export", "gpt2-tied", "--out", tmp_path / "pack", "--dtype", dtype)
     run_cli("golden", "export", "gpt2-tied", "--format", "npz", "--out", tmp_path / "dump.npz")
     code, stdout, _ = run_cli("check", tmp_path / "dump.npz", "--golden", tmp_path / "pack")
-    assert (code, stdout) == (0, "gpt2-tied, float64: all 232 tensors agree\n")
+    assert (code, stdout.splitlines()[0]) == (0, "gpt2-tied, float64: all 232 tensors agree")
     (tmp_path / "pack" / "logits.bin").write_bytes(b"12345678")
     code, _, stderr = run_cli("check", tmp_path / "dump.npz", "--golden", tmp_path / "pack")
     assert (code, "logits.bin has 8 bytes" in stderr) == (1, True)
