@@ -57,6 +57,7 @@ class Report(NamedTuple):
 
     missing: names of the pack that the dump lacks; unknown: names of the dump that the pack lacks
     unread: files of the dump's folder that hold no tensor that can be read
+    left_out: tensors in which the dump has other numbers where the loss determines none
     faults: the first divergence that does not follow from its inputs, then the others of that kind
     within_float32: whether every tensor is within float32's limits
     """
@@ -69,6 +70,7 @@ class Report(NamedTuple):
     faults: list[Finding]
     within_float32: bool = False
     unread: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
     @property
     def diverging(self) -> list[Row]:
@@ -99,12 +101,24 @@ def compare_dump(
     missing = [name for name in pack.tensors if name not in dump]
     coarse = {row["name"]: row["float32"] for row in pack.manifest["tensors"]}
     within = all(row.error <= coarse[whole(row.name)] for row in rows)
-    return Report(pack.name, dtype, rows, missing, list(unknown), _faults(tensors, rows), within)
+    left_out = [
+        row.name
+        for row in rows
+        if row.holds
+        and not _compared(tensors, row.name, tensors.golden[row.name], tensors.found[row.name]).holds
+    ]
+    return Report(
+        pack.name, dtype, rows, missing, list(unknown), _faults(tensors, rows), within, left_out=left_out
+    )
 
 
 def _row(tensors: Tensors, name: str) -> Row:
-    """One tensor against the pack's."""
-    golden, found = tensors.golden[name], tensors.found[name]
+    """One tensor against the pack's, where the loss determines it."""
+    golden, found = (tensors.determined(name, each[name]) for each in (tensors.golden, tensors.found))
+    return _compared(tensors, name, golden, found)
+
+
+def _compared(tensors: Tensors, name: str, golden: np.ndarray, found: np.ndarray) -> Row:
     problem = not_finite(found)
     if found.shape != golden.shape:
         problem = f"shape {list(found.shape)}, wanted {list(golden.shape)}"
@@ -242,7 +256,7 @@ def _follows(tensors: Tensors, row: Row, states: Mapping[str, str], *, slack: fl
         return None
     if row.problem:
         return False
-    expected = np.asarray(origin.right())
+    expected = tensors.determined(row.name, np.asarray(origin.right()))
     scale = max(magnitude(expected), tensors.scales[row.name])
-    error = relative_error(tensors.found[row.name], expected, scale)
+    error = relative_error(tensors.determined(row.name, tensors.found[row.name]), expected, scale)
     return not (isfinite(scale) and error > slack * row.limit)

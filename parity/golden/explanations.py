@@ -39,7 +39,9 @@ def explain(tensors: Tensors, name: str) -> list[Explanation]:
     wrong, expected = (), tensors.golden[name]
     if tensors.repeatable(origin):
         wrong, expected = origin.wrong(), np.asarray(origin.right())
-    found, close = tensors.found[name], 4 * tensors.limits[name]
+    expected, found = (tensors.determined(name, each) for each in (expected, tensors.found[name]))
+    wrong = ((*mistake, tensors.determined(name, np.asarray(value))) for *mistake, value in wrong)
+    close = 4 * tensors.limits[name]
     fitting = _fitting(wrong, expected, found, close)
     if not fitting:
         sizes = *tensors.golden["tokens"].shape, tensors.pack.config.head_size

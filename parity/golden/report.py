@@ -27,6 +27,8 @@ def describe(report: Report) -> list[str]:
         lines.append(f"not in the pack: {_few([_suggest(name, report) for name in report.unknown])}")
     if report.unread:
         lines.append(f"not read: {_few(report.unread)}")
+    if report.left_out:
+        lines.append(f"left out, where no token is attended to: {_few(report.left_out)}")
     own = [fault for fault in report.faults if not fault.cause]
     for number, fault in enumerate(own):
         heading = "by itself, from your own inputs" if number else "first in dataflow order"
@@ -127,6 +129,7 @@ def as_record(report: Report) -> dict:
         "missing": report.missing,
         "unknown": report.unknown,
         "unread": list(report.unread),
+        "left_out": list(report.left_out),
         "faults": [
             {
                 **_row_record(fault.row),

@@ -27,10 +27,12 @@ def same_mistake(
 
     gradient: name of a tensor, such as "gradient.final_norm.weight"; close: the largest relative error
     """
-    name, found = gradient.removeprefix(GRADIENT), tensors.found[gradient]
+    name, found = gradient.removeprefix(GRADIENT), tensors.determined(gradient, tensors.found[gradient])
     if found.shape != tensors.golden[gradient].shape or not np.isfinite(found).all() or not np.any(found):
         return []
-    places = np.unique(np.linspace(0, found.size - 1, min(found.size, MAX_NUMBERS)).astype(int))
+    determined = np.flatnonzero(tensors.determined(gradient, np.ones(found.shape)))
+    count = min(determined.size, MAX_NUMBERS)
+    places = determined[np.unique(np.linspace(0, determined.size - 1, count).astype(int))]
     fitting = []
     for explanation in explanations:
         if explanation.operation in OPERATIONS:

@@ -18,6 +18,7 @@ from parity.golden.origins import (
     whole,
 )
 from parity.golden.packs import Pack
+from parity.golden.undetermined import undetermined
 
 _CUT = ("adamw.", "sampled.draws", *CONTINUATIONS)
 
@@ -90,7 +91,15 @@ class Tensors:
             return self._gradient(name)
         golden = self.golden[name]
         usable = name in self.found and self._usable(name)
-        return np.asarray(self.found[name] if usable else golden, golden.dtype)
+        tensor = np.asarray(self.found[name] if usable else golden, golden.dtype)
+        free = undetermined(self.pack.config, name, golden.shape)
+        return tensor if free is None else np.where(free & ~np.isfinite(tensor), golden, tensor)
+
+    def determined(self, name: str, tensor: np.ndarray) -> np.ndarray:
+        """A tensor of that name with 0 where the loss determines nothing."""
+        golden = self.golden[name]
+        free = undetermined(self.pack.config, name, golden.shape)
+        return tensor if free is None or tensor.shape != golden.shape else np.where(free, 0, tensor)
 
     def _gradient(self, name: str) -> np.ndarray:
         """A gradient of a later step, which no pack holds: it follows from the weights before that step."""

@@ -4,6 +4,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from wrong_ports import right_dump
 
 from contract.sampling import sample
 from contract.weights import Weights
@@ -11,6 +12,7 @@ from parity.golden.check import compare_dump
 from parity.golden.making import computed
 from parity.golden.packs import pack_names
 from parity.golden.report import describe
+from parity.golden.undetermined import undetermined
 
 
 @pytest.mark.parametrize("name", ["gpt2-tied", "relu-sinusoidal", "untied-no-bias"])
@@ -177,3 +179,33 @@ def test_a_continuation_of_another_shape(packs):
     assert first.explanations[0].name == "transposed"
     # As with the steps of AdamW, the first few are enough.
     assert not compare_dump({"greedy.tokens": pack.tensors["greedy.tokens"][:3]}, pack).diverging
+
+
+@pytest.mark.parametrize("value", [0, -np.inf, -1e9, np.nan])
+@pytest.mark.parametrize("name", pack_names())
+def test_what_no_token_attends_to_is_nobodys_fault(name, value, packs):
+    """A kernel computes neither the scores before the mask of tokens that are not seen, nor the gradients behind it."""
+    pack, dump = packs[name], dict(right_dump(name, "float32"))
+    kept = [each for each in dump if undetermined(pack.config, each, dump[each].shape) is not None]
+    for each in kept:
+        free = undetermined(pack.config, each, dump[each].shape)
+        dump[each] = np.where(free, np.float32(value), dump[each])
+    assert len(kept) >= 2 * pack.config.n_layer
+    report = compare_dump(dump, pack)
+    assert not report.diverging
+    assert {*report.left_out} == {*kept}
+    assert f"left out, where no token is attended to: {report.left_out[0]}" in "\n".join(describe(report))
+    seen = np.argwhere(~free)[0]
+    dump[kept[-1]][..., *seen] += 1
+    assert [row.name for row in compare_dump(dump, pack).diverging] == [kept[-1]]
+
+
+def test_a_mistake_in_scores_is_named_beside_masked_ones(packs):
+    """1/√D forgotten by a kernel that writes -inf where it computes nothing."""
+    pack, dump = packs["gpt2-tied"], dict(right_dump("gpt2-tied", "float32"))
+    name, head_size = "blocks.0.attention.scores", packs["gpt2-tied"].config.head_size
+    free = undetermined(pack.config, name, dump[name].shape)
+    dump[name] = np.where(free, -np.inf, dump[name] * np.float32(head_size**0.5))
+    fault = compare_dump(dump, pack).faults[0]
+    assert (fault.row.name, fault.own) == (name, True)
+    assert fault.explanations[0].name == "scale_missing"
