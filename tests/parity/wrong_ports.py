@@ -136,6 +136,7 @@ PLUMBING = [
 UNSEEN = {
     "dropout_unscaled", "ddropout_without_mask", "ddropout_unscaled", "position_of_window", "dposition_from_zero",
     "mask_without_cached", "dloss_ignored",
+    "scores_masked",  # where the loss determines nothing
 }  # fmt: skip
 # Elsewhere no number of a gradient exceeds the largest norm, so that nothing is clipped, which is told instead.
 ONLY_IN = {"clip_values": "relu-sinusoidal"}
