@@ -39,12 +39,12 @@ def bench(
     """
     from commands.ranks import all_ranks
 
-    needs_torch()
+    _require_torch()
     with all_ranks({}) as ranks:
         _bench(recipes, turns, _conditions(threads, device, dtype, compile, ranks), ranks, json, overwrite)
 
 
-def needs_torch():
+def _require_torch():
     """Raise UserError without PyTorch; its import takes seconds and is the measured processes' business."""
     with needs("bench", "torch", ["torch"]):
         if find_spec("torch") is None:

@@ -39,9 +39,7 @@ def staging(folder: Path) -> Iterator[Path]:
     place = folder / f".{secrets.token_hex(8)}{STAGED}"
     with ExitStack() as locks:
         try:  # from before it is made: Ctrl-C may come anywhere
-            while not os.path.exists(
-                place
-            ):  # another process may remove it as a dead one's before it is locked
+            while not os.path.exists(place):  # until it is locked, another may remove it as a dead one's
                 place.mkdir()
                 locks.enter_context(_locked(place))
             (place / "new").mkdir()

@@ -17,7 +17,7 @@ def run_ways(recipe: Recipe, ranks: Ranks, conditions: Conditions, *, turns: int
     """Measure a training step of one process, the leader, while the others wait, and of all by each of `WAYS`.
 
     The step is the same: a batch in as many micro-batches as there are processes. They take turns in these processes,
-    so no memory is told. The peak is that of the leader, times the processes.
+    but for shards, which come last; so no memory is told. The peak is that of the leader, times the processes.
     Raises ConfigError for a recipe that generates, one whose batch cannot be shared, or an impossible number of turns.
     """
     check_turns(turns)
@@ -31,13 +31,14 @@ def run_ways(recipe: Recipe, ranks: Ranks, conditions: Conditions, *, turns: int
         recipe.config.vocab_size, size=(recipe.batch_size, recipe.config.context_length + 1)
     )
     measured = [Measured(name, recipe, []) for name in (ONE_PROCESS, *WAYS)]
-    for _ in range(turns):
-        for each in measured:
-            backend = _opened(each.name, recipe, ranks, conditions)
-            step = to_the_end(training_step(backend, tokens, accumulate=ranks.size), conditions.device)
-            step()  # the warm-up
-            each.turns.append(list(timed(step, TURN_SECONDS)))
-            del backend, step  # before the next takes memory
+    # A process that has been a shard returns freed memory, which costs time: shards come last.
+    *others, shard = measured
+    for each in [*others * turns, *[shard] * turns]:
+        backend = _opened(each.name, recipe, ranks, conditions)
+        step = to_the_end(training_step(backend, tokens, accumulate=ranks.size), conditions.device)
+        step()  # the warm-up
+        each.turns.append(list(timed(step, TURN_SECONDS)))
+        del backend, step  # before the next takes memory
     return Result(recipe, measured, ranks.size * peak_flops(conditions, TURN_SECONDS))
 
 
