@@ -2,10 +2,14 @@
 
 Forward, a tensor is made by one operation. Backward, its gradient is the sum over all operations that read it, each
 of which turns the gradients of its results into that of the tensor. So the way back follows from the way forward.
-Tensors that the pass only notes, such as query, key and value before they are split, are computed on the way.
+Tensors that are not known, because a pass only notes them or somebody's dump lacks them, are computed on the way.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import cached_property
+from itertools import chain, count, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +20,8 @@ from contract.weights import Weights
 from numpy_llm import GPT
 from operations.catalogue import OPERATIONS
 from operations.operation import Mistake
+from operations.replay import GRADIENT, Change, Replay, replayed
 from operations.uses import WRONG_SUMS
-
-GRADIENT = "gradient."
 
 
 class Wrong(NamedTuple):
@@ -44,69 +47,117 @@ def record(config: ModelConfig) -> Trace:
 class Dataflow:
     """nodes: of a forward pass; known: the names of the tensors that have values, all others are computed
 
-    value: name -> tensor, for every known name and for `gradient.NAME` of every tensor that has a gradient
+    value: name -> tensor, for every known name
     """
 
     def __init__(self, nodes: list[Node], known: Callable[[str], bool], value: Callable[[str], np.ndarray]):
         self.nodes, self.known, self.value = nodes, known, value
         self.makers = {name: node for node in nodes for name in node.results}
+        self.index = {id(node): place for place, node in enumerate(nodes)}
         self.uses: dict[str, list[tuple[Node, str]]] = {}
         for node in nodes:
             for role, argument in zip(OPERATIONS[node.operation].roles, node.arguments, strict=True):
                 if isinstance(argument, Named):
                     self.uses.setdefault(argument.name, []).append((node, role))
+        self._needed: dict[str, tuple[list[Node], list[Node]]] = {}
+
+    def place(self, at: int | str) -> int:
+        """Where in the pass a node stands, by its id, or what made the tensor of a gradient; -1 for a weight's."""
+        if isinstance(at, int):
+            return self.index[at]
+        maker = self.makers.get(at.removeprefix(GRADIENT))
+        return self.index[id(maker)] if maker else -1
 
     # What made a tensor
+
+    def hidden(self, name: str) -> bool:
+        """Whether a tensor or gradient is computed on the way."""
+        return not self.known(name) and (name in self.makers or name.startswith(GRADIENT))
+
+    def backward_uses(self, gradient: str) -> list[tuple[Node, str]]:
+        """The operations whose backward passes make this gradient, and the arguments by which they read the tensor."""
+        uses = self.uses.get(gradient.removeprefix(GRADIENT), [])
+        return [(node, role) for node, role in uses if role in OPERATIONS[node.operation].gradients]
 
     def steps(self, name: str) -> list[tuple[Node, str]]:
         """The operations between known tensors and this one, first to last, each with the argument that a gradient is
         taken by, "" forward.
         """
         if not name.startswith(GRADIENT):
-            node = self.makers[name]
-            return [*self._steps_to(node.inputs), (node, "")]
-        found = []
-        for node, role in self._backward_uses(name):
-            found += [*self._steps_to([GRADIENT + each for each in node.results]), (node, role)]
-        return list({id(node): (node, role) for node, role in found}.values())
+            return [(node, "") for node in self.needed(name)[0]]
+        found, left = {}, [name]
+        while left:
+            for node, role in self.backward_uses(left.pop()):
+                if (id(node), role) not in found:
+                    found[id(node), role] = node, role
+                    left += [each for each in _gradients(node.results) if self.hidden(each)]
+        return sorted(found.values(), key=lambda step: -self.index[id(step[0])])
 
-    def _steps_to(self, names: Iterable[str]) -> list[tuple[Node, str]]:
-        return [step for name in names if self._hidden(name) for step in self.steps(name)]
+    def needed(self, name: str) -> tuple[list[Node], list[Node]]:
+        """The nodes to run, forward and then backward, to compute a tensor or gradient from known ones, in order."""
+        if name not in self._needed:
+            forward, backward = {}, {}
+            of_gradient = name.startswith(GRADIENT)
+            left = [(node, True) for node, _ in self.backward_uses(name)] if of_gradient else []
+            left += [] if of_gradient else [(self.makers[name], False)]
+            while left:
+                node, back = left.pop()
+                ran = backward if back else forward
+                if id(node) not in ran:
+                    ran[id(node)] = node
+                    left += self._needed_by(node, back)
+            self._needed[name] = (
+                sorted(forward.values(), key=lambda node: self.index[id(node)]),
+                sorted(backward.values(), key=lambda node: -self.index[id(node)]),
+            )
+        return self._needed[name]
 
-    def _hidden(self, name: str) -> bool:
-        """Whether a tensor or gradient is computed on the way."""
-        return not self.known(name) and (name in self.makers or name.startswith(GRADIENT))
-
-    def _backward_uses(self, gradient: str) -> list[tuple[Node, str]]:
-        """The operations whose backward passes make this gradient, and the arguments by which they read the tensor."""
-        uses = self.uses.get(gradient.removeprefix(GRADIENT), [])
-        return [(node, role) for node, role in uses if role in OPERATIONS[node.operation].gradients]
+    def _needed_by(self, node: Node, back: bool) -> Iterator[tuple[Node, bool]]:
+        read = node.inputs
+        if back:
+            read = node.results if OPERATIONS[node.operation].cache_of else read
+            for gradient in filter(self.hidden, _gradients(node.results)):
+                yield from ((use, True) for use, _ in self.backward_uses(gradient))
+        yield from ((self.makers[each], False) for each in read if self.hidden(each))
 
     def inputs(self, name: str) -> list[str]:
         """The known tensors that this one is made of."""
-        if not name.startswith(GRADIENT):
-            return self._visible(self.makers[name].inputs)
         found = []
-        for node, role in self._backward_uses(name):
-            found += [GRADIENT + each for each in node.results]
-            arguments = dict(zip(OPERATIONS[node.operation].roles, node.arguments, strict=True))
-            for need in OPERATIONS[node.operation].gradients[role].needs:
-                if need == "y":
-                    found += node.results
-                elif isinstance(arguments[need], Named):
-                    found.append(arguments[need].name)
-        return self._visible(found)
+        for node, role in self.steps(name):
+            found += self._read_by(node, role) if role else node.inputs
+        return list(dict.fromkeys(chain.from_iterable(self._visible(each) for each in dict.fromkeys(found))))
 
-    def _visible(self, names: list[str]) -> list[str]:
-        """These tensors, or what they are made of where they are hidden."""
-        found = [each for name in names for each in (self.inputs(name) if self._hidden(name) else [name])]
-        return list(dict.fromkeys(found))
+    def _read_by(self, node: Node, role: str) -> Iterator[str]:
+        """What a backward pass reads for the gradient of one argument."""
+        yield from _gradients(node.results)
+        arguments = dict(zip(OPERATIONS[node.operation].roles, node.arguments, strict=True))
+        for need in OPERATIONS[node.operation].gradients[role].needs:
+            if need == "y":
+                yield from node.results
+            elif isinstance(arguments[need], Named):
+                yield arguments[need].name
+
+    def _visible(self, name: str) -> list[str]:
+        """This tensor, or what it is made of where it is hidden; of hidden gradients the steps tell."""
+        if not self.hidden(name):
+            return [name]
+        if name.startswith(GRADIENT):
+            return []
+        read = [each for node in self.needed(name)[0] for each in node.inputs]
+        return [each for each in dict.fromkeys(read) if not self.hidden(each)]
 
     def readers(self, name: str) -> list[str]:
         """The known tensors that are made of this one."""
-        results = [result for node, _ in self.uses.get(name, []) for result in node.results]
-        found = [each for made in results for each in (self.readers(made) if self._hidden(made) else [made])]
-        return list(dict.fromkeys(found))
+        found, left, seen = {}, [name], set()
+        while left:
+            for node, _ in self.uses.get(left.pop(0), []):
+                for result in node.results:
+                    if self.hidden(result) and result not in seen:
+                        left.append(result)
+                        seen.add(result)
+                    elif not self.hidden(result):
+                        found[result] = None
+        return sorted(found, key=lambda each: self.index[id(self.makers[each])])
 
     def title(self, name: str) -> str:
         """The operations that made a tensor, such as "linear, split heads" or "layer norm backward to x"."""
@@ -124,54 +175,6 @@ class Dataflow:
         ]
         return "; ".join(dict.fromkeys(equations))
 
-    # Computing it again, rightly and wrongly
-
-    def right(self, name: str) -> np.ndarray:
-        """The tensor or gradient, computed from known ones."""
-        if name.startswith(GRADIENT):
-            return sum(self._parts(name)) if self._backward_uses(name) else np.ones(())
-        node = self.makers[name]
-        return OPERATIONS[node.operation].run(*self._values(node.arguments))[node.results.index(name)]
-
-    def wrong(self, name: str) -> Iterator[Wrong]:
-        """What each known mistake makes of it, in one of the operations that made it."""
-        return self._wrong_gradient(name) if name.startswith(GRADIENT) else self._wrong_forward(name)
-
-    def _get(self, name: str) -> np.ndarray:
-        return self.right(name) if self._hidden(name) else self.value(name)
-
-    def _values(self, arguments: Iterable) -> list:
-        return [self._get(each.name) if isinstance(each, Named) else each for each in arguments]
-
-    def _wrong_forward(self, name: str) -> Iterator[Wrong]:
-        node = self.makers[name]
-        operation, place = OPERATIONS[node.operation], node.results.index(name)
-        for mistake, form in self._forms(node, False, *self._values(node.arguments)):
-            yield Wrong(operation.name, mistake, form[place] if isinstance(form, tuple) else form)
-        for wrong, changed in self._wrong_arguments(node):
-            yield wrong._replace(value=operation.run(*changed)[place])
-
-    def _forms(self, node: Node, backward: bool, *arguments) -> Iterator[tuple[Mistake, object]]:
-        """The known mistakes of a node's operation in one direction, and what each makes of the arguments."""
-        for mistake in OPERATIONS[node.operation].mistakes:
-            if mistake.backward == backward:
-                others = self.others(mistake, node)
-                values = dict(zip(others, self._values(others.values()), strict=True))
-                for form in mistake.forms(*arguments, **values):
-                    yield mistake, form
-
-    def _wrong_arguments(self, node: Node) -> Iterator[tuple[Wrong, list]]:
-        """A node's arguments with one that is computed on the way made wrong, and what is wrong with it."""
-        names = [each.name if isinstance(each, Named) else "" for each in node.arguments]
-        return self._one_wrong(names, self._values(node.arguments))
-
-    def _one_wrong(self, names: list[str], values: list) -> Iterator[tuple[Wrong, list]]:
-        """The values of these tensors with one hidden one made wrong, and what is wrong with it."""
-        for at, name in enumerate(names):
-            for wrong in self.wrong(name) if self._hidden(name) else ():
-                if np.shape(wrong.value) == np.shape(values[at]):
-                    yield wrong, [*values[:at], wrong.value, *values[at + 1 :]]
-
     def others(self, mistake: Mistake, node: Node) -> dict:
         """What a program with the mistake reads beside the arguments, by the names that it has for it.
 
@@ -188,48 +191,62 @@ class Dataflow:
         known["normed"] = norms[0] if norms else None
         return {name: known.get(name, Named(name)) for name in mistake.reads}
 
-    def _cache(self, node: Node):
-        operation = OPERATIONS[node.operation]
-        if operation.cache_of:
-            return operation.cache_of(*map(self._get, node.results))
-        return operation.run_keeping(*self._values(node.arguments))[-1]
-
-    def _dresults(self, node: Node) -> list[np.ndarray]:
-        return [self._get(GRADIENT + result) for result in node.results]
-
-    def _parts(self, gradient: str) -> list[np.ndarray]:
-        """The parts of a gradient, one for each use of the tensor."""
-        return [
-            OPERATIONS[node.operation].differentiate(*self._dresults(node), self._cache(node))[role]
-            for node, role in self._backward_uses(gradient)
-        ]
-
-    def _wrong_gradient(self, name: str) -> Iterator[Wrong]:
-        parts = self._parts(name)
-        for at, (node, role) in enumerate(self._backward_uses(name)):
-            rest = sum(parts[:at] + parts[at + 1 :])
-            for wrong in self._wrong_part(node, role):
-                if len(parts) == 1 or np.shape(wrong.value) == np.shape(rest):
-                    yield wrong._replace(value=wrong.value + rest)
-        if len(parts) > 1:
-            near = [self._get(each) for each in self._near(name) if self.known(each)]
-            for mistake in WRONG_SUMS:
-                for form in mistake.forms(parts, near):
-                    yield Wrong("uses", mistake, form)
-
-    def _wrong_part(self, node: Node, role: str) -> Iterator[Wrong]:
-        operation, cache, dresults = OPERATIONS[node.operation], self._cache(node), self._dresults(node)
-        for mistake, form in self._forms(node, True, *dresults, cache):
-            if role in form:
-                yield Wrong(operation.name, mistake, form[role])
-        for wrong, changed in self._wrong_arguments(node):
-            wrong_cache = operation.run_keeping(*changed)[-1]
-            yield wrong._replace(value=operation.differentiate(*dresults, wrong_cache)[role])
-        for wrong, changed in self._one_wrong([GRADIENT + each for each in node.results], dresults):
-            yield wrong._replace(value=operation.differentiate(*changed, cache)[role])
-
-    def _near(self, gradient: str) -> list[str]:
+    def near(self, gradient: str) -> list[str]:
         """The gradients that are at hand where those of a tensor's uses are added up."""
         results = [name for node, _ in self.uses[gradient.removeprefix(GRADIENT)] for name in node.results]
         after = [name for each in results for node, _ in self.uses.get(each, []) for name in node.results]
-        return [GRADIENT + each for each in (*results, *after)]
+        return _gradients((*results, *after))
+
+    # Computing it again, rightly and wrongly
+
+    @cached_property
+    def pass_again(self) -> Replay:
+        """The right computation of what is hidden."""
+        return Replay(self)
+
+    def right(self, name: str) -> np.ndarray:
+        """The tensor or gradient, computed from known ones."""
+        return self.pass_again.make(name)
+
+    def wrong(self, name: str, only: Collection[Mistake] | None = None) -> Iterator[Wrong]:
+        """What each known mistake makes of it, made in the operations between it and known tensors: in all of a kind,
+        in those at the same place of every block, or in one of them.
+
+        only: these mistakes, all known ones where it is None
+        """
+        self.right(name)
+        for operation, mistake, places in self._candidates(name):
+            for at in _groups(places) if only is None or mistake in only else ():
+                forms = (Change(mistake, form, frozenset(at)) for form in count())
+                made = (list(replayed(self, name, [each], self.pass_again)) for each in forms)
+                for found in takewhile(bool, made):
+                    yield Wrong(operation, mistake, found[0][1])
+
+    def _candidates(self, name: str) -> Iterator[tuple[str, Mistake, dict]]:
+        """Operation, mistake, and the places where it may have been made, each with its name."""
+        forward, backward = self.needed(name)
+        nodes = {False: defaultdict(dict), True: defaultdict(dict)}
+        for back, each in ((False, forward), (True, backward)):
+            for node in each:
+                nodes[back][node.operation][id(node)] = node.results[0]
+        for operation in {**nodes[False], **nodes[True]}:
+            for mistake in OPERATIONS[operation].mistakes:
+                if places := nodes[mistake.backward].get(operation):
+                    yield operation, mistake, places
+        sums = {name: name} if name.startswith(GRADIENT) else {}
+        sums |= {each: each for node in backward for each in _gradients(node.inputs) if self.hidden(each)}
+        sums = {each: each for each in sums if len(self.backward_uses(each)) > 1}
+        yield from (("uses", mistake, sums) for mistake in WRONG_SUMS if sums)
+
+
+def _gradients(names: Iterable[str]) -> list[str]:
+    return [GRADIENT + name for name in names]
+
+
+def _groups(places: dict) -> list[list]:
+    """All places, those of the same name in every block, each alone, the same set once. places: place -> its name"""
+    alike = defaultdict(list)
+    for place, name in places.items():
+        alike[re.sub(r"blocks\.\d+\.", "", name)].append(place)
+    found = [list(places), *alike.values(), *([place] for place in places)]
+    return list({frozenset(each): each for each in found}.values())
