@@ -163,7 +163,7 @@ class Dataflow:
         """The operations that made a tensor, such as "linear, split heads" or "layer norm backward to x"."""
         parts = [
             node.operation.replace("_", " ") + (f" backward to {role}" if role else "")
-            for node, role in self.steps(name)
+            for node, role in self._told(name)
         ]
         return ", ".join(dict.fromkeys(parts))
 
@@ -171,9 +171,14 @@ class Dataflow:
         """The equations of these operations."""
         equations = [
             (OPERATIONS[node.operation].gradients[role] if role else OPERATIONS[node.operation]).equation
-            for node, role in self.steps(name)
+            for node, role in self._told(name)
         ]
         return "; ".join(dict.fromkeys(equations))
+
+    def _told(self, name: str) -> list[tuple[Node, str]]:
+        """The steps, without dropout where it does nothing beside another operation."""
+        steps = self.steps(name)
+        return [step for step in steps if step[0].operation != "dropout" or step[0].arguments[1]] or steps
 
     def others(self, mistake: Mistake, node: Node) -> dict:
         """What a program with the mistake reads beside the arguments, by the names that it has for it.
@@ -208,23 +213,33 @@ class Dataflow:
         """The tensor or gradient, computed from known ones."""
         return self.pass_again.make(name)
 
-    def wrong(self, name: str, only: Collection[Mistake] | None = None) -> Iterator[Wrong]:
+    def wrong(self, name: str, only: Mistake | None = None, sound: Collection[str] = ()) -> Iterator[Wrong]:
         """What each known mistake makes of it, made in the operations between it and known tensors: in all of a kind,
         in those at the same place of every block, or in one of them.
 
-        only: these mistakes, all known ones where it is None
+        only: this mistake, all known ones where it is None
+        sound: names of tensors and gradients that are right, and so are the operations on the way to them
         """
         self.right(name)
-        for operation, mistake, places in self._candidates(name):
-            for at in _groups(places) if only is None or mistake in only else ():
+        for operation, mistake, places in self._candidates(name, sound):
+            for at in _groups(places) if only in (None, mistake) else ():
                 forms = (Change(mistake, form, frozenset(at)) for form in count())
                 made = (list(replayed(self, name, [each], self.pass_again)) for each in forms)
                 for found in takewhile(bool, made):
                     yield Wrong(operation, mistake, found[0][1])
 
-    def _candidates(self, name: str) -> Iterator[tuple[str, Mistake, dict]]:
+    def suspects(self, name: str, sound: Collection[str] = ()) -> tuple[list[Node], list[Node]]:
+        """The nodes between a tensor and known ones, forward and backward, without those that led to a right one."""
+        cleared = [self.needed(each) for each in sound]
+        found = []
+        for back, nodes in enumerate(self.needed(name)):
+            right = {id(node) for each in cleared for node in each[back]}
+            found.append([node for node in nodes if id(node) not in right])
+        return found[0], found[1]
+
+    def _candidates(self, name: str, sound: Collection[str]) -> Iterator[tuple[str, Mistake, dict]]:
         """Operation, mistake, and the places where it may have been made, each with its name."""
-        forward, backward = self.needed(name)
+        forward, backward = self.suspects(name, sound)
         nodes = {False: defaultdict(dict), True: defaultdict(dict)}
         for back, each in ((False, forward), (True, backward)):
             for node in each:
@@ -237,6 +252,57 @@ class Dataflow:
         sums |= {each: each for node in backward for each in _gradients(node.inputs) if self.hidden(each)}
         sums = {each: each for each in sums if len(self.backward_uses(each)) > 1}
         yield from (("uses", mistake, sums) for mistake in WRONG_SUMS if sums)
+
+    # Reading one tensor for another
+
+    def misread(self, name: str, sound: Collection[str] = ()) -> Iterator[Wrong]:
+        """What comes of reading, on the way, another tensor of the same shape: in every block, or once. As `wrong`."""
+        self.right(name)
+        back, alike = name.startswith(GRADIENT), defaultdict(dict)
+        for node in self.suspects(name, sound)[back]:
+            for read in dict.fromkeys(self._read_in(node, back)):
+                for other in self._interchangeable(node, read):
+                    apart = tuple(_from_block(node, each) for each in (node.results[0], read, other))
+                    alike[apart][id(node), read] = other
+        for reads in alike.values():
+            for some in [reads, *({key: reads[key]} for key in reads if len(reads) > 1)]:
+                (at, read), other = next(iter(some.items()))
+                operation = self.nodes[self.index[at]].operation
+                text = f"{operation.replace('_', ' ')} reads {other}; wanted: {read}"
+                mistake = Mistake("other_tensor", text, "", back, lambda: None)
+                for _, value in replayed(self, name, [Change(reads=some, backward=back)], self.pass_again):
+                    yield Wrong(operation, mistake, value)
+
+    def _read_in(self, node: Node, back: bool) -> list[str]:
+        """The tensors that a node reads, backward from its gradients and its cache."""
+        kept = node.results if back and OPERATIONS[node.operation].cache_of else node.inputs
+        return [*(_gradients(node.results) if back else ()), *kept]
+
+    def _interchangeable(self, node: Node, read: str) -> Iterator[str]:
+        """The tensors, or gradients, of the same shape that are at hand there, of the block itself or one beside it."""
+        prefix = GRADIENT if read.startswith(GRADIENT) else ""
+        shape, at = self._shape(read.removeprefix(prefix)), self.index[id(node)]
+        for other in {**self.makers, **self.uses}:
+            made = self.place(other)
+            ready = other in self.makers and made >= at if prefix else made < at
+            blocks = _block(other), _block(node.results[0])
+            near = None in blocks or abs(blocks[0] - blocks[1]) <= 1
+            if ready and near and prefix + other != read and self._shape(other) == shape:
+                yield prefix + other
+
+    def _shape(self, name: str) -> tuple:
+        return np.shape(self.pass_again.get(name))
+
+
+def _block(name: str) -> int | None:
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def _from_block(node: Node, name: str) -> str:
+    """A name with its block counted from the node's own."""
+    own, block = _block(node.results[0]), _block(name)
+    return name if None in (own, block) else f"{block - own} {name.partition('.')[2].partition('.')[2]}"
 
 
 def _gradients(names: Iterable[str]) -> list[str]:

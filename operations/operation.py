@@ -3,11 +3,15 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from inspect import signature
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+
+# Asked for at every step of every wrong pass, and slow.
+_signature = cache(signature)
 
 
 class Mistake(NamedTuple):
@@ -79,7 +83,7 @@ class Operation(NamedTuple):
     @property
     def roles(self) -> list[str]:
         """The names of the forward function's arguments."""
-        return list(signature(self.forward).parameters)
+        return list(_signature(self.forward).parameters)
 
     def run(self, *arguments) -> tuple:
         """The results of the forward pass, without the cache."""
@@ -87,7 +91,7 @@ class Operation(NamedTuple):
 
     def run_keeping(self, *arguments, **named) -> tuple:
         """Results and cache; beside what the forward pass keeps the arguments by name: mistakes are made with both."""
-        read = signature(self.forward).bind(*arguments, **named).arguments
+        read = _signature(self.forward).bind(*arguments, **named).arguments
         *results, kept = self.forward(**read) if self.backward else (self.forward(**read), None)
         return *results, SimpleNamespace(**read | (kept._asdict() if kept else {}))
 

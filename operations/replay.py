@@ -39,7 +39,9 @@ class Replay:
 
     def __init__(self, graph, change: Change = Change(), base: "Replay | None" = None):  # noqa: B008
         self.graph, self.change, self.base, self.made = graph, change, base, bool(change.reads)
+        self._misreading = {node for node, _ in change.reads}
         self._results: dict[int, tuple] = {}
+        self._caches: dict[int, object] = {}
         self._gradients: dict[int, dict[str, np.ndarray]] = {}
         changed = [graph.place(at) for at in (*change.at, *(node for node, _ in change.reads))]
         self._first, self._last = min(changed, default=len(graph.nodes)), max(changed, default=-1)
@@ -94,7 +96,7 @@ class Replay:
         if self.base and self.graph.index[id(node)] > self._last:
             return self.base.gradients(node)
         if id(node) not in self._gradients:
-            operation, cache = OPERATIONS[node.operation], self._cache(node)
+            operation, cache = OPERATIONS[node.operation], self.cache(node)
             dresults = [self._gradient_read(node, each) for each in node.results]
             found = operation.differentiate(*dresults, cache)
             found |= self._wrong(node, True, [*dresults, cache]) or {}
@@ -105,7 +107,15 @@ class Replay:
         name = GRADIENT + result
         return self.get(self.change.reads.get((id(node), name), name))
 
-    def _cache(self, node: Node):
+    def cache(self, node: Node):
+        """What a node keeps for its backward pass."""
+        if self.base and self._first == len(self.graph.nodes) and id(node) not in self._misreading:
+            return self.base.cache(node)
+        if id(node) not in self._caches:
+            self._caches[id(node)] = self._kept(node)
+        return self._caches[id(node)]
+
+    def _kept(self, node: Node):
         operation = OPERATIONS[node.operation]
         if operation.cache_of:
             reads = self.change.reads

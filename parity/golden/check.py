@@ -94,10 +94,10 @@ def compare_dump(
     dump: Mapping[str, np.ndarray], pack: Pack, *, dtype: str | None = None, unknown=()
 ) -> Report:
     """The same for tensors in memory, by name."""
-    if dtype is None:
-        dtype = "float32" if any(tensor.dtype == np.float32 for tensor in dump.values()) else "float64"
     tensors = Tensors(pack, dtype, dump)
     rows = [_row(tensors, name) for name in tensors.order if name in tensors.found]
+    tensors.right |= {row.name for row in rows if row.holds}
+    dtype = " and ".join(sorted({tensors.dtypes[row.name] for row in rows if row.limit})) or "exact"
     missing = [name for name in pack.tensors if name not in dump]
     coarse = {row["name"]: row["float32"] for row in pack.manifest["tensors"]}
     within = all(row.error <= coarse[whole(row.name)] for row in rows)
@@ -159,11 +159,17 @@ def _faults(tensors: Tensors, rows: list[Row]) -> list[Finding]:
         if key in faults:
             faults[key].elsewhere.append(row.name)
             _narrow(faults[key], tensors, row)
+        elif not cause and _leads_through(tensors, row, faults.values()):
+            continue
         elif cause or sum(not fault.cause for fault in faults.values()) < MAX_FAULTS:
-            fault = _fault(tensors, row, states, follows)
-            faults[key] = fault._replace(cause=cause, explanations=shared) if cause else fault
+            fault = _fault(tensors, row, states, follows, shared if cause else explain(tensors, row.name))
+            if not cause and (same := _same(fault, faults.values())):
+                same.elsewhere.append(row.name)
+                continue
+            faults[key] = fault._replace(cause=cause)
     told = [_finished(tensors, fault) for fault in faults.values()]
-    return told or [_fault(tensors, row, states, True) for row in diverging[:1]]
+    first = diverging[:1] if not told else []
+    return told + [_fault(tensors, row, states, True, explain(tensors, row.name)) for row in first]
 
 
 def _swapped(tensors: Tensors, diverging: list[Row]) -> Finding | None:
@@ -203,13 +209,15 @@ def _cause(tensors: Tensors, row: Row, faults: Iterable[Finding]) -> tuple[str, 
     if not row.name.startswith(GRADIENT):
         return "", []
     readers = tensors.graph.readers(row.name.removeprefix(GRADIENT))
-    made_by = {each for reader in readers for each in tensors.origins[reader].operations}
+    made_by = {each for name in (*readers, row.name) for each in tensors.origins[name].operations}
     causes = [
         fault
         for fault in faults
         if not fault.row.name.startswith(GRADIENT)
         and any(each.operation in made_by for each in fault.explanations)
     ]
+    if causes and tensors.bridged(row.name):
+        return causes[0].row.name, []  # over several operations, the mistake of one of them is cause enough
     for fault in causes:
         shared = same_mistake(tensors, row.name, fault.explanations, max(4 * row.limit, 1e-11))
         if shared:
@@ -217,10 +225,42 @@ def _cause(tensors: Tensors, row: Row, faults: Iterable[Finding]) -> tuple[str, 
     return (causes[0].row.name if causes and not explain(tensors, row.name) else ""), []
 
 
-def _fault(tensors: Tensors, row: Row, states: Mapping[str, str], follows: bool | None) -> Finding:
+def _same(fault: Finding, faults: Iterable[Finding]) -> Finding | None:
+    """The one already found that has the same mistake, though what lies between the dump's tensors is not the same."""
+    back = fault.row.name.startswith(GRADIENT)
+    first = [(each.operation, each.name) for each in fault.explanations[:1] if each.operation]
+    alike = (
+        each
+        for each in faults
+        if first == [(e.operation, e.name) for e in each.explanations[:1]]
+        and back == each.row.name.startswith(GRADIENT)
+    )
+    return next(alike, None) if first else None
+
+
+def _leads_through(tensors: Tensors, row: Row, faults: Iterable[Finding]) -> bool:
+    """Whether a tensor was made by several operations of which one is at fault already: it tells nothing by itself."""
+    if not tensors.bridged(row.name):
+        return False
+    made_by, back = {*tensors.origins[row.name].operations}, row.name.startswith(GRADIENT)
+    for fault in faults:
+        explained = {each.operation for each in fault.explanations} - {""}
+        known = explained or {*(fault.origin.operations if fault.origin else ())}
+        if made_by & known and (back or not fault.row.name.startswith(GRADIENT)):
+            return True
+    return False
+
+
+def _fault(
+    tensors: Tensors,
+    row: Row,
+    states: Mapping[str, str],
+    follows: bool | None,
+    explanations: list[Explanation],
+) -> Finding:
     origin = tensors.origins.get(row.name)
     inputs = _input_states(tensors, origin, states) if origin else {}
-    fault = Finding(row, origin, inputs, None, explain(tensors, row.name), [])
+    fault = Finding(row, origin, inputs, None, explanations, [])
     return fault._replace(own=(fault.inputs_right or None) if follows is None else not follows)
 
 

@@ -36,18 +36,28 @@ def explain(tensors: Tensors, name: str) -> list[Explanation]:
     origin = tensors.origins.get(name)
     if origin and origin.title in ("greedy token", "sampled token"):
         return []  # twice or half a token's id would be a coincidence
-    wrong, expected = (), tensors.golden[name]
-    if tensors.repeatable(origin):
-        wrong, expected = origin.wrong(), np.asarray(origin.right())
+    again = tensors.repeatable(origin)
+    expected = np.asarray(origin.right()) if again else tensors.golden[name]
     expected, found = (tensors.determined(name, each) for each in (expected, tensors.found[name]))
-    wrong = ((*mistake, tensors.determined(name, np.asarray(value))) for *mistake, value in wrong)
-    close = 4 * tensors.limits[name]
-    fitting = _fitting(wrong, expected, found, close)
-    if not fitting:
-        sizes = *tensors.golden["tokens"].shape, tensors.pack.config.head_size
-        anywhere = (("", mistake, form) for mistake in ANYWHERE for form in mistake.forms(expected, *sizes))
-        fitting = _fitting(anywhere, expected, found, close)
-    return fitting[:MAX_EXPLANATIONS] or _constant_factor(expected, found, close)
+
+    def fitting(wrong: Iterable[tuple]) -> list[Explanation]:
+        values = ((*mistake, tensors.determined(name, np.asarray(value))) for *mistake, value in wrong)
+        return _fitting(values, expected, found, 4 * tensors.limits[name])
+
+    # Over several operations, those first that no right tensor of the dump clears.
+    sound = [each for each in tensors.right if each in tensors.origins] if tensors.bridged(name) else []
+    sizes = *tensors.golden["tokens"].shape, tensors.pack.config.head_size
+    anywhere = (("", mistake, form) for mistake in ANYWHERE for form in mistake.forms(expected, *sizes))
+    of_pass = tensors.graph if again and tensors.of_pass(name) else None
+    for wrong in (
+        of_pass.wrong(name, sound=sound) if of_pass and sound else (),
+        origin.wrong() if again else (),
+        anywhere,
+        of_pass.misread(name) if of_pass else (),
+    ):
+        if fits := fitting(wrong):
+            return fits[:MAX_EXPLANATIONS]
+    return _constant_factor(expected, found, 4 * tensors.limits[name])
 
 
 def _fitting(wrong: Iterable[tuple], expected, found, close: float) -> list[Explanation]:

@@ -55,32 +55,39 @@ def given_names(config: ModelConfig) -> list[str]:
 
 
 def pass_origins(
-    config: ModelConfig, value: Callable[[str], np.ndarray] | None = None
+    config: ModelConfig,
+    value: Callable[[str], np.ndarray] | None = None,
+    dumped: Callable[[str], bool] | None = None,
 ) -> tuple[Dataflow, dict[str, Origin]]:
     """The dataflow of a pass, and the origin of each of its tensors by name, in dataflow order.
 
-    value: name -> tensor, of every tensor of the pack; None where nothing is made again
+    value: name -> tensor, of every known tensor; None where nothing is made again
+    dumped: whether a tensor has a value of its own, and an origin; others are computed on the way to those that have.
+        None where all are known
     """
     trace, table = record(config), weight_table(config)
     forward = [*(["positions"] if config.position == "sinusoidal" else []), *trace.activations]
     gradients = {GRADIENT + name for name in (*trace.gradients, *table)}
-    known = {*given_names(config), *forward, *gradients}
+    made = {*forward, *gradients}
+    known = {*given_names(config), *filter(dumped or made.__contains__, made)}
     graph = Dataflow(trace.nodes, known.__contains__, value)
     order = dict.fromkeys(forward)
     for name in trace.gradients:  # after the gradients of the weights that the same operation reads
-        for node, _ in graph.steps(GRADIENT + name):
+        for node, _ in graph.backward_uses(GRADIENT + name):
             weights = [each for each in node.inputs if each in table and graph.uses[each][0][0] is node]
             order |= dict.fromkeys(GRADIENT + weight for weight in weights)
         order[GRADIENT + name] = None
     order |= dict.fromkeys(GRADIENT + weight for weight in reversed(table))
-    return graph, {name: _pass_origin(graph, name) for name in order}
+    return graph, {name: _pass_origin(graph, name) for name in order if name in known}
 
 
 def _pass_origin(graph: Dataflow, name: str) -> Origin:
     steps = graph.steps(name)
     if not steps:
         return Origin("start of the backward pass", "1", [], right=lambda: np.ones(()))
-    operations = tuple(dict.fromkeys(node.operation for node, _ in steps))
+    operations = tuple(
+        dict.fromkeys(node.operation for node in graph.needed(name)[0] + graph.needed(name)[1])
+    )
     words = graph.title(name), graph.equation(name), graph.inputs(name)
     return Origin(*words, operations, lambda: graph.right(name), lambda: iter(graph.wrong(name)))
 

@@ -60,7 +60,7 @@ def gradients_with(tensors: Tensors, name: str, operation: str, mistake: Mistake
             moved = Dataflow(graph.nodes, graph.known, value)
             if not wrong:
                 return [moved.right(result)]
-            return [each.value for each in moved.wrong(result) if each.mistake is mistake]
+            return [each.value for each in moved.wrong(result, only=mistake)]
 
         dy = tensors.tensor(GRADIENT + result)
         total = total + _derivative(compute, tensors.tensor, name, dy, places)

@@ -6,6 +6,7 @@ import numpy as np
 
 from contract.numbers import magnitude
 from contract.weights import weight_table
+from operations.dataflow import GRADIENT
 from parity.golden.origins import (
     CONTINUATIONS,
     Origin,
@@ -43,32 +44,48 @@ def split_steps(tensors: Mapping[str, np.ndarray], pack: Pack) -> dict[str, np.n
 class Tensors:
     """The tensors of a pack and of a dump, and what made each of them.
 
-    dtype: "float32" or "float64", whose limits to apply; dump: by name, some or all of the pack's names
+    dtype: "float32" or "float64", whose limits to apply; None goes by each tensor's own precision
+    dump: by name, some or all of the pack's names
 
     order: names, those of AdamW's steps and of new tokens one by one; origins: what made each, by name
     given: names of what a pack starts from; golden, found: tensors of the pack and of the dump
-    limits, scales: the largest error allowed, and what it is relative to; graph: of the forward pass
+    dtypes: whose limits apply; limits, scales: the largest error allowed, and what it is relative to
+    graph: of the pass, in which what the dump has is known; right: names found right, which a check fills in
     """
 
-    def __init__(self, pack: Pack, dtype: str, dump: Mapping[str, np.ndarray]):
+    def __init__(self, pack: Pack, dtype: str | None, dump: Mapping[str, np.ndarray]):
         config, manifest = pack.config, pack.manifest
         golden = split_steps(pack.tensors, pack)
         rows_given = [name for name in golden if name.startswith(("adamw.learning_rate[", "sampled.draws["))]
         self.pack = pack
         self.given = [*given_names(config), *rows_given, "greedy.prompt", "sampled.prompt"]
-        self.graph, self.origins = pass_origins(config, self.tensor)
+        # The uncut ones too: a dump's may have a shape that cannot be cut.
+        self.golden, self.found = golden | pack.tensors, split_steps(dump, pack)
+        self.graph, self.origins = pass_origins(config, self.tensor, self._usable)
         self.origins |= step_origins(config, manifest["adamw"], self.tensor)
         count = len(pack.tensors["greedy.tokens"])
         self.origins |= continuation_origins(config, count, manifest["sampling"], self.tensor) | CONTINUATIONS
-        # The uncut ones too: a dump's may have a shape that cannot be cut.
-        self.golden, self.found = golden | pack.tensors, split_steps(dump, pack)
-        order = dict.fromkeys([*self.given, *self.origins, *self.golden])
-        self.order = [name for name in order if name in self.golden]
         rows = {row["name"]: row for row in manifest["tensors"]}
+        of_pass = [name for name in rows if name in golden]
+        order = dict.fromkeys([*self.given, *of_pass, *self.origins, *self.golden])
+        self.order = [name for name in order if name in self.golden]
         rows = {name: rows[whole(name)] for name in self.order}
-        self.limits = {name: float(row[dtype]) for name, row in rows.items()}
+        self.dtypes = self._dtypes() if dtype is None else dict.fromkeys(self.order, dtype)
+        self.limits = {name: float(row[self.dtypes[name]]) for name, row in rows.items()}
         self.scales = {n: magnitude(self.golden[n]) or float(row["scale"]) for n, row in rows.items()}
+        self.right: set[str] = set()
         self._gradients = {}
+
+    def _dtypes(self) -> dict[str, str]:
+        """The precision of each tensor: the coarsest of its own and of those in the dump that it is made of."""
+        dtypes = dict.fromkeys(self.order, "float64")
+        for name in self.order:
+            origin = self.origins.get(name)
+            # The pack's weights are float32 numbers: to dump them as such says nothing of the computation.
+            own = name in self.found and name not in self.given and self.found[name].dtype == np.float32
+            if own or any(dtypes.get(each) == "float32" for each in (origin.inputs if origin else ())):
+                dtypes[name] = "float32"
+        return dtypes
 
     def repeatable(self, origin: Origin | None) -> bool:
         """Whether a tensor can be made again, from the dump's tensors where the dump has them."""
@@ -77,7 +94,9 @@ class Tensors:
         return all(self._usable(name) for name in origin.inputs if name in self.found)
 
     def _usable(self, name: str) -> bool:
-        """Whether a tensor of the dump has the right shape, and token ids that exist."""
+        """Whether the dump has a tensor, of the right shape, and token ids that exist."""
+        if name not in self.found:
+            return False
         golden, found = self.golden[name], self.found[name]
         if golden.shape != found.shape:
             return False
@@ -85,13 +104,25 @@ class Tensors:
             return True
         return bool(found.min() >= 0 and found.max() < self.pack.config.vocab_size and (found % 1 == 0).all())
 
+    def of_pass(self, name: str) -> bool:
+        """Whether a tensor is one of the pass forward and back, which the graph holds."""
+        return name in self.graph.makers or name.startswith(GRADIENT)
+
+    def bridged(self, name: str) -> bool:
+        """Whether between a tensor and those in the dump lie others that the dump lacks."""
+        if not self.of_pass(name):
+            return False
+        forward, backward = self.graph.needed(name)
+        made = [each for node in forward for each in node.results]
+        made += [GRADIENT + each for node in backward for each in node.results]
+        return any(each in self.golden and each != name and not self._usable(each) for each in made)
+
     def tensor(self, name: str) -> np.ndarray:
         """A tensor in float64 or int64: the dump's where it can be used, the pack's where not."""
         if name not in self.golden:
             return self._gradient(name)
         golden = self.golden[name]
-        usable = name in self.found and self._usable(name)
-        tensor = np.asarray(self.found[name] if usable else golden, golden.dtype)
+        tensor = np.asarray(self.found[name] if self._usable(name) else golden, golden.dtype)
         free = undetermined(self.pack.config, name, golden.shape)
         return tensor if free is None else np.where(free & ~np.isfinite(tensor), golden, tensor)
 

@@ -115,7 +115,7 @@ def test_an_explanation_fits_to_rounding(packs):
 def test_a_mistake_differentiated_is_one_mistake(name, packs):
     """Who differentiates a wrong forward pass rightly has made one mistake, and is told of one."""
     pack = packs["gpt2-tied"]
-    tensors, dump = Tensors(pack, "float64", {}), dict(pack.tensors)
+    tensors, dump = Tensors(pack, "float64", pack.tensors), dict(pack.tensors)
     operation = next(each for each in OPERATIONS.values() if any(m.name == name for m in each.mistakes))
     made_by = {each: origin.operations for each, origin in tensors.origins.items() if "gradient" not in each}
     result = [each for each, operations in made_by.items() if operation.name in operations][-1]
