@@ -29,6 +29,11 @@ def make(
     batch_size: Annotated[int, option("Sequences per batch.")] = 3,
     tokens: TokensOption = None,
     steps: Annotated[int, option("Steps of AdamW; 0 for none.")] = 10,
+    beta1: Annotated[float, option("AdamW's decay rate of the mean.")] = 0.9,
+    beta2: Annotated[float, option("AdamW's decay rate of the mean square.")] = 0.95,
+    eps: Annotated[float, option("AdamW's epsilon; at 1e-8 mistakes in it hide in rounding.")] = 1e-4,
+    weight_decay: Annotated[float, option("AdamW's decoupled weight decay.")] = 0.5,
+    clip: Annotated[float, option("Maximum gradient norm of a step.")] = 1.0,
     seed: Annotated[int, option("Seed of the batch and of random weights.")] = 3,
     overwrite: Annotated[bool, option("Replace earlier packs of these names.", "--overwrite")] = False,
 ):
@@ -51,7 +56,8 @@ def make(
     else:
         folder, name = out or Path(), _plain(name)
         replaceable_pack(name, folder, overwrite)
-        packs = [_own_pack(name, config, run, B=batch_size, T=tokens, steps=steps, seed=seed)]
+        adamw = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "max_norm": clip}
+        packs = [_own_pack(name, config, run, B=batch_size, T=tokens, seed=seed, steps=steps, **adamw)]
     for pack in packs:
         save_pack(pack, folder, overwrite=overwrite)
         kilobytes = sum(tensor.nbytes for tensor in pack.tensors.values()) / 1e3

@@ -17,6 +17,7 @@ from parity.golden.origins import LOGITS, LOSS, NORM, Origin, whole
 from parity.golden.packs import Pack
 from parity.golden.same_mistake import same_mistake
 from parity.golden.tensors import Tensors
+from parity.golden.undetermined import without_padding
 
 MAX_FAULTS = 5  # that are looked into, one after the other
 _FOLLOWS = "follows from your weights"
@@ -58,6 +59,7 @@ class Report(NamedTuple):
     missing: names of the pack that the dump lacks; unknown: names of the dump that the pack lacks
     unread: files of the dump's folder that hold no tensor that can be read
     left_out: tensors in which the dump has other numbers where the loss determines none
+    padded: tensors of which rows beyond the vocabulary or the context were left out
     faults: the first divergence that does not follow from its inputs, then the others of that kind
     within_float32: whether every tensor is within float32's limits
     """
@@ -71,6 +73,7 @@ class Report(NamedTuple):
     within_float32: bool = False
     unread: Sequence[str] = ()
     left_out: Sequence[str] = ()
+    padded: Sequence[str] = ()
 
     @property
     def diverging(self) -> list[Row]:
@@ -94,6 +97,7 @@ def compare_dump(
     dump: Mapping[str, np.ndarray], pack: Pack, *, dtype: str | None = None, unknown=()
 ) -> Report:
     """The same for tensors in memory, by name."""
+    dump, padded = without_padding(dump, pack.tensors, pack.config)
     tensors = Tensors(pack, dtype, dump)
     rows = [_row(tensors, name) for name in tensors.order if name in tensors.found]
     tensors.right |= {row.name for row in rows if row.holds}
@@ -107,9 +111,9 @@ def compare_dump(
         if row.holds
         and not _compared(tensors, row.name, tensors.golden[row.name], tensors.found[row.name]).holds
     ]
-    return Report(
-        pack.name, dtype, rows, missing, list(unknown), _faults(tensors, rows), within, left_out=left_out
-    )
+    faults = _faults(tensors, rows)
+    found = Report(pack.name, dtype, rows, missing, list(unknown), faults, within)
+    return found._replace(left_out=left_out, padded=padded)
 
 
 def _row(tensors: Tensors, name: str) -> Row:

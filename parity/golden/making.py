@@ -6,6 +6,7 @@ from types import ModuleType
 import numpy as np
 
 import numpy_llm
+from contract.checks import check_adam, check_number
 from contract.components import traced_numbers
 from contract.config import ModelConfig
 from contract.errors import ConfigError
@@ -16,6 +17,7 @@ from contract.weights import Weights, parameter_count, weight_table
 from parity.cases import lively_weights
 from parity.golden.manifest import manifest
 from parity.golden.packs import Pack
+from parity.golden.rounding import strays
 
 LARGEST = 1 << 32  # bytes of a pack; a porter's tool should not fill a disk by mistake
 
@@ -33,19 +35,21 @@ def make_pack(
     B: int = 3,
     T: int | None = None,
     seed: int = 3,
-    steps: int = ADAMW["steps"],
+    **adamw: float,
 ) -> Pack:
     """A pack of any model.
 
     config: its dropout is left out; weights: any precision, rounded to float32; None draws lively ones
     B, T: shape of the batch; T one less than the context, at most 64, where it is not given
-    seed: of the weights and the batch; steps: of AdamW, 0 for none
+    seed: of the weights and the batch
+    adamw: settings other than those of `ADAMW`; its steps are 0 for none
 
-    Raises ConfigError for an impossible batch or a pack of more than 4 GB.
+    Raises ConfigError for an impossible batch or setting, or a pack of more than 4 GB.
     """
     config = replace(config, dropout=0.0)
     T = min(max(config.context_length - 1, 1), 64) if T is None else T
-    _check_size(config, B, T, seed, steps)
+    adamw = _checked(ADAMW | adamw)
+    _check_size(config, B, T, seed, adamw["steps"])
     given = Weights.zeros(config, "float64")
     source = lively_weights(config, seed, "float64") if weights is None else weights
     for each in given:
@@ -56,9 +60,20 @@ def make_pack(
     batch = generator(seed, "golden.batch").integers(min(symbols, config.vocab_size), size=(B, T + 1))
     tensors = {"tokens": batch[:, :-1].copy(), "targets": batch[:, 1:].copy()}
     tensors |= {each: np.array(weight) for each, weight in given.items()}
-    adamw = ADAMW | {"steps": steps}
-    tensors |= computed(config, given, tensors["tokens"], tensors["targets"], adamw)
-    return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors), config, tensors)
+
+    def compute(weights: Weights) -> dict[str, np.ndarray]:
+        return computed(config, weights, tensors["tokens"], tensors["targets"], adamw)
+
+    tensors |= compute(given)
+    apart = strays(config, given, tensors, compute)
+    return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors, apart), config, tensors)
+
+
+def _checked(adamw: dict) -> dict:
+    """The settings, once they are known to be possible ones."""
+    check_adam(**{name: adamw[name] for name in ("beta1", "beta2", "eps", "weight_decay")})
+    check_number("clip", adamw["max_norm"], lambda norm: 0 < norm < np.inf, "a finite number above 0")
+    return adamw
 
 
 def _check_size(config: ModelConfig, B: int, T: int, seed: int, steps: int):

@@ -10,6 +10,7 @@ from contract.numbers import magnitude
 from contract.weights import weight_table
 from operations.adamw import STEPS
 from parity.golden.origins import CONTINUATIONS, LOSS, NORM, STEP_LOSS, Origin, given_names, pass_origins
+from parity.golden.rounding import float32_limit
 from parity.tolerances import limit
 
 FORMAT = "golden-1"
@@ -78,14 +79,20 @@ def origins(config: ModelConfig, names) -> dict[str, Origin | None]:
     return {name: origin for name, origin in order.items() if name in names}
 
 
-def manifest(name: str, config: ModelConfig, seed: int, adamw: dict, sampling: dict, tensors: dict) -> dict:
-    """The record that describes a pack, ready for JSON, its tensors in dataflow order."""
+def manifest(
+    name: str, config: ModelConfig, seed: int, adamw: dict, sampling: dict, tensors: dict, strays: dict
+) -> dict:
+    """The record that describes a pack, ready for JSON, its tensors in dataflow order.
+
+    strays: by name, how far honest float32 is from a tensor
+    """
     known = origins(config, tensors)
     described, scale = [], 0.0
     for each, origin in known.items():
         # A tensor of zeros is a difference of terms that cancel: its error is relative to the tensor before it.
         scale = magnitude(tensors[each]) or scale
-        described.append(_row(each, tensors[each], origin, config, scale))
+        row = _row(each, tensors[each], origin, config, scale)
+        described.append(row | {"float32": float32_limit(row["float32"], strays.get(each, 0.0))})
     return {
         "format": FORMAT,
         "name": name,

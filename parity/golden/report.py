@@ -29,6 +29,8 @@ def describe(report: Report) -> list[str]:
         lines.append(f"not read: {_few(report.unread)}")
     if report.left_out:
         lines.append(f"left out, where no token is attended to: {_few(report.left_out)}")
+    if report.padded:
+        lines.append(f"left out, rows beyond the vocabulary or the context: {_few(report.padded)}")
     own = [fault for fault in report.faults if not fault.cause]
     for number, fault in enumerate(own):
         heading = "by itself, from your own inputs" if number else "first in dataflow order"
@@ -130,6 +132,7 @@ def as_record(report: Report) -> dict:
         "unknown": report.unknown,
         "unread": list(report.unread),
         "left_out": list(report.left_out),
+        "padded": list(report.padded),
         "faults": [
             {
                 **_row_record(fault.row),

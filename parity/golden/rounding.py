@@ -1,0 +1,62 @@
+"""How far an honest float32 pass strays from a pack: what the twin itself does, summing in several orders.
+
+The channels of the residual stream and the width of the feed-forward layer have no order of their own: a model with
+both shuffled computes the same numbers, shuffled, and adds up each product's terms in another order.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from contract.config import ModelConfig
+from contract.numbers import magnitude, relative_error
+from contract.randomness import generator
+from contract.weights import Weights
+from parity.golden.undetermined import dimensions, undetermined
+
+ORDERS = 2
+# A plain loop adds one by one, and strays further than a BLAS library, which adds in blocks.
+ROOM = 4
+
+
+def float32_limit(least: float, stray: float) -> float:
+    """The largest float32 error that passes, in two digits: `least`, or more where an honest pass strays further."""
+    return max(least, float(f"{ROOM * stray:.1e}"))
+
+
+def strays(
+    config: ModelConfig, given: Weights, golden: Mapping[str, np.ndarray], compute: Callable
+) -> dict[str, float]:
+    """The largest error of each tensor over `ORDERS` orders, relative to its largest magnitude.
+
+    given: the weights; golden: the tensors in float64; compute: weights in float32 -> the same tensors
+    """
+    worst = {}
+    for order in range(ORDERS):
+        random = generator(order, "golden.rounding")
+        sizes = {"C": config.d_model, "F": config.d_ff}
+        # Sinusoids belong to channels, which have an order there; the first pass keeps every order.
+        free = "F" if config.position == "sinusoidal" else "CF"
+        shuffled = {letter: random.permutation(sizes[letter]) for letter in free if order}
+        weights = Weights.zeros(config, "float32")
+        for name, weight in given.items():
+            weights[name][...] = _taken(config, name, weight, shuffled)
+        back = {letter: np.argsort(places) for letter, places in shuffled.items()}
+        for name, tensor in compute(weights).items():
+            if tensor.dtype.kind != "i":
+                right = golden[name]
+                free_of_loss = undetermined(config, name, right.shape)
+                found = _taken(config, name, tensor, back)
+                if free_of_loss is not None:
+                    found = np.where(free_of_loss, right, found)
+                error = relative_error(found, right, magnitude(right) or 1.0)
+                worst[name] = max(worst.get(name, 0.0), error)
+    return worst
+
+
+def _taken(config: ModelConfig, name: str, tensor: np.ndarray, shuffled: Mapping[str, np.ndarray]):
+    """A tensor with its shuffled dimensions in their new order."""
+    for axis, letter in enumerate(dimensions(config, name)):
+        if letter in shuffled:
+            tensor = np.take(tensor, shuffled[letter], axis)
+    return tensor
