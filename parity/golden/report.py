@@ -43,7 +43,7 @@ def describe(report: Report) -> list[str]:
     if rest := _whole([row for row in diverging if row.name not in told]):
         lines += ["", f"and what follows from it: {_few(rest)}"]
     explained = any(fault.explanations for fault in report.faults)
-    if diverging and report.dtype == "float64" and report.within_float32 and not explained:
+    if diverging and "float64" in report.dtype and report.within_float32 and not explained:
         lines.append(
             "every error is as small as float32's rounding: if that is what you computed in, --dtype float32"
         )

@@ -79,11 +79,14 @@ class Tensors:
     def _dtypes(self) -> dict[str, str]:
         """The precision of each tensor: the coarsest of its own and of those in the dump that it is made of."""
         dtypes = dict.fromkeys(self.order, "float64")
+        # The pack's weights are float32 numbers: to dump them as such says nothing of the computation.
+        coarse = {n for n, each in self.found.items() if each.dtype == np.float32 and n not in self.given}
         for name in self.order:
             origin = self.origins.get(name)
-            # The pack's weights are float32 numbers: to dump them as such says nothing of the computation.
-            own = name in self.found and name not in self.given and self.found[name].dtype == np.float32
-            if own or any(dtypes.get(each) == "float32" for each in (origin.inputs if origin else ())):
+            inputs = origin.inputs if origin else ()
+            # Programs in float32 often keep a loss or a norm in double.
+            number = bool(coarse) and not self.golden[name].shape
+            if number or name in coarse or any(dtypes.get(each) == "float32" for each in inputs):
                 dtypes[name] = "float32"
         return dtypes
 
