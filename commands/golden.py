@@ -44,10 +44,10 @@ def make(
     if name is None and (config or run):
         raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
     if name is None:
-        folder, models = out or GOLDEN, committed()
-        for each in models:
+        folder, recipes = out or GOLDEN, committed()
+        for each in recipes:
             replaceable_pack(each, folder, overwrite)
-        packs = [make_pack(each, model, seed=seed) for each, (model, seed) in models.items()]
+        packs = [make_pack(each, **recipe._asdict()) for each, recipe in recipes.items()]
     else:
         folder, name = out or Path(), _plain(name)
         replaceable_pack(name, folder, overwrite)
@@ -88,23 +88,37 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
 def export(
     name: Annotated[str, typer.Argument(help="Name of a pack, from `golden list`, or its path.")],
     out: Annotated[Path | None, option("Folder or file to create. [default: NAME, or NAME.npz]")] = None,
-    format: Annotated[str, option("raw, npz or npy.")] = "raw",
-    dtype: Annotated[str, option("float64 or float32, for the real numbers.")] = "float64",
+    format: Annotated[str, option("raw, npz, npy or huggingface.")] = "raw",
+    dtype: Annotated[
+        str | None,
+        option(
+            "float64 or float32, for the real numbers; of a huggingface export bfloat16 and float16 too. "
+            "[default: float64; float32 for huggingface]"
+        ),
+    ] = None,
     overwrite: Annotated[bool, option("Replace an earlier export in --out.", "--overwrite")] = False,
 ):
-    """Write a pack for languages without safetensors.
+    """Write a pack for other programs.
 
     raw: little-endian NAME.bin files, a manifest, an index for programs without a
     JSON reader, and a page that explains them.
+
+    huggingface: config.json and model.safetensors with the names and layouts of
+    the model's family, for your own loader or transformers, and batch.json with
+    the tokens and targets.
     """
     from commands.console import say
+    from contract.files import visible_items
     from parity.golden.export import export_pack
     from parity.golden.packs import load_pack
 
     pack = load_pack(name)
     out = out or Path(f"{pack.name}.npz" if format == "npz" else pack.name)
     export_pack(pack, format, out, dtype=dtype, overwrite=overwrite)
-    say(f"{out}: {len(pack.tensors)} tensors, real numbers in {dtype}")
+    if format == "huggingface":
+        say(f"{out}: {', '.join(visible_items(out))}")
+    else:
+        say(f"{out}: {len(pack.tensors)} tensors, real numbers in {dtype or 'float64'}")
 
 
 def list_packs(as_json: JsonOption = False):

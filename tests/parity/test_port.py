@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "examples" / "port.c"
 COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
 # The example has the layer norm alone.
-PACKS = [name for name, (config, _) in committed().items() if config.norm == "layer_norm"]
+PACKS = [name for name, recipe in committed().items() if recipe.config.norm == "layer_norm"]
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler (apt-get install gcc libc6-dev)")
 
