@@ -151,9 +151,16 @@ def list_packs(as_json: JsonOption = False):
 
 def check(
     dump: Annotated[
-        Path, typer.Argument(help="Your tensors: .safetensors, .npz, or a folder of .npy or .bin files.")
+        str,
+        typer.Argument(
+            help="Your tensors: .safetensors, .npz, or a folder of .npy or .bin files; with --against, the model."
+        ),
     ],
-    golden: Annotated[str, option("Name of a pack, from `golden list`, or its path.")],
+    golden: Annotated[str | None, option("Name of a pack, from `golden list`, or its path.")] = None,
+    against: Annotated[
+        str | None,
+        option("transformers: trace the published model DUMP, a folder or a name on the hub, by hooks."),
+    ] = None,
     dtype: Annotated[
         str | None, option("Precision whose limits apply: float32 or float64. [default: the dump's]")
     ] = None,
@@ -161,19 +168,37 @@ def check(
 ):
     """Find the first wrong operation in your implementation, and say why.
 
-    DUMP has some or all of the pack's tensors under the pack's names. The exit
-    code is 1 if one diverges.
+    DUMP has some or all of the pack's tensors under the pack's names, or under
+    those that hooks on transformers give. The exit code is 1 if one diverges.
+
+    With --against transformers, DUMP is a model: Hugging Face's class runs it in
+    float32, and its tensors are held against the NumPy twin's at the same weights.
     """
     from commands.console import show
     from parity.golden.check import check_dump
     from parity.golden.packs import load_pack
     from parity.golden.report import as_record, describe
 
-    report = check_dump(dump, load_pack(golden), dtype=dtype)
+    if (golden is None) == (against is None):
+        raise ConfigError("give either --golden, a pack, or --against transformers and a published model")
+    if against is None:
+        report, lines = check_dump(Path(dump), load_pack(golden), dtype=dtype), []
+    else:
+        report, lines = _against(against, dump, dtype)
     if as_json:
         show(json.dumps(as_record(report), allow_nan=False))
     else:
-        for line in describe(report):
+        for line in [*lines, *describe(report)]:
             show(line)
     if report.diverging:
         raise typer.Exit(1)
+
+
+def _against(other: str, source: str, dtype: str | None):
+    """returns: the report, and a line that says whose tensors were compared"""
+    from parity.golden.against import compare_with
+
+    if dtype is not None:
+        raise ConfigError("--dtype is of a dump; with --against the published model runs in float32")
+    report, model = compare_with(other, source)
+    return report, [f"yours: {model} of {other} in float32; golden: the NumPy twin in float64"]

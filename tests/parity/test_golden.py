@@ -346,8 +346,8 @@ def test_mistakes_are_one_line(arguments, code, words, tmp_path, monkeypatch, ru
 
 def test_a_damaged_pack_is_refused(tmp_path):
     """A changed number, a lost tensor, another version, no JSON: each is named."""
-    config, seed = COMMITTED["relu-sinusoidal"]
-    save_pack(make_pack("pack", config, seed=seed, steps=1), tmp_path)
+    recipe = COMMITTED["relu-sinusoidal"]._replace(steps=1)
+    save_pack(make_pack("pack", **recipe._asdict()), tmp_path)
     path, manifest_path = tmp_path / "pack.safetensors", tmp_path / "pack.json"
     tensors, manifest = load_file(path), manifest_path.read_text()
     for change, words in (
@@ -374,8 +374,8 @@ def test_a_damaged_pack_is_refused(tmp_path):
 def made(tmp_path_factory):
     """A pack on disk, to be copied and damaged."""
     folder = tmp_path_factory.mktemp("made")
-    config, seed = COMMITTED["relu-sinusoidal"]
-    save_pack(make_pack("pack", config, seed=seed, steps=2), folder)
+    recipe = COMMITTED["relu-sinusoidal"]._replace(steps=2)
+    save_pack(make_pack("pack", **recipe._asdict()), folder)
     return folder
 
 
