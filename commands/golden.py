@@ -126,11 +126,17 @@ def list_packs(as_json: JsonOption = False):
     from commands.console import show
     from contract.weights import parameter_count
     from parity.golden.packs import load_pack, pack_names
+    from parity.golden.published import published_as
 
     packs = [load_pack(name) for name in pack_names()]
     if as_json:
         rows = [
-            {"name": pack.name, "tensors": len(pack.tensors), "config": pack.manifest["config"]}
+            {
+                "name": pack.name,
+                "tensors": len(pack.tensors),
+                "huggingface": published_as(pack.config),
+                "config": pack.manifest["config"],
+            }
             for pack in packs
         ]
         show(json.dumps(rows))
@@ -145,6 +151,7 @@ def list_packs(as_json: JsonOption = False):
             f"{config.position} positions",
             "tied" if config.tie_embeddings else "untied",
             "bias" if config.bias else "no bias",
+            *([f"published as {kind}"] if (kind := published_as(config)) else []),
         )
         show(f"{pack.name:<16} {len(pack.tensors)} tensors, {count:,} parameters: {', '.join(words)}")
 

@@ -15,9 +15,9 @@ def record(model: torch.nn.Module, run: Callable[[torch.nn.Module], dict]) -> di
 
     run: calls the model once and returns tensors by name; where "loss" is one of them, its gradients are taken
 
-    returns: by the name of each module NAME its output; NAME.1 ... further outputs; NAME.input the first input;
-        NAME@2 ... where it ran again; NAME.weight and the like; what `run` returned; each with the gradient of the
-        loss under NAME.grad, for what `run` returned gradient.NAME
+    returns: by the name of each module NAME its output; NAME.1 ... further outputs; NAME.input the first input where no
+        module gave it out; NAME@2 ... where it ran again; NAME.weight and the like; what `run` returned; each with the
+        gradient of the loss under NAME.grad, for what `run` returned gradient.NAME
     """
     seen: dict[str, tuple[np.ndarray, torch.Tensor]] = {}
     ran: Counter = Counter()
@@ -25,11 +25,13 @@ def record(model: torch.nn.Module, run: Callable[[torch.nn.Module], dict]) -> di
     def hook(name: str) -> Callable:
         def after(module, inputs, output):
             ran[name] += 1
-            run_name = name if ran[name] == 1 else f"{name}@{ran[name]}"
-            for place, tensor in enumerate(_tensors(output)):
-                _keep(seen, f"{run_name}.{place}" if place else run_name, tensor)
+            called = name if ran[name] == 1 else f"{name}@{ran[name]}"
+            given_out = {id(tensor) for _, tensor in seen.values()}
             for tensor in _tensors(inputs)[:1]:
-                _keep(seen, f"{run_name}.input", tensor)
+                if id(tensor) not in given_out:
+                    _keep(seen, f"{called}.input", tensor)
+            for place, tensor in enumerate(_tensors(output)):
+                _keep(seen, f"{called}.{place}" if place else called, tensor)
 
         return after
 

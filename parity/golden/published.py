@@ -4,6 +4,7 @@ The names and layouts of the files are the family's, and written by the same cod
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from contract.config import ModelConfig
@@ -17,6 +18,13 @@ from parity.golden.packs import Pack
 BATCH = "batch.json"  # the tokens and targets, and the name of the pack
 # What a model of numbers without a text has: none of these tokens, and no row of the embedding that is not trained.
 _NO_TEXT = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+
+
+def published_as(config: ModelConfig) -> str | None:
+    """The `model_type` of `pack_family`, None where no family's files can say what this model is."""
+    with suppress(UserError):
+        return family_for(config).model_type
+    return None
 
 
 def pack_family(config: ModelConfig, name: str):

@@ -301,6 +301,9 @@ def test_list(run_cli):
     assert [line.split()[0] for line in stdout.splitlines()] == PACKS
     rows = json.loads(run_cli("golden", "list", "--json")[1])
     assert [row["name"] for row in rows] == PACKS
+    published = ["gemma3_text", "gpt2", "llama", None, "gemma2", "qwen3", "gpt2", None, "gpt2"]
+    assert [row["huggingface"] for row in rows] == published
+    assert "published as gemma3_text" in stdout
 
 
 BIG = {"vocab_size": 50257, "context_length": 1024, "n_layer": 12, "n_head": 12, "d_model": 768, "d_ff": 3072,
