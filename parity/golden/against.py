@@ -1,5 +1,6 @@
 """The first divergence of two models: Hugging Face's own class, traced by hooks, and the twin at the same weights."""
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,10 @@ def load_model(folder: Path):
     """Hugging Face's model, in float32 and in evaluation, its attention written out so that hooks see it."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
     return AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
 

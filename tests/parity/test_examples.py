@@ -86,6 +86,8 @@ def test_any_module_is_recorded():
         assert np.array_equal(found[name], numbers), name
     assert all(each.dtype == np.float32 for each in found.values())
     assert not any(module._forward_hooks for module in model.modules())
+    again = record(model, run)
+    assert all(np.array_equal(again[name], each) for name, each in found.items())
     assert "gradient.y" not in record(model, lambda model: {"y": model(x)})
 
 
