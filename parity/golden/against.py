@@ -63,7 +63,13 @@ def load_model(folder: Path):
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
-    return AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = (
+                None  # else the padding token's row has no gradient, wherever the token stands
+            )
+    return model
 
 
 def compare_model(model, pack: Pack) -> Report:

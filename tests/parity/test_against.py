@@ -85,6 +85,17 @@ def test_a_changed_model_diverges_where_it_was_changed(title, changes, tensor, m
     )
 
 
+def test_a_padding_token_is_a_token(models, tmp_path):
+    """A config that names one, as most published ones do: its row has its gradient all the same."""
+    pack, folder = models("Qwen 3")
+    fields = json.loads((folder / "config.json").read_text()) | {
+        "pad_token_id": int(pack.tensors["tokens"][0, 0])
+    }
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert compare_model(load_model(tmp_path), pack).diverging == []
+
+
 def test_the_command(models, run_cli, tmp_path):
     """Exit 0 and what was compared; exit 1 and the first divergence; the same as JSON."""
     _, folder = models("Qwen 3")
