@@ -49,10 +49,10 @@ def make(
     if name is None and (config or run):
         raise ConfigError("a pack of your own needs a name: golden make NAME --config FILE")
     if name is None:
-        folder, models = out or GOLDEN, committed()
-        for each in models:
+        folder, recipes = out or GOLDEN, committed()
+        for each in recipes:
             replaceable_pack(each, folder, overwrite)
-        packs = [make_pack(each, model, seed=seed) for each, (model, seed) in models.items()]
+        packs = [make_pack(each, **recipe._asdict()) for each, recipe in recipes.items()]
     else:
         folder, name = out or Path(), _plain(name)
         replaceable_pack(name, folder, overwrite)
@@ -94,23 +94,37 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
 def export(
     name: Annotated[str, typer.Argument(help="Name of a pack, from `golden list`, or its path.")],
     out: Annotated[Path | None, option("Folder or file to create. [default: NAME, or NAME.npz]")] = None,
-    format: Annotated[str, option("raw, npz or npy.")] = "raw",
-    dtype: Annotated[str, option("float64 or float32, for the real numbers.")] = "float64",
+    format: Annotated[str, option("raw, npz, npy or huggingface.")] = "raw",
+    dtype: Annotated[
+        str | None,
+        option(
+            "float64 or float32, for the real numbers; of a huggingface export bfloat16 and float16 too. "
+            "[default: float64; float32 for huggingface]"
+        ),
+    ] = None,
     overwrite: Annotated[bool, option("Replace an earlier export in --out.", "--overwrite")] = False,
 ):
-    """Write a pack for languages without safetensors.
+    """Write a pack for other programs.
 
     raw: little-endian NAME.bin files, a manifest, an index for programs without a
     JSON reader, and a page that explains them.
+
+    huggingface: config.json and model.safetensors with the names and layouts of
+    the model's family, for your own loader or transformers, and batch.json with
+    the tokens and targets.
     """
     from commands.console import say
+    from contract.files import visible_items
     from parity.golden.export import export_pack
     from parity.golden.packs import load_pack
 
     pack = load_pack(name)
     out = out or Path(f"{pack.name}.npz" if format == "npz" else pack.name)
     export_pack(pack, format, out, dtype=dtype, overwrite=overwrite)
-    say(f"{out}: {len(pack.tensors)} tensors, real numbers in {dtype}")
+    if format == "huggingface":
+        say(f"{out}: {', '.join(visible_items(out))}")
+    else:
+        say(f"{out}: {len(pack.tensors)} tensors, real numbers in {dtype or 'float64'}")
 
 
 def list_packs(as_json: JsonOption = False):
@@ -118,11 +132,17 @@ def list_packs(as_json: JsonOption = False):
     from commands.console import show
     from contract.weights import parameter_count
     from parity.golden.packs import load_pack, pack_names
+    from parity.golden.published import published_as
 
     packs = [load_pack(name) for name in pack_names()]
     if as_json:
         rows = [
-            {"name": pack.name, "tensors": len(pack.tensors), "config": pack.manifest["config"]}
+            {
+                "name": pack.name,
+                "tensors": len(pack.tensors),
+                "huggingface": published_as(pack.config),
+                "config": pack.manifest["config"],
+            }
             for pack in packs
         ]
         show(json.dumps(rows))
@@ -137,15 +157,23 @@ def list_packs(as_json: JsonOption = False):
             f"{config.position} positions",
             "tied" if config.tie_embeddings else "untied",
             "bias" if config.bias else "no bias",
+            *([f"published as {kind}"] if (kind := published_as(config)) else []),
         )
         show(f"{pack.name:<16} {len(pack.tensors)} tensors, {count:,} parameters: {', '.join(words)}")
 
 
 def check(
     dump: Annotated[
-        Path, typer.Argument(help="Your tensors: .safetensors, .npz, or a folder of .npy or .bin files.")
+        str,
+        typer.Argument(
+            help="Your tensors: .safetensors, .npz, or a folder of .npy or .bin files; with --against, the model."
+        ),
     ],
-    golden: Annotated[str, option("Name of a pack, from `golden list`, or its path.")],
+    golden: Annotated[str | None, option("Name of a pack, from `golden list`, or its path.")] = None,
+    against: Annotated[
+        str | None,
+        option("transformers: trace the published model DUMP, a folder or a name on the hub, by hooks."),
+    ] = None,
     dtype: Annotated[
         str | None, option("Precision whose limits apply: float32 or float64. [default: the dump's]")
     ] = None,
@@ -153,19 +181,37 @@ def check(
 ):
     """Find the first wrong operation in your implementation, and say why.
 
-    DUMP has some or all of the pack's tensors under the pack's names. The exit
-    code is 1 if one diverges.
+    DUMP has some or all of the pack's tensors under the pack's names, or under
+    those that hooks on transformers give. The exit code is 1 if one diverges.
+
+    With --against transformers, DUMP is a model: Hugging Face's class runs it in
+    float32, and its tensors are held against the NumPy twin's at the same weights.
     """
     from commands.console import show
     from parity.golden.check import check_dump
     from parity.golden.packs import load_pack
     from parity.golden.report import as_record, describe
 
-    report = check_dump(dump, load_pack(golden), dtype=dtype)
+    if (golden is None) == (against is None):
+        raise ConfigError("give either --golden, a pack, or --against transformers and a published model")
+    if against is None:
+        report, lines = check_dump(Path(dump), load_pack(golden), dtype=dtype), []
+    else:
+        report, lines = _against(against, dump, dtype)
     if as_json:
         show(json.dumps(as_record(report), allow_nan=False))
     else:
-        for line in describe(report):
+        for line in [*lines, *describe(report)]:
             show(line)
     if report.diverging:
         raise typer.Exit(1)
+
+
+def _against(other: str, source: str, dtype: str | None):
+    """returns: the report, and a line that says whose tensors were compared"""
+    from parity.golden.against import compare_with
+
+    if dtype is not None:
+        raise ConfigError("--dtype is of a dump; with --against the published model runs in float32")
+    report, model = compare_with(other, source)
+    return report, [f"yours: {model} of {other} in float32; golden: the NumPy twin in float64"]

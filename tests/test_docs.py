@@ -151,7 +151,7 @@ def test_commands_are_found_and_judged():
     assert len([words for text in TEXTS.values() for words in commands(text)]) > 60
     for wrong in (
         "python cli.py trian", "python cli.py train --stepz 3", "python cli.py train --steps many",
-        "python cli.py golden mak x", "python cli.py check dump", "python -m no_such_module", "make nothing",
+        "python cli.py golden mak x", "python cli.py check --golden llama", "python -m no_such_module", "make nothing",
         'pip install -e ".[nothing]"', "pytest tests/test_nothing.py", "torchrun --nproc-per-node 2 cli.py train --x",
     ):  # fmt: skip
         assert commands(f"`{wrong}`") == [shlex.split(wrong)]

@@ -8,11 +8,12 @@ Each comes with SHA256SUMS, by which a later export knows what it may replace.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from contract.config import ModelConfig
 from contract.errors import ConfigError, needs
 from contract.files import exported_files, write_into, write_sums
 from contract.weights import weight_table
@@ -68,13 +69,16 @@ def _write_huggingface(checkpoint: Checkpoint, folder: Path, dtype: str | None):
     for name, text in tokenizer_texts(tokenizer, config.context_length).items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     dtype = dtype or str(next(iter(checkpoint.weights.values())).dtype)
-    _write_tensors(folder / MODEL, checkpoint, family, dtype)
+    write_published(folder / MODEL, config, checkpoint.weights, family, dtype)
     _write_json(folder / CONFIG, family.published_config(config, dtype) | end_ids(tokenizer))
 
 
-def _write_tensors(path: Path, checkpoint: Checkpoint, family, dtype: str):
-    """The tensors of the family's model that compute what the checkpoint computes, one after the other."""
-    terms = family.published_terms(checkpoint.config)
+def write_published(path: Path, config: ModelConfig, weights: Mapping, family, dtype: str):
+    """The tensors of the family's model that compute what this one computes, one after the other.
+
+    weights: by our names; family: one of `harness.exchange.families`; dtype: one of STORED
+    """
+    terms = family.published_terms(config)
     places, table = family.published_places(terms), weight_table(terms)
     shapes: dict[str, tuple[int, ...]] = {}
     for ours, place in places.items():
@@ -85,7 +89,7 @@ def _write_tensors(path: Path, checkpoint: Checkpoint, family, dtype: str):
 
     def values() -> Iterator[np.ndarray]:
         for ours, place in places.items():
-            value, start = _weight(ours, table[ours].shape, checkpoint), 0
+            value, start = _weight(ours, table[ours].shape, config, weights), 0
             for rows in row_counts(place, terms, value.shape):
                 part = value[start : start + rows]
                 yield part.T if place.transposed else part
@@ -95,9 +99,8 @@ def _write_tensors(path: Path, checkpoint: Checkpoint, family, dtype: str):
     stream_tensors(path, shapes, values(), STORED[dtype], {"format": "pt"})
 
 
-def _weight(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> np.ndarray:
+def _weight(name: str, shape: tuple[int, ...], config: ModelConfig, weights: Mapping) -> np.ndarray:
     """A weight of the published model; where ours lacks it, what computes the same."""
-    config, weights = checkpoint.config, checkpoint.weights
     if name in weights:
         return weights[name]
     dtype = next(iter(weights.values())).dtype

@@ -13,6 +13,7 @@ from operations.dataflow import GRADIENT
 from parity.compare import Row, measure, not_finite
 from parity.golden.dumps import read_dump
 from parity.golden.explanations import Explanation, explain
+from parity.golden.hooked_names import translated, with_hooked
 from parity.golden.origins import LOGITS, LOSS, NORM, Origin, whole
 from parity.golden.packs import Pack
 from parity.golden.same_mistake import same_mistake
@@ -88,7 +89,7 @@ def check_dump(path: Path, pack: Pack, *, dtype: str | None = None) -> Report:
     """
     if dtype not in (None, "float32", "float64"):
         raise ConfigError(f"--dtype must be float32 or float64, got {dtype}")
-    dump = read_dump(path, pack.tensors)
+    dump = translated(read_dump(path, with_hooked(pack)), pack)
     return compare_dump(dump.tensors, pack, dtype=dtype, unknown=dump.unknown)._replace(unread=dump.unread)
 
 

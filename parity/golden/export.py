@@ -1,4 +1,4 @@
-"""Golden packs for languages without safetensors: raw numbers, a plain index and a page that explains them."""
+"""Golden packs for other programs: raw numbers, a plain index and a page that explains them; or as models come."""
 
 import json
 from pathlib import Path
@@ -7,43 +7,64 @@ import numpy as np
 
 from contract.errors import ConfigError
 from contract.files import exported_files, write_file, write_into, write_sums
+from harness.exchange.export import STORED
 from parity.golden.manifest import digest
 from parity.golden.packs import GOLDEN, Pack, manifest_text
+from parity.golden.published import write_folder
 
-FORMATS = ("raw", "npz", "npy")
+FORMATS = ("raw", "npz", "npy", "huggingface")
 INDEX, PAGE = "index.txt", "README.txt"
 
 
-def export_pack(pack: Pack, format: str, out: Path, *, dtype: str = "float64", overwrite: bool = False):
+def export_pack(pack: Pack, format: str, out: Path, *, dtype: str | None = None, overwrite: bool = False):
     """Write a pack for other programs.
 
-    format: "raw", a folder of .bin; "npz", one file for NumPy; "npy", a folder
-    out: what to make; dtype: "float64" or "float32", of the real numbers
+    format: "raw", a folder of .bin; "npz", one file for NumPy; "npy", a folder; "huggingface", a folder of the weights
+        alone, with the tokens, as its family publishes models
+    out: what to make; dtype: "float64" or "float32", of the real numbers; a huggingface export's may be narrower. None
+        for float64, and for float32 in a huggingface export, which holds the same weights
 
-    Raises ConfigError for another format or dtype, UserError where `out` is taken or cannot be written.
+    Raises ConfigError for another format or dtype, UserError where `out` is taken or cannot be written, or no family
+    can say what the model is.
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}; choose {', '.join(FORMATS)}")
-    if dtype not in ("float64", "float32"):
-        raise ConfigError(f"--dtype must be float64 or float32, got {dtype}")
-    real = np.dtype(dtype).newbyteorder("<")
-    tensors = {n: t.astype("<i8" if t.dtype.kind == "i" else real) for n, t in pack.tensors.items()}
+    published = format == "huggingface"
+    dtype = dtype or ("float32" if published else "float64")
+    dtypes = tuple(STORED) if published else ("float64", "float32")
+    if dtype not in dtypes:
+        raise ConfigError(f"--dtype of {format} must be one of {', '.join(dtypes)}, got {dtype}")
     if format == "npz":
         if out.suffix != ".npz":
             raise ConfigError(f"--out {out} must end in .npz, by which `check` knows what it is")
         with write_file(out, overwrite=overwrite) as file:
-            np.savez(file, **tensors)
+            np.savez(file, **_in(pack, dtype))
         return
     exported_files(out, overwrite)
     with write_into(out, lambda: exported_files(out, overwrite)) as new:
-        for name, tensor in tensors.items():
-            if format == "raw":
-                (new / f"{name}.bin").write_bytes(tensor.tobytes())
-            else:
-                np.save(new / f"{name}.npy", tensor, allow_pickle=False)
-        if format == "raw":
-            _write_descriptions(pack, tensors, dtype, new)
+        _FOLDERS[format](pack, dtype, new)
         write_sums(new)
+
+
+def _in(pack: Pack, dtype: str) -> dict[str, np.ndarray]:
+    """The pack's tensors, the real ones in this type, little-endian."""
+    real = np.dtype(dtype).newbyteorder("<")
+    return {name: x.astype("<i8" if x.dtype.kind == "i" else real) for name, x in pack.tensors.items()}
+
+
+def _write_npy(pack: Pack, dtype: str, folder: Path):
+    for name, tensor in _in(pack, dtype).items():
+        np.save(folder / f"{name}.npy", tensor, allow_pickle=False)
+
+
+def _write_raw(pack: Pack, dtype: str, folder: Path):
+    tensors = _in(pack, dtype)
+    for name, tensor in tensors.items():
+        (folder / f"{name}.bin").write_bytes(tensor.tobytes())
+    _write_descriptions(pack, tensors, dtype, folder)
+
+
+_FOLDERS = {"raw": _write_raw, "npy": _write_npy, "huggingface": write_folder}
 
 
 def _write_descriptions(pack: Pack, tensors: dict[str, np.ndarray], dtype: str, out: Path):

@@ -96,14 +96,28 @@ def pack_names() -> list[str]:
     return sorted(path.stem for path in GOLDEN.glob("*.json"))
 
 
-def committed() -> dict[str, tuple[ModelConfig, int]]:
-    """The configuration and the seed of each committed pack, by name, as its manifest has them.
+class Recipe(NamedTuple):
+    """What a pack is made of by `make_pack`: its model, the shape of its batch, its seed, its steps of AdamW."""
+
+    config: ModelConfig
+    B: int
+    T: int
+    seed: int
+    steps: int
+
+
+def committed() -> dict[str, Recipe]:
+    """The recipe of each committed pack, by name, as its manifest has it.
 
     The seeds are such that no input of ReLU is near its kink, no two logits of a greedy choice are near each other,
-    tokens repeat, texts vary, and some steps are clipped and some are not.
+    tokens repeat, texts vary, and of steps some are clipped and some are not.
     """
-    manifests = {name: read_json(GOLDEN / f"{name}.json", _MANIFEST) for name in pack_names()}
-    return {name: (_config_of(each), each["seed"]) for name, each in manifests.items()}
+    return {name: _recipe(read_json(GOLDEN / f"{name}.json", _MANIFEST)) for name in pack_names()}
+
+
+def _recipe(manifest: dict) -> Recipe:
+    B, T = next(row["shape"] for row in manifest["tensors"] if row["name"] == "tokens")
+    return Recipe(_config_of(manifest), B, T, manifest["seed"], manifest["adamw"]["steps"])
 
 
 def load_pack(name: str) -> Pack:

@@ -483,7 +483,7 @@ def test_a_dump_that_cannot_be_read(dump, words, tmp_path, run_cli):
     ("arguments", "code", "words"),
     [
         ((), 2, "--golden"),
-        (("--golden", "nothing"), 1, "choose gpt2-tied"),
+        (("--golden", "nothing"), 1, "choose gemma3, gpt2-tied"),
         (("--golden", "gpt2-tied", "--dtype", "float16"), 2, "float32 or float64"),
     ],
 )

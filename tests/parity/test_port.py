@@ -1,4 +1,4 @@
-"""The C example: a stranger's program reads a raw pack, verifies its own layers, and its mistakes are explained."""
+"""The C examples: a stranger's program reads a raw pack, verifies its own layers, and its mistakes are explained."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "examples" / "port.c"
 COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
 # The example has the layer norm alone.
-PACKS = [name for name, (config, _) in committed().items() if config.norm == "layer_norm"]
+PACKS = [name for name, recipe in committed().items() if recipe.config.norm == "layer_norm"]
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler (apt-get install gcc libc6-dev)")
 
@@ -113,3 +113,40 @@ def test_wrong_uses(arguments, ports, tmp_path):
     )
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
+
+
+NORM = r"""
+#include <math.h>
+#include "dump.h"
+int main(void) {
+    static double x[22][8], weight[8];
+    float y[22][8];
+    FILE *stream = fopen("pack/blocks.1.residual_2.bin", "rb"), *scale = fopen("pack/final_norm.weight.bin", "rb");
+    if (!stream || !scale || fread(x, 8, 176, stream) != 176 || fread(weight, 8, 8, scale) != 8) return 1;
+    for (int n = 0; n < 22; n++) {
+        double square = 0;
+        for (int c = 0; c < 8; c++) square += x[n][c] * x[n][c] / 8;
+        for (int c = 0; c < 8; c++) y[n][c] = x[n][c] / sqrt(square + 1e-3) * weight[c];
+    }
+    DUMP(&y[0][0], 176, "model.%s", "norm");
+    return 0;
+}
+"""
+
+
+def test_the_header_dumps_a_tensor(tmp_path, packs, run_cli, monkeypatch):
+    """Under a name of transformers where DUMP_TO says; without it, nothing; an absent folder ends the run."""
+    export_pack(packs["llama"], "raw", tmp_path / "pack")
+    (tmp_path / "dump.h").write_text((SOURCE.parent / "dump.h").read_text(encoding="utf-8"), encoding="utf-8")
+    program = _compiled(NORM, tmp_path)
+    for folder in (None, "dump", "absent"):
+        if folder == "dump":
+            (tmp_path / folder).mkdir()
+        monkeypatch.delenv("DUMP_TO", raising=False)
+        if folder:
+            monkeypatch.setenv("DUMP_TO", folder)
+        done = subprocess.run([program], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == (2 if folder == "absent" else 0), done.stderr
+    assert [path.name for path in (tmp_path / "dump").iterdir()] == ["model.norm.bin"]
+    code, stdout, _ = run_cli("check", tmp_path / "dump", "--golden", "llama")
+    assert (code, stdout.splitlines()[0]) == (0, "llama, float32: the tensor agrees; 136 not in your dump")

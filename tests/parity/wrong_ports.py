@@ -66,8 +66,9 @@ def first_shown(port: Port, packs: dict[str, Pack]) -> Report | None:
     It shows where the first tensor to diverge is one that the operation makes. In float32 a small mistake may drown,
     and come out later where errors grow, so float64 is tried after it.
     """
+    small_first = sorted(packs.items(), key=lambda item: item[1].manifest["adamw"]["steps"] == 0)
     for dtype in ("float32", "float64"):
-        for name, pack in packs.items():
+        for name, pack in small_first:
             if name != ONLY_IN.get(port.explanation, name):
                 continue
             graph, origins = pass_origins(pack.config)
