@@ -1,6 +1,7 @@
 """The derivations checked by numbers: both sides of every formula, on what the code's variables held."""
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -67,13 +68,26 @@ class _Reading:
         return _value_in(symbol, self._call(symbol, function))
 
     def _call(self, symbol: Symbol, function: str) -> Call:
-        """The call at the symbol's place: the pass runs an operation's places in order, and backward in reverse."""
+        """The call at the symbol's place: forward an operation's places come in order, and the call that gets
+        the cache made there is its backward; where none is made, they come in reverse.
+        """
         calls = self.witness.calls[function]
         if function.startswith("numpy_llm.adam"):
             return calls[ADAM_CALL]
         stem = re.sub(r"_(forward|backward)$", "", function.rpartition(".")[2])
+        flow = self.witness.flow
+        if not any(node.operation == stem for node in flow.nodes):
+            own = [node for node in flow.nodes if node.operation == self.chapter.operation]
+            stem = (
+                self.chapter.operation if len(calls) == len(own) else stem
+            )  # a part of it, called once in each
         at = self._at(stem, symbol.at)
-        return calls[-1 - at if function.endswith("_backward") else at]
+        if not function.endswith("_backward"):
+            return calls[at]
+        forward = self.witness.calls.get(f"{function.removesuffix('backward')}forward", ())
+        kept = forward[at].results[-1] if at < len(forward) else None
+        own = [each for each in calls if kept is not None and each.arguments.get("cache") is kept]
+        return own[0] if own else calls[-1 - at]
 
     def _at(self, operation: str, wanted: str) -> int:
         """Which of an operation's places is the one wanted, or made a part of what the chapter shows."""
@@ -101,4 +115,6 @@ def _value_in(symbol: Symbol, call: Call) -> np.ndarray:
         return np.asarray(call.results[symbol.result])
     found = call.arguments if symbol.before and symbol.code in call.arguments else call.variables
     value = found[symbol.code] if symbol.code in found else getattr(found["self"], symbol.code)
-    return np.asarray(value[symbol.key] if symbol.key else value)
+    if not symbol.key:
+        return np.asarray(value)
+    return np.asarray(value[symbol.key] if isinstance(value, Mapping) else getattr(value, symbol.key))

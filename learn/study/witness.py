@@ -14,9 +14,12 @@ from unittest.mock import patch
 import numpy as np
 
 from contract.config import ModelConfig
+from contract.randomness import DropoutKey
 from contract.trace import Trace
 from learn.study.source import find_function
 from numpy_llm import GPT, Adam, attend_in_blocks
+from numpy_llm.layers import dropout_backward, dropout_forward
+from numpy_llm.positions import rotary_table
 from operations.dataflow import Dataflow
 from parity.cases import Case
 
@@ -55,6 +58,7 @@ def run_witness(functions: Iterable[str], config: ModelConfig) -> Witness:
     trace = Trace()
 
     def run():
+        _drop()
         model = GPT(config, inputs.weights)
         _, _, cache = model.forward(inputs.tokens, inputs.targets, trace=trace)
         gradients = model.backward(cache, trace=trace)
@@ -63,6 +67,7 @@ def run_witness(functions: Iterable[str], config: ModelConfig) -> Witness:
         for _ in range(2):
             optimizer.update(gradients, _LEARNING_RATE)
 
+    rotary_table.cache_clear()  # so that it is computed while it is watched
     calls = record_calls(run, functions)
     flow = Dataflow(trace.nodes, trace.activations.__contains__, trace.activations.get)
     return Witness(calls, flow, config)
@@ -78,6 +83,14 @@ def _attend_in_blocks(trace: Trace, config: ModelConfig):
         value = trace.activations[f"{name}.value"]
         _, cache = attend_in_blocks.attend_in_blocks_forward(query, key, value, *terms)
         attend_in_blocks.attend_in_blocks_backward(trace.gradients[f"{name}.heads"], cache)
+
+
+def _drop():
+    """Dropout with a mask, which the pass is without, of what stands for a stream."""
+    random = np.random.default_rng(0)
+    x, dy = random.normal(size=(2, SIZES["B"], SIZES["T"], SIZES["C"]))
+    _, cache = dropout_forward(x, 0.25, DropoutKey(0, 0), "embedding_dropout")
+    dropout_backward(dy, cache)
 
 
 def _small(config: ModelConfig) -> ModelConfig:
