@@ -8,7 +8,7 @@ import numpy as np
 from contract.components import sizes
 from learn.study.chapters import Chapter, Symbol, place
 from learn.study.formulas import Formula, partial_derivative
-from learn.study.witness import ADAM_CALL, SIZES, Call, Witness, rerun
+from learn.study.witness import ADAM_CALL, Call, Witness, rerun
 
 
 def step_errors(chapter: Chapter, witness: Witness) -> list[float]:
@@ -16,13 +16,13 @@ def step_errors(chapter: Chapter, witness: Witness) -> list[float]:
 
     A formula whose left side has no value yet defines it, and has error 0.
     """
-    reading = _Reading(chapter, witness)
+    reading = Reading(chapter, witness)
     return [reading.error(step.formula) for step in chapter.steps]
 
 
 def shapes(chapter: Chapter, witness: Witness) -> dict[str, str]:
     """The shape of each symbol's variable in dimension letters, such as "B, T, C"; "" of a single number."""
-    reading = _Reading(chapter, witness)
+    reading = Reading(chapter, witness)
     letters = {size: letter for letter, size in reversed(reading.sizes.items())}  # the first of equal ones
     letters |= {1: "1", reading.sizes["B"] * reading.sizes["T"]: "B T"}
     return {
@@ -31,7 +31,7 @@ def shapes(chapter: Chapter, witness: Witness) -> dict[str, str]:
     }
 
 
-class _Reading:
+class Reading:
     """The values of a chapter's symbols in one witness."""
 
     def __init__(self, chapter: Chapter, witness: Witness):
@@ -39,7 +39,7 @@ class _Reading:
         self.values = {
             name: self._value(symbol) for name, symbol in chapter.symbols.items() if not symbol.formula
         }
-        self.sizes = sizes(witness.config, SIZES["B"], SIZES["T"])
+        self.sizes = sizes(witness.config, witness.B, witness.T)
         for name, size in chapter.dimensions.items():
             self.sizes[name] = eval(size, {"len": len, "__builtins__": {}}, self.sizes | self.values)
         self.formulas: dict[str, Formula] = {}  # of the steps so far, by the symbol on the left
