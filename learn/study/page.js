@@ -279,7 +279,7 @@ function search() {
   const wanted = plain(byId("search").value), chapters = document.querySelectorAll("details.chapter");
   let count = 0;
   chapters.forEach((chapter) => {
-    const squashed = plain(`${chapter.querySelector("h3").textContent} ${chapter.dataset.words}`).replaceAll(" ", "");
+    const title = chapter.querySelector("h3"), squashed = plain(`${title.textContent} ${title.dataset.words}`).replaceAll(" ", "");
     const found = !wanted || wordsOf(chapter).includes(wanted) || squashed.includes(wanted.replaceAll(" ", ""));
     chapter.hidden = !found;
     document.querySelector(`nav li[data-chapter="${chapter.id}"]`).hidden = !found;

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from contract.config import ModelConfig
-from contract.errors import visible
+from contract.errors import ConfigError, visible
 from contract.weights import parameter_count
 from learn.study.chapters import Chapter, chapters_of
 from learn.study.inner import watch_pass
@@ -54,7 +54,7 @@ def study_page(subject: Subject, layers: Sequence[int] | None = None) -> str:
     """The page's HTML, which needs no other file and is below `MAX_BYTES`; words from the text are escaped.
 
     layers: the blocks whose tensors are shown; None: as many as fit
-    Raises ConfigError where a chosen block is not in the model.
+    Raises ConfigError where the chosen blocks do not fit, however little of each tensor is shown.
     """
     config = subject.config
     run = run_pass(config, subject.weights, subject.tokens)
@@ -62,9 +62,10 @@ def study_page(subject: Subject, layers: Sequence[int] | None = None) -> str:
     witness = run_witness({name for chapter in own for name in chapter.functions()}, config)
     moved = sweeps(run)
     chosen = tuple(sorted(set(layers))) if layers else spread(config.n_layer, MAX_LAYERS)
+    watched = watch_pass(run.showing(chosen, MOST), own)
     for most in (MOST, (8, 16, 64), (4, 8, 32), (2, 8, 16)):
         while True:
-            page = _render(subject, run.showing(chosen, most), own, witness, moved)
+            page = _render(subject, run.showing(chosen, most), own, (witness, watched), moved)
             size = len(page.encode())
             if size < MAX_BYTES:
                 return page
@@ -72,7 +73,10 @@ def study_page(subject: Subject, layers: Sequence[int] | None = None) -> str:
             if layers or fewer < 1:
                 break
             chosen = spread(config.n_layer, fewer)
-    return page
+    raise ConfigError(
+        f"{len(chosen)} blocks make a page of {size / 1e6:.1f} MB, and at most {MAX_BYTES / 1e6:.0f} fit; "
+        "choose fewer with --layers"
+    )
 
 
 def spread(count: int, most: int) -> tuple[int, ...]:
@@ -82,10 +86,12 @@ def spread(count: int, most: int) -> tuple[int, ...]:
     return tuple(sorted({round(at * (count - 1) / max(1, most - 1)) for at in range(most)}))
 
 
-def _render(subject: Subject, run: Pass, own: list[Chapter], witness: Witness, moved: list[Sweep]) -> str:
-    """The page with the tensors that `run` shows."""
-    config, watched = run.config, watch_pass(run, own)
-    chapters = [lay_out(chapter, run, witness, watched) for chapter in own]
+def _render(
+    subject: Subject, run: Pass, own: list[Chapter], witnesses: tuple[Witness, Witness], moved: list[Sweep]
+) -> str:
+    """The page with the tensors that `run` shows. witnesses: of the formulas, and of this run's numbers"""
+    config = run.config
+    chapters = [lay_out(chapter, run, *witnesses) for chapter in own]
     failing = _failing(run, chapters)
     tokens = [{"id": int(token), "text": subject.labels[int(token)]} for token in subject.tokens]
     words = [each["text"] for each in tokens[:-1]]
