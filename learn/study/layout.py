@@ -8,6 +8,7 @@ from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
 from learn.exercises.catalogue import EXERCISES
+from learn.exercises.exercise import Exercise
 from learn.study.chapters import EVERY, SIDES, Chapter, Step, block_of
 from learn.study.derivations import shapes, step_errors
 from learn.study.inner import look_inside
@@ -86,13 +87,17 @@ def _symbols(chapter: Chapter, sizes: dict[str, int], letters: dict[str, str]) -
 
 
 def exercises_of(chapter: Chapter) -> list[str]:
-    """The exercises in which a student writes this operation's backward pass."""
-    return [name for name, each in EXERCISES.items() if chapter.operation in _practised(name, each)]
+    """The exercises in which a student writes an operation that the chapter shows."""
+    functions = [each["function"].rpartition(".")[2] for each in chapter.code]
+    stems = {re.sub(r"_(forward|backward)$", "", each) for each in functions}
+    stems |= {chapter.name, chapter.operation}
+    return [name for name, exercise in EXERCISES.items() if stems & _practised(name, exercise)]
 
 
-def _practised(name: str, exercise) -> set[str]:
-    named = {name.replace("-", "_"), "adamw" if name == "adam" else ""}
-    return {each.name for each in exercise.operations} | named
+def _practised(name: str, exercise: Exercise) -> set[str]:
+    """An exercise named after an operation is about that one; any other about all that it is made of."""
+    own = name.replace("-", "_")
+    return {own} if own in EVERY else {own, *(each.name for each in exercise.operations)}
 
 
 def _indices(chapter: Chapter, sizes: dict[str, int]) -> list[dict]:
