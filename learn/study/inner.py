@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 
 from contract.trace import Trace
-from learn.study.chapters import EVERY, Chapter, block_of
+from learn.study.chapters import Chapter, block_of
 from learn.study.derivations import Reading
 from learn.study.one_pass import LEARNING_RATE, Pass, adam_weights
 from learn.study.tensors import View, inner_view
@@ -23,11 +23,39 @@ from operations.dataflow import Dataflow
 _MAX_COMPUTED = 4096  # numbers of a symbol that a formula defines: each takes a walk through the formula
 
 
-class Inside(NamedTuple):
-    """views: of a chapter's symbols, without those that the trace has; steps: the numbers of each step, or None"""
+class Choice(NamedTuple):
+    """A symbol's numbers in the viewer. key: of the view that has them; symbol, means: its letter and words"""
 
+    key: str
+    symbol: str
+    means: str
+
+
+class Inside(NamedTuple):
+    """choices: of a chapter's symbols; views: those that nothing else on the page has; steps: each one's numbers"""
+
+    choices: list[Choice]
     views: list[View]
     steps: list[Worked | None]
+
+
+class Shown:
+    """The arrays that the viewer has, by the key that shows them, so that none is in the page twice."""
+
+    def __init__(self, run: Pass):
+        self.found: dict[tuple[int, ...], list[tuple[np.ndarray, str]]] = {}
+        for kind, name in run.views:
+            if kind != "optimizer":
+                self.add(run.tensors["float32"][kind][0][name], f"{kind} {name}")
+
+    def add(self, array: np.ndarray, key: str):
+        """Take note of an array that is shown."""
+        self.found.setdefault(array.shape, []).append((array, key))
+
+    def key_of(self, array: np.ndarray) -> str:
+        """The key that shows these numbers, or ""."""
+        same = (key for each, key in self.found.get(array.shape, ()) if np.array_equal(each, array))
+        return next(same, "")
 
 
 def watch_pass(run: Pass, chapters: list[Chapter]) -> Witness:
@@ -56,48 +84,40 @@ def watch_pass(run: Pass, chapters: list[Chapter]) -> Witness:
     return Witness(calls, flow, config, 1, inputs.tokens.shape[1])
 
 
-def look_inside(chapter: Chapter, run: Pass, witness: Witness, letters: dict[str, str]) -> Inside:
+def look_inside(
+    chapter: Chapter, run: Pass, witness: Witness, letters: dict[str, str], shown: Shown
+) -> Inside:
     """The numbers inside a chapter; none of what no traced pass computes, such as attention in blocks.
 
-    letters: the shape of each symbol in dimension letters
+    letters: the shape of each symbol in dimension letters; shown: what the page has so far, extended here
     """
     if chapter.at or chapter.name == "dropout":
-        return Inside([], [None] * len(chapter.steps))
+        return Inside([], [], [None] * len(chapter.steps))
     reading = Reading(chapter, witness)
     formulas = {step.formula.left: step.formula for step in reversed(chapter.steps) if step.formula.left}
     computed = {name: formulas[name] for name, symbol in chapter.symbols.items() if symbol.formula}
-    T = witness.T
-    numbers = Numbers(reading.values, computed, reading.sizes, T)
+    numbers = Numbers(reading.values, computed, reading.sizes, witness.T)
     token = _token(reading, run)
     steps = [work_out(step.formula, numbers, token) for step in chapter.steps]
-    shown = [run.tensors["float32"][kind][0][name] for kind, name in _traced(chapter, run)]
-    views = []
+    choices, views = [], []
     for name, symbol in chapter.symbols.items():
         value = reading.values.get(name)
+        value = _compute(computed[name], numbers, name) if value is None else value
         if value is None:
-            value = _compute(computed[name], numbers, name)
-        if value is None or any(
-            np.shape(each) == value.shape and np.array_equal(each, value) for each in shown
-        ):
             continue
-        title = f"{chapter.name}.{name}"
-        views.append(inner_view(title, f"{symbol.means} ({symbol.code})", value, letters[name], run))
-    return Inside(views, steps)
+        key = shown.key_of(value)
+        if not key:
+            views.append(inner_view(f"{chapter.name}.{name}", symbol.means, value, letters[name], run))
+            key = views[-1].key
+            shown.add(value, key)
+        choices.append(Choice(key, name, f"{symbol.means} ({symbol.code})"))
+    return Inside(choices, views, steps)
 
 
 def _token(reading: Reading, run: Pass) -> int:
     """The id that an index of the vocabulary takes: the one looked up, or the one to predict, at the last token."""
     ids = reading.values.get("k")
     return int(ids[0, -1]) if ids is not None and ids.ndim == 2 else int(run.tokens[-1])
-
-
-def _traced(chapter: Chapter, run: Pass) -> list[tuple[str, str]]:
-    """What the viewer has of this chapter's first block already."""
-    if chapter.operation not in EVERY:
-        return []
-    names = [name for node in chapter.nodes(run.flow.nodes) for name in chapter.tensors(node)]
-    keys = [(kind, name) for name in names for kind in ("activation", "gradient")]
-    return [key for key in keys if key in run.views]
 
 
 def _compute(formula, numbers: Numbers, name: str) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 import ast
 import re
 from itertools import groupby
+from typing import NamedTuple
 
 from latex2mathml.converter import convert
 from markupsafe import Markup, escape
@@ -11,7 +12,7 @@ from learn.exercises.catalogue import EXERCISES
 from learn.exercises.exercise import Exercise
 from learn.study.chapters import EVERY, SIDES, Chapter, Step, block_of
 from learn.study.derivations import shapes, step_errors
-from learn.study.inner import look_inside
+from learn.study.inner import Shown, look_inside
 from learn.study.one_pass import Pass
 from learn.study.source import highlighted
 from learn.study.tensors import View
@@ -30,14 +31,26 @@ _MARKS = {
 _TITLES = {"forward": "NumPy, forward", "backward": "NumPy, backward", "torch": "PyTorch, autograd"}
 
 
-def lay_out(chapter: Chapter, run: Pass, witness: Witness, watched: Witness) -> dict:
+class Proved(NamedTuple):
+    """errors: of a chapter's formulas; letters: the shape of each symbol in dimension letters"""
+
+    errors: list[float]
+    letters: dict[str, str]
+
+
+def prove(chapter: Chapter, witness: Witness) -> Proved:
+    """Check a chapter on the small model."""
+    return Proved(step_errors(chapter, witness), shapes(chapter, witness))
+
+
+def lay_out(chapter: Chapter, run: Pass, proved: Proved, watched: Witness, shown: Shown) -> dict:
     """What the template needs of a chapter.
 
-    witness: the small model on which formulas are checked; watched: this run's calls, whose numbers are shown
+    watched: this run's calls, whose numbers are shown; shown: what the page has so far, extended here
     """
-    letters = shapes(chapter, witness)
-    inside = look_inside(chapter, run, watched, letters)
-    pairs = zip(chapter.steps, step_errors(chapter, witness), inside.steps, strict=True)
+    letters = proved.letters
+    inside = look_inside(chapter, run, watched, letters, shown)
+    pairs = zip(chapter.steps, proved.errors, inside.steps, strict=True)
     steps = [_step(chapter, step, number, *rest) for number, (step, *rest) in enumerate(pairs, 1)]
     _define(chapter, steps)
     columns = [_column(chapter, side, steps) for side in SIDES]
@@ -51,6 +64,7 @@ def lay_out(chapter: Chapter, run: Pass, witness: Witness, watched: Witness) -> 
         "exercises": exercises_of(chapter),
         "words": " ".join([*chapter.keywords, *exercises_of(chapter)]),
         "inner": inside.views,
+        "choices": inside.choices,
         "worked": any(inside.steps),
         "steps": steps,
         "columns": [column for column in columns if column["excerpts"]],

@@ -15,8 +15,8 @@ from contract.config import ModelConfig
 from contract.errors import ConfigError, visible
 from contract.weights import parameter_count
 from learn.study.chapters import Chapter, chapters_of
-from learn.study.inner import watch_pass
-from learn.study.layout import lay_out
+from learn.study.inner import Shown, watch_pass
+from learn.study.layout import Proved, lay_out, prove
 from learn.study.map import draw_map, link
 from learn.study.one_pass import LEARNING_RATE, Pass, run_pass
 from learn.study.pictures import draw
@@ -62,10 +62,13 @@ def study_page(subject: Subject, layers: Sequence[int] | None = None) -> str:
     witness = run_witness({name for chapter in own for name in chapter.functions()}, config)
     moved = sweeps(run)
     chosen = tuple(sorted(set(layers))) if layers else spread(config.n_layer, MAX_LAYERS)
+    proved = [prove(chapter, witness) for chapter in own]
     watched = watch_pass(run.showing(chosen, MOST), own)
     for most in (MOST, (8, 16, 64), (4, 8, 32), (2, 8, 16)):
         while True:
-            page = _render(subject, run.showing(chosen, most), own, (witness, watched), moved)
+            page = _render(
+                subject, run.showing(chosen, most), list(zip(own, proved, strict=True)), watched, moved
+            )
             size = len(page.encode())
             if size < MAX_BYTES:
                 return page
@@ -87,11 +90,11 @@ def spread(count: int, most: int) -> tuple[int, ...]:
 
 
 def _render(
-    subject: Subject, run: Pass, own: list[Chapter], witnesses: tuple[Witness, Witness], moved: list[Sweep]
+    subject: Subject, run: Pass, proofs: list[tuple[Chapter, Proved]], watched: Witness, moved: list[Sweep]
 ) -> str:
-    """The page with the tensors that `run` shows. witnesses: of the formulas, and of this run's numbers"""
-    config = run.config
-    chapters = [lay_out(chapter, run, *witnesses) for chapter in own]
+    """The page with the tensors that `run` shows. watched: this run's calls"""
+    config, own, shown = run.config, [chapter for chapter, _ in proofs], Shown(run)
+    chapters = [lay_out(chapter, run, proved, watched, shown) for chapter, proved in proofs]
     failing = _failing(run, chapters)
     tokens = [{"id": int(token), "text": subject.labels[int(token)]} for token in subject.tokens]
     words = [each["text"] for each in tokens[:-1]]
