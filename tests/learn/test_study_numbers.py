@@ -1,5 +1,6 @@
 """The study page's own numbers, step by step; what it defines, leaves out, finds and links."""
 
+import base64
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from learn.exercises.start import starter
 from learn.study import page as page_module
 from learn.study.chapters import all_chapters, chapters_of
 from learn.study.derivations import shapes
-from learn.study.inner import look_inside, watch_pass
+from learn.study.inner import Shown, look_inside, watch_pass
 from learn.study.layout import exercises_of
 from learn.study.one_pass import run_pass
 from learn.study.page import Subject, spread, study_page
@@ -59,7 +60,8 @@ def inside(request):
     chapters = chapters_of(run.flow.nodes, config)
     witness = run_witness({name for each in chapters for name in each.functions()}, config)
     watched = watch_pass(run, chapters)
-    found = {each.name: look_inside(each, run, watched, shapes(each, witness)) for each in chapters}
+    shown = Shown(run)
+    found = {each.name: look_inside(each, run, watched, shapes(each, witness), shown) for each in chapters}
     return config, run, chapters, found
 
 
@@ -93,15 +95,17 @@ def test_a_reader_can_follow_with_a_calculator(inside):
 
 
 def test_the_inside_of_a_norm_is_what_the_code_held(inside):
-    """s, n and the weight are the norm's own, made of what the block reads; dn is there, and the mean."""
+    """s, n, the weight and dx are the norm's own, made of what the block reads; what is traced is not there twice."""
     config, run, _, found = inside
+    choices = {each.symbol: each.key for each in found[config.norm].choices}
+    assert {"x", "s", "n", "w", "y", "dy", "dn", "dx", "dw"} <= choices.keys()
+    assert choices["y"] == "activation blocks.0.norm_1"
+    assert choices["dy"] == "gradient blocks.0.norm_1"
+    assert choices["dw"] == "weight gradient blocks.0.norm_1.weight"
     if config.norm != "layer_norm":
-        assert {"x", "s", "n", "w", "dn"} <= {
-            each.name.partition(".")[2] for each in found[config.norm].views
-        }
         return
     views = {each.name.partition(".")[2]: each for each in found["layer_norm"].views}
-    assert {"x", "m", "s", "n", "w", "bias", "dn", "dx"} <= views.keys()
+    assert views.keys() == {"m", "s", "eps", "n", "w", "bias", "dn", "dx"}
     weights, x = run.inputs["float32"].weights, run.tensors["float32"]["activation"][0]["embedding"]
     names = "blocks.0.norm_1.weight", "blocks.0.norm_1.bias"
     _, cache = layer_norm_forward(x, *map(weights.get, names), config.norm_eps)
@@ -109,6 +113,21 @@ def test_the_inside_of_a_norm_is_what_the_code_held(inside):
     np.testing.assert_array_equal(views["s"].manual[0], cache.inverse_deviation[0])
     np.testing.assert_array_equal(views["w"].manual[0, 0], weights[names[0]])
     assert views["m"].manual.item() == pytest.approx(x[0, -1].mean(), rel=1e-5)
+
+
+def test_autograds_numbers_are_told_by_their_distance(page):
+    """The float so many steps from the one by hand is autograd's, bit for bit; far ones are written as they are."""
+    run = run_pass(MODELS["tense"], *subject_of(MODELS["tense"])[2:4])
+    told = [each.as_json() for key, each in run.views.items() if key[0] != "optimizer"]
+    assert sum(each["steps"] is not None for each in told) > len(told) / 2
+    for view, each in zip([v for k, v in run.views.items() if k[0] != "optimizer"], told, strict=True):
+        assert (each["steps"] is None) != (each["autograd"] is None)
+        if each["steps"] is not None:
+            steps = np.frombuffer(base64.b64decode(each["steps"]), "<i2")
+            bits = view.manual.reshape(-1).view(np.int32).astype(np.int64)
+            at = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits) + steps
+            found = np.where(at < 0, -at | 0x80000000, at).astype(np.uint32).view(np.float32)
+            np.testing.assert_array_equal(found, view.autograd.reshape(-1))
 
 
 def test_the_inside_can_be_chosen(page):
@@ -188,8 +207,9 @@ def test_a_deep_model_fits(unproved, monkeypatch):
         r"the page shows of 6 blocks the tensors of 0, [\d, ]*5 \(choose others with --layers\)", page
     )
     assert "comparisons were made" in page
-    assert 'data-key="activation blocks.0.norm_1"' in page
-    assert 'data-key="activation blocks.1.norm_1"' not in page
+    blocks = re.findall(r'data-key="activation blocks\.(\d)\.norm_1"', page)
+    assert (blocks[0], blocks[-1]) == ("0", "5")
+    assert len(blocks) < 6
 
 
 def test_less_of_each_tensor_is_shown_before_a_page_is_refused(unproved, monkeypatch):
