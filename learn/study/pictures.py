@@ -8,7 +8,7 @@ from contract.config import ModelConfig
 from numpy_llm.positions import rotary_frequencies
 
 _PLACES = 8  # columns of dials
-_CELL, _RADIUS, _LEFT, _TOP = 56, 20, 118, 34
+_CELL, _RADIUS, _LEFT, _TOP = 56, 20, 140, 34
 _TOKENS, _DRAWN_WINDOW, _SQUARE = 9, 4, 22
 
 
