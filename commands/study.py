@@ -20,6 +20,9 @@ def study(
         str, option("Text to run through the model, which predicts each token but the first.")
     ] = "The baby is sleeping.",
     out: Annotated[Path, option("HTML file to write.")] = Path("study.html"),
+    layers: Annotated[
+        str, option(r"Blocks whose tensors to show, such as 0,5,10-12. \[default: as many as fit in 5 MB]")
+    ] = "",
     overwrite: Annotated[bool, option("Replace the file in --out.", "--overwrite")] = False,
 ):
     """Write a page that shows backpropagation by hand beside autograd.
@@ -31,7 +34,7 @@ def study(
 
     with needs("study", "study", _NEEDED):
         from learn.study.write import write_study
-    subject = write_study(out, run, text, overwrite=overwrite)
+    subject = write_study(out, run, text, layers=layers, overwrite=overwrite)
     if subject.note:
         say(subject.note)
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {subject.title}; open it in a browser")

@@ -45,6 +45,7 @@ def starter(exercise: Exercise, seed: int) -> str:
 {shapes}
 
 {task}
+Derived with numbers: python cli.py study; search its page for "{exercise.name}".
 """
 
 {imports}

@@ -32,7 +32,7 @@ class Symbol:
     code: the variable that it stands for; means: in words; latex: how it is written
     function: whose variable it is, "" for the first of the chapter's that has it
     result_of: the function whose result is the value, "" for the variable's own; result: which of several
-    at: the place whose call to look at, "" for the chapter's first; key: the name to look up in a mapping
+    at: the place whose call to look at, "" for the chapter's first; key: the name to look up in a mapping, or a field
     before: the value before the function changed it in place
     formula: given by a formula, not by a variable that still holds it when the function returns
     shape: of such a one, in dimension letters
@@ -85,6 +85,7 @@ class Chapter:
     of_inputs: it has no tensors of its own and shows those that it reads
     at: the traced operation whose tensors it shows, where no traced pass has its own
     needs: the settings of a model that has it
+    keywords: what readers may call it, for the search; picture: the name of its drawing in `pictures`, or ""
     """
 
     name: str
@@ -100,6 +101,8 @@ class Chapter:
     of_inputs: bool = False
     at: str = ""
     needs: Mapping = field(default_factory=dict)
+    keywords: list[str] = field(default_factory=list)
+    picture: str = ""
 
     def of(self, config: ModelConfig) -> "Chapter":
         """What applies to a model of this configuration."""
@@ -186,6 +189,7 @@ def fits(needs: Mapping, config: ModelConfig) -> bool:
     facts = vars(config) | {
         "grouped": config.n_kv_head < config.n_head,
         "in_blocks": config.context_length >= BLOCKS_FROM,  # an untraced pass over a long text
+        "rotary_scaling": config.rotary.scaling if config.rotary else "",
     }
     return all(
         (bool(facts[name]) if isinstance(value, bool) else facts[name]) == value
@@ -219,19 +223,28 @@ def chapters_of(nodes: list[Node], config: ModelConfig) -> list[Chapter]:
 
 
 def _chapter(name: str, operation: str, entry: dict) -> Chapter:
-    indices = entry.pop("indices")
+    indices, replace_with = entry.pop("indices"), entry.pop("replace", ())
     steps = []
     for side in ("forward", "backward"):
         for row in entry.pop(side, ()):
             whole = {"torch": ["return"] if side == "forward" else []} | row
-            steps.append(Step(side=side, **whole | {"formula": Formula(row["formula"], indices)}))
+            formula = Formula(_replaced(row["formula"], replace_with), indices)
+            steps.append(Step(side=side, **whole | {"formula": formula}))
     symbols = {}
     for letter, row in entry.pop("symbols").items():
         row = row | {key: _pairs.get(row[key], row[key]) for key in ("function", "result_of") if key in row}
+        row |= {"shape": _replaced(row["shape"], replace_with)} if "shape" in row else {}
         symbols[letter] = Symbol(**{"latex": symbol_latex(letter)} | row)
     code = [each for shown in entry.pop("code", [operation]) for each in _code(shown)]
     entry.pop("like", None)
     return Chapter(name, operation, symbols=symbols, steps=steps, code=code, **entry)
+
+
+def _replaced(text: str, pairs: Iterable[list[str]]) -> str:
+    """A formula of the chapter that this one is `like`, with whole words replaced: other dimensions, other indices."""
+    for old, new in pairs:
+        text = re.sub(rf"\b{re.escape(old)}\b", new, text)
+    return text
 
 
 def _dotted(function) -> str:

@@ -1,13 +1,14 @@
 """The derivations checked by numbers: both sides of every formula, on what the code's variables held."""
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
 from contract.components import sizes
 from learn.study.chapters import Chapter, Symbol, place
 from learn.study.formulas import Formula, partial_derivative
-from learn.study.witness import ADAM_CALL, SIZES, Call, Witness, rerun
+from learn.study.witness import ADAM_CALL, Call, Witness, rerun
 
 
 def step_errors(chapter: Chapter, witness: Witness) -> list[float]:
@@ -15,13 +16,13 @@ def step_errors(chapter: Chapter, witness: Witness) -> list[float]:
 
     A formula whose left side has no value yet defines it, and has error 0.
     """
-    reading = _Reading(chapter, witness)
+    reading = Reading(chapter, witness)
     return [reading.error(step.formula) for step in chapter.steps]
 
 
 def shapes(chapter: Chapter, witness: Witness) -> dict[str, str]:
     """The shape of each symbol's variable in dimension letters, such as "B, T, C"; "" of a single number."""
-    reading = _Reading(chapter, witness)
+    reading = Reading(chapter, witness)
     letters = {size: letter for letter, size in reversed(reading.sizes.items())}  # the first of equal ones
     letters |= {1: "1", reading.sizes["B"] * reading.sizes["T"]: "B T"}
     return {
@@ -30,7 +31,7 @@ def shapes(chapter: Chapter, witness: Witness) -> dict[str, str]:
     }
 
 
-class _Reading:
+class Reading:
     """The values of a chapter's symbols in one witness."""
 
     def __init__(self, chapter: Chapter, witness: Witness):
@@ -38,7 +39,7 @@ class _Reading:
         self.values = {
             name: self._value(symbol) for name, symbol in chapter.symbols.items() if not symbol.formula
         }
-        self.sizes = sizes(witness.config, SIZES["B"], SIZES["T"])
+        self.sizes = sizes(witness.config, witness.B, witness.T)
         for name, size in chapter.dimensions.items():
             self.sizes[name] = eval(size, {"len": len, "__builtins__": {}}, self.sizes | self.values)
         self.formulas: dict[str, Formula] = {}  # of the steps so far, by the symbol on the left
@@ -67,13 +68,26 @@ class _Reading:
         return _value_in(symbol, self._call(symbol, function))
 
     def _call(self, symbol: Symbol, function: str) -> Call:
-        """The call at the symbol's place: the pass runs an operation's places in order, and backward in reverse."""
+        """The call at the symbol's place: forward an operation's places come in order, and the call that gets
+        the cache made there is its backward; where none is made, they come in reverse.
+        """
         calls = self.witness.calls[function]
         if function.startswith("numpy_llm.adam"):
             return calls[ADAM_CALL]
         stem = re.sub(r"_(forward|backward)$", "", function.rpartition(".")[2])
+        flow = self.witness.flow
+        if not any(node.operation == stem for node in flow.nodes):
+            own = [node for node in flow.nodes if node.operation == self.chapter.operation]
+            stem = (
+                self.chapter.operation if len(calls) == len(own) else stem
+            )  # a part of it, called once in each
         at = self._at(stem, symbol.at)
-        return calls[-1 - at if function.endswith("_backward") else at]
+        if not function.endswith("_backward"):
+            return calls[at]
+        forward = self.witness.calls.get(f"{function.removesuffix('backward')}forward", ())
+        kept = forward[at].results[-1] if at < len(forward) else None
+        own = [each for each in calls if kept is not None and each.arguments.get("cache") is kept]
+        return own[0] if own else calls[-1 - at]
 
     def _at(self, operation: str, wanted: str) -> int:
         """Which of an operation's places is the one wanted, or made a part of what the chapter shows."""
@@ -101,4 +115,6 @@ def _value_in(symbol: Symbol, call: Call) -> np.ndarray:
         return np.asarray(call.results[symbol.result])
     found = call.arguments if symbol.before and symbol.code in call.arguments else call.variables
     value = found[symbol.code] if symbol.code in found else getattr(found["self"], symbol.code)
-    return np.asarray(value[symbol.key] if symbol.key else value)
+    if not symbol.key:
+        return np.asarray(value)
+    return np.asarray(value[symbol.key] if isinstance(value, Mapping) else getattr(value, symbol.key))

@@ -61,8 +61,8 @@ class Formula:
 
     def evaluate(self, side: int, values, sizes, partial=None) -> np.ndarray:
         """The numbers of one side, an axis for each index on the left in order of appearance."""
-        free = self._free_indices()
-        tree = ast.Expression(_Python(values).visit(_copy(self.sides[side])))
+        free = self.free_indices
+        tree = ast.Expression(to_python(self.sides[side], values))
         code = compile(ast.fix_missing_locations(tree), self.text, "eval")
         names = {name: _Size(size) for name, size in sizes.items()} | FUNCTIONS | CONSTANTS
         names |= {name: _Tensor(np.asarray(value)) for name, value in values.items()}
@@ -82,7 +82,9 @@ class Formula:
         right = found[-1][finite]
         return max(relative_error(each[finite], right, magnitude(right) or 1.0) for each in found[:-1])
 
-    def _free_indices(self) -> list[str]:
+    @property
+    def free_indices(self) -> list[str]:
+        """The indices on the left, in order of appearance."""
         nodes = list(ast.walk(self.sides[0]))
         bound = {each.target.id for node in nodes for each in getattr(node, "generators", ())}
         names = [node.id for node in nodes if isinstance(node, ast.Name)]
@@ -148,6 +150,11 @@ class _Python(ast.NodeTransformer):
 
     def visit_Name(self, node):
         return ast.Subscript(node, ast.Tuple([], ast.Load()), ast.Load()) if node.id in self.tensors else node
+
+
+def to_python(node: ast.expr, tensors: Collection[str]) -> ast.expr:
+    """The expression as Python computes it, with these names as tensors."""
+    return _Python(tensors).visit(_copy(node))
 
 
 class _Without(ast.NodeTransformer):

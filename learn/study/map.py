@@ -15,13 +15,16 @@ def draw_map(run: Pass, chapters: list[Chapter]) -> dict[str, list]:
     shown = {name for node in nodes for chapter in homes[id(node)] for name in chapter.tensors(node)}
     flow = Dataflow(nodes, shown.__contains__, None)
     lanes: dict[str, list[dict]] = {}
-    for node in nodes:
+    for node in (each for each in nodes if run.shows(each.results[0])):
         block = block_of(node)
-        lane = lanes.setdefault(block or ("after" if "blocks.0." in lanes else "before"), [])
+        lane = lanes.setdefault(block or ("after" if len(lanes) > 1 else "before"), [])
         for chapter in homes[id(node)]:
             lane.append(_row(run, flow, chapter, chapter.tensors(node), block, lane))
     before, after = lanes.pop("before"), lanes.pop("after")
-    return {"before": before, "blocks": list(lanes.values()), "after": after}
+    blocks = [
+        {"number": number, "rows": rows} for number, rows in zip(run.layers, lanes.values(), strict=True)
+    ]
+    return {"before": before, "blocks": blocks, "after": after}
 
 
 def _row(run: Pass, flow: Dataflow, chapter: Chapter, names: list[str], block: str, lane: list[dict]) -> dict:

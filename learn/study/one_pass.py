@@ -1,5 +1,6 @@
 """One pass of both twins over a text, forward and back: everything that the page shows is read from it."""
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch_llm
 from contract.components import sizes
 from contract.config import ModelConfig
 from contract.weights import Weights, weight_table
-from learn.study.tensors import View, view
+from learn.study.tensors import MOST, View, view
 from numpy_llm.threads import PIECE
 from operations.dataflow import Dataflow, record
 from parity.cases import Inputs
@@ -32,6 +33,7 @@ class Pass(NamedTuple):
     tensors: by precision and kind, what NumPy and what PyTorch computed, each by name
     flow: which operation made which tensor; rows: the comparison of every tensor, by precision
     views: what is shown, by kind and name: in float32, but for Adam's step
+    layers: the blocks whose tensors are shown; most: how many heads, rows and columns of each
     """
 
     config: ModelConfig
@@ -41,6 +43,17 @@ class Pass(NamedTuple):
     flow: Dataflow
     rows: dict[str, list[Row]]
     views: dict[tuple[str, str], View]
+    layers: tuple[int, ...]
+    most: tuple[int, int, int] = MOST
+
+    def showing(self, layers: tuple[int, ...], most: tuple[int, int, int]) -> "Pass":
+        """The same pass with the tensors of these blocks shown alone, and so much of each."""
+        return self._replace(layers=layers, most=most, views=_views(self, layers, most))
+
+    def shows(self, name: str) -> bool:
+        """Whether a tensor is of a block that is shown, or of none; Adam's are always shown."""
+        block = re.match(r"blocks\.(\d+)\.", name)
+        return block is None or int(block[1]) in self.layers
 
     def by_hand(self, kind: str) -> Mapping[str, np.ndarray]:
         """The tensors of a kind in float64, as NumPy computed them."""
@@ -50,7 +63,8 @@ class Pass(NamedTuple):
     def sizes(self) -> dict[str, int]:
         """This pass's number for each dimension letter, as they occur in shapes."""
         T, decaying = len(self.tokens) - 1, self.inputs["float64"].weights.decaying
-        return sizes(self.config, T=T) | {"B T": T, "1": 1, "N": min(PIECE, decaying)}
+        own = {"B T": T, "1": 1, "N": min(PIECE, decaying), "D/2": self.config.head_size // 2}
+        return sizes(self.config, T=T) | own
 
     def fails(self, view: View) -> list[str]:
         """The precisions in which a tensor of the twins differs by more than its limit."""
@@ -83,15 +97,22 @@ def run_pass(config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: np.
         for dtype, pairs in tensors.items()
     }
     rows["float32"] = allow_rounding(rows["float32"], config, inputs["float32"])
-    views = {
-        row[:2]: view(config, row, *(each[row.name] for each in tensors[dtype][row.quantity]), tokens)
-        for dtype, compared in rows.items()
-        for row in compared
-        if (row.quantity == "optimizer") == (dtype == "float64")
-    }
     activations = tensors["float64"]["activation"][0]
     flow = Dataflow(record(config).nodes, activations.__contains__, activations.get)
-    return Pass(config, tokens, inputs, tensors, flow, rows, views)
+    layers = tuple(range(config.n_layer))
+    return Pass(config, tokens, inputs, tensors, flow, rows, {}, layers).showing(layers, MOST)
+
+
+def _views(run: Pass, layers: tuple[int, ...], most: tuple[int, int, int]) -> dict[tuple[str, str], View]:
+    shown = run._replace(layers=layers)
+    return {
+        row[:2]: view(
+            run.config, row, *(each[row.name] for each in run.tensors[dtype][row.quantity]), run.tokens, most
+        )
+        for dtype, compared in run.rows.items()
+        for row in compared
+        if (row.quantity == "optimizer") == (dtype == "float64") and shown.shows(row.name)
+    }
 
 
 def _cast(config: ModelConfig, weights: Mapping[str, np.ndarray], dtype: str) -> Weights:
@@ -101,6 +122,20 @@ def _cast(config: ModelConfig, weights: Mapping[str, np.ndarray], dtype: str) ->
     return cast
 
 
+def _adam_table(config: ModelConfig) -> dict:
+    return {name: spec for name, spec in weight_table(config).items() if name in _ADAM_WEIGHTS}
+
+
+def adam_weights(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Weights:
+    """A copy of the few weights that Adam's step is shown on: each number is updated by itself."""
+    table = _adam_table(config)
+    dtype = weights[next(iter(table))].dtype
+    copy = Weights(table, np.empty(sum(int(np.prod(spec.shape)) for spec in table.values()), dtype))
+    for name, weight in copy.items():
+        weight[...] = weights[name]
+    return copy
+
+
 def adam_step(
     config: ModelConfig, weights: Weights, gradients: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -108,9 +143,9 @@ def adam_step(
 
     The second step finds running means that are not 0, and gradients half as large, so that every term counts.
     """
-    changed, total = _cast(config, weights, "float64"), _cast(config, gradients, "float64")
+    changed, total = adam_weights(config, weights), adam_weights(config, gradients)
     by_hand = numpy_llm.Adam(changed)
-    parameters = {name: torch.nn.Parameter(torch.tensor(weight)) for name, weight in weights.items()}
+    parameters = {name: torch.nn.Parameter(torch.tensor(weights[name])) for name in changed}
     twin = torch_llm.Adam(parameters)
     for _ in range(2):
         by_hand.update(total, LEARNING_RATE)
@@ -118,7 +153,7 @@ def adam_step(
             parameter.grad = torch.tensor(total[name])
         twin.update(LEARNING_RATE)
         total.flat[...] /= 2
-    table = weight_table(config)
+    table = _adam_table(config)
     found = (
         {"mean": Weights(table, by_hand.m), "mean square": Weights(table, by_hand.v), "weight": changed},
         {"mean": twin.m, "mean square": twin.v, "weight": parameters},
@@ -126,7 +161,7 @@ def adam_step(
     return tuple(
         {
             f"{kind} {name}": torch.as_tensor(tensors[name]).detach().numpy().copy()
-            for name in table.keys() & _ADAM_WEIGHTS
+            for name in table
             for kind, tensors in each.items()
         }
         for each in found

@@ -27,10 +27,28 @@ function decode(tensor) {
     return Float64Array.from({ length: bytes.length / width }, (_, i) =>
       wide ? view.getFloat64(8 * i, true) : view.getFloat32(4 * i, true));
   };
-  const manual = parse(tensor.manual), autograd = parse(tensor.autograd);
-  tensor.numbers = { manual, autograd, difference: manual.map((value, i) => autograd[i] - value) };
+  const manual = parse(tensor.manual);
+  tensor.numbers = { manual };
+  if (hasAutograd(tensor)) {
+    const autograd = tensor.autograd ? parse(tensor.autograd) : stepped(tensor);
+    Object.assign(tensor.numbers, { autograd, difference: manual.map((value, i) => autograd[i] - value) });
+  }
   return tensor.numbers;
 }
+// Autograd's number lies so many floats from the one by hand: their bits are counted on, a sign aside.
+function stepped(tensor) {
+  const view = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+  const manual = view(tensor.manual), steps = view(tensor.steps), bits = new DataView(new ArrayBuffer(4));
+  return Float64Array.from({ length: steps.byteLength / 2 }, (_, i) => {
+    const own = manual.getInt32(4 * i, true), at = (own < 0 ? -(own & 0x7fffffff) : own) + steps.getInt16(2 * i, true);
+    bits.setInt32(0, at < 0 ? -at | 0x80000000 : at);
+    return bits.getFloat32(0);
+  });
+}
+// What is inside an operation is in the hand-written code alone.
+const hasAutograd = (tensor) => Boolean(tensor.autograd || tensor.steps);
+const kindsOf = (tensor, titles) => titles.filter(([kind]) => kind === "manual" || hasAutograd(tensor));
+const finite = (numbers) => numbers.reduce((most, value) => Number.isFinite(value) ? Math.max(most, Math.abs(value)) : most, 0);
 
 function label(axis, place) {
   if (axis === "T") return `${data.labels[data.inputs[place]]}`;
@@ -131,7 +149,9 @@ function show(viewer, key) {
   const say = (panel, r, c) => {
     const at = (panel * rows + r) * columns + c, digits = tensor.dtype === "float64" ? 17 : 9;
     const where = [tensor.panels.length > 1 ? `head ${tensor.panels[panel]}` : "", tensor.axes[0] ? words(tensor.axes[0], tensor.rows[r]) : "", tensor.shape.length ? words(tensor.axes[1], tensor.columns[c]) : ""];
-    readout.textContent = `${where.filter(Boolean).join(", ")}: by hand ${number(numbers.manual[at], digits)}, autograd ${number(numbers.autograd[at], digits)}, difference ${number(numbers.difference[at], 3)}`;
+    const place = where.filter(Boolean).join(", ");
+    if (!numbers.autograd) readout.textContent = `${place || "the only number"}: ${number(numbers.manual[at], digits)}`;
+    else readout.textContent = `${place}: by hand ${number(numbers.manual[at], digits)}, autograd ${number(numbers.autograd[at], digits)}, difference ${number(numbers.difference[at], 3)}`;
   };
   // Head by head, so that what is to be compared stands side by side where there is room.
   const heads = tensor.panels.map((head) => {
@@ -139,8 +159,8 @@ function show(viewer, key) {
     if (tensor.panels.length > 1) box.append(element("h5", {}, `head ${head}`));
     return box;
   });
-  for (const [kind, title] of [["manual", "By hand (NumPy)"], ["autograd", "Autograd (PyTorch)"], ["difference", "Difference"]]) {
-    const largest = numbers[kind].reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  for (const [kind, title] of kindsOf(tensor, [["manual", "By hand (NumPy)"], ["autograd", "Autograd (PyTorch)"], ["difference", "Difference"]])) {
+    const largest = finite(numbers[kind]);
     const [p, r, c] = worstCell(tensor), worst = tensor.shape.length ? `[${tensor.worst.join(", ")}]` : "the only number";
     pictures.append(element("p", { class: "scale" }, kind === "difference"
       ? `${title}: ${largest ? `largest ${number(largest, 3)}, at ${worst}, outlined` : "0 everywhere"}`
@@ -181,7 +201,7 @@ function show(viewer, key) {
 function fillTable(box, tensor) {
   const numbers = decode(tensor), [rows, columns] = [tensor.rows.length, tensor.columns.length], digits = tensor.dtype === "float64" ? 17 : 9;
   box.replaceChildren();
-  for (const [kind, title] of [["manual", "By hand"], ["autograd", "Autograd"], ["difference", "Difference"]]) tensor.panels.forEach((head, panel) => {
+  for (const [kind, title] of kindsOf(tensor, [["manual", "By hand"], ["autograd", "Autograd"], ["difference", "Difference"]])) tensor.panels.forEach((head, panel) => {
     const table = element("table"), top = element("tr");
     table.append(element("caption", {}, title + (tensor.panels.length > 1 ? `, head ${head}` : "")));
     top.append(element("th", { scope: "col" }, ""));
@@ -270,7 +290,8 @@ function search() {
   const wanted = plain(byId("search").value), chapters = document.querySelectorAll("details.chapter");
   let count = 0;
   chapters.forEach((chapter) => {
-    const found = !wanted || wordsOf(chapter).includes(wanted);
+    const title = chapter.querySelector("h3"), squashed = plain(`${title.textContent} ${title.dataset.words}`).replaceAll(" ", "");
+    const found = !wanted || wordsOf(chapter).includes(wanted) || squashed.includes(wanted.replaceAll(" ", ""));
     chapter.hidden = !found;
     document.querySelector(`nav li[data-chapter="${chapter.id}"]`).hidden = !found;
     count += found;
@@ -364,6 +385,30 @@ function drawCurve() {
 }
 weight.addEventListener("change", () => { epsilon.value = (data.sweeps[weight.value].steps.length - 1) / 2; drawCurve(); });
 epsilon.addEventListener("input", drawCurve);
+
+// --- narrow windows and paper ---
+
+// On a phone a row of a table stands as a list: each cell is told by its column's heading.
+document.querySelectorAll("table.stack").forEach((table) => {
+  const titles = [...table.querySelectorAll("th")].map((each) => each.textContent);
+  table.querySelectorAll("td").forEach((cell) => { cell.dataset.title = titles[cell.cellIndex]; });
+});
+
+// Paper shows every chapter, on white, whatever is open: and afterwards the page is as it was.
+let before;
+window.addEventListener("beforeprint", () => {
+  const shut = [...document.querySelectorAll("details.chapter:not([open])")];
+  before = { shut, theme: document.documentElement.dataset.theme };
+  document.documentElement.dataset.theme = "light";
+  shut.forEach(openChapter);
+  redrawAll();
+});
+window.addEventListener("afterprint", () => {
+  before.shut.forEach((each) => { each.open = false; });
+  if (before.theme) document.documentElement.dataset.theme = before.theme;
+  else delete document.documentElement.dataset.theme;
+  redrawAll();
+});
 
 drawMap();
 drawCurve();

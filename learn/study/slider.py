@@ -41,6 +41,21 @@ def sweeps(run: Pass) -> list[Sweep]:
     return [_sweep(model, names[at], gradients[names[at]], inputs) for at in chosen]
 
 
+def opening(moved: list[Sweep]) -> int:
+    """The place of the sweep to open on: its loss visibly leaves the tangent, which is not flat itself."""
+
+    def bend(sweep: Sweep) -> float:
+        losses, steps = np.array(sweep.losses), np.array(sweep.steps)
+        low, high = losses.min(), losses.max()
+        room = (high - low) * 0.2 or 1.0
+        line = losses[POINTS // 2] + sweep.gradient * steps
+        seen = (line > low - room) & (line < high + room)  # where the picture has the line
+        apart = np.abs(losses - line)[seen].max() / room
+        return apart * min(1.0, np.ptp(line) / room)
+
+    return max(range(len(moved)), key=lambda at: bend(moved[at]))
+
+
 def _sweep(model: GPT, name: str, gradient: np.ndarray, inputs: Inputs) -> Sweep:
     weight = model.weights[name]
     index = tuple(int(i) for i in np.unravel_index(np.abs(gradient).argmax(), gradient.shape))

@@ -38,6 +38,7 @@ def find_function(dotted: str):
     return found
 
 
+@lru_cache(maxsize=512)
 def excerpt(function: str, shows: tuple[str, ...] = ()) -> Excerpt:
     """The source of a function without its docstring, or of it the statements that `shows` names.
 
@@ -57,7 +58,8 @@ def excerpt(function: str, shows: tuple[str, ...] = ()) -> Excerpt:
     return Excerpt(function, path, {number: lines[number] for number in sorted(wanted)})
 
 
-def statement_lines(function: str, shown: str) -> set[int]:
+@lru_cache(maxsize=1024)
+def statement_lines(function: str, shown: str) -> frozenset[int]:
     """The lines of the statements that assign a name: "dx", or "dx from dy" for those that also read dy.
 
     "return" stands for the result. In-place changes count, of an argument `out=` or of what a call is made for too.
@@ -67,7 +69,7 @@ def statement_lines(function: str, shown: str) -> set[int]:
     for statement in ast.walk(_source(function)[0]):
         if name in _assigned(statement) and (not read or read in _names(statement.value)):
             found |= set(_lines(statement))
-    return found
+    return frozenset(found)
 
 
 def variables(function: str) -> set[str]:

@@ -10,7 +10,7 @@ from contract.components import letters
 from contract.config import ModelConfig
 from parity.compare import Row
 
-MAX_ROWS, MAX_COLUMNS, MAX_PANELS = 32, 128, 16
+MOST = 16, 32, 128  # panels, rows and columns of a tensor that are shown
 
 
 class View(NamedTuple):
@@ -23,6 +23,7 @@ class View(NamedTuple):
     manual, autograd: dtype (panels, rows, columns), the numbers of NumPy and of PyTorch
     row: the comparison of the whole tensor
     statistics: least, largest, mean and root mean square of the whole tensor
+    means: in words, of a variable of the code, of the kind "inner": it has no autograd, row or statistics
     """
 
     name: str
@@ -33,9 +34,10 @@ class View(NamedTuple):
     rows: list[int]
     columns: list[int]
     manual: np.ndarray
-    autograd: np.ndarray
-    row: Row
-    statistics: tuple[float, float, float, float]
+    autograd: np.ndarray | None
+    row: Row | None
+    statistics: tuple[float, float, float, float] | None
+    means: str = ""
 
     @property
     def key(self) -> str:
@@ -63,7 +65,12 @@ class View(NamedTuple):
         return ", ".join(sampled) or "all"
 
     def as_json(self) -> dict:
-        """For the page's script: numbers as base64 of little-endian bytes, so that they stay exact."""
+        """For the page's script: numbers as base64 of little-endian bytes, so that they stay exact.
+
+        steps: of autograd's float32 numbers from those by hand, in the order of all floats; half as many bytes, where
+            none is far away. Otherwise autograd is written as it is.
+        """
+        steps = None if self.autograd is None else _steps(self.manual, self.autograd)
         shown = {
             name: value
             for name, value in self._asdict().items()
@@ -72,16 +79,20 @@ class View(NamedTuple):
         return shown | {
             "dtype": str(self.manual.dtype),
             "manual": _base64(self.manual),
-            "autograd": _base64(self.autograd),
-            "worst": self.row.index,
+            "autograd": None if self.autograd is None or steps is not None else _base64(self.autograd),
+            "steps": None if steps is None else _base64(steps),
+            "worst": self.row.index if self.row else [0] * len(self.shape),
             "axes": self.axes,
         }
 
 
-def view(config: ModelConfig, row: Row, manual: np.ndarray, autograd: np.ndarray, tokens: np.ndarray) -> View:
-    """A tensor cut to `MAX_ROWS` and so on.
+def view(
+    config: ModelConfig, row: Row, manual: np.ndarray, autograd: np.ndarray, tokens: np.ndarray, most=MOST
+) -> View:
+    """A tensor cut to a sample.
 
     row: its comparison; tokens: of the text, kept where an axis is the vocabulary
+    most: how many heads, rows and columns are shown
     """
     shape = manual.shape
     named = letters(config, row.name.rpartition(" ")[2])
@@ -94,11 +105,25 @@ def view(config: ModelConfig, row: Row, manual: np.ndarray, autograd: np.ndarray
     for at in (-2, -1):
         if ["", "", *named][at] == "V":
             places[at].extend(tokens)
-    most = MAX_PANELS, MAX_ROWS, MAX_COLUMNS
     chosen = [sample(*each) for each in zip(axes, most, places, strict=True)]
     numbers = (manual.reshape(axes)[np.ix_(*chosen)], autograd.reshape(axes)[np.ix_(*chosen)])
     statistics = manual.min(), manual.max(), manual.mean(), np.sqrt(np.mean(np.square(manual, dtype=float)))
     return View(row.name, row.quantity, shape, named, *chosen, *numbers, row, tuple(map(float, statistics)))
+
+
+def inner_view(name: str, means: str, value: np.ndarray, axes: str, run) -> View:
+    """A variable of the code cut to a sample; autograd has none.
+
+    name: chapter and symbol; means: in words; axes: its dimension letters, such as "B, T, C"
+    run: the pass, with how much is shown
+    """
+    shape = value.shape
+    named = axes.split(", ")[-len(shape) :] if shape else []
+    sizes, value = (1, 1, 1, *shape)[-3:], value[0] if len(shape) == 4 else value
+    keep = [run.tokens if ["", *named][-2:][at : at + 1] == ["V"] else () for at in (0, 1)]
+    chosen = [sample(*each) for each in zip(sizes, run.most, ((), *keep), strict=True)]
+    numbers = value.reshape(sizes)[np.ix_(*chosen)].astype(np.float32)
+    return View(name, "inner", shape, named, *chosen, numbers, None, None, None, means)
 
 
 def sample(size: int, most: int, keep: Iterable[int]) -> list[int]:
@@ -107,6 +132,16 @@ def sample(size: int, most: int, keep: Iterable[int]) -> list[int]:
         return list(range(size))
     spaced = np.linspace(0, size - 1, most).round().astype(int)
     return sorted({*spaced.tolist(), *(int(each) for each in keep)})
+
+
+def _steps(manual: np.ndarray, autograd: np.ndarray) -> np.ndarray | None:
+    """How many floats lie between each pair of float32 numbers, as int16; None where one is too far away."""
+    if manual.dtype != np.float32 or autograd.dtype != np.float32:
+        return None
+    bits = (np.ascontiguousarray(each).view(np.int32).astype(np.int64) for each in (manual, autograd))
+    first, second = (np.where(each < 0, -(each & 0x7FFFFFFF), each) for each in bits)
+    apart = second - first
+    return apart.astype(np.int16) if np.abs(apart).max(initial=0) < 1 << 15 else None
 
 
 def _base64(array: np.ndarray) -> str:

@@ -55,7 +55,7 @@ FAMILY = [
     preset("gemma-2-2b", vocab_size=9, n_layer=2, d_model=16, head_size=4),
     preset("tense", vocab_size=9, block="post_norm"),
 ]
-UNEXPLAINED = {"dropout", "gate", "low_rank", "rms_norm_plus_one", "rotate", "scale", "silu", "soft_cap"}
+UNEXPLAINED = {"low_rank"}  # pairs are merged into their projections before a page is made
 WITNESS_LIMIT, DIFFERENCE_LIMIT = 1e-13, 1e-8
 
 
@@ -78,7 +78,7 @@ def test_every_operation_has_a_chapter():
     assert {path.stem for path in FOLDER.glob("*.toml")} <= {*EVERY, "adamw"}
     shown = {function for chapter in all_chapters() for function in chapter.functions()}
     for operation in EVERY.values():
-        if operation.name in UNEXPLAINED:  # of them dropout is off in a pass that is studied
+        if operation.name in UNEXPLAINED:
             continue
         for function in (operation.forward, operation.backward):
             if function and function.__module__.startswith("numpy_llm"):
@@ -113,7 +113,9 @@ def test_a_chapter_is_whole(chapter):
     # A derivative is a thought on the way, which no line has to write down; so is what puts two chapters together.
     for step in chapter.steps:
         assert step.shows or "partial(" in step.formula.text or "G[" in step.formula.text
-        assert step.torch or step.side == "backward" or chapter.name in ("adam", "gelu"), step.formula.text
+        assert step.torch or step.side == "backward" or chapter.name in ("adam", "gelu", "silu"), (
+            step.formula.text
+        )
 
 
 @pytest.mark.parametrize("chapter", all_chapters(), ids=lambda chapter: chapter.name)
@@ -141,7 +143,7 @@ def test_a_step_that_names_no_variable_is_found():
     """A name that no code beside the step assigns is an error that says where."""
     (chapter,) = [each for each in all_chapters() if each.name == "relu"]
     wrong = replace(chapter, steps=[replace(chapter.steps[0], shows=["z"])])
-    with pytest.raises(ValueError, match=r"operations/relu.toml, relu: no code beside 'y.* assigns z"):
+    with pytest.raises(ValueError, match=r"operations/relu.toml, relu: no code beside 'a.* assigns z"):
         wrong.explained("forward")
 
 
@@ -151,9 +153,9 @@ def test_a_step_points_at_no_line_that_does_something_else():
     for name, text in (
         ("softmax", "partial(p[t, i], z[t, j]) =="),
         ("softmax", "dz[t, j] == sum(dp[t, i] * partial("),
-        ("embedding", "partial(y[b, t, c], W[v, c])"),
-        ("output_projection", "partial(y[o], x[i])"),
-        ("output_projection", "partial(y[o], W[r, i])"),
+        ("embedding", "partial(y[b, t, c], E[v, c])"),
+        ("output_projection", "partial(y[c], x[i])"),
+        ("output_projection", "partial(y[c], W[r, i])"),
         ("layer_norm", "dx[j] == sum(dn[i] * partial("),
     ):
         (step,) = [step for step in by_name[name].steps if step.formula.text.startswith(text)]
@@ -233,7 +235,7 @@ def test_a_wrong_formula_of_attention_in_blocks_is_found():
     (chapter,) = (each for each in chapters if each.name == "attend_in_blocks")
     for right, wrong in (
         ("exp(m[t, i] - m[t, i + 1]) * l[t, i]", "l[t, i]"),
-        ("exp(m[t, i] - m[t, i + 1]) * o[t, i, d]", "o[t, i, d]"),
+        ("exp(m[t, i] - m[t, i + 1]) * u[t, i, d]", "u[t, i, d]"),
         ("m[t, J - 1] + log", "log"),
         (" - dlt[t]", ""),
     ):
@@ -420,7 +422,7 @@ def test_views_are_the_traces_numbers(subject, run, data):
     assert float(run.by_hand("activation")["loss"]) == pytest.approx(float(loss), rel=1e-5)
     checked = set()
     for key, tensor in data["tensors"].items():
-        if tensor["kind"] == "optimizer":
+        if tensor["kind"] in ("optimizer", "inner"):
             continue
         whole = kinds[tensor["kind"]][tensor["name"]]
         assert list(whole.shape) == tensor["shape"]

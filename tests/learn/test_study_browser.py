@@ -312,6 +312,86 @@ def test_search_narrows(page):
     assert page.evaluate(count) == 16
 
 
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("layernorm", "layer_norm"),
+        ("Jacobian", "softmax"),
+        ("broadcast", "position"),
+        ("AdamW", "adam"),
+        ("crossentropy", "cross_entropy"),
+        ("flash attention", ""),
+    ],
+)
+def test_search_knows_the_fields_words(page, word, name):
+    """What readers call an operation finds it, though no sentence says so; nothing else is invented."""
+    set_to = "(word) => { byId('search').value = word; byId('search').dispatchEvent(new Event('input')); }"
+    page.evaluate(f"({set_to})('{word}')")
+    found = page.evaluate(
+        "[...document.querySelectorAll('details.chapter')].filter((each) => !each.hidden).map((each) => each.id)"
+    )
+    page.evaluate(f"({set_to})('')")
+    assert (name in found) if name else found == []
+
+
+def test_what_is_inside_has_no_autograd(page):
+    """The weights and inner quantities of a norm can be chosen: one picture, and its numbers by hand."""
+    page.evaluate("location.hash = '#layer_norm:inner~layer_norm.s'")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    shown = "document.querySelector('#layer_norm .viewer').querySelectorAll('canvas').length"
+    assert page.evaluate(shown) == 1
+    page.evaluate("document.querySelector('#layer_norm .numbers > summary').click()")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    assert page.evaluate("document.querySelectorAll('#layer_norm .numbers table').length") == 1
+    page.evaluate("byId('close-all').click()")
+
+
+@pytest.mark.parametrize("start", ["close-all", "open-all"])
+def test_paper_has_every_chapter_uncut(page, start):
+    """Before printing every chapter opens with its pictures, nothing is cut off, and it is as it was afterwards."""
+    page.evaluate(f"byId('{start}').click()")
+    was_open = page.evaluate("document.querySelectorAll('details.chapter[open]').length")
+    page.call("Emulation.setEmulatedMedia", media="print")
+    page.call("Emulation.setDeviceMetricsOverride", width=720, height=1000, deviceScaleFactor=1, mobile=False)
+    try:
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        found = page.evaluate(
+            """[...document.querySelectorAll('details.chapter')].map((each) => [each.id, each.open,
+            each.querySelectorAll('canvas').length,
+            [...each.querySelectorAll('.formula, .scroll, figure, .code')].filter((box) =>
+                getComputedStyle(box).overflowX !== 'visible' && box.scrollWidth > box.clientWidth + 1).length,
+            [...each.querySelectorAll('canvas, .formula math')].filter((box) =>
+                box.getBoundingClientRect().right > innerWidth).length])"""
+        )
+        assert len(found) == 16
+        for name, is_open, canvases, cut, outside in found:
+            assert (is_open, canvases >= 1, cut, outside) == (True, True, 0, 0), name
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+    finally:
+        page.call("Emulation.setEmulatedMedia", media="")
+        page.resize(1280, 900)
+    assert page.evaluate("document.querySelectorAll('details.chapter[open]').length") == was_open
+    page.evaluate("byId('close-all').click()")
+
+
+def test_tables_fit_a_phone(page):
+    """At 390 px no table but that of a tensor's numbers is scrolled sideways."""
+    page.resize(390, 900)
+    try:
+        page.evaluate("byId('open-all').click()")
+        page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        page.evaluate("new Promise((done) => setTimeout(done, 300))")
+        wide = page.evaluate(
+            """[...document.querySelectorAll('.scroll')].filter((each) => !each.closest('.numbers'))
+            .filter((each) => each.clientWidth && each.scrollWidth > each.clientWidth + 1)
+            .map((each) => `${each.getAttribute('aria-label')}: ${each.scrollWidth}`)"""
+        )
+        assert wide == []
+    finally:
+        page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = false; })")
+        page.resize(1280, 900)
+
+
 def test_the_slider_moves(page):
     """ε changes by the keyboard; the loss said is the sweep's."""
     page.evaluate("epsilon.focus()")
@@ -320,7 +400,7 @@ def test_the_slider_moves(page):
     value, text = page.evaluate("[epsilon.value, byId('moved').textContent]")
     assert int(value) == int(before[0]) + 1
     assert text != before[1]
-    loss = page.evaluate(f"data.sweeps[0].losses[{value}]")
+    loss = page.evaluate(f"data.sweeps[byId('weight').value].losses[{value}]")
     assert f"loss {float(f'{loss:.9g}')}" in text
 
 
