@@ -16,7 +16,7 @@ from parity.golden.undetermined import dimensions, undetermined
 
 ORDERS = 2
 # A plain loop adds one by one, and strays further than a BLAS library, which adds in blocks.
-ROOM = 4
+ROOM = 3
 
 
 def float32_limit(least: float, stray: float) -> float:
