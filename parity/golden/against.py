@@ -66,9 +66,8 @@ def load_model(folder: Path):
     model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
-            module.padding_idx = (
-                None  # else the padding token's row has no gradient, wherever the token stands
-            )
+            # Else the padding token's row would have no gradient, wherever the token stands.
+            module.padding_idx = None
     return model
 
 

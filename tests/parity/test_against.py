@@ -87,7 +87,7 @@ def test_a_changed_model_diverges_where_it_was_changed(title, changes, tensor, m
 
 def test_a_padding_token_is_a_token(models, tmp_path):
     """A config that names one, as most published ones do: its row has its gradient all the same."""
-    pack, folder = models("Qwen 3")
+    pack, folder = models("Llama")
     fields = json.loads((folder / "config.json").read_text()) | {
         "pad_token_id": int(pack.tensors["tokens"][0, 0])
     }
