@@ -11,6 +11,7 @@ from pathlib import Path
 from contract.errors import ConfigError
 from learn.exercises.composites import CODE, MISTAKES
 from learn.exercises.exercise import Exercise, Mistake
+from learn.exercises.mistakes import SEEN_HERE
 from operations.adamw import made_in_step
 from operations.catalogue import OPERATIONS, UNTRACED
 from operations.operation import Operation, made, replaced
@@ -36,9 +37,9 @@ def _made_between(function: Callable, wrong: Callable, form: int = 0) -> Iterato
     """Make a mistake of `MISTAKES`, in its one form. yields: a list that gets dy of each call"""
     dys = []
 
-    def instead(dy, cache):
+    def instead(dy, cache, **named):
         dys.append(dy)
-        return wrong(dys, function(dy, cache))
+        return wrong(dys, function(dy, cache, **named))
 
     with nullcontext() if form else replaced(function, instead):
         yield dys
@@ -52,7 +53,8 @@ def _mistakes(entry: dict, operations: list[Operation], of_step: tuple) -> dict[
     own = [Mistake(name, hint, _BETWEEN[name]) for name, hint in entry.get("mistakes", {}).items()]
     known = [(each, partial(made_in_step, each)) for each in of_step]
     for operation in operations:
-        written = [each for each in operation.mistakes if each.backward or entry.get("writes_forward")]
+        of_both = (*operation.mistakes, *SEEN_HERE.get(operation.name, ()))
+        written = [each for each in of_both if each.backward or entry.get("writes_forward")]
         known += [(each, partial(made, operation, each)) for each in written]
     others = [Mistake(each.name, each.hint or each.text, make) for each, make in known]
     return {mistake.name: mistake for mistake in (*own, *others)}

@@ -247,6 +247,14 @@ def _forked(wrong: Callable) -> tuple[Callable, Callable]:
 # A mistake's name in course.toml -> the function that it is made in, and what it makes of it.
 MISTAKES = {
     "branch_lost": (layers.linear_backward, lambda dys, right: (0 * right[0], *right[1:])),
+    # dy is taken for what comes back through a weight that keeps the width: the exercise's own, or its last
+    "projection_skipped": (
+        layers.linear_backward,
+        lambda dys, right: (
+            dys[0] if len(dys) == 1 and right[0].shape == dys[0].shape else right[0],
+            *right[1:],
+        ),
+    ),
     "lookup_lost": (layers.embedding_backward, lambda dys, right: 0 * right),
     "mix_skipped": (
         layers.linear_backward,

@@ -22,7 +22,8 @@ def draw(spec, random: np.random.Generator, sizes: dict[str, int]):
 
     spec: a number, passed as it is; {"size": letter}; {"of": part}, the weights of that part of a model;
         {"draw": "tokens" or "targets"}; or an array of floats: its shape, such as "T+4 3·C", or a dict of shape and
-        `mean`, `spread` of normal numbers, `away` to push them from 0, or the bounds `between` which they are uniform
+        `mean`, `spread` of normal numbers, `away` to push them from 0 but for every seventh, which is 0, or the
+        bounds `between` which they are uniform
     """
     if isinstance(spec, str):
         spec = {"shape": spec}
@@ -38,7 +39,10 @@ def draw(spec, random: np.random.Generator, sizes: dict[str, int]):
     if "between" in spec:
         return random.uniform(*spec["between"], size=shape)
     x = random.normal(spec.get("mean", 0.0), spec.get("spread", 1.0), size=shape)
-    return x + spec["away"] * np.sign(x) if "away" in spec else x
+    if "away" in spec:
+        x += spec["away"] * np.sign(x)
+        x.reshape(-1)[::7] = 0  # the kink, whose slope the text states
+    return x
 
 
 def _size(dim: str, sizes: dict[str, int]) -> int:

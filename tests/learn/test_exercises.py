@@ -12,7 +12,7 @@ from contract.numbers import magnitude, relative_error
 from learn.exercises import runner
 from learn.exercises.catalogue import COURSE, EXERCISES
 from learn.exercises.composites import MISTAKES
-from learn.exercises.diagnosis import diagnose
+from learn.exercises.diagnosis import Found, diagnose
 from learn.exercises.exercise import Instance, finite_differences
 from learn.exercises.grade import judge
 from learn.exercises.process import DEFAULT_LIMITS, Reply, write_request
@@ -226,15 +226,15 @@ def place_told(size, wrong, right=None):
     """The hint for a bias that is wrong without reason at some places, where its right values are `right`."""
     exercise = EXERCISES["linear"]
     instance = Instance(exercise, exercise.trials(0))
-    found = []
+    found = {}
     for number, solution in enumerate(instance.solutions):
         values = np.sin(np.arange(1.0, size + 1) + number)
         if right is not None:
             values[wrong] = right
         solution["dbias"], array = values, values.copy()
         array[wrong] = 1000 + np.arange(len(wrong)) ** 2
-        found.append(array)
-    return diagnose(instance, "dbias", found).text
+        found[f"{number}/dbias"] = array
+    return diagnose(instance, "dbias", Found(found, [])).text
 
 
 @pytest.mark.parametrize(
