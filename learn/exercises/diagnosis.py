@@ -49,7 +49,8 @@ def diagnose(instance: Instance, output: str, student: Found, earlier: str = "",
     trials, solutions = instance.trials, instance.solutions
     found = [student.outputs[f"{trial}/{output}"] for trial in range(len(trials))]
     wanted = [solution[output] for solution in solutions]
-    known = _known_mistake(instance, output, found, wanted, student.outputs)
+    same_shapes = all(array.shape == right.shape for array, right in zip(found, wanted, strict=True))
+    known = same_shapes and _known_mistake(instance, output, found, wanted, student.outputs)
     if not known and _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
         hint = "right on your instance, wrong on one of other sizes: a size is written as a number"
         return Hint(hint, hint)

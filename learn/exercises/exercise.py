@@ -121,7 +121,7 @@ class Exercise:
     def _trial(self, seed: int, number: int) -> Trial:
         random = generator(seed, f"exercise.{self.name}", number)
         sizes = instance_sizes(seed, number)
-        inputs = {name: draw(spec, random, sizes) for name, spec in self.inputs.items()}
+        inputs = {name: draw(spec, random, sizes, number) for name, spec in self.inputs.items()}
         if self.backward is None:
             return Trial(inputs, None, sizes)
         y, _ = self.forward(**inputs)

@@ -162,6 +162,79 @@ dx, gradients["norm_1.weight"], gradients["norm_1.bias"] = layer_norm_backward(d
 dx = dx + dmiddle
 return dx, gradients | attention_gradients
 """,
+    "dropout": "return dy * kept / (1 - rate)",
+    "soft-cap": "return dy * (1 - tanh**2)",
+    "rotary": """
+first, second = np.split(dy, 2, axis=-1)
+return np.concatenate([first * cosine + second * sine, second * cosine - first * sine], axis=-1)
+""",
+    "qk-norm": """
+first, second = np.split(dy, 2, axis=-1)
+dnormed = np.concatenate([first * cosine + second * sine, second * cosine - first * sine], axis=-1)
+dnormal = dnormed * weight
+through = normal * (dnormal * normal).mean(axis=-1, keepdims=True)
+return (dnormal - through) * inverse_rms, (dnormed * normal).sum(axis=(0, 1, 2))
+""",
+    "swiglu": """
+dgated, ddown, _ = linear_backward(dy, down_cache)
+dactive, db = dgated * b, dgated * a * sigmoid
+da = dactive * (sigmoid + a * sigmoid * (1 - sigmoid))
+dx_gate, dgate, _ = linear_backward(da, gate_cache)
+dx_up, dup, _ = linear_backward(db, up_cache)
+return dx_gate + dx_up, dgate, dup, ddown
+""",
+    "grouped-queries": """
+B, H, T, D = query.shape
+dprobabilities = dy @ values.swapaxes(-1, -2)
+dvalues = probabilities.swapaxes(-1, -2) @ dy
+dscores = softmax_backward(dprobabilities, softmax_cache) / np.sqrt(D)
+dquery = dscores @ keys
+dkeys = dscores.swapaxes(-1, -2) @ query
+dkey = dkeys.reshape(B, -1, group, T, D).sum(axis=2)
+dvalue = dvalues.reshape(B, -1, group, T, D).sum(axis=2)
+return dquery, dkey, dvalue
+""",
+    "gradient-clipping": """
+norm = np.sqrt((first**2).sum() + (second**2).sum())
+factor = min(1, max_norm / norm)
+return first * factor, second * factor, norm
+""",
+    "accumulation": """
+total = 0
+for mean, count in zip(gradients, tokens):
+    total = total + count * mean
+return total / tokens.sum()
+""",
+    "key-value-cache": """
+P, T, D = past_key.shape[2], query.shape[2], query.shape[3]
+angle = (P + np.arange(T))[:, None] * theta ** (-np.arange(0, D, 2) / D)
+cosine, sine = np.cos(angle), np.sin(angle)
+turned = []
+for x in (query, key):
+    first, second = np.split(x, 2, axis=-1)
+    turned.append(np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1))
+query, key = turned
+keys, values = np.concatenate([past_key, key], axis=2), np.concatenate([past_value, value], axis=2)
+scores = query @ keys.swapaxes(-1, -2) / np.sqrt(D)
+scores = scores + np.triu(np.full((T, P + T), -np.inf), k=P + 1)
+weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+return weights / weights.sum(axis=-1, keepdims=True) @ values, keys, values
+""",
+    "modern-block": """
+gate_cache, silu_cache, active, up, up_cache, down_cache = feed_forward_caches
+gradients, own = {}, "feed_forward."
+dgated, gradients[own + "down.weight"], _ = linear_backward(dy, down_cache)
+dgate = silu_backward(dgated * up, silu_cache)
+dnormed, gradients[own + "gate.weight"], _ = linear_backward(dgate, gate_cache)
+dnormed_up, gradients[own + "up.weight"], _ = linear_backward(dgated * active, up_cache)
+dnormed = dnormed + dnormed_up
+dmiddle, gradients["norm_2.weight"] = rms_norm_backward(dnormed, norm_2_cache)
+dmiddle = dmiddle + dy
+dnormed, attention_gradients = attention.attention_backward(dmiddle, attention_cache)
+dx, gradients["norm_1.weight"] = rms_norm_backward(dnormed, norm_1_cache)
+dx = dx + dmiddle
+return dx, gradients | {name: each for name, each in attention_gradients.items() if each is not None}
+""",
 }
 
 # fmt: off
@@ -377,6 +450,113 @@ SLIPS = [
     Slip("block", "dnormed, norm_2_cache", "dnormed, norm_1_cache", "dx", "dnorm_2.weight comes before it and is"),
     Slip("block", " + d", " + 0 * d", "dx", "both shortcuts are missing"),
     Slip("block", "dmiddle + dy\n", "dmiddle\n", "dattention.output.weight", "around the feed-forward branch"),
+    # Named in every exercise where they can be made: wrong axes, = for +=, skipped projections, kinks
+    Slip("linear", "dweight = drows.T @ rows",
+         "x = rows.reshape(*dy.shape[:2], -1)\nfor b in range(len(dy)):\n    dweight = dy[b].T @ x[b]",
+         "dweight", "in a loop, += and not ="),
+    Slip("linear", "dbias = drows.sum(axis=0)", "for b in range(len(dy)):\n    dbias = dy[b].sum(axis=0)", "dbias",
+         "in a loop, += and not ="),
+    Slip("residual", "dy + dy @ weight", "dy + dy", "dx", "weight is skipped"),
+    Slip("residual", "dy.sum(axis=(0, 1))", "dy.sum(axis=1).mean(axis=0)", "dbias", "1/B: a mean and a sum"),
+    Slip("softmax", "axis=-1", "axis=1", "dx", "softmax runs along the last one"),
+    Slip("softmax", "(dy * y).sum(axis=-1, keepdims=True)", "(dy * y).mean(axis=-1, keepdims=True)", "dx",
+         "it is the sum of dy · y"),
+    Slip("layer-norm", ".mean(axis=-1, keepdims=True)", ".mean(axis=1, keepdims=True)", "dx", "your means run over"),
+    Slip("layer-norm", "(dnormal * normal).mean(axis=-1, keepdims=True)",
+         "(dnormal * normal).sum(axis=-1, keepdims=True) / (dy.shape[-1] - 1)", "dx", "divided by C - 1"),
+    Slip("layer-norm", "(dy * normal).sum(axis=(0, 1))", "(dy * normal)[-1].sum(axis=0)", "dweight",
+         "in a loop, += and not ="),
+    Slip("rms-norm", ".mean(axis=-1, keepdims=True)", ".mean(axis=1, keepdims=True)", "dx", "your means run over"),
+    Slip("rms-norm", "(dnormal * normal).mean(axis=-1, keepdims=True)",
+         "(dnormal * normal).sum(axis=-1, keepdims=True) / (dy.shape[-1] - 1)", "dx", "divided by C - 1"),
+    Slip("rms-norm", "(dy * normal).sum", "(dy * normal / inverse_rms).sum", "dweight", "by the normalised x"),
+    Slip("rms-norm", "(dy * normal).sum(axis=(0, 1))", "(dy * normal)[0].sum(axis=0)", "dweight", "+= and not ="),
+    Slip("adam", "return weight - decay - learning_rate * first / (np.sqrt(second) + eps), m, v",
+         "return weight - decay - learning_rate * first / (np.sqrt(second) + eps), first, second", "m",
+         "divided by 1 - beta^t in place"),
+    Slip("adam", "return weight - decay - learning_rate * first / (np.sqrt(second) + eps), m, v",
+         "return weight - decay - learning_rate * first / (np.sqrt(second) + eps), first, second", "v",
+         "divided by 1 - beta^t in place"),
+    Slip("adam", "m = beta1 * m + (1 - beta1) * gradient", "m = beta1 * m + gradient", "m", "1 - beta is missing"),
+    Slip("adam", "decay = learning_rate", "decay = (1 - beta1)", "weight", "the decayed weight"),
+    Slip("attention", "dmerged, doutput", "dmerged, (_, doutput", "dx", "output projection is skipped"),
+    Slip("dropout", "kept / (1 - rate)", "kept", "dx", "are not scaled up by 1 / (1 - rate)"),
+    Slip("dropout", "dy * kept / (1 - rate)", "dy", "dx", "the mask is not applied"),
+    Slip("dropout", "/ (1 - rate)", "/ (1 - rate) ** 2", "dx", "counts twice"),
+    Slip("dropout", "/ (1 - rate)", "* (1 - rate)", "dx", "and so does the backward pass"),
+    Slip("dropout", "kept /", "(1 - kept) /", "dx", "what was dropped gets the gradient"),
+    Slip("dropout", "(1 - rate)", "rate", "dx", "factor of 1.5"),
+    Slip("soft-cap", "1 - tanh**2", "1 - tanh", "dx", "with a square"),
+    Slip("soft-cap", "(1 - tanh**2)", "(1 - tanh**2) * 3.7", "dx", "the factors cap and 1 / cap cancel"),
+    Slip("soft-cap", "(1 - tanh**2)", "(1 - tanh**2) / 3.7", "dx", "the factors cap and 1 / cap cancel"),
+    Slip("soft-cap", "dy * (1 - tanh**2)", "dy", "dx", "the soft cap is missing on the way back"),
+    Slip("soft-cap", "1 - tanh**2", "1 - (3.7 * tanh) ** 2", "dx", "1 - y² where"),
+    Slip("soft-cap", "dy * (1 - tanh**2)", "1 - tanh**2", "dx", "a factor dy is missing"),
+    Slip("rotary", "first * cosine + second * sine, second * cosine - first * sine",
+         "first * cosine - second * sine, second * cosine + first * sine", "dx", "turned the same way as forward"),
+    Slip("rotary", "np.split(dy, 2, axis=-1)", "dy[..., ::2], dy[..., 1::2]", "dx", "largest error"),
+    Slip("rotary", "return np.concatenate([first * cosine + second * sine, second * cosine - first * sine], axis=-1)",
+         "return dy", "dx", "not turned on the way back"),
+    Slip("rotary", "return np.concatenate([first * cosine + second * sine, second * cosine - first * sine], axis=-1)",
+         "first, second = dy[..., ::2], dy[..., 1::2]\ndx = np.empty(dy.shape)\n"
+         "dx[..., ::2], dx[..., 1::2] = first * cosine + second * sine, second * cosine - first * sine\nreturn dx",
+         "dx", "the pairs are channels 2i and 2i+1 on the way back"),
+    Slip("qk-norm", "first * cosine + second * sine, second * cosine - first * sine",
+         "first * cosine - second * sine, second * cosine + first * sine", "dx", "turned the same way as forward"),
+    Slip("qk-norm", "dnormal = dnormed * weight", "dnormed = dy\ndnormal = dnormed * weight", "dweight",
+         "not turned on the way back"),
+    Slip("qk-norm", "dnormal = dnormed * weight", "dnormal = dnormed", "dx", "weight is left out"),
+    Slip("qk-norm", "dnormal - through", "dnormal", "dx", "the path through the root mean square is missing"),
+    Slip("qk-norm", "(dnormed * normal)", "(dnormed * normal / inverse_rms)", "dweight", "by the normalised x"),
+    Slip("qk-norm", ".sum(axis=(0, 1, 2))", ".sum(axis=(0, 1))", "dweight", "not summed over the leading axis"),
+    Slip("qk-norm", "mean(axis=-1", "mean(axis=2", "dx", "your means run over"),
+    Slip("swiglu", "dx_gate + dx_up", "dx_gate", "dx", "the path through up is missing"),
+    Slip("swiglu", "dx_gate + dx_up", "dx_up", "dx", "the path through gate is missing"),
+    Slip("swiglu", "dgated * b, dgated * a * sigmoid", "dgated * a * sigmoid, dgated * b", "dup", "the factor itself"),
+    Slip("swiglu", "dgated * a * sigmoid", "dgated * a", "dup", "largest error"),
+    Slip("swiglu", " + a * sigmoid * (1 - sigmoid)", "", "dgate", "the path through the sigmoid is missing"),
+    Slip("swiglu", "dactive * (sigmoid + a * sigmoid * (1 - sigmoid))", "dactive", "dgate", "derivative is missing"),
+    Slip("swiglu", "dgate, dup,", "dup, dgate,", "dgate", "this is dup, not dgate"),
+    Slip("grouped-queries", "dkeys.reshape(B, -1, group, T, D).sum(axis=2)",
+         "dkeys.reshape(B, group, -1, T, D).sum(axis=1)", "dkey", "the gradients of a group's query heads are not"),
+    Slip("grouped-queries", "dvalues.reshape(B, -1, group, T, D).sum(axis=2)",
+         "dvalues.reshape(B, -1, group, T, D).mean(axis=2)", "dvalue", "1/2"),
+    Slip("grouped-queries", "dkey = dkeys.reshape(B, -1, group, T, D).sum(axis=2)",
+         "for h in range(group):\n    dkey = dkeys.reshape(B, -1, group, T, D)[:, :, h]", "dkey", "are not summed"),
+    Slip("grouped-queries", "dkeys.reshape(B, -1, group, T, D).sum(axis=2)", "dkeys", "dkey", "shape"),
+    Slip("grouped-queries", " / np.sqrt(D)\ndquery", "\ndquery", "dquery", "the factor 1/√D is left out"),
+    Slip("grouped-queries", "softmax_backward(dprobabilities, softmax_cache)", "dprobabilities", "dkey",
+         "the softmax is skipped"),
+    Slip("gradient-clipping", "min(1, max_norm / norm)", "max_norm / norm", "first", "always divided by its norm"),
+    Slip("gradient-clipping", "min(1, max_norm / norm)", "1", "first", "not clipped"),
+    Slip("gradient-clipping", "return first * factor, second * factor",
+         "first, second = (g * min(1, max_norm / np.sqrt((g**2).sum())) for g in (first, second))\n"
+         "return first, second", "second", "by its own norm"),
+    Slip("gradient-clipping", "return first * factor, second * factor",
+         "first, second = (np.clip(g, -max_norm, max_norm) for g in (first, second))\nreturn first, second",
+         "second", "clipped to ±max_norm"),
+    Slip("gradient-clipping", "factor, norm", "factor, min(norm, max_norm)", "norm", "the norm after clipping"),
+    Slip("gradient-clipping", "np.sqrt((first**2).sum() + (second**2).sum())",
+         "np.sqrt((first**2).sum()) + np.sqrt((second**2).sum())", "norm", "tensor by tensor and added up"),
+    Slip("accumulation", "total + count * mean", "count * mean", "gradient", "in a loop, += and not ="),
+    Slip("accumulation", "return total / tokens.sum()", "return gradients.mean(axis=0)", "gradient", "counts alike"),
+    Slip("accumulation", "count * mean", "mean", "gradient", "largest error"),
+    Slip("accumulation", " / tokens.sum()", "", "gradient", "not divided by the count of all tokens"),
+    Slip("accumulation", " / tokens.sum()", " / len(tokens)", "gradient", "by the number of micro-batches"),
+    Slip("key-value-cache", "(P + np.arange(T))[:, None]", "np.arange(T)[:, None]", "heads", "as if they began the text"),
+    Slip("key-value-cache", "(P + np.arange(T))[:, None]", "(P + 1 + np.arange(T))[:, None]", "keys", "off by one"),
+    Slip("key-value-cache", "k=P + 1", "k=1", "heads", "the mask counts from the first new token"),
+    Slip("key-value-cache", "k=P + 1", "k=P", "heads", "hides each token from itself"),
+    Slip("key-value-cache", "[past_key, key]", "[key, past_key]", "keys", "stand before the past ones"),
+    Slip("key-value-cache", "@ values, keys, values", "@ values, key, value", "keys", "shape"),
+    Slip("key-value-cache", " / np.sqrt(D)", "", "heads", "not divided by √D"),
+    Slip("modern-block", "dmiddle = dmiddle + dy", "pass", "dx", "around the feed-forward branch is missing"),
+    Slip("modern-block", "dx = dx + dmiddle", "pass", "dx", "the shortcut around attention is missing"),
+    Slip("modern-block", "attention_backward(dmiddle,", "attention_backward(dy,", "dx", "attention gets dy"),
+    Slip("modern-block", "dx = dx + dmiddle", "dx = dx + dy", "dx", "the first shortcut carries dy"),
+    Slip("modern-block", "silu_backward(dgated * up, silu_cache)", "dgated * up", "dnorm_2.weight", "SiLU is skipped"),
+    Slip("modern-block", "dnormed = dnormed + dnormed_up", "pass", "dnorm_2.weight", "the path through up is missing"),
+    Slip("modern-block", "dnormed = dnormed + dnormed_up", "dnormed = dnormed_up", "dx", "the path through gate is"),
 ]
 # fmt: on
 
