@@ -23,8 +23,9 @@ def draw(spec, random: np.random.Generator, sizes: dict[str, int], number: int):
     spec: a number, passed as it is; {"size": letters}; {"by_trial": a number for each trial}
         {"of": part}, the weights of that part of a model, with "modern" of one with `modern_config`
         {"draw": "tokens", "targets", "kept" or "counts"}
-        or an array of floats: its shape, such as "T+4 3·C", or a dict of shape and `mean`, `spread` of normal numbers, `away`
-        to push them from 0 but for every seventh, which is 0, or the bounds `between` which they are uniform
+        or an array of floats: its shape, such as "T+4 3·C", or a dict of shape and `mean`, `spread` of normal
+        numbers, `away` to push them from 0 but for every seventh, which is 0, or the bounds `between` which they are
+        uniform
     """
     if isinstance(spec, str):
         spec = {"shape": spec}

@@ -115,7 +115,8 @@ def _shape(value, other, trials: list[Trial]) -> str:
     # The same axis in both trials tells its letter: no two letters have the same pair of sizes.
     first, second = (trial.sizes for trial in trials)
     letters = {(3 * first["C"], 3 * second["C"]): "3·C"}
-    letters |= {(4 * first["T"], 4 * second["T"]): "4·T"}
+    letters |= {(4 * first["T"], 4 * second["T"]): "4·T", (first["T"] + 4, second["T"] + 4): "T+4"}
+    letters |= {(2 * first[letter], 2 * second[letter]): f"2·{letter}" for letter in "DH"}
     letters |= {(first[letter], second[letter]): letter for letter in first}
     names = [letters.get(pair, str(pair[0])) for pair in zip(value.shape, other.shape, strict=True)]
     kind = "int" if value.dtype.kind == "i" else "float"
