@@ -49,8 +49,7 @@ def diagnose(instance: Instance, output: str, student: Found, earlier: str = "",
     trials, solutions = instance.trials, instance.solutions
     found = [student.outputs[f"{trial}/{output}"] for trial in range(len(trials))]
     wanted = [solution[output] for solution in solutions]
-    same_shapes = all(array.shape == right.shape for array, right in zip(found, wanted, strict=True))
-    known = same_shapes and _known_mistake(instance, output, found, wanted, student.outputs)
+    known = _known_mistake(instance, output, found, wanted, student.outputs)
     if not known and _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
         hint = "right on your instance, wrong on one of other sizes: a size is written as a number"
         return Hint(hint, hint)
@@ -58,7 +57,7 @@ def diagnose(instance: Instance, output: str, student: Found, earlier: str = "",
         if name != output and _fits([solution[name] for solution in solutions], found):
             hint = f"this is {name}, not {output}: see which stands where in what you return"
             return Hint(hint, hint)
-    if hint := _shape_hint(found, wanted, trials):
+    if hint := _shape_hint(found, wanted, trials, known):
         return Hint(hint, f"wrong shape: {hint.partition(': ')[2]}")
     if hint := _not_finite(found):
         return Hint(hint, f"numbers that are not finite: {hint.partition(': ')[2]}")
@@ -84,12 +83,12 @@ def diagnose(instance: Instance, output: str, student: Found, earlier: str = "",
     )
 
 
-def _shape_hint(found, wanted, trials) -> str:
+def _shape_hint(found, wanted, trials, known) -> str:
     others = [each for each in zip(found, wanted, trials, strict=True) if each[0].shape != each[1].shape]
     if not others:
         return ""
     array, right, trial = others[0]
-    extra, reason = array.ndim - right.ndim, "a gradient has the shape of what it is the gradient of"
+    extra, reason = array.ndim - right.ndim, known or "a gradient has the shape of what it is the gradient of"
     if np.squeeze(array).shape == np.squeeze(right).shape:
         reason = "an axis of length 1 too many or too few; see keepdims"
     elif array.shape == right.shape[::-1]:
@@ -148,7 +147,8 @@ def _known_mistake(instance, output, found, wanted, outputs) -> str:
     hints = [*dict.fromkeys(mistake.hint for mistake in alone)]
     if not hints:
         return ""
-    relation = _simple_relation(instance.trials, found, wanted)
+    same_shapes = all(array.shape == right.shape for array, right in zip(found, wanted, strict=True))
+    relation = _simple_relation(instance.trials, found, wanted) if same_shapes else ""
     return (f"{relation}; " if relation and UNNAMED not in relation else "") + "; or else: ".join(hints)
 
 

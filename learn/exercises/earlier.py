@@ -40,12 +40,12 @@ def _with_any_config(forward):
     from contract.config import ModelConfig
 
     @functools.wraps(forward)
-    def accepting(x, weights, name, config):
+    def accepting(x, weights, name, config, *others):
         if not isinstance(config, ModelConfig):
             config = ModelConfig(
                 vocab_size=1, context_length=x.shape[1], n_layer=1, n_head=config.n_head, d_model=x.shape[2], d_ff=1,
                 activation="relu", position="learned",
             )  # fmt: skip
-        return forward(x, weights, name, config)
+        return forward(x, weights, name, config, *others)
 
     return accepting

@@ -92,6 +92,17 @@ SLIPS = [
     Slip("gradient-clipping", "factor, norm", "factor, min(norm, max_norm)", "norm", "the norm after clipping"),
     Slip("gradient-clipping", "np.sqrt((first**2).sum() + (second**2).sum())",
          "np.sqrt((first**2).sum()) + np.sqrt((second**2).sum())", "norm", "tensor by tensor and added up"),
+    Slip("gradient-clipping", "np.sqrt((first**2).sum() + (second**2).sum())",
+         "(first**2).sum() + (second**2).sum()", "norm", "this is the squared norm"),
+    Slip("gradient-clipping", "max_norm / norm", "max_norm / (norm + 1e-6)", "first", "clip_grad_norm_"),
+    Slip("accumulation", "count * mean\nreturn total / tokens.sum()", "mean\nreturn total", "gradient",
+         "added up as they are"),
+    Slip("key-value-cache", "scores = scores + np", "mask = np", "heads", "no mask"),
+    Slip("key-value-cache", "@ values, keys, values", "@ values, keys[:, :, P:], values[:, :, P:]", "keys",
+         "holds the new tokens alone"),
+    Slip("key-value-cache", "weights = np.exp(scores", "keys = np.concatenate([past_key, x], axis=2)\n"
+         "weights = np.exp(scores", "keys", "before the rotation"),
+    Slip("modern-block", " + d", " + 0 * d", "dx", "both shortcuts are missing"),
     Slip("accumulation", "total + count * mean", "count * mean", "gradient", "in a loop, += and not ="),
     Slip("accumulation", "return total / tokens.sum()", "return gradients.mean(axis=0)", "gradient", "counts alike"),
     Slip("accumulation", "count * mean", "mean", "gradient", "largest error"),
@@ -110,7 +121,7 @@ SLIPS = [
     Slip("modern-block", "attention_backward(dmiddle,", "attention_backward(dy,", "dx", "attention gets dy"),
     Slip("modern-block", "dx = dx + dmiddle", "dx = dx + dy", "dx", "the first shortcut carries dy"),
     Slip("modern-block", "silu_backward(dgated * up, silu_cache)", "dgated * up", "dnorm_2.weight", "SiLU is skipped"),
-    Slip("modern-block", "dnormed = dnormed + dnormed_up", "pass", "dnorm_2.weight", "the path through up is missing"),
-    Slip("modern-block", "dnormed = dnormed + dnormed_up", "dnormed = dnormed_up", "dx", "the path through gate is"),
+    Slip("modern-block", "dnormed = dnormed + of_up", "pass", "dnorm_2.weight", "the path through up is missing"),
+    Slip("modern-block", "dnormed = dnormed + of_up", "dnormed = of_up", "dx", "the path through gate is"),
 ]
 # fmt: on
