@@ -3,6 +3,12 @@
 import csv
 import io
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from exercise_answers import ANSWERS
@@ -10,6 +16,8 @@ from exercise_answers import ANSWERS
 from learn.exercises.catalogue import EXERCISES
 from learn.exercises.grade import grade, identify
 from learn.exercises.handed_in import grade_all, seed_of, submissions
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -151,3 +159,54 @@ def test_a_name_is_no_formula(run_cli, tmp_path):
     (tmp_path / "class" / "=1+1").mkdir(parents=True)
     (tmp_path / "class" / "=1+1" / "relu.py").touch()
     assert run_cli("grade", "class", "--csv")[1].splitlines()[1].startswith("'=1+1,")
+
+
+# The page
+
+
+def blocks(kind):
+    """The blocks of docs/class.md of one language."""
+    page = (ROOT / "docs" / "class.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def test_gradescope(handed_in, tmp_path):
+    """The page's run_autograder, in folders as Gradescope lays them out, writes fields that its specification has."""
+    (tmp_path / "twin").symlink_to(ROOT)
+    (handed_in / ".git" / "hook.py").unlink()
+    handed_in.rename(tmp_path / "submission")
+    (tmp_path / "submission_metadata.json").write_text(json.dumps({"users": [{"id": 1234}]}))
+    script = blocks("python")[0]
+    subprocess.run([sys.executable, "-c", script], env=os.environ | {"AUTOGRADER": str(tmp_path)}, check=True)
+    tests = json.loads((tmp_path / "results" / "results.json").read_text())["tests"]
+    assert all(set(test) == {"name", "score", "max_score", "output"} for test in tests)
+    assert [(test["name"], test["score"], test["max_score"]) for test in tests[:3]] == [
+        ("relu", 1, 1),
+        ("layer-norm", 3, 3),
+        ("layer-norm", 2, 3),
+    ]
+    assert "the path through the mean is missing" in tests[2]["output"]
+
+
+def test_the_command_of_github_classroom(run_cli, write):
+    """The workflow's command ends with 0 for a right answer and 1 for a wrong one."""
+    (workflow,) = blocks("yaml")
+    (command,) = re.findall("cli.py exercise (grade .*)", workflow)
+    arguments = shlex.split(command.replace("$GITHUB_REPOSITORY", "twin/ada"))
+    norm = EXERCISES["layer-norm"]
+    write(ANSWERS["layer-norm"], "layer_norm.py", norm)
+    assert run_cli(*arguments)[0] == 0
+    write(ANSWERS["layer-norm"].replace(" - mean", ""), "layer_norm.py", norm)
+    assert run_cli(*arguments)[0] == 1
+    assert f"max-score: {len(norm.due(norm.trials(0)[0]))}\n" in workflow
+
+
+def test_nbgrader_cell(write, monkeypatch, tmp_path):
+    """The page's test cell prints each output, and its last line is the points."""
+    write(ANSWERS["layer-norm"].replace(" - mean", ""), "layer_norm.py", EXERCISES["layer-norm"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TWIN_GPT", f"{sys.executable} {ROOT / 'cli.py'}")
+    *lines, last = blocks("python")[1].strip().splitlines()
+    names = {}
+    exec("\n".join(lines), names)
+    assert eval(last, names) == 2
