@@ -102,27 +102,30 @@ def test_terms_add_up(exercise):
 @each_exercise
 def test_mistakes_are_mistakes(exercise):
     """Every known mistake changes an output by far more than the limit, and no two but forms of one are the same."""
+
+    def both(trials):
+        return {(place, name): each for place, found in enumerate(trials) for name, each in found.items()}
+
     instance = Instance(exercise, exercise.trials(5))
-    (wanted, _), seen = instance.solutions, []
-    assert len(instance.wrong) >= len(
-        {mistake.name for mistake in exercise.mistakes if mistake.name in own_mistakes(exercise)}
-    ) + len(exercise.operations)
+    wanted, seen = both(instance.solutions), []
+    own = {mistake.name for mistake in exercise.mistakes} & own_mistakes(exercise)
+    assert len(instance.wrong) >= len(own) + len(exercise.operations)
     for mistake in instance.wrong:
-        wrong = mistake.trials[0]
+        wrong = both(mistake.trials)
         changes = [
-            relative_error(wrong[name], wanted[name])
-            for name in wrong
-            if wrong[name].shape == wanted[name].shape
+            relative_error(each, wanted[place])
+            for place, each in wrong.items()
+            if each.shape == wanted[place].shape
         ]
         assert max(changes, default=1) > 1e-8, mistake.name  # PyTorch's 1e-6 beside a norm is the least
-        for other in seen:
-            assert other.name == mistake.name or any(
-                name not in other.trials[0]
-                or wrong[name].shape != other.trials[0][name].shape
-                or relative_error(wrong[name], other.trials[0][name]) > 1e-7
-                for name in wrong
-            ), (mistake.name, other.name)
-        seen.append(mistake)
+        for name, other in seen:
+            assert name == mistake.name or any(
+                place not in other
+                or each.shape != other[place].shape
+                or relative_error(each, other[place]) > 1e-7
+                for place, each in wrong.items()
+            ), (mistake.name, name)
+        seen.append((mistake.name, wrong))
 
 
 @each_exercise
