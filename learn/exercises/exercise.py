@@ -170,6 +170,12 @@ class Instance:
 
     exercise: Exercise
     trials: list[Trial]
+    seed: int = 0
+
+    @cached_property
+    def differences(self) -> "dict[str, Differences]":
+        """The finite differences of the first trial, at places that the seed draws."""
+        return finite_differences(self.exercise, self.trials[0], self.seed)
 
     @cached_property
     def solutions(self) -> list[Outputs]:

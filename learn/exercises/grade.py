@@ -16,7 +16,7 @@ from contract.files import open_regular
 from contract.numbers import magnitude, relative_error
 from learn.exercises.catalogue import EXERCISES, find_exercise
 from learn.exercises.diagnosis import Found, diagnose
-from learn.exercises.exercise import Exercise, Instance, Trial, finite_differences
+from learn.exercises.exercise import Instance
 from learn.exercises.letters import axis_of_error
 from learn.exercises.process import DEFAULT_LIMITS, Limits, Reply, clean, run_file
 
@@ -104,7 +104,7 @@ def grade(
     result.note = "" if reply.memory_bounded else "this system does not bound memory"
     if not result.problem:
         with np.errstate(all="ignore"):  # an answer may hold any numbers
-            result.marks = judge(exercise, trials, result.seed, reply)
+            result.marks = judge(Instance(exercise, trials, result.seed), reply)
     return result
 
 
@@ -153,10 +153,9 @@ def cause_of(problem: str) -> str:
 # The judgement
 
 
-def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> list[Mark]:
+def judge(instance: Instance, reply: Reply) -> list[Mark]:
     """A mark for each output, and for y and the arguments if they are wrong."""
-    instance = Instance(exercise, trials)
-    differences = finite_differences(exercise, trials[0], seed)
+    exercise, differences = instance.exercise, instance.differences
     marks, clues = [], {"earlier": "", "intact": ""}
     names = list(instance.solutions[0])
     if exercise.writes_forward:

@@ -51,7 +51,7 @@ def mark(tmp_path):
             arrays |= {f"{place}/{name}": runner.as_array(value) for name, value in outputs.items()}
             changed += changed_now
         reply = Reply("", True, {}, changed, arrays)
-        return {each.name: each for each in judge(exercise, trials, seed, reply)}
+        return {each.name: each for each in judge(Instance(exercise, trials, seed), reply)}
 
     return run
 
@@ -154,9 +154,7 @@ def test_known_mistakes_are_diagnosed():
                 for place, (right, wrong) in pairs
                 for name, value in (right | wrong).items()
             }
-            hints = [
-                mark.hint for mark in judge(exercise, instance.trials, 0, Reply("", True, {}, [], arrays))
-            ]
+            hints = [mark.hint for mark in judge(instance, Reply("", True, {}, [], arrays))]
             assert any(
                 text in hint
                 for hint in hints
