@@ -208,7 +208,7 @@ def _terms(instance, output, found, wanted, *, counted: bool) -> str:
     counted: tell any count; False: only what is missing or has the wrong sign
     """
     trials = instance.trials
-    terms = [instance.exercise.terms(trial).get(output, {}) for trial in trials]
+    terms = [each.get(output, {}) for each in instance.terms]
     if not terms[0]:
         return ""
     counts = []

@@ -183,6 +183,11 @@ class Instance:
         return [self.exercise.solve(trial) for trial in self.trials]
 
     @cached_property
+    def terms(self) -> list[Mapping[str, Outputs]]:
+        """Of each trial `Exercise.terms`."""
+        return [self.exercise.terms(trial) for trial in self.trials]
+
+    @cached_property
     def wrong(self) -> list[WrongOutputs]:
         """The outputs of each form of each known mistake, the exercise's own first.
 
