@@ -332,7 +332,8 @@ def test_memory_is_bounded(write):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "no line EXERCISE"),
+        ("", "the file is empty"),
+        ("x = 1\n", "no line EXERCISE"),
         ('EXERCISE = "relu"\n', "no line SEED"),
         ('EXERCISE = "flight"\nSEED = 0\n', "unknown exercise 'flight'"),
         ('EXERCISE = "relu"\nSEED = 9999999999999999999\n', "SEED must be from 0"),
