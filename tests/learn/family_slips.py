@@ -33,7 +33,7 @@ SLIPS = [
          "divided by 1 - beta^t in place"),
     Slip("adam", "m = beta1 * m + (1 - beta1) * gradient", "m = beta1 * m + gradient", "m", "1 - beta is missing"),
     Slip("adam", "decay = learning_rate", "decay = (1 - beta1)", "weight", "the decayed weight"),
-    Slip("attention", "dmerged, doutput", "dmerged, (_, doutput", "dx", "output projection is skipped"),
+    Slip("attention", "dheads = dmerged", "dmerged = dy\ndheads = dmerged", "dx", "output projection is skipped"),
     Slip("dropout", "kept / (1 - rate)", "kept", "dx", "are not scaled up by 1 / (1 - rate)"),
     Slip("dropout", "dy * kept / (1 - rate)", "dy", "dx", "the mask is not applied"),
     Slip("dropout", "/ (1 - rate)", "/ (1 - rate) ** 2", "dx", "counts twice"),
