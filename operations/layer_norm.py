@@ -2,19 +2,14 @@
 
 from numpy_llm.norms import layer_norm_backward, layer_norm_forward
 from operations.linear import wrong_sums
-from operations.norms import Kind, backward_mistakes, forward_mistakes, norm
+from operations.norms import Kind, backward_mistakes, bessel, forward_mistakes, norm
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
 _KIND = Kind("norm", "variance", "deviation", centred=True, path="variance", divisor="deviation")
 
 
-def _bessel(x):
-    """What makes a mean over the channels of x an unbiased one: C / (C - 1)."""
-    return x.shape[-1] / max(x.shape[-1] - 1, 1)
-
-
 def _unbiased(x, weight, bias, eps):
-    return norm(x, weight, bias, eps, divisor=lambda spread, eps: (spread * _bessel(x) + eps) ** 0.5)
+    return norm(x, weight, bias, eps, divisor=lambda spread, eps: (spread * bessel(x) + eps) ** 0.5)
 
 
 def _not_centred(x, weight, bias, eps):
@@ -50,9 +45,6 @@ LAYER_NORM = Operation(
             "the path through the mean is missing: subtract mean(dn)"),
         _KIND.backward("without_both", lambda dy, cache: _KIND.dx(dy, cache, mean=0 * dy, deviation=0 * dy),
             "mean and variance are taken for constants: both paths through them are missing"),
-        _KIND.backward("unbiased",
-            lambda dy, cache: _KIND.dx(dy, cache, deviation=dy * cache.weight * _bessel(dy)),
-            "the term n · mean(dn · n) is divided by C - 1; a mean over channels divides by C"),
         wrong_backward("dnorm_weight_unnormalised", _weight_unnormalised,
             "multiplied by x or by x - mean; wanted: by the normalised x",
             "dy is multiplied by x or x - mean; weight multiplied normal, which is divided by the deviation too"),

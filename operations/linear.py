@@ -61,11 +61,13 @@ LINEAR = Operation(
             "x and dy are swapped: y = x weightᵀ with weight as (out, in), so dweight is dyᵀ x, not xᵀ dy"),
         wrong_backward("dweight_of_last", _dweight_of_part,
             "only the first or the last sequence's part, or the last token's: add up over batch and time",
-            "only the first or the last sequence counts, or the last token; all rows use it: sum over B and T"),
+            "only the first or the last sequence counts, or the last token; all rows use it: sum over B and T; "
+            "in a loop, += and not ="),
         wrong_backward("dbias_mean",
             lambda dy, cache: [{"bias": each} for each in wrong_sums(dy)] if dy.ndim == 3 else None,
             "the bias's gradient is a mean over batch or time, or the last one's; wanted: the sum",
-            "dbias is a mean, or the last row's; bias meets every row, so its gradient is the sum over all rows"),
+            "dbias is a mean, or the last row's; bias meets every row, so its gradient is the sum over all rows; "
+            "in a loop, += and not ="),
         wrong_backward("dbias_one", lambda dy, cache: {"bias": np.ones(dy.shape[-1], dy.dtype)},
             "1 is the slope of y by its bias; multiply by dy and sum over all rows that the bias was added to"),
     ),

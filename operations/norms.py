@@ -116,6 +116,18 @@ def _weight_mistakes(kind: Kind) -> Iterator[Mistake]:
         )  # fmt: skip
 
 
+def bessel(x):
+    """What makes a mean over the channels of x an unbiased one: C / (C - 1)."""
+    return x.shape[-1] / max(x.shape[-1] - 1, 1)
+
+
+def _weight_of_part(dy, cache):
+    if dy.ndim < 3 or len(dy) < 2:
+        return None
+    parts = dy * cache.normal
+    return [{"weight": parts[place].reshape(-1, dy.shape[-1]).sum(axis=0)} for place in (-1, 0)]
+
+
 def backward_mistakes(kind: Kind) -> tuple[Mistake, ...]:
     """Those of dx that any norm can have."""
     root, path = kind.root, kind.divisor
@@ -128,11 +140,17 @@ def backward_mistakes(kind: Kind) -> tuple[Mistake, ...]:
         kind.backward(f"without_{path}", lambda dy, cache: kind.dx(dy, cache) / kind.inverse(cache),
             f"not divided by the {root}",
             f"the factor inverse_{path} is left out: it is a factor of normal, so every path to x passes it"),
+        kind.backward("unbiased",
+            lambda dy, cache: kind.dx(dy, cache, **{path: dy * cache.weight * bessel(dy)}),
+            "the term n · mean(dn · n) is divided by C - 1; a mean over channels divides by C"),
+        wrong_backward(f"d{kind.prefix}_weight_of_last", _weight_of_part,
+            "the weight's gradient is the first or the last sequence's alone; wanted: the sum over all tokens",
+            "only the first or the last sequence is left in dweight: all tokens use it: in a loop, += and not ="),
         kind.backward("sums", lambda dy, cache: kind.dx(dy, cache, times=dy.shape[-1]),
             "a sum over the channels where the mean is meant: a mean has a factor 1/C"),
-        kind.backward("means_elsewhere", lambda dy, cache: [kind.dx(dy, cache, axis=axis) for axis in (None, 0)],
-            "the means run over the batch or over the whole array; wanted: over the channels of each token",
-            "your means run over the batch or the whole array; take those of each token: axis=-1, keepdims=True"),
+        kind.backward("means_elsewhere", lambda dy, cache: [kind.dx(dy, cache, axis=axis) for axis in (None, 0, -2)],
+            "the means run over batch or time, or over the whole array; wanted: over the channels of each token",
+            "your means run over the batch, time or the whole array; take those of each token: axis=-1, keepdims=True"),
         kind.backward(f"{path}_twice",
             lambda dy, cache: [kind.dx(dy, cache) * kind.inverse(cache) ** power for power in (1, 2)],
             f"divided by the {root} twice, or three times: dx has the factor once, n holds the rest",

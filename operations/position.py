@@ -31,7 +31,8 @@ POSITION = Operation(
             "the sums are right but begin at row 0; token t used row start + t: dtable[start : start + T]"),
         wrong_backward("dposition_of_last", lambda dy, cache: {"table": position_backward(dy[-1:], cache)[1]},
             "the position's gradient is the last sequence's alone; wanted: the batch's sum",
-            "only the last sequence of the batch is left: each one overwrites the one before; sum over B"),
+            "only the last sequence of the batch is left: each one overwrites the one before; sum over B: "
+            "in a loop, += and not ="),
         wrong_backward("dposition_mean", lambda dy, cache: {"table": position_backward(dy, cache)[1] / len(dy)},
             "the position's gradient is the batch's mean; wanted: the sum"),
     ),

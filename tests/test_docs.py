@@ -254,7 +254,7 @@ def test_the_exercise_page_shows_what_is_printed(tmp_path, run):
 
     assert without_figures(run(graded[0][2:]).stdout.splitlines()) == without_figures(graded[1:])
     names = " ".join(f"handed_in/{name}.py" for name in HANDED_IN)
-    command = summary[0][2:].removesuffix(" | tail -6").replace("handed_in/*.py", names)
-    assert run(command).stdout.splitlines()[-6:] == summary[1:]
+    command = summary[0][2:].removesuffix(" | tail -13").replace("handed_in/*.py", names)
+    assert run(command).stdout.splitlines()[-13:] == summary[1:]
     shown = next(block for block in blocks(README, "console")).splitlines()
     assert shown == graded[: len(shown)]

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from contract.errors import ConfigError
-from learn.exercises.composites import CODE, MISTAKES
+from learn.exercises import composites, family, steps
 from learn.exercises.exercise import Exercise, Mistake
+from learn.exercises.mistakes import SEEN_HERE
 from operations.adamw import made_in_step
 from operations.catalogue import OPERATIONS, UNTRACED
 from operations.operation import Operation, made, replaced
@@ -36,24 +37,31 @@ def _made_between(function: Callable, wrong: Callable, form: int = 0) -> Iterato
     """Make a mistake of `MISTAKES`, in its one form. yields: a list that gets dy of each call"""
     dys = []
 
-    def instead(dy, cache):
+    def instead(dy, cache, **named):
         dys.append(dy)
-        return wrong(dys, function(dy, cache))
+        return wrong(dys, function(dy, cache, **named))
 
     with nullcontext() if form else replaced(function, instead):
         yield dys
 
 
+CODE = composites.CODE | family.CODE | steps.CODE
+MISTAKES = composites.MISTAKES | family.MISTAKES
 _BETWEEN = {name: partial(_made_between, *how) for name, how in MISTAKES.items()}
 
 
-def _mistakes(entry: dict, operations: list[Operation], of_step: tuple) -> dict[str, Mistake]:
+def _mistakes(name: str, entry: dict, operations: list[Operation], of_step: tuple) -> dict[str, Mistake]:
     """Every mistake of an exercise by its name, its own first."""
-    own = [Mistake(name, hint, _BETWEEN[name]) for name, hint in entry.get("mistakes", {}).items()]
+    own = [Mistake(each, hint, _BETWEEN[each]) for each, hint in entry.get("mistakes", {}).items()]
     known = [(each, partial(made_in_step, each)) for each in of_step]
     for operation in operations:
-        written = [each for each in operation.mistakes if each.backward or entry.get("writes_forward")]
+        of_both = (*operation.mistakes, *SEEN_HERE.get(operation.name, ()))
+        written = [each for each in of_both if each.backward or entry.get("writes_forward")]
         known += [(each, partial(made, operation, each)) for each in written]
+    own += [
+        Mistake(each, hint, partial(steps.made_in_place, name, forms))
+        for each, hint, forms in steps.WRONG.get(name, ())
+    ]
     others = [Mistake(each.name, each.hint or each.text, make) for each, make in known]
     return {mistake.name: mistake for mistake in (*own, *others)}
 
@@ -63,7 +71,7 @@ def _exercise(name: str, entry: dict) -> Exercise:
     own = dict(CODE.get(name, {}))
     pair = _pair(operations[0]) if len(operations) == 1 else {}
     given = {"given": own["forward"]} if "forward" in own else {}
-    mistakes = _mistakes(entry, operations, own.pop("step_mistakes", ()))
+    mistakes = _mistakes(name, entry, operations, own.pop("step_mistakes", ()))
     makers = _BETWEEN | {each: mistake.make for each, mistake in mistakes.items()}
     omissions = {}
     for term, omission in entry.get("omissions", {}).items():

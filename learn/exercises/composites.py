@@ -157,17 +157,23 @@ def _adam_terms(trial: Trial, right):
 # Attention and a block, as the model has them
 
 
-def _layer(module, stem: str, part: str):
-    """The forward and the backward pass of a part of the model, whose weights have their names in it."""
+def layer_of(
+    module, stem: str, part: str, config=lambda x, n_head: config_of(*x.shape[1:], n_head, 1), *layer
+):
+    """The forward and the backward pass of a part of the model, whose weights have their names in it.
 
-    def forward(x, weights, n_head):
+    config: from x and the other arguments of the exercise; layer: what the forward pass takes behind it
+    """
+
+    def forward(x, weights, **sizes):
         weights = {f"{part}.{name}": value for name, value in weights.items()}
-        config = config_of(*x.shape[1:], n_head, 1)
-        return getattr(module, f"{stem}_forward")(x, weights, part, config)
+        return getattr(module, f"{stem}_forward")(x, weights, part, config(x, **sizes), *layer)
 
     def backward(dy, cache):
         dx, gradients = getattr(module, f"{stem}_backward")(dy, cache)
-        return {"dx": dx} | {f"d{name.removeprefix(f'{part}.')}": each for name, each in gradients.items()}
+        return {"dx": dx} | {
+            f"d{name.removeprefix(f'{part}.')}": each for name, each in gradients.items() if each is not None
+        }
 
     return {"forward": forward, "backward": backward}
 
@@ -247,6 +253,14 @@ def _forked(wrong: Callable) -> tuple[Callable, Callable]:
 # A mistake's name in course.toml -> the function that it is made in, and what it makes of it.
 MISTAKES = {
     "branch_lost": (layers.linear_backward, lambda dys, right: (0 * right[0], *right[1:])),
+    # dy is taken for what comes back through a weight that keeps the width: the exercise's own, or its last
+    "projection_skipped": (
+        layers.linear_backward,
+        lambda dys, right: (
+            dys[0] if len(dys) == 1 and right[0].shape == dys[0].shape else right[0],
+            *right[1:],
+        ),
+    ),
     "lookup_lost": (layers.embedding_backward, lambda dys, right: 0 * right),
     "mix_skipped": (
         layers.linear_backward,
@@ -271,10 +285,10 @@ CODE = {
     "scores": {"forward": scores_forward, "backward": _scores_backward},
     "tied-output": {"forward": tied_output_forward, "backward": _tied_output_backward},
     "adam": {"forward": adam, "backward": None, "decompose": _adam_terms, "step_mistakes": STEP_MISTAKES},
-    "attention": _layer(attention, "attention", "blocks.0.attention") | {"given": attention_forward},
+    "attention": layer_of(attention, "attention", "blocks.0.attention") | {"given": attention_forward},
     "attention-in-blocks": {
         "forward": attention_in_blocks_forward,
         "backward": _attention_in_blocks_backward,
     },
-    "block": _layer(block, "block", "blocks.0") | {"given": block_forward},
+    "block": layer_of(block, "block", "blocks.0") | {"given": block_forward},
 }

@@ -6,17 +6,18 @@ the right answer, a term that is miscounted, a pattern of the error; and where n
 largest error. An explanation counts only where it fits all trials to rounding.
 """
 
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
 from contract.numbers import magnitude, relative_error
-from learn.exercises.exercise import Instance, Trial, float_tensors
+from learn.exercises.exercise import Instance, Trial, WrongOutputs, float_tensors
+from learn.exercises.letters import axis_confused, expression
 
 FITS = 1e-9  # an explanation fits where nothing is left but this share of the largest magnitude
 ROUNDING = 1e-13  # what is below this share of the largest magnitude reads 0
 FLOAT32 = 1e-5  # errors of this size are those of float32
+UNNAMED = "a wrong size, or one written as a number"
 SUMMED = ("B", "T", "B·T", "C", "V")  # counts of what is summed over
 
 
@@ -31,31 +32,38 @@ class Hint(NamedTuple):
     cause: str
 
 
-def diagnose(
-    instance: Instance, output: str, found: list[np.ndarray], earlier: str = "", intact: str = ""
-) -> Hint:
+class Found(NamedTuple):
+    """What a student's file returned. outputs: "trial/output" -> float64 array; changed: what it changed in place"""
+
+    outputs: dict[str, np.ndarray]
+    changed: list[str]
+
+
+def diagnose(instance: Instance, output: str, student: Found, earlier: str = "", intact: str = "") -> Hint:
     """The hint for one wrong output.
 
-    found: float64 arrays of that output, one a trial
+    student: of whose outputs there is an array of this one in each trial
     earlier: an output that is wrong too and that this one is computed from or after; "" where there is none
     intact: the last right output before the first wrong one, likewise
     """
     trials, solutions = instance.trials, instance.solutions
+    found = [student.outputs[f"{trial}/{output}"] for trial in range(len(trials))]
     wanted = [solution[output] for solution in solutions]
-    if _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
+    known = _known_mistake(instance, output, found, wanted, student.outputs)
+    if not known and _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
         hint = "right on your instance, wrong on one of other sizes: a size is written as a number"
         return Hint(hint, hint)
     for name in solutions[0]:
         if name != output and _fits([solution[name] for solution in solutions], found):
             hint = f"this is {name}, not {output}: see which stands where in what you return"
             return Hint(hint, hint)
-    if hint := _shape_hint(found, wanted):
+    if hint := _shape_hint(found, wanted, trials, known):
         return Hint(hint, f"wrong shape: {hint.partition(': ')[2]}")
     if hint := _not_finite(found):
         return Hint(hint, f"numbers that are not finite: {hint.partition(': ')[2]}")
     hint = (
         _terms(instance, output, found, wanted, counted=False)
-        or _known_mistake(instance, output, found, wanted)
+        or known
         or _simple_relation(trials, found, wanted)
         or _factor(trials, solutions, found, wanted)
         or _terms(instance, output, found, wanted, counted=True)
@@ -63,6 +71,9 @@ def diagnose(
     )
     if hint:
         return Hint(f"right shape; {hint}", f"right shape; {hint}")
+    if student.changed:
+        why = f"{', '.join(student.changed)} changed in place, which may be why: mend that first"
+        return Hint(f"right shape, wrong numbers; {why}", "")
     if earlier:
         return Hint(f"right shape; {earlier} comes before it and is wrong too: mend that first", "")
     clue = f"; {intact} comes before it and is right: the fault lies between them" if intact else ""
@@ -72,17 +83,18 @@ def diagnose(
     )
 
 
-def _shape_hint(found, wanted) -> str:
-    for array, right in zip(found, wanted, strict=True):
-        if array.shape != right.shape:
-            break
-    else:
+def _shape_hint(found, wanted, trials, known) -> str:
+    others = [each for each in zip(found, wanted, trials, strict=True) if each[0].shape != each[1].shape]
+    if not others:
         return ""
-    extra, reason = array.ndim - right.ndim, "a gradient has the shape of what it is the gradient of"
+    array, right, trial = others[0]
+    extra, reason = array.ndim - right.ndim, known or "a gradient has the shape of what it is the gradient of"
     if np.squeeze(array).shape == np.squeeze(right).shape:
         reason = "an axis of length 1 too many or too few; see keepdims"
     elif array.shape == right.shape[::-1]:
         reason = "transposed" + (", otherwise right" if _fits([right], [array.T]) else "")
+    elif confused := axis_confused(array.shape, right.shape, trial.sizes):
+        reason = confused
     elif sorted(array.shape) == sorted(right.shape):
         reason = "the axes are in another order"
     elif extra > 0 and array.shape[extra:] == right.shape:
@@ -120,14 +132,33 @@ def _times(arrays, factors) -> list[np.ndarray]:
     return [array * factor for array, factor in zip(arrays, factors, strict=True)]
 
 
-def _known_mistake(instance, output, found, wanted) -> str:
-    """The hint of the first mistake that makes such an output, behind its relation to the right one."""
+def _known_mistake(instance, output, found, wanted, outputs) -> str:
+    """The hint of the mistake that makes such an output, behind its relation to the right one.
+
+    Where several make it, those count that make all the student's other outputs, too. If several remain, all are told:
+    the numbers do not say which it is.
+    """
+    made = []
     for mistake in instance.wrong:
-        changed = [outputs[output] for outputs in mistake.trials if output in outputs]
-        if len(changed) == len(found) and _fits(changed, found):
-            relation = _simple_relation(instance.trials, found, wanted)
-            return f"{relation}; {mistake.hint}" if relation else mistake.hint
-    return ""
+        changed = [each.get(output, right) for each, right in zip(mistake.trials, wanted, strict=True)]
+        if any(output in each for each in mistake.trials) and _fits(changed, found):
+            made.append(mistake)
+    alone = [mistake for mistake in made if _makes_all(mistake, outputs)] or made
+    hints = [*dict.fromkeys(mistake.hint for mistake in alone)]
+    if not hints:
+        return ""
+    same_shapes = all(array.shape == right.shape for array, right in zip(found, wanted, strict=True))
+    relation = _simple_relation(instance.trials, found, wanted) if same_shapes else ""
+    return (f"{relation}; " if relation and UNNAMED not in relation else "") + "; or else: ".join(hints)
+
+
+def _makes_all(mistake: WrongOutputs, outputs: dict) -> bool:
+    """Whether every output that a mistake changes came as the mistake makes it."""
+    return all(
+        f"{trial}/{name}" in outputs and _fits([value], [outputs[f"{trial}/{name}"]])
+        for trial, changed in enumerate(mistake.trials)
+        for name, value in changed.items()
+    )
 
 
 def _simple_relation(trials, found, wanted) -> str:
@@ -140,8 +171,8 @@ def _simple_relation(trials, found, wanted) -> str:
     if all(factors) and _fits(_times(wanted, factors), found):
         sign = "the sign is wrong and it is" if factors[0] < 0 else "it is"
         same = np.allclose(factors, factors[0])
-        number = f"{abs(factors[0]):.6g}" if same else "a wrong size, or one written as a number"
-        name = _expression(factors, trials) or number
+        number = f"{abs(factors[0]):.6g}" if same else UNNAMED
+        name = expression(factors, trials) or number
         note = ": a mean and a sum are mixed up" if name.removeprefix("1/").strip("()") in SUMMED else ""
         return f"{sign} off by a constant factor of {name}{note}; all else is right"
     offsets = [float((array - right).flat[0]) for array, right in pairs]
@@ -171,37 +202,13 @@ def _factor(trials, solutions, found, wanted) -> str:
     return ""
 
 
-def _expression(factors: list[float], trials: list[Trial]) -> str:
-    """The factors' magnitude in the exercise's own letters where one expression gives it in every trial, or ""."""
-    for name, values in _expressions(trials).items():
-        if np.allclose(np.abs(factors), values, rtol=1e-7, atol=0):
-            return name
-        if np.allclose(np.abs(factors), 1 / values, rtol=1e-7, atol=0):
-            return f"1/({name})" if "·" in name or "/" in name else f"1/{name}"
-    return ""
-
-
-def _expressions(trials) -> dict[str, np.ndarray]:
-    """Expression -> its value in each trial: numbers among the arguments, sizes, products, roots, ratios."""
-    letters = {letter: np.array([trial.sizes[letter] for trial in trials]) for letter in trials[0].sizes}
-    given = [trial.inputs | {"dloss": trial.dy} for trial in trials]
-    names = [name for name, value in given[0].items() if isinstance(value, float)]
-    numbers = {name: np.array([each[name] for each in given]) for name in names}
-    found = {"2": np.array(2.0), "3": np.array(3.0)} | numbers | letters
-    single = letters | numbers
-    found |= {f"{one}·{two}": single[one] * single[two] for one, two in combinations(single, 2)}
-    roots = {f"√{letter}": np.sqrt(values) for letter, values in letters.items()}
-    ways = [(over, under) for over in ("B·T", *letters) for under in letters if under not in over]
-    return found | roots | {f"{over}/{under}": found[over] / found[under] for over, under in ways}
-
-
 def _terms(instance, output, found, wanted, *, counted: bool) -> str:
     """Which term of the gradient does not count once, where all that came is a sum of its terms.
 
     counted: tell any count; False: only what is missing or has the wrong sign
     """
     trials = instance.trials
-    terms = [instance.exercise.terms(trial).get(output, {}) for trial in trials]
+    terms = [each.get(output, {}) for each in instance.terms]
     if not terms[0]:
         return ""
     counts = []
@@ -228,7 +235,7 @@ def _count(counts: list[float], trials: list[Trial]) -> str:
     if np.allclose(counts, -1, rtol=0, atol=1e-7):
         return "has the wrong sign"
     sign = "-" if counts[0] < 0 else ""
-    if name := _expression(counts, trials):
+    if name := expression(counts, trials):
         return f"counts {sign}{name} times instead of once"
     return f"counts {counts[0]:.4g} times instead of once" if np.ptp(counts) < 1e-7 else ""
 

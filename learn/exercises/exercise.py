@@ -4,10 +4,13 @@ An instance has two trials of different sizes. A student sees the first one's sh
 size written as a number, and tells apart explanations that agree by chance in the first.
 """
 
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +82,29 @@ class Exercise:
         """The stem of the names of the functions in a student's file."""
         return self.name.replace("-", "_")
 
+    @cached_property
+    def cache_names(self) -> list[str]:
+        """The names of the parts of the cache of `given`; none where there is no such pass."""
+        if self.backward is None:
+            return []
+        _, cache = self.given(**self.trials(0)[0].inputs)
+        if names := getattr(cache, "_fields", None):
+            return [*names]
+        # A tuple whose parts are named where it is made.
+        source = inspect.getsource(self.given)
+        return re.search(r"return .*, \((.*)\)$", source, re.MULTILINE)[1].rstrip(",").split(", ")
+
+    @property
+    def lent(self) -> list[str]:
+        """The backward functions of numpy_llm that a student's file may call: those of what `given` calls."""
+        found = []
+        for name, value in inspect.getclosurevars(inspect.unwrap(self.given)).globals.items():
+            if isinstance(value, ModuleType) and value.__name__.startswith("numpy_llm"):
+                found += [each for each in vars(value) if each.endswith("_backward")]
+            elif name.endswith("_forward"):
+                found.append(name.replace("_forward", "_backward"))
+        return found
+
     def hint(self, number: int) -> str:
         """Hint `number`, from 1, and how many there are. Raises ConfigError for a number out of range."""
         count = len(self.hints)
@@ -95,7 +121,7 @@ class Exercise:
     def _trial(self, seed: int, number: int) -> Trial:
         random = generator(seed, f"exercise.{self.name}", number)
         sizes = instance_sizes(seed, number)
-        inputs = {name: draw(spec, random, sizes) for name, spec in self.inputs.items()}
+        inputs = {name: draw(spec, random, sizes, number) for name, spec in self.inputs.items()}
         if self.backward is None:
             return Trial(inputs, None, sizes)
         y, _ = self.forward(**inputs)
@@ -109,6 +135,10 @@ class Exercise:
             return self.forward(**trial.inputs)
         y, cache = self.forward(**trial.inputs)
         return {"y": np.asarray(y), **self.backward(trial.dy, cache)}
+
+    def due(self, trial: Trial) -> list[str]:
+        """The outputs that a student writes: y only where the forward pass is theirs, too."""
+        return [name for name in self.solve(trial) if name != "y" or self.writes_forward]
 
     def terms(self, trial: Trial) -> Mapping[str, Outputs]:
         """Output -> {what a term is: its value}: terms that add up to that output."""
@@ -140,11 +170,22 @@ class Instance:
 
     exercise: Exercise
     trials: list[Trial]
+    seed: int = 0
+
+    @cached_property
+    def differences(self) -> "dict[str, Differences]":
+        """The finite differences of the first trial, at places that the seed draws."""
+        return finite_differences(self.exercise, self.trials[0], self.seed)
 
     @cached_property
     def solutions(self) -> list[Outputs]:
         """The right outputs of each trial."""
         return [self.exercise.solve(trial) for trial in self.trials]
+
+    @cached_property
+    def terms(self) -> list[Mapping[str, Outputs]]:
+        """Of each trial `Exercise.terms`."""
+        return [self.exercise.terms(trial) for trial in self.trials]
 
     @cached_property
     def wrong(self) -> list[WrongOutputs]:
@@ -192,6 +233,7 @@ def finite_differences(exercise: Exercise, trial: Trial, seed: int) -> dict[str,
     found = {}
     for name, tensor in float_tensors(trial.inputs).items():
         places = np.sort(random.permutation(tensor.size)[:PLACES])
+        places = places[tensor.flat[places] != 0]  # only a kink is drawn as 0, and there is no slope there
         slopes = [slope(loss, tensor, STEP, index=np.unravel_index(place, tensor.shape)) for place in places]
         found[f"d{name}"] = Differences(places, np.array(slopes))
     return found

@@ -15,8 +15,9 @@ from contract.errors import ConfigError, UserError
 from contract.files import open_regular
 from contract.numbers import magnitude, relative_error
 from learn.exercises.catalogue import EXERCISES, find_exercise
-from learn.exercises.diagnosis import diagnose
-from learn.exercises.exercise import Exercise, Instance, Trial, finite_differences
+from learn.exercises.diagnosis import Found, diagnose
+from learn.exercises.exercise import Instance
+from learn.exercises.letters import axis_of_error
 from learn.exercises.process import DEFAULT_LIMITS, Limits, Reply, clean, run_file
 
 LIMIT = 1e-9  # of an error beside the reference; answers written in another order differ by 1e-15
@@ -47,27 +48,37 @@ class Grade:
 
     exercise, seed: what the file says that it is, or None where it does not say
     problem: why it could not be judged, in a line, or ""
+    of: how many outputs are due, each a point; 0 where the file names no exercise
     note: what else to know, such as a limit that this system does not have
     printed: the beginning of what the file printed
+    student: whose it is
     """
 
     file: str
     exercise: str | None
     seed: int | None
     problem: str
+    of: int = 0
     marks: list[Mark] = field(default_factory=list)
     note: str = ""
     printed: str = ""
+    student: str = ""
 
     @property
-    def right(self) -> int:
-        """How many outputs are right."""
-        return sum(mark.right for mark in self.marks)
+    def gradable(self) -> bool:
+        """Whether the file could be read and names an exercise; one that crashes then has 0 points."""
+        return self.exercise is not None
+
+    @property
+    def points(self) -> int:
+        """The right outputs, less one for a changed forward pass and one for arguments changed in place."""
+        right, wrong = sum(mark.right for mark in self.marks), sum(not mark.right for mark in self.marks)
+        return max(0, min(right, self.of - wrong))
 
     @property
     def full(self) -> bool:
         """Whether everything is right."""
-        return not self.problem and bool(self.marks) and self.right == len(self.marks)
+        return not self.problem and bool(self.marks) and self.points == self.of
 
 
 def grade(
@@ -80,57 +91,33 @@ def grade(
 
     Raises UserError if the file cannot be read; whatever is wrong inside it stands in the result.
     """
-    result = Grade(str(path), *identify(path))
+    result = Grade(str(path), *identify(path, seed))
     if result.problem:
         return result
-    if seed is not None:
-        result.seed = seed
     exercise = EXERCISES[result.exercise]
     trials = exercise.trials(result.seed)
+    result.of = len(exercise.due(trials[0]))
     reply, result.printed = run_file(path, exercise, trials, limits, trusted)
     result.problem = reply.problem
+    if reason := axis_of_error(reply.problem, trials):
+        result.problem += f"; is something {reason}?"
     result.note = "" if reply.memory_bounded else "this system does not bound memory"
     if not result.problem:
         with np.errstate(all="ignore"):  # an answer may hold any numbers
-            result.marks = judge(exercise, trials, result.seed, reply)
+            result.marks = judge(Instance(exercise, trials, result.seed), reply)
     return result
 
 
-def files_of(path: Path) -> list[Path]:
-    """The file itself; of a folder its Python files that name an exercise, be it a wrong one, sorted.
-
-    Raises UserError if a folder holds none, or cannot be read.
-    """
-    if not path.is_dir():
-        return [path]
-    try:
-        candidates = [file for file in sorted(path.iterdir()) if file.suffix == ".py" and file.is_file()]
-        files = [file for file in candidates if re.search(rb"^EXERCISE\s*=", _start_of(file), re.MULTILINE)]
-    except OSError as error:
-        raise UserError(
-            f"{clean(str(error.filename or path))}: cannot be read ({error.strerror or error})"
-        ) from error
-    if not files:
-        raise UserError(
-            f"{clean(str(path))}: no .py file in this folder names an exercise; give the folder of files that "
-            "'exercise start' wrote, or the files"
-        )
-    return files
-
-
-def _start_of(path: Path) -> bytes:
-    with open_regular(path) as file:
-        return file.read(MAX_FILE_BYTES + 1)
-
-
-def identify(path: Path) -> tuple[str | None, int | None, str]:
+def identify(path: Path, seed: int | None = None) -> tuple[str | None, int | None, str]:
     """Read which exercise and instance a file is, without running it.
 
+    seed: in place of the file's own
     returns: exercise, seed, and what is wrong with the file, or ""
     Raises UserError if the file cannot be read.
     """
     try:
-        data = _start_of(path)
+        with open_regular(path) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             return None, None, f"larger than {MAX_FILE_BYTES:,} bytes; this is no exercise"
         text = data.decode("utf-8")
@@ -143,15 +130,18 @@ def identify(path: Path) -> tuple[str | None, int | None, str]:
         ) from error
     name = re.search(r"^EXERCISE\s*=\s*[\"']([\w-]{1,40})[\"']", text, re.MULTILINE)
     number = re.search(r"^SEED\s*=\s*(\d{1,19})\s*(#.*)?$", text, re.MULTILINE)
-    if not name or not number:
+    if not name or not (number or seed is not None):
         missing = "EXERCISE" if not name else "SEED"
+        if not text.strip():
+            return None, None, "the file is empty"
         return None, None, f'no line {missing} = ... as "exercise start" writes it; put it back'
+    seed = int(number[1]) if seed is None else seed
     try:
         exercise = find_exercise(name[1])
-        exercise.trials(int(number[1]))
+        exercise.trials(seed)
     except ConfigError as error:
         return None, None, str(error).replace("--seed", "SEED")
-    return exercise.name, int(number[1]), ""
+    return exercise.name, seed, ""
 
 
 def cause_of(problem: str) -> str:
@@ -163,10 +153,9 @@ def cause_of(problem: str) -> str:
 # The judgement
 
 
-def judge(exercise: Exercise, trials: list[Trial], seed: int, reply: Reply) -> list[Mark]:
+def judge(instance: Instance, reply: Reply) -> list[Mark]:
     """A mark for each output, and for y and the arguments if they are wrong."""
-    instance = Instance(exercise, trials)
-    differences = finite_differences(exercise, trials[0], seed)
+    exercise, differences = instance.exercise, instance.differences
     marks, clues = [], {"earlier": "", "intact": ""}
     names = list(instance.solutions[0])
     if exercise.writes_forward:
@@ -206,4 +195,5 @@ def _judge_output(instance, name, reply, differences, clues) -> Mark:
     if error <= LIMIT and (difference_error is None or difference_error <= DIFFERENCE_LIMIT):
         return Mark(name, True, error, difference_error, "", "")
     finite = [each if each is not None and np.isfinite(each) else None for each in (error, difference_error)]
-    return Mark(name, False, *finite, *diagnose(instance, name, found, **clues))
+    student = Found(reply.arrays, reply.changed)
+    return Mark(name, False, *finite, *diagnose(instance, name, student, **clues))

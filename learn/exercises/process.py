@@ -20,7 +20,8 @@ from learn.exercises.exercise import TRIALS, Exercise, Trial
 from learn.exercises.runner import flat
 
 ROOT = Path(__file__).parents[2]
-RUNNER = Path(__file__).with_name("runner.py")
+# Isolated Python (-I) does not look for modules here by itself.
+RUN = "import sys; sys.path.append(sys.argv[3]); from learn.exercises.runner import main; main()"
 
 MAX_PRINTED = 100_000  # bytes that a file may print
 MAX_REPLY_BYTES = 1 << 28
@@ -84,6 +85,8 @@ def write_request(folder: Path, exercise: Exercise, trials: list[Trial], limits:
         "outputs": list(exercise.solve(trials[0])),
         "trials": len(trials),
         "withheld": None if trusted else exercise.withheld,
+        "lent": exercise.lent,
+        "cache": exercise.cache_names,
         "memory": limits.megabytes << 20,
         "seconds": int(limits.seconds) + 2,
     }
@@ -113,7 +116,7 @@ def _run(path: Path, folder: Path, limits: Limits) -> tuple[str, str]:
     """Run the file until it ends or passes a limit. returns: what went wrong or "", what it printed"""
     # One BLAS thread: the matrices are tiny, and each thread's stack counts as memory.
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    paths = [str(RUNNER), str(path), str(folder), str(ROOT), str(os.getpid())]
+    paths = ["-c", RUN, str(path), str(folder), str(ROOT), str(os.getpid())]
     with open(folder / "printed", "w+b") as printed:
         process = subprocess.Popen(
             [sys.executable, "-I", "-B", "-X", "utf8", *paths],

@@ -1,5 +1,7 @@
-"""What `exercise grade` prints: a file's marks, the summary of a class, the same as JSON."""
+"""What `exercise grade` prints: a file's marks, the table and the summary of a class, the same as JSON and CSV."""
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -11,22 +13,39 @@ MAX_CAUSES = 3  # causes of an exercise that a summary tells
 
 
 def lines(grade: Grade) -> Iterator[str]:
-    """One file: a line if it could not be judged, else a line for each output."""
+    """One file: a line if it could not be judged, else a line for each output. A cause is told once."""
     title = clean(grade.file)
     if grade.exercise is not None:
         title += f": {grade.exercise}, seed {grade.seed}"
     if grade.problem:
         yield f"{title}: {grade.problem}"
         return
-    yield f"{title}: {grade.right} of {len(grade.marks)} right{f' ({grade.note})' if grade.note else ''}"
-    width = max(len(mark.name) for mark in grade.marks)
+    yield f"{title}: {grade.points} of {grade.of} right{f' ({grade.note})' if grade.note else ''}"
+    width, told = max(len(mark.name) for mark in grade.marks), {}
     for mark in grade.marks:
-        told = f"wrong  {mark.hint}"
+        says = f"wrong  {mark.hint}"
+        if mark.cause in told:
+            says = f"wrong  the same cause as {told[mark.cause]}"
+        elif mark.cause:
+            told[mark.cause] = mark.name
         if mark.right:
-            told = f"right  error {mark.error:.1e} beside the reference"
+            says = f"right  error {mark.error:.1e} beside the reference"
             if mark.difference_error is not None:
-                told += f", {mark.difference_error:.1e} beside finite differences"
-        yield f"  {mark.name:<{width}}  {told}"
+                says += f", {mark.difference_error:.1e} beside finite differences"
+        yield f"  {mark.name:<{width}}  {says}"
+
+
+def table_lines(grades: list[Grade]) -> Iterator[str]:
+    """A line for each file of a class: student, exercise, points; and their sum."""
+    rows = [("student", "exercise", "points")]
+    for grade in grades:
+        points = f"{grade.points} of {grade.of}" if grade.gradable else f"not gradable: {grade.problem}"
+        rows.append((clean(grade.student), grade.exercise or "-", points))
+    of = sum(grade.of for grade in grades)
+    rows.append(("all", "", f"{sum(grade.points for grade in grades)} of {of}"))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for student, exercise, points in rows:
+        yield f"  {student:<{widths[0]}}  {exercise:<{widths[1]}}  {points}"
 
 
 def summary(grades: list[Grade]) -> dict[str, dict]:
@@ -73,9 +92,28 @@ def summary_lines(grades: list[Grade]) -> Iterator[str]:
 def as_json(grades: list[Grade]) -> str:
     """Everything for machines; numbers that JSON lacks are null."""
     files = [
-        {name: value for name, value in vars(grade).items() if name != "marks"}
-        | {"right": grade.right, "of": len(grade.marks), "full": grade.full}
-        | {"outputs": [mark._asdict() for mark in grade.marks]}
+        {name: value for name, value in vars(grade).items() if name not in ("marks", "of")}
+        | {"right": grade.points, "points": grade.points, "of": grade.of, "full": grade.full}
+        | {"gradable": grade.gradable, "outputs": [mark._asdict() for mark in grade.marks]}
         for grade in grades
     ]
     return json.dumps({"files": files, "summary": summary(grades)}, allow_nan=False)
+
+
+def as_csv(grades: list[Grade]) -> str:
+    """A line for each file, under one with the columns' names."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("student", "exercise", "points", "of", "file", "problem"))
+    for grade in grades:
+        of_student = grade.student, grade.exercise or "", grade.points, grade.of, grade.file, grade.problem
+        writer.writerow([_cell(value) for value in of_student])
+    return text.getvalue().rstrip("\n")
+
+
+def _cell(value):
+    """What a spreadsheet shows as it is: text that it would take for a formula gets a mark of quotation."""
+    if not isinstance(value, str):
+        return value
+    text = clean(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

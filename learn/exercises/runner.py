@@ -1,17 +1,16 @@
 """The other side of `grade`: runs one student's file in a process of its own, under limits.
 
-    python -I runner.py STUDENT_FILE FOLDER ROOT GRADER
+    python -I -c "..." STUDENT_FILE FOLDER ROOT GRADER
 
 Reads FOLDER/request.json and request.npz, writes reply.npz and, last, reply.json; no reply means that the
 process did not live to write one. It ends with the process GRADER that started it, however that ends. The limits
 keep accidents from hurting, an endless loop or a list that grows for ever; they are no sandbox, and the file runs
 with the rights of whoever grades it.
 
-Imports NumPy, the standard library and what stands on these alone, so that it starts quickly and by its path.
+Imports NumPy, the standard library and what stands on these alone, so that it starts quickly.
 """
 
 import contextlib
-import functools
 import json
 import linecache
 import os
@@ -24,16 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+from learn.exercises.earlier import accept_earlier_files
+from learn.exercises.refusals import Problem, refuse
+
 MAX_ELEMENTS = 1 << 20  # of an output; a larger one is not sent
-OTHER_PROCESSES = {
-    *("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system", "os.startfile"),
-    *("subprocess.Popen", "os.kill", "os.killpg"),
-}
-BARRED = ("operations", "learn", "tests", "parity", "harness", "commands")  # they hold the answers
-
-
-class Problem(Exception):
-    """Why the file cannot be judged, in a line."""
 
 
 def set_limits(memory: int, seconds: int) -> bool:
@@ -53,94 +46,16 @@ def set_limits(memory: int, seconds: int) -> bool:
     return bounded
 
 
-def load(path: Path, withheld: list[str] | None) -> types.ModuleType:
+def load(path: Path, withheld: list[str] | None, lent: list[str]) -> types.ModuleType:
     """Run the file as a module of its own, with the answers out of reach unless `withheld` is None."""
     accept_earlier_files()
     if withheld is not None:
-        sys.modules.update(dict.fromkeys(BARRED))  # their import fails
-        withhold(withheld)
-    sys.addaudithook(forbid_subprocesses)
+        refuse(path, withheld, lent)
     module = types.ModuleType("student")
     module.__file__ = str(path)
     sys.modules["student"] = module
     exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module
-
-
-def forbid_subprocesses(event: str, _):
-    """Refuse to start or signal another process, which could outlive the grading or end it."""
-    if event in OTHER_PROCESSES:
-        raise Problem(f"calls {event}; an exercise has no use for another process")
-
-
-def accept_earlier_files():
-    """Run files that an earlier version started: names that numpy_llm.layers had, and caches that have no names."""
-    from numpy_llm import attend, attention, feed_forward, layers, losses, norms, positions
-
-    for module, stem, named in (
-        (attend, "softmax", attend.SoftmaxCache),
-        (layers, "linear", layers.LinearCache),
-        (layers, "embedding", layers.EmbeddingCache),
-    ):
-        name = f"{stem}_backward"
-        setattr(module, name, _with_any_cache(getattr(module, name), named))
-    attention.attention_forward = _with_any_config(attention.attention_forward)
-    attention.softmax_forward, attention.softmax_backward = attend.softmax_forward, attend.softmax_backward
-    for module in (attend, attention, feed_forward, losses, norms, positions):
-        for name, value in vars(module).items():
-            if name.endswith(("_forward", "_backward")):
-                vars(layers).setdefault(name, value)
-    layers.gelu_forward, layers.gelu_backward = layers.gelu_tanh_forward, layers.gelu_tanh_backward
-
-
-def _with_any_cache(backward, named):
-    """A backward function that takes its cache as a plain tuple or array too."""
-
-    @functools.wraps(backward)
-    def accepting(dy, cache):
-        if not isinstance(cache, named):
-            cache = named(*cache) if isinstance(cache, tuple) else named(cache)
-        return backward(dy, cache)
-
-    return accepting
-
-
-def _with_any_config(forward):
-    """`attention_forward` that takes its configuration as a few attributes too."""
-    from contract.config import ModelConfig
-
-    @functools.wraps(forward)
-    def accepting(x, weights, name, config):
-        if not isinstance(config, ModelConfig):
-            config = ModelConfig(
-                vocab_size=1, context_length=x.shape[1], n_layer=1, n_head=config.n_head, d_model=x.shape[2], d_ff=1,
-                activation="relu", position="learned",
-            )  # fmt: skip
-        return forward(x, weights, name, config)
-
-    return accepting
-
-
-def withhold(names: list[str]):
-    """Put a refusal in place of each named function wherever a module of numpy_llm or a table in it holds it."""
-
-    def refused(value):
-        name = getattr(value, "__name__", None)
-        if name not in names:
-            return value
-
-        def refuse(*arguments, **named):
-            raise Problem(f"calls the project's own {name}, which is the answer; write it in the file")
-
-        return refuse
-
-    for module in [module for name, module in sys.modules.items() if name.startswith("numpy_llm")]:
-        for name, value in list(vars(module).items()):
-            if name.isupper() and isinstance(value, dict):
-                for key, pair in value.items():
-                    value[key] = tuple(map(refused, pair)) if isinstance(pair, tuple) else pair
-            elif refused(value) is not value:
-                setattr(module, name, refused(value))
 
 
 def flat(arguments: dict, named: str = "{}.{}") -> dict:
@@ -165,9 +80,12 @@ def arguments_of(arrays: dict, trial: int) -> dict:
 
 
 def run_trial(module, request: dict, arrays: dict, trial: int) -> tuple[dict, list]:
-    """Call the student's functions once. returns: output's name -> what came, and the arguments changed"""
+    """Call the student's functions once.
+
+    returns: output's name -> what came; the arguments, and parts of the cache, that were changed
+    """
     inputs = arguments_of(arrays, trial)
-    sent = flat(inputs)
+    sent, kept = flat(inputs), {}
     stem, names, dy = request["function"], request["outputs"], inputs.pop("dy", None)
     if dy is None:
         found = name_outputs(call(module, stem, **inputs), names, stem)
@@ -176,10 +94,36 @@ def run_trial(module, request: dict, arrays: dict, trial: int) -> tuple[dict, li
         if not isinstance(pair, tuple) or len(pair) != 2:
             advice = "; it was given, put it back" if request["given"] else ""
             raise Problem(f"{stem}_forward returns {describe(pair)}, not y and a cache{advice}")
+        y = np.array(pair[0])  # the cache may hold it
+        kept = {name: (part, part.copy()) for name, part in parts_of(pair[1], request["cache"]).items()}
         outputs = call(module, f"{stem}_backward", dy, pair[1])
-        found = {"y": pair[0]} | name_outputs(outputs, names[1:], f"{stem}_backward")
+        found = {"y": y} | name_outputs(outputs, names[1:], f"{stem}_backward")
     changed = [name for name, value in sent.items() if not np.array_equal(value, arrays[f"{trial}/{name}"])]
+    own = [sent[name] for name in changed if isinstance(sent[name], np.ndarray)]
+    changed += [
+        name
+        for name, (part, before) in kept.items()
+        if not np.array_equal(part, before, equal_nan=True)
+        and not any(np.may_share_memory(part, each) for each in own)
+    ]
     return found, changed
+
+
+def parts_of(cache, names=(), place="cache") -> dict[str, np.ndarray]:
+    """The arrays of numbers in a cache, however deep, by their places in it; names: of its own parts."""
+    if isinstance(cache, np.ndarray):
+        return {place: cache} if cache.dtype.kind in "fiub" else {}
+    if isinstance(cache, dict):
+        names, cache = list(cache), tuple(cache.values())
+    elif not isinstance(cache, tuple | list):
+        return {}
+    names = getattr(cache, "_fields", names)
+    if len(names) != len(cache):
+        names = map(str, range(len(cache)))
+    found = {}
+    for name, part in zip(names, cache, strict=True):
+        found |= parts_of(part, (), f"{place}.{name}")
+    return found
 
 
 def call(module, name: str, *positional, **named):
@@ -285,7 +229,7 @@ def judge(path: Path, folder: Path) -> dict:
     reply = {"problem": "", "memory_bounded": bounded, "trials": 0, "problems": {}, "changed": []}
     kept = {}
     try:
-        module = load(path, request["withheld"])
+        module = load(path, request["withheld"], request["lent"])
         for trial in range(request["trials"]):
             outputs, changed = run_trial(module, request, arrays, trial)
             for name, value in outputs.items():
@@ -307,8 +251,7 @@ def judge(path: Path, folder: Path) -> dict:
 
 def main():
     """Judge the file and leave at once, so that no thread or exit handler of its own keeps the process."""
-    path, folder, root = Path(sys.argv[1]), Path(sys.argv[2]).resolve(), sys.argv[3]
-    sys.path.append(root)
+    path, folder = Path(sys.argv[1]), Path(sys.argv[2]).resolve()
     from contract.process import end_with_parent
 
     end_with_parent(int(sys.argv[4]))
@@ -318,7 +261,3 @@ def main():
     with contextlib.suppress(BaseException):
         sys.stdout.flush()
     leave(0)
-
-
-if __name__ == "__main__":
-    main()

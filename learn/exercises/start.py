@@ -1,7 +1,6 @@
 """Writes the file in which a student solves an exercise: shapes, the forward pass with its equation, and a blank."""
 
 import inspect
-import re
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill, indent
@@ -31,7 +30,7 @@ def starter(exercise: Exercise, seed: int) -> str:
     else:
         equation, (imports, source) = "", _head(given) if exercise.writes_forward else _source(exercise)
         dy, y = ("dy", "y") if np.ndim(trial.dy) else ("dloss", "this one")
-        blank, unpacked = f"{exercise.function}_backward({dy}, cache)", _unpacked(exercise, trial)
+        blank, unpacked = f"{exercise.function}_backward({dy}, cache)", _unpacked(exercise)
         told = f"{dy}: the gradient of the loss with respect to {y}\n    returns: "
         if "." in returned:
             returned = "dx, and a dict of the weights' gradients by the names that they have in `weights`"
@@ -87,14 +86,9 @@ def _source(exercise: Exercise) -> tuple[str, str]:
     return "\n\n".join(groups), f"{''.join(sources)}{remark}{inspect.getsource(given)}\n\n"
 
 
-def _unpacked(exercise: Exercise, trial: Trial) -> str:
+def _unpacked(exercise: Exercise) -> str:
     """The line that names the parts of the cache."""
-    _, cache = exercise.given(**trial.inputs)
-    names = getattr(cache, "_fields", None)
-    if names is None:  # a tuple whose parts are named where it is made
-        names = re.search(r"return .*, \((.*)\)$", inspect.getsource(exercise.given), re.MULTILINE)[1].split(
-            ", "
-        )
+    names = exercise.cache_names
     return f"    {names[0]} = cache.{names[0]}\n" if len(names) == 1 else f"    {', '.join(names)} = cache\n"
 
 
@@ -122,7 +116,8 @@ def _shape(value, other, trials: list[Trial]) -> str:
     # The same axis in both trials tells its letter: no two letters have the same pair of sizes.
     first, second = (trial.sizes for trial in trials)
     letters = {(3 * first["C"], 3 * second["C"]): "3·C"}
-    letters |= {(4 * first["T"], 4 * second["T"]): "4·T"}
+    letters |= {(4 * first["T"], 4 * second["T"]): "4·T", (first["T"] + 4, second["T"] + 4): "T+4"}
+    letters |= {(2 * first[letter], 2 * second[letter]): f"2·{letter}" for letter in "DH"}
     letters |= {(first[letter], second[letter]): letter for letter in first}
     names = [letters.get(pair, str(pair[0])) for pair in zip(value.shape, other.shape, strict=True)]
     kind = "int" if value.dtype.kind == "i" else "float"

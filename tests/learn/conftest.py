@@ -1,8 +1,11 @@
 """What the tests of the exercises share."""
 
+import sys
+
 import pytest
 from exercise_answers import filled_in
 
+import cli
 from learn.exercises.catalogue import EXERCISES
 
 
@@ -16,3 +19,16 @@ def write(tmp_path):
         return path
 
     return put
+
+
+@pytest.fixture
+def run_cli(capsys, monkeypatch, tmp_path):
+    """A function that runs the command line in an empty folder: exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cli.py", "exercise", *map(str, arguments)])
+        code = cli.main()
+        return code, *capsys.readouterr()
+
+    return run

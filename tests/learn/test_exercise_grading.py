@@ -1,7 +1,10 @@
 """Grading in a process of its own: full marks, hostile files, files that an earlier version started."""
 
+import importlib
 import json
 import os
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +13,14 @@ import numpy as np
 import pytest
 from exercise_answers import ANSWERS, filled_in
 
+import numpy_llm
 from contract.errors import UserError
 from learn.exercises.catalogue import COURSE, EXERCISES
 from learn.exercises.grade import grade
 from learn.exercises.process import Limits
+from learn.exercises.refusals import COMPOSED
+from learn.exercises.report import lines
+from operations.catalogue import OPERATIONS
 
 ROOT = Path(__file__).parents[2]
 RELU = EXERCISES["relu"]
@@ -29,7 +36,9 @@ PAIRS = {
 } | {"softmax": "attention.softmax"}  # fmt: skip
 PUT_TOGETHER = (
     "residual", "split-heads", "merge-heads", "scores", "attention", "tied-output", "block", "attention-in-blocks",
+    "dropout", "rotary", "qk-norm", "swiglu", "grouped-queries", "modern-block",
 )  # fmt: skip
+STEPS = ("adam", "gradient-clipping", "accumulation", "key-value-cache")
 
 
 EMPTY_REPLY = {"problem": "", "memory_bounded": True, "trials": 0, "problems": {}, "changed": []}
@@ -122,6 +131,23 @@ HOSTILE = {
         "open('reply.json', 'w').write('{}')\nos._exit(0)",
         "gives no answer",
     ),
+    "imports autograd": ("import torch\nreturn dy", "imports torch, which differentiates by itself (autograd)"),
+    "imports autograd otherwise": (
+        "import importlib\nreturn importlib.import_module('jax.numpy')", "imports jax, which differentiates by itself",
+    ),
+    "tries autograd": (
+        "try:\n    from autograd import grad\nexcept ImportError:\n    pass", "imports autograd, which differentiates",
+    ),
+    "reloads the answer": (
+        "import importlib\nfrom numpy_llm import feed_forward\nimportlib.reload(feed_forward)\n"
+        "return feed_forward.relu_backward(dy, cache)",
+        "loads the project's own code anew (importlib.reload?), which holds the answer",
+    ),
+    "imports the answer anew": (
+        "import sys\ndel sys.modules['numpy_llm.feed_forward']\n"
+        "from numpy_llm.feed_forward import relu_backward as answer\nreturn answer(dy, cache)",
+        "loads the project's own code anew",
+    ),
     "takes the answers of the tests": ("from tests.exercise_answers import ANSWERS", "tests"),
     "takes the answers of the proof": ("from parity.golden import check", "parity"),
     "takes the answers of the operations": ("from operations.relu import RELU", "operations"),
@@ -148,7 +174,7 @@ def test_a_right_file_gets_full_marks(exercise, write):
     assert result.full
     assert all(mark.error < 1e-12 for mark in result.marks)
     differences = [mark.difference_error for mark in result.marks if mark.name != "y"]
-    assert exercise.name == "adam" or max(differences) < 1e-7
+    assert exercise.backward is None or max(differences) < 1e-7
 
 
 def adapted(name):
@@ -172,11 +198,18 @@ def taken(name, pair):
     return f"from numpy_llm.{module} import {ways}"
 
 
+def step(name):
+    """A file's text that takes the reference of an exercise without a backward pass."""
+    return (
+        f"from learn.exercises.catalogue import EXERCISES\n\n\ndef {name.replace('-', '_')}(**inputs):\n"
+        f"    return tuple(EXERCISES[{name!r}].forward(**inputs).values())\n"
+    )
+
+
 PROJECT_ANSWERS = {
     **{name: taken(name, pair) for name, pair in PAIRS.items()},
     **{name: adapted(name) for name in PUT_TOGETHER},
-    "adam": "from learn.exercises.composites import adam as step\n\n\n"
-    "def adam(**inputs):\n    return tuple(step(**inputs).values())\n",
+    **{name: step(name) for name in STEPS},
 }
 
 
@@ -213,6 +246,81 @@ def test_a_hostile_file_gets_one_line(kind, write, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+FUSED = {
+    "scores": "from numpy_llm.attend_in_blocks import attend_in_blocks_backward as fused",
+    "swiglu": "from numpy_llm.feed_forward import gated_backward as fused",
+    "modern-block": "from numpy_llm.feed_forward import gated_backward as fused",
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_backward_pass_is_refused(name, write):
+    """What differentiates several steps at once is no answer; what the given pass calls is lent, with all it calls."""
+    result = grade(write(f"{FUSED[name]}\nreturn fused(dy, cache)", exercise=EXERCISES[name]))
+    assert "which differentiates several steps at once (fused); write them in the file" in result.problem
+    assert result.points == 0
+
+
+def test_the_composed_functions_are_known():
+    """Every backward function of numpy_llm is one operation's or is refused as composed."""
+    modules = [
+        importlib.import_module(f"numpy_llm.{each.name}") for each in pkgutil.iter_modules(numpy_llm.__path__)
+    ]
+    found = {name for module in modules for name in vars(module) if re.fullmatch("[a-z]\\w*_backward", name)}
+    known = {f"{name}_backward" for name in (*OPERATIONS, "softmax")}
+    assert found - known == set(COMPOSED)
+
+
+CHANGES = {
+    "layer-norm": ("normal.fill(1.0)", "cache.normal"),
+    "linear": ("rows += 1", "x"),
+    "scores": ("softmax_cache.y[:] *= 2", "cache.softmax_cache.y"),
+    "swiglu": ("sigmoid *= 2", "cache.sigmoid"),
+    "rotary": ("dy *= 2", "dy"),
+    "grouped-queries": ("keys += 1", "cache.keys"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_cache_or_argument_is_told(name, write):
+    """Each array that an answer changes in place is named, right outputs or not, and no other cause is told for it."""
+    change, told = CHANGES[name]
+    result = grade(write(f"{change}\n{ANSWERS[name].strip()}", exercise=EXERCISES[name]))
+    (mark,) = [mark for mark in result.marks if mark.name == "arguments"]
+    assert mark.hint == f"{told} changed in place; the caller still needs it: work on a copy"
+    assert not result.full
+
+
+@pytest.mark.parametrize("sums", ["=", "+="])
+def test_a_sum_over_the_wrong_axis_that_does_not_fit(sums, write):
+    """Where NumPy refuses the shapes, they tell which axis was meant."""
+    answer = ANSWERS["position"].replace("= dy.sum(axis=0)", f"{sums} dy.sum(axis=1)")
+    problem = grade(write(answer, exercise=EXERCISES["position"])).problem
+    assert problem.endswith("; is something summed over T where B is meant?")
+
+
+def test_the_value_at_the_kink(write):
+    """The text states the slope at 0; a file whose cache holds x and that takes another is told so."""
+    path = write("return dy * (cache >= 0)")
+    text = (
+        path.read_text(encoding="utf-8")
+        .replace("return y, ReLUCache(y)", "return y, x")
+        .replace("y = cache.y", "pass")
+    )
+    path.write_text(text, encoding="utf-8")
+    (mark,) = grade(path).marks
+    assert "at the kink, x = 0, the slope is 0" in mark.hint
+
+
+def test_a_cause_is_told_once(write):
+    """The outputs that share a cause are marked, and it is told at the first."""
+    softmax = "softmax_backward(dprobabilities, softmax_cache)"
+    answer = ANSWERS["attention"].replace(softmax, "dprobabilities")
+    told = [*lines(grade(write(answer, exercise=EXERCISES["attention"])))]
+    assert [line.count("the softmax is skipped") for line in told[1:4]] == [1, 0, 0]
+    assert told[2].endswith("wrong  the same cause as dx")
+
+
 def test_memory_is_bounded(write):
     """A file that takes memory without end is stopped, where the system can."""
     result = grade(
@@ -224,7 +332,8 @@ def test_memory_is_bounded(write):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "no line EXERCISE"),
+        ("", "the file is empty"),
+        ("x = 1\n", "no line EXERCISE"),
         ('EXERCISE = "relu"\n', "no line SEED"),
         ('EXERCISE = "flight"\nSEED = 0\n', "unknown exercise 'flight'"),
         ('EXERCISE = "relu"\nSEED = 9999999999999999999\n', "SEED must be from 0"),
