@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
-from itertools import chain, count, takewhile
+from itertools import count, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -85,32 +85,44 @@ class Dataflow:
         """
         if not name.startswith(GRADIENT):
             return [(node, "") for node in self.needed(name)[0]]
-        found, left = {}, [name]
-        while left:
-            for node, role in self.backward_uses(left.pop()):
-                if (id(node), role) not in found:
-                    found[id(node), role] = node, role
-                    left += [each for each in _gradients(node.results) if self.hidden(each)]
-        return sorted(found.values(), key=lambda step: -self.index[id(step[0])])
+        found, left = {}, [(use, False) for use in reversed(self.backward_uses(name))]
+        while left:  # those that a step waits for come before it
+            (node, role), ready = left.pop()
+            if ready:
+                found[id(node), role] = node, role
+            elif (id(node), role) not in found:
+                left.append(((node, role), True))
+                before = [
+                    use
+                    for each in _gradients(node.results)
+                    if self.hidden(each)
+                    for use in self.backward_uses(each)
+                ]
+                left += [(use, False) for use in reversed(before)]
+        return list(found.values())
 
     def needed(self, name: str) -> tuple[list[Node], list[Node]]:
         """The nodes to run, forward and then backward, to compute a tensor or gradient from known ones, in order."""
         if name not in self._needed:
-            forward, backward = {}, {}
-            of_gradient = name.startswith(GRADIENT)
-            left = [(node, True) for node, _ in self.backward_uses(name)] if of_gradient else []
-            left += [] if of_gradient else [(self.makers[name], False)]
-            while left:
-                node, back = left.pop()
-                ran = backward if back else forward
-                if id(node) not in ran:
-                    ran[id(node)] = node
-                    left += self._needed_by(node, back)
-            self._needed[name] = (
-                sorted(forward.values(), key=lambda node: self.index[id(node)]),
-                sorted(backward.values(), key=lambda node: -self.index[id(node)]),
-            )
+            if name.startswith(GRADIENT):
+                seeds = [(node, True) for node, _ in self.backward_uses(name)]
+            else:
+                seeds = [(self.makers[name], False)]
+            self._needed[name] = self._reached(seeds, set())
         return self._needed[name]
+
+    def _reached(self, left: list[tuple[Node, bool]], seen: set) -> tuple[list[Node], list[Node]]:
+        """These nodes, each with whether it is to run backward, and all that they need, but for those seen before."""
+        found: tuple[list[Node], list[Node]] = [], []
+        while left:
+            node, back = left.pop()
+            if (id(node), back) not in seen:
+                seen.add((id(node), back))
+                found[back].append(node)
+                left += self._needed_by(node, back)
+        for back, nodes in enumerate(found):
+            nodes.sort(key=lambda node: self.index[id(node)], reverse=bool(back))
+        return found
 
     def _needed_by(self, node: Node, back: bool) -> Iterator[tuple[Node, bool]]:
         read = node.inputs
@@ -122,10 +134,16 @@ class Dataflow:
 
     def inputs(self, name: str) -> list[str]:
         """The known tensors that this one is made of."""
-        found = []
+        read, found, seen = [], {}, set()
         for node, role in self.steps(name):
-            found += self._read_by(node, role) if role else node.inputs
-        return list(dict.fromkeys(chain.from_iterable(self._visible(each) for each in dict.fromkeys(found))))
+            read += self._read_by(node, role) if role else node.inputs
+        for each in dict.fromkeys(read):
+            if not self.hidden(each):
+                found[each] = None
+            elif not each.startswith(GRADIENT):  # of hidden gradients the steps tell
+                nodes, _ = self._reached([(self.makers[each], False)], seen)
+                found |= {name: None for node in nodes for name in node.inputs if not self.hidden(name)}
+        return list(found)
 
     def _read_by(self, node: Node, role: str) -> Iterator[str]:
         """What a backward pass reads for the gradient of one argument."""
@@ -136,15 +154,6 @@ class Dataflow:
                 yield from node.results
             elif isinstance(arguments[need], Named):
                 yield arguments[need].name
-
-    def _visible(self, name: str) -> list[str]:
-        """This tensor, or what it is made of where it is hidden; of hidden gradients the steps tell."""
-        if not self.hidden(name):
-            return [name]
-        if name.startswith(GRADIENT):
-            return []
-        read = [each for node in self.needed(name)[0] for each in node.inputs]
-        return [each for each in dict.fromkeys(read) if not self.hidden(each)]
 
     def readers(self, name: str) -> list[str]:
         """The known tensors that are made of this one."""

@@ -100,6 +100,12 @@ def _symbols(chapter: Chapter, sizes: dict[str, int], letters: dict[str, str]) -
     ]
 
 
+# Exercises that are made of no single operation, and the chapters in which what they practise stands.
+_ELSEWHERE = {
+    "gradient-clipping": "adam", "accumulation": "adam", "key-value-cache": "mask", "modern-block": "residual",
+}  # fmt: skip
+
+
 def exercises_of(chapter: Chapter) -> list[str]:
     """The exercises in which a student writes an operation that the chapter shows."""
     functions = [each["function"].rpartition(".")[2] for each in chapter.code]
@@ -111,7 +117,8 @@ def exercises_of(chapter: Chapter) -> list[str]:
 def _practised(name: str, exercise: Exercise) -> set[str]:
     """An exercise named after an operation is about that one; any other about all that it is made of."""
     own = name.replace("-", "_")
-    return {own} if own in EVERY else {own, *(each.name for each in exercise.operations)}
+    made_of = {each.name for each in exercise.operations} | {_ELSEWHERE.get(name, own)}
+    return {own} if own in EVERY else {own} | made_of
 
 
 def _indices(chapter: Chapter, sizes: dict[str, int]) -> list[dict]:

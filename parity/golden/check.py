@@ -9,6 +9,7 @@ import numpy as np
 
 from contract.errors import ConfigError
 from contract.numbers import magnitude, relative_error
+from operations.catalogue import OPERATIONS
 from operations.dataflow import GRADIENT
 from parity.compare import Row, measure, not_finite
 from parity.golden.dumps import read_dump
@@ -102,7 +103,10 @@ def compare_dump(
     tensors = Tensors(pack, dtype, dump)
     rows = [_row(tensors, name) for name in tensors.order if name in tensors.found]
     tensors.right |= {row.name for row in rows if row.holds}
-    dtype = " and ".join(sorted({tensors.dtypes[row.name] for row in rows if row.limit})) or "exact"
+    dtype = (
+        " and ".join(sorted({tensors.dtypes[row.name] for row in rows if row.name not in tensors.given}))
+        or "exact"
+    )
     missing = [name for name in pack.tensors if name not in dump]
     coarse = {row["name"]: row["float32"] for row in pack.manifest["tensors"]}
     within = all(row.error <= coarse[whole(row.name)] for row in rows)
@@ -236,7 +240,7 @@ def _cause(tensors: Tensors, row: Row, faults: Iterable[Finding]) -> tuple[str, 
 def _same(fault: Finding, faults: Iterable[Finding]) -> Finding | None:
     """The one already found that has the same mistake, though what lies between the dump's tensors is not the same."""
     back = fault.row.name.startswith(GRADIENT)
-    first = [(each.operation, each.name) for each in fault.explanations[:1] if each.operation]
+    first = [(each.operation, each.name) for each in fault.explanations[:1] if each.operation in OPERATIONS]
     alike = (
         each
         for each in faults

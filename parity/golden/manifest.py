@@ -57,7 +57,7 @@ def quantity(name: str, config: ModelConfig) -> str:
     if group == "adamw":
         return "golden steps"
     if group == "gradient":
-        return "weight gradient" if rest in weight_table(config) else "gradient"
+        return "weight gradient" if isinstance(rows(config)[rest], Weight) else "gradient"
     return "activation"
 
 

@@ -57,28 +57,30 @@ def given_names(config: ModelConfig) -> list[str]:
 def pass_origins(
     config: ModelConfig,
     value: Callable[[str], np.ndarray] | None = None,
-    dumped: Callable[[str], bool] | None = None,
+    dumped: Mapping[str, bool] | None = None,
 ) -> tuple[Dataflow, dict[str, Origin]]:
     """The dataflow of a pass, and the origin of each of its tensors by name, in dataflow order.
 
     value: name -> tensor, of every known tensor; None where nothing is made again
-    dumped: whether a tensor has a value of its own, and an origin; others are computed on the way to those that have.
-        None where all are known
+    dumped: the names of those that have an origin, and whether they are known; what is not is computed on the way to
+        those that are. None where all are known
     """
     trace, table = record(config), weight_table(config)
     forward = [*(["positions"] if config.position == "sinusoidal" else []), *trace.activations]
-    gradients = {GRADIENT + name for name in (*trace.gradients, *table)}
-    made = {*forward, *gradients}
-    known = {*given_names(config), *filter(dumped or made.__contains__, made)}
-    graph = Dataflow(trace.nodes, known.__contains__, value)
+    made = dict.fromkeys([*forward, *(GRADIENT + name for name in (*trace.gradients, *table))], True)
+    graphs = [
+        Dataflow(trace.nodes, {*given_names(config), *(n for n in some if some[n])}.__contains__, value)
+        for some in (made, made if dumped is None else dumped)
+    ]
     order = dict.fromkeys(forward)
     for name in trace.gradients:  # after the gradients of the weights that the same operation reads
-        for node, _ in graph.backward_uses(GRADIENT + name):
-            weights = [each for each in node.inputs if each in table and graph.uses[each][0][0] is node]
+        for node, _ in graphs[0].steps(GRADIENT + name):
+            weights = [each for each in node.inputs if each in table and graphs[0].uses[each][0][0] is node]
             order |= dict.fromkeys(GRADIENT + weight for weight in weights)
         order[GRADIENT + name] = None
     order |= dict.fromkeys(GRADIENT + weight for weight in reversed(table))
-    return graph, {name: _pass_origin(graph, name) for name in order if name in known}
+    told = made if dumped is None else dumped
+    return graphs[1], {name: _pass_origin(graphs[1], name) for name in order if name in told}
 
 
 def _pass_origin(graph: Dataflow, name: str) -> Origin:

@@ -74,7 +74,8 @@ def _reasons(fault: Finding) -> list[str]:
         absent = [name for name, state in fault.inputs.items() if state == "not in the dump"]
         if fault.own:
             known = "its inputs are right" if fault.inputs_right else "they should have given other numbers"
-            lines.append(f"  {known}, so the fault is in this operation")
+            where = "one of these operations" if len(fault.origin.operations) > 2 else "this operation"
+            lines.append(f"  {known}, so the fault is in {where}")
         elif fault.own is False:
             lines.append("  they give these numbers: small errors in them grew")
         elif absent:

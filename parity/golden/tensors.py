@@ -61,7 +61,8 @@ class Tensors:
         self.given = [*given_names(config), *rows_given, "greedy.prompt", "sampled.prompt"]
         # The uncut ones too: a dump's may have a shape that cannot be cut.
         self.golden, self.found = golden | pack.tensors, split_steps(dump, pack)
-        self.graph, self.origins = pass_origins(config, self.tensor, self._usable)
+        usable = {name: self._usable(name) for name in self.found}
+        self.graph, self.origins = pass_origins(config, self.tensor, usable)
         self.origins |= step_origins(config, manifest["adamw"], self.tensor)
         count = len(pack.tensors["greedy.tokens"])
         self.origins |= continuation_origins(config, count, manifest["sampling"], self.tensor) | CONTINUATIONS

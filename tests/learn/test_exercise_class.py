@@ -174,7 +174,7 @@ def test_gradescope(handed_in, tmp_path):
     (handed_in / ".git" / "hook.py").unlink()
     handed_in.rename(tmp_path / "submission")
     (tmp_path / "submission_metadata.json").write_text(json.dumps({"users": [{"id": 1234}]}))
-    script = blocks("python")[0]
+    script = blocks("py")[0]
     subprocess.run([sys.executable, "-c", script], env=os.environ | {"AUTOGRADER": str(tmp_path)}, check=True)
     tests = json.loads((tmp_path / "results" / "results.json").read_text())["tests"]
     assert all(set(test) == {"name", "score", "max_score", "output"} for test in tests)
@@ -204,7 +204,7 @@ def test_nbgrader_cell(write, monkeypatch, tmp_path):
     write(ANSWERS["layer-norm"].replace(" - mean", ""), "layer_norm.py", EXERCISES["layer-norm"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TWIN_GPT", f"{sys.executable} {ROOT / 'cli.py'}")
-    *lines, last = blocks("python")[1].strip().splitlines()
+    *lines, last = blocks("py")[1].strip().splitlines()
     names = {}
     exec("\n".join(lines), names)
     assert eval(last, names) == 2
