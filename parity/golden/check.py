@@ -38,6 +38,7 @@ class Finding(NamedTuple):
     cause: of a gradient, the forward tensor whose mistake it has too: certainly where there are
         explanations, probably where there are none; "" where it has one of its own
     sound: of a step of AdamW, the weights that it takes rightly, matrices where the fault is in a matrix
+    bridged: whether several operations made it from what the dump has, by way of tensors that the dump lacks
     """
 
     row: Row
@@ -48,6 +49,7 @@ class Finding(NamedTuple):
     elsewhere: list[str]
     cause: str = ""
     sound: Sequence[str] = ()
+    bridged: bool = False
 
     @property
     def inputs_right(self) -> bool:
@@ -272,7 +274,7 @@ def _fault(
 ) -> Finding:
     origin = tensors.origins.get(row.name)
     inputs = _input_states(tensors, origin, states) if origin else {}
-    fault = Finding(row, origin, inputs, None, explanations, [])
+    fault = Finding(row, origin, inputs, None, explanations, [], bridged=tensors.bridged(row.name))
     return fault._replace(own=(fault.inputs_right or None) if follows is None else not follows)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from math import isfinite
 
+from operations.catalogue import OPERATIONS
 from parity.compare import Row
 from parity.golden.check import Finding, Report
 from parity.golden.origins import whole
@@ -69,12 +70,18 @@ def _reasons(fault: Finding) -> list[str]:
     lines = []
     if fault.origin:
         states = [f"{name} ({state})" for name, state in fault.inputs.items()]
-        lines.append(f"  {fault.origin.title}: {fault.origin.equation}")
+        explained = [each.operation for each in fault.explanations[:1] if each.operation in OPERATIONS]
+        if fault.bridged:
+            between = fault.origin.title.split(", ")
+            lines.append(f"  between it and what your dump has: {_few(between, 12)}")
+            lines += [f"  {each.replace('_', ' ')}: {OPERATIONS[each].equation}" for each in explained]
+        else:
+            lines.append(f"  {fault.origin.title}: {fault.origin.equation}")
         lines.append(f"  from {_few(states)}" if states else "  from nothing but the configuration")
         absent = [name for name, state in fault.inputs.items() if state == "not in the dump"]
         if fault.own:
             known = "its inputs are right" if fault.inputs_right else "they should have given other numbers"
-            where = "one of these operations" if len(fault.origin.operations) > 2 else "this operation"
+            where = "this operation" if explained or not fault.bridged else "one of these operations"
             lines.append(f"  {known}, so the fault is in {where}")
         elif fault.own is False:
             lines.append("  they give these numbers: small errors in them grew")

@@ -229,7 +229,13 @@ def test_a_partial_dump(packs):
         "blocks.0.norm_1", "blocks.0.attention.query_key_value.weight", "blocks.0.attention.query_key_value.bias"
     ]  # fmt: skip
     assert [each.name for each in fault.explanations] == ["scale_missing"]
-    assert "  its inputs are right, so the fault is in one of these operations" in describe(report)
+    lines = describe(report)
+    assert (
+        "  between it and what your dump has: linear, split heads, scores, masked softmax, weighted sum"
+        in lines
+    )
+    assert any(line.startswith("  scores: scores = query keyᵀ / √D") for line in lines)
+    assert "  its inputs are right, so the fault is in this operation" in lines
 
 
 def test_small_errors_that_grow_are_no_fault(packs):
