@@ -55,6 +55,11 @@ def _not_squared(gradient, norm, adamw, v=0.0, **_):
     return [{"v": adamw["beta2"] * v + (1 - adamw["beta2"]) * each} for each in (np.abs(g), g)]
 
 
+def _square_of_mean(gradient, norm, adamw, m=0.0, v=0.0, **_):
+    mean = _moments(gradient, norm, adamw, m)["m"]
+    return [{"v": adamw["beta2"] * v + (1 - adamw["beta2"]) * each**2} for each in (mean, m)]
+
+
 def _either(moments):
     return [{role: moment} for role, moment in moments.items()]
 
@@ -72,6 +77,7 @@ _MOMENTS = (
     wrong_forward("betas_swapped", _other_betas, "beta1 and beta2 are swapped, or 1 - beta is missing"),
     wrong_forward("square_missing", _not_squared,
         "the gradient is not squared", "v takes the gradient; it is a running mean of its square"),
+    wrong_forward("square_of_mean", _square_of_mean, "v takes the square of m; it is a running mean of the gradient's"),
     wrong_forward("moment_forgotten", lambda m=0.0, v=0.0, **known: _either(_moments(**known)),
         "the moment is not kept from the step before: it starts from 0 each time"),
     wrong_forward("moment_corrected", _corrected_in_place,
@@ -156,6 +162,11 @@ def _rate_shifted(step, rate, rates=(), **known):
     return [_weight(step=step, rate=other, **known) for other in others]
 
 
+def _rate_constant(step, rate, rates=(), **known):
+    others = [other for other in (rates[0], max(rates)) if other != rate] if len(rates) else []
+    return [_weight(step=step, rate=other, **known) for other in others]
+
+
 def _largest_v(v, adamw, step, **known):
     before = {int(role[len("v_at_") :]): each for role, each in known.items() if role.startswith("v_at_")}
     if not before:
@@ -204,6 +215,8 @@ _WEIGHT = (
         "the step uses the moments from before this gradient: update them first"),
     wrong_forward("rate_shifted", _rate_shifted,
         "the learning rate is the step before's or the one after's: rates count from the first step"),
+    wrong_forward("rate_constant", _rate_constant,
+        "the learning rate stays the first step's, or the schedule's largest: it has a value for each step"),
     wrong_forward("amsgrad", _largest_v,
         "v is the largest so far (AMSGrad); AdamW divides by the root of the present one"),
 )  # fmt: skip

@@ -34,8 +34,6 @@ def explain(tensors: Tensors, name: str) -> list[Explanation]:
     the closest first, general ones where no other fits.
     """
     origin = tensors.origins.get(name)
-    if origin and origin.title in ("greedy token", "sampled token"):
-        return []  # twice or half a token's id would be a coincidence
     again = tensors.repeatable(origin)
     expected = np.asarray(origin.right()) if again else tensors.golden[name]
     expected, found = (tensors.determined(name, each) for each in (expected, tensors.found[name]))
@@ -47,7 +45,9 @@ def explain(tensors: Tensors, name: str) -> list[Explanation]:
     # Over several operations, those first that no right tensor of the dump clears.
     sound = [each for each in tensors.right if each in tensors.origins] if tensors.bridged(name) else []
     sizes = *tensors.golden["tokens"].shape, tensors.pack.config.head_size
-    anywhere = (("", mistake, form) for mistake in ANYWHERE for form in mistake.forms(expected, *sizes))
+    # Twice or half a token's id would be a coincidence.
+    general = () if tensors.golden[name].dtype.kind == "i" else ANYWHERE
+    anywhere = (("", mistake, form) for mistake in general for form in mistake.forms(expected, *sizes))
     of_pass = tensors.graph if again and tensors.of_pass(name) else None
     for wrong in (
         of_pass.wrong(name, sound=sound) if of_pass and sound else (),
@@ -57,7 +57,7 @@ def explain(tensors: Tensors, name: str) -> list[Explanation]:
     ):
         if fits := fitting(wrong):
             return fits[:MAX_EXPLANATIONS]
-    return _constant_factor(expected, found, 4 * tensors.limits[name])
+    return [] if not general else _constant_factor(expected, found, 4 * tensors.limits[name])
 
 
 def _fitting(wrong: Iterable[tuple], expected, found, close: float) -> list[Explanation]:

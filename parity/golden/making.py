@@ -23,8 +23,9 @@ LARGEST = 1 << 32  # bytes of a pack; a porter's tool should not fill a disk by 
 
 # A large eps and strong decay: at the usual 1e-8 and 0.1 a mistake in them hides in float32's rounding.
 ADAMW = {"steps": 10, "beta1": 0.9, "beta2": 0.95, "eps": 1e-4, "weight_decay": 0.5, "max_norm": 1.0}
-SAMPLING = {"temperature": 0.8, "top_k": 5, "seed": 7}
-NEW_TOKENS = 8
+# Such that most mistakes draw another token somewhere in the text.
+SAMPLING = {"temperature": 1.5, "top_k": 5, "top_p": 0.9, "seed": 7}
+NEW_TOKENS = {"greedy": 8, "sampled": 24}
 
 
 def make_pack(
@@ -61,11 +62,12 @@ def make_pack(
     tensors = {"tokens": batch[:, :-1].copy(), "targets": batch[:, 1:].copy()}
     tensors |= {each: np.array(weight) for each, weight in given.items()}
 
-    def compute(weights: Weights) -> dict[str, np.ndarray]:
-        return computed(config, weights, tensors["tokens"], tensors["targets"], adamw)
-
-    tensors |= compute(given)
-    apart = strays(config, given, tensors, compute)
+    batch = tensors["tokens"], tensors["targets"]
+    tensors |= computed(config, given, *batch, adamw)
+    apart = strays(
+        config, given, tensors, lambda weights: _trained(config, weights, *batch, adamw, numpy_llm)[1]
+    )
+    apart |= dict.fromkeys(("greedy.logits", "sampled.logits"), apart["logits"])
     return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors, apart), config, tensors)
 
 
@@ -105,6 +107,12 @@ def computed(
 
     given: the weights, whose precision is computed in; package: `numpy_llm` or a changed copy of it
     """
+    model, record = _trained(config, given, tokens, targets, adamw, package)
+    return record | _continuations(model, tokens[0, : max(1, tokens.shape[1] // 2)])
+
+
+def _trained(config, given, tokens, targets, adamw, package) -> tuple:
+    """The model, and the tensors of a pass forward and back and of the steps of AdamW."""
     trace, model = Trace(), package.GPT(config, given)
     _, _, cache = model.forward(tokens, targets, trace=trace)
     gradients = model.backward(cache, trace=trace)
@@ -112,8 +120,8 @@ def computed(
     record |= trace.activations
     record |= {f"gradient.{name}": gradient for name, gradient in trace.gradients.items()}
     record |= {f"gradient.{name}": gradient for name, gradient in gradients.items()}
-    record |= _continuations(model, tokens[0, : max(1, tokens.shape[1] // 2)])
-    return record | (_steps(config, given, tokens, targets, adamw, package) if adamw["steps"] else {})
+    steps = _steps(config, given, tokens, targets, adamw, package) if adamw["steps"] else {}
+    return model, record | steps
 
 
 def _steps(config, given, tokens, targets, adamw, package) -> dict[str, np.ndarray]:
@@ -146,7 +154,7 @@ def _continuations(model, prompt: np.ndarray) -> dict[str, np.ndarray]:
     record = {}
     for title, settings in (("greedy", {"temperature": 0}), ("sampled", SAMPLING)):
         tokens, logits, draws = prompt.tolist(), [], []
-        for _ in range(NEW_TOKENS):
+        for _ in range(NEW_TOKENS[title]):
             window = np.array([tokens[-model.config.context_length :]])
             logits.append(model.forward(window)[0][0, -1])
             draws.append(uniform(SAMPLING["seed"], "sampling", 0, len(tokens)))

@@ -5,7 +5,7 @@ Names are those of the trace. `gradient.NAME` is the loss's gradient with respec
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy_llm import GPT
 from operations.adamw import STEPS
 from operations.dataflow import GRADIENT, Dataflow, record
 from operations.operation import Mistake
+from operations.sampling import MISTAKES, chosen
 
 Wrongs = Iterator[tuple[str, Mistake, np.ndarray]]
 LOSS, NORM, LOGITS = "loss of a step", "gradient norm of a step", "logits of a new token"
@@ -115,8 +116,8 @@ def pass_of_step(config: ModelConfig, value: Callable, step: int) -> tuple:
 _NEXT = "the model on prompt and tokens so far, the last context_length"
 _GREEDY = "the id of the largest logit, the lowest on a tie"
 _SAMPLED = (
-    "divide by the temperature, keep the top k by falling logit, take the first token at which the running sum of the "
-    "probabilities exceeds draw · total"
+    "divide by the temperature, keep the top k by falling logit, of these the first until their probabilities reach "
+    "top p, take the first token at which the running sum of the probabilities exceeds draw · total"
 )
 # As a whole; below, token by token, since the logits of each follow from the tokens chosen before it.
 CONTINUATIONS = {
@@ -128,11 +129,12 @@ CONTINUATIONS = {
 
 
 def continuation_origins(
-    config: ModelConfig, count: int, sampling: Mapping, value: Callable
+    config: ModelConfig, counts: Mapping[str, int], sampling: Mapping, value: Callable
 ) -> dict[str, Origin]:
-    """The logits and the choice of each of `count` new tokens, greedy and sampled, in order.
+    """The logits and the choice of each new token, greedy and sampled, in order.
 
-    sampling: the pack's settings: temperature, top_k; value: name -> tensor
+    counts: how many new tokens, by "greedy" and "sampled"
+    sampling: the pack's settings: temperature, top_k and, since there are some, top_p; value: name -> tensor
     """
     table, origins = weight_table(config), {}
 
@@ -140,24 +142,44 @@ def continuation_origins(
         window = np.array([*value(prompt), *map(value, tokens)])[-config.context_length :]
         return _model(config, {name: value(name) for name in table}).forward(window[None])[0][0, -1]
 
-    def greedy_token(logits: str):
-        return value(logits).argmax()
+    def greedy_token(place: int):
+        return value(f"greedy.logits[{place}]").argmax()
 
-    def sampled_token(logits: str, draw: str):
-        order = np.argsort(-value(logits), kind="stable")[: sampling["top_k"]]
-        falling = value(logits)[order]
-        sums = np.cumsum(np.exp((falling - falling[0]) / sampling["temperature"]))
-        return order[np.searchsorted(sums[:-1], value(draw) * sums[-1], side="right")]
+    def sampled_token(place: int):
+        return chosen(value(f"sampled.logits[{place}]"), draws(), place - 1, sampling)
+
+    def draws():
+        return np.array([value(f"sampled.draws[{place}]") for place in range(1, counts["sampled"] + 1)])
+
+    @cache
+    def written() -> tuple[list, list]:
+        """The tokens of the sampled text, and the right logits before each."""
+        names = [f"sampled.tokens[{place}]" for place in range(1, counts["sampled"] + 1)]
+        return [int(value(each)) for each in names], [
+            origins[each.replace("tokens", "logits")].right() for each in names
+        ]
+
+    def wrong_token(place: int) -> Wrongs:
+        """What a mistake draws here, if it draws all tokens of the text: one alone would be a coincidence."""
+        tokens, logits = written()
+        for mistake in MISTAKES:
+            texts = zip(
+                *(mistake.forms(each, draws(), at, sampling) for at, each in enumerate(logits)), strict=True
+            )
+            yield from (
+                ("sampling", mistake, np.array(text[place - 1])) for text in texts if [*text] == tokens
+            )
 
     for kind, equation, choose in (("greedy", _GREEDY, greedy_token), ("sampled", _SAMPLED, sampled_token)):
         before, prompt = [], f"{kind}.prompt"
-        for place in range(1, count + 1):
+        for place in range(1, counts[kind] + 1):
             logits = f"{kind}.logits[{place}]"
             read = [logits] if kind == "greedy" else [logits, f"sampled.draws[{place}]"]
             right = partial(next_logits, prompt, [*before])
             origins[logits] = Origin(LOGITS, _NEXT, [prompt, *before, *table], right=right)
             before.append(f"{kind}.tokens[{place}]")
-            origins[before[-1]] = Origin(f"{kind} token", equation, read, right=partial(choose, *read))
+            wrong = partial(wrong_token, place) if kind == "sampled" else lambda: iter(())
+            origins[before[-1]] = Origin(f"{kind} token", equation, read, (), partial(choose, place), wrong)
     return origins
 
 
@@ -212,7 +234,7 @@ def _step_origin(kind: str, name: str, step: int, decays: bool, adamw: Mapping, 
     else:
         title, covers = {"m": "AdamW mean", "v": "AdamW mean square"}[kind], gradient.values()
         inputs = gradient | ({kind: moments[kind]} if moments else {})
-        extras = {"weight": weight, "rate": rate}
+        extras = {"weight": weight, "rate": rate} | moments
     known = STEPS[title]
 
     def values(names: Mapping[str, str]) -> dict:

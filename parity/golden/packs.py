@@ -169,7 +169,8 @@ _MANIFEST = {
     "config": dict,
     "seed": _COUNT,
     "adamw": {"steps": _COUNT, **_REAL},
-    "sampling": {"temperature": float, "top_k": _COUNT, "seed": _COUNT},
+    # Packs of earlier versions have no top_p.
+    "sampling": {"temperature": float, "top_k": _COUNT, "top_p": (float, None), "seed": _COUNT},
     "operations": {str: str},
     "tensors": [_ROW],
 }

@@ -64,8 +64,9 @@ class Tensors:
         usable = {name: self._usable(name) for name in self.found}
         self.graph, self.origins = pass_origins(config, self.tensor, usable)
         self.origins |= step_origins(config, manifest["adamw"], self.tensor)
-        count = len(pack.tensors["greedy.tokens"])
-        self.origins |= continuation_origins(config, count, manifest["sampling"], self.tensor) | CONTINUATIONS
+        counts = {kind: len(pack.tensors[f"{kind}.tokens"]) for kind in ("greedy", "sampled")}
+        self.origins |= continuation_origins(config, counts, manifest["sampling"], self.tensor)
+        self.origins |= CONTINUATIONS
         rows = {row["name"]: row for row in manifest["tensors"]}
         of_pass = [name for name in rows if name in golden]
         order = dict.fromkeys([*self.given, *of_pass, *self.origins, *self.golden])

@@ -152,7 +152,7 @@ def test_operations_are_those_of_a_trace(config):
 @pytest.mark.parametrize("name", PACKS)
 def test_operations_give_the_golden_numbers(name, packs):
     """Each tensor is its operation applied to the inputs that the dataflow names, all of which come before it."""
-    tensors = Tensors(packs[name], "float64", {})
+    tensors = Tensors(packs[name], "float64", packs[name].tensors)
     before = set(tensors.given)
     for each in tensors.order:
         origin = tensors.origins.get(each)
