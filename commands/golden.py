@@ -19,6 +19,9 @@ TokensOption = Annotated[
 ]
 
 
+_WORTH_SAYING = 200_000_000  # bytes of a pack
+
+
 def make(
     name: Annotated[
         str | None, typer.Argument(help=r"Name of the pack. \[default: remake the project's packs]")
@@ -78,17 +81,24 @@ def _plain(name: str) -> str:
 
 
 def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
+    from commands.console import say
     from contract.config import ModelConfig, read_config
     from harness.training.checkpoint import load_checkpoint
     from harness.training.run_folder import find_checkpoint
-    from parity.golden.making import make_pack
+    from parity.golden.making import make_pack, pack_bytes, usual_tokens
 
     if (config is None) == (run is None):
         raise ConfigError("give either --config, a JSON file, or --run, a trained model")
     if run is not None:
         checkpoint = load_checkpoint(find_checkpoint(run))
-        return make_pack(name, checkpoint.config, weights=checkpoint.weights, **settings)
-    return make_pack(name, ModelConfig.from_dict(read_config(config)), **settings)
+        model, weights = checkpoint.config, checkpoint.weights
+    else:
+        model, weights = ModelConfig.from_dict(read_config(config)), None
+    T = settings["T"] or usual_tokens(model)
+    size = pack_bytes(model, settings["B"], T, settings["steps"])
+    if size > _WORTH_SAYING:
+        say(f"{name} will have about {size / 1e9:.1f} GB, and making it takes about four times as much memory")
+    return make_pack(name, model, weights=weights, **settings)
 
 
 def export(

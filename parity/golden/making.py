@@ -48,7 +48,7 @@ def make_pack(
     Raises ConfigError for an impossible batch or setting, or a pack of more than 4 GB.
     """
     config = replace(config, dropout=0.0)
-    T = min(max(config.context_length - 1, 1), 64) if T is None else T
+    T = usual_tokens(config) if T is None else T
     adamw = _checked(ADAMW | adamw)
     _check_size(config, B, T, seed, adamw["steps"])
     given = Weights.zeros(config, "float64")
@@ -91,13 +91,23 @@ def _check_size(config: ModelConfig, B: int, T: int, seed: int, steps: int):
         raise ConfigError(
             f"--sequence-length {T} is more than the model's context of {config.context_length}"
         )
-    # In float64: weights and their gradients, three tensors per step of AdamW, activations and their gradients.
-    size = 8 * ((2 + 3 * steps) * parameter_count(config) + 2 * traced_numbers(config, B, T))
-    if size > LARGEST:
+    if (size := pack_bytes(config, B, T, steps)) > LARGEST:
         raise ConfigError(
             f"the pack would take about {size / 1e9:.1f} GB, more than {LARGEST / 1e9:.1f}; ask for fewer --steps, "
             "a smaller batch or a smaller model"
         )
+
+
+def pack_bytes(config: ModelConfig, B: int, T: int, steps: int) -> int:
+    """The size of a pack, in float64: weights and their gradients, three tensors for each step of AdamW, activations
+    and their gradients.
+    """
+    return 8 * ((2 + 3 * steps) * parameter_count(config) + 2 * traced_numbers(config, B, T))
+
+
+def usual_tokens(config: ModelConfig) -> int:
+    """The sequence length of a pack where none is given: one less than the context, at most 64."""
+    return min(max(config.context_length - 1, 1), 64)
 
 
 def computed(
