@@ -206,3 +206,11 @@ def test_settings_of_adamw_are_chosen(tmp_path, run_cli):
     assert not compare_dump(dump_of(pack), pack).diverging
     code, _, error = run_cli(*make, "--overwrite", "--clip=0")
     assert (code, error) == (2, "error: clip must be a finite number above 0, got 0.0\n")
+
+
+def test_a_large_pack_is_told_before(tmp_path, run_cli, monkeypatch):
+    monkeypatch.setattr("commands.golden._WORTH_SAYING", 1000)
+    config = {"vocab_size": 7, "context_length": 4, "n_layer": 1, "n_head": 1, "d_model": 4, "d_ff": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"activation": "relu", "position": "learned"}))
+    _, _, said = run_cli("golden", "make", "own", "--config", tmp_path / "config.json", "--out", tmp_path)
+    assert said.startswith("own will have about 0.0 GB")
