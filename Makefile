@@ -16,7 +16,7 @@ train: .venv/core.stamp  ## the default run: NumPy alone, about a minute, sample
 test: .venv/dev.stamp  ## everything that must hold, the slow proofs included
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not endurance"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not endurance" --durations 30 --durations-min 10
 
 reliability: .venv/dev.stamp  ## a hundred kills, a thousand flipped bytes, a gigabyte, a long soak, more seeds
 	$(BIN)/python -m pytest -m "" tests/reliability
