@@ -20,6 +20,7 @@ from contract.weights import Weights
 from numpy_llm import GPT
 from operations.catalogue import OPERATIONS
 from operations.operation import Mistake
+from operations.readers import arguments_after
 from operations.replay import GRADIENT, Change, Replay, replayed
 from operations.uses import WRONG_SUMS
 
@@ -184,9 +185,10 @@ class Dataflow:
         """What a program with the mistake reads beside the arguments, by the names that it has for it.
 
         normed: of the norm that reads the stream at this place; an argument, such as scale, of the operation that
-        made the first argument, or of the one before that; or any tensor by its name.
+        made the first argument, or of the one before that, or of the two that read the result; or any tensor by its
+        name.
         """
-        first, known = getattr(node.arguments[0], "name", ""), {}
+        first, known = getattr(node.arguments[0], "name", ""), arguments_after(self, node)
         maker = self.makers.get(first)
         for _ in range(2):
             if maker:
