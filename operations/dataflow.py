@@ -19,6 +19,7 @@ from contract.trace import Named, Node, Trace
 from contract.weights import Weights
 from numpy_llm import GPT
 from operations.catalogue import OPERATIONS
+from operations.groups import HEADS_MISREAD
 from operations.operation import Mistake
 from operations.readers import arguments_after
 from operations.replay import GRADIENT, Change, Replay, replayed
@@ -224,7 +225,8 @@ class Dataflow:
         """
         self.right(name)
         for operation, mistake, places in self._candidates(name, sound):
-            for at in _groups(places) if only in (None, mistake) else ():
+            groups = [list(places)] if mistake is HEADS_MISREAD else _groups(places)
+            for at in groups if only in (None, mistake) else ():
                 forms = (Change(mistake, form, frozenset(at)) for form in count())
                 made = (list(replayed(self, name, [each], self.pass_again)) for each in forms)
                 for found in takewhile(bool, made):
@@ -250,6 +252,8 @@ class Dataflow:
             for mistake in OPERATIONS[operation].mistakes:
                 if places := nodes[mistake.backward].get(operation):
                     yield operation, mistake, places
+        if nodes[False]["scores"] and nodes[False]["weighted_sum"]:
+            yield "scores", HEADS_MISREAD, nodes[False]["scores"] | nodes[False]["weighted_sum"]
         sums = {name: name} if name.startswith(GRADIENT) else {}
         sums |= {each: each for node in backward for each in _gradients(node.inputs) if self.hidden(each)}
         sums = {each: each for each in sums if len(self.backward_uses(each)) > 1}

@@ -12,7 +12,9 @@ class Wrong(NamedTuple):
     """A wrong port.
 
     number: of the mistake in the list of the family's; title: what is wrong; pack: by which it is shown
-    told: names by which a check may tell it, the one that comes first at the front
+    told: names by which a check may tell it, the one that comes first at the front; of a mistake that makes two
+        operations wrong, the other's too
+    hooked: the name that comes first where only modules' outputs are dumped
     changes: method of the port -> what stands for it
     """
 
@@ -21,6 +23,7 @@ class Wrong(NamedTuple):
     pack: str
     told: tuple[str, ...]
     changes: Mapping[str, Callable]
+    hooked: str = ""
 
 
 class Backward(torch.autograd.Function):
@@ -174,7 +177,7 @@ def _off_by(step):
 _NONE = _window(lambda config, place: None)
 _OTHER_LAYERS = _window(lambda config, place: None if config.layer(place).window else config.window)
 _EVERYWHERE = _window(lambda config, place: config.window)
-_NORM, _MISREAD = ("rms_eps_other",), ("keys_misread", "values_misread")
+_NORM, _MISREAD = ("rms_eps_other",), ("keys_misread", "heads_misread", "values_misread")
 
 _LLAMA, _QWEN, _GEMMA, _MODERN = "llama", "qwen3", "gemma3", "modern"
 # fmt: off
@@ -184,10 +187,10 @@ WRONG = [
     Wrong(2, "rotation's backward left out", _LLAMA, ("drotate_missing",),
           {"rotate": _rotated_back(lambda dy, angles: dy)}),
     Wrong(2, "rotated the same way backward", _QWEN, ("drotate_same_way",), {"rotate": _rotated_back(turned)}),
-    Wrong(3, "key and value heads tiled", _LLAMA, _MISREAD, {"repeated": _tiled}),
+    Wrong(3, "key and value heads tiled", _LLAMA, _MISREAD, {"repeated": _tiled}, "heads_misread"),
     Wrong(3, "key heads tiled", _QWEN, ("keys_misread",), {"keys": _tiled}),
     Wrong(3, "value heads tiled", _GEMMA, ("values_misread",), {"values": _tiled}),
-    Wrong(4, "repeated along the sequence", _QWEN, _MISREAD, {"repeated": _along_sequence}),
+    Wrong(4, "repeated along the sequence", _QWEN, _MISREAD, {"repeated": _along_sequence}, "heads_misread"),
     Wrong(5, "eps fixed", _LLAMA, _NORM, {"eps": lambda port: 1e-6}),
     Wrong(5, "eps fixed, 1 + w", _GEMMA, ("plus_one_eps_other",), {"eps": lambda port: 1e-6}),
     Wrong(6, "layer norm", _LLAMA, ("rms_with_mean",), {"normalised": _layer_norm}),
@@ -236,7 +239,8 @@ WRONG = [
     Wrong(22, "weights of gate and up exchanged", _GEMMA, ("other_tensor",), {"feed_forward": _exchanged_weights}),
     Wrong(23, "norm over the whole width", _QWEN, ("norm_over_heads",), {"norm_heads": _whole_width}),
     Wrong(23, "norm over the whole width, 1 + w", _GEMMA, ("norm_over_heads",), {"norm_heads": _whole_width}),
-    Wrong(23, "norm after the rotation", _QWEN, ("rms_after_rotation", "other_tensor"), {"placed": _turned_first}),
+    Wrong(23, "norm after the rotation", _QWEN, ("rms_after_rotation", "other_tensor", "rotate_missing"),
+          {"placed": _turned_first}),
     Wrong(27, "post-norm of the sum", _GEMMA, ("plus_one_of_residual", "residual_missing"), {"branch": _norm_of_sum}),
     Wrong(27, "norms exchanged", _MODERN, ("other_tensor",), {"branch": _norms_exchanged}),
     Wrong(28, "scale of the head size", _GEMMA, ("scale_other",),
