@@ -113,20 +113,14 @@ def over_heads(factor: Callable) -> Mistake:
         "the mean square runs over all heads of a token; wanted: over the channels of each head")  # fmt: skip
 
 
-def misplaced(prefix: str, norm: Callable) -> tuple[Mistake, ...]:
-    """The right norm in another place. norm: x, weight, eps -> y"""
+def after_rotation(prefix: str, norm: Callable) -> Mistake:
+    """Of queries and keys, the norm of what is turned already. norm: x, weight, eps -> y"""
 
-    def turned_first(x, weight, eps, *, rotary=None):
+    def compute(x, weight, eps, *, rotary=None):
         return None if rotary is None else norm(rotate_forward(x, rotary, 0)[0], weight, eps)
 
-    def of_stream(branch, weight, eps, *, x=None):
-        return None if x is None else norm(x + branch, weight, eps)
-
-    return (
-        wrong_forward(f"{prefix}_after_rotation", turned_first,
-            "queries or keys are turned before they are normed; the norm comes first, the rotation reads its result"),
-        wrong_forward(f"{prefix}_of_residual", of_stream,
-            "the branch is added to the stream before it is normed; norm the branch alone, then add it"),
+    return wrong_forward(f"{prefix}_after_rotation", compute,
+        "queries or keys are turned before they are normed; the norm comes first, the rotation reads its result",
     )  # fmt: skip
 
 

@@ -3,11 +3,11 @@
 from numpy_llm.norms import rms_norm_backward, rms_norm_forward
 from operations.norms import (
     Kind,
+    after_rotation,
     backward_mistakes,
     factor_mistakes,
     forward_mistakes,
     mean,
-    misplaced,
     norm,
     of_sum,
     over_heads,
@@ -44,7 +44,7 @@ RMS_NORM = Operation(
         wrong_forward("rms_with_mean", _centred, "the mean is subtracted: this is layer norm, RMS norm keeps the mean"),
         of_sum("rms", lambda weight: weight),
         over_heads(lambda weight: weight),
-        *misplaced("rms", _norm),
+        after_rotation("rms", _norm),
         *backward_mistakes(_KIND),
         _KIND.backward("with_mean", _dx_centred,
             "mean(dn) is subtracted, as in layer norm; RMS norm has no path through a mean"),

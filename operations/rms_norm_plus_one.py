@@ -10,9 +10,9 @@ from numpy_llm.norms import (
 )
 from operations.norms import (
     Kind,
+    after_rotation,
     backward_mistakes,
     forward_mistakes,
-    misplaced,
     norm,
     of_sum,
     over_heads,
@@ -24,6 +24,10 @@ _KIND = Kind("plus_one", "mean(x²)", "root mean square", centred=False, path="p
 
 def _norm(x, weight, eps, **others):
     return norm(x, 1 + weight, None, eps, centred=False, about_mean=False, **others)
+
+
+def _of_stream(branch, weight, eps, *, x=None):
+    return None if x is None else _norm(x + branch, weight, eps)
 
 
 def _with(factor):
@@ -54,7 +58,9 @@ RMS_NORM_PLUS_ONE = Operation(
         *forward_mistakes(_KIND, _norm),
         of_sum("plus_one", lambda weight: 1 + weight),
         over_heads(lambda weight: 1 + weight),
-        *misplaced("plus_one", _norm),
+        after_rotation("plus_one", _norm),
+        wrong_forward("plus_one_of_residual", _of_stream,
+            "the branch is added to the stream before it is normed; norm the branch alone, then add it"),
         wrong_backward("done_missing",
             lambda dy, cache: {"x": rms_norm_backward(dy, _without_one(cache))[0]},
             "the 1 is missing on the way back: dn = dy · (1 + weight)"),

@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch", reason="the ports are written in PyTorch")
 
 from family_mistakes import WRONG  # noqa: E402
 from family_port import FamilyPort, of_modules  # noqa: E402
+from wrong_ports import IN_FAMILY_PORTS  # noqa: E402
 
 from parity.golden import same_mistake  # noqa: E402
 from parity.golden.check import Report, compare_dump  # noqa: E402
@@ -54,6 +55,7 @@ def test_every_number_is_shown_or_accounted_for():
     """Those of the list, 1 to 28."""
     assert sorted({wrong.number for wrong in WRONG} | {*NOT_SHOWN}) == [*range(1, 29)]
     assert not {wrong.number for wrong in WRONG} & {*NOT_SHOWN}
+    assert {name for _, name in IN_FAMILY_PORTS} <= {wrong.told[0] for wrong in WRONG}
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: f"{wrong.number}-{wrong.title}")

@@ -125,28 +125,8 @@ def of_fault(explanation: str, operation: str, fault: Fault) -> Port:
 
 # What an operation's arguments do not show: which tensor it is given, and what becomes of its result.
 _BY_TITLE = {fault.title: fault for fault in FAULTS}
-_TURNED_FIRST = Fault(
-    "",
-    "numpy_llm.attention._place_forward",
-    'if config.query_key_norm == "head":',
-    'if config.query_key_norm == "head":\n'
-    "        query, key = (rotate_forward(each, rotary, start)[0] for each in (query, key))",
-)
-_OF_RESIDUAL = Fault("", "numpy_llm.block._add_forward", "norms_after, branch,", "norms_after, x + branch,")
-_OF_UP = Fault(
-    "",
-    "numpy_llm.feed_forward.gated_forward",
-    "activation_forward(hidden)",
-    'activation_forward(projection_forward(x, weights, f"{name}.up", config)[0])',
-)
 PLUMBING = [
     of_fault("residual_of_norm", "residual", _BY_TITLE["residual: branch added to the norm"]),
-    of_fault("rms_after_rotation", "rms_norm", _TURNED_FIRST),
-    of_fault("plus_one_after_rotation", "rms_norm_plus_one", _TURNED_FIRST),
-    of_fault("rms_of_residual", "rms_norm", _OF_RESIDUAL),
-    of_fault("plus_one_of_residual", "rms_norm_plus_one", _OF_RESIDUAL),
-    of_fault("silu_of_up", "silu", _OF_UP),
-    of_fault("gelu_of_up", "gelu_tanh", _OF_UP),
     of_fault("use_missing", "uses", _BY_TITLE["tied: the output's gradient lost"]),
     of_fault("use_of_other", "uses", Fault(
         "", "numpy_llm.block.block_backward", "_add_backward(dx, cache.add_1, trace)",
@@ -159,6 +139,11 @@ UNSEEN = {
     "mask_without_cached", "dloss_ignored",
     "scores_masked",  # where the loss determines nothing
 }  # fmt: skip
+# They read a tensor that their operation's arguments do not hold: the ports of the family in PyTorch make them.
+IN_FAMILY_PORTS = {
+    ("gelu_tanh", "gelu_of_up"), ("rms_norm", "rms_after_rotation"), ("rms_norm_plus_one", "plus_one_after_rotation"),
+    ("rms_norm_plus_one", "plus_one_of_residual"), ("silu", "silu_of_up"),
+}  # fmt: skip
 # Elsewhere no number of a gradient exceeds the largest norm, so that nothing is clipped, which is told instead.
 ONLY_IN = {"clip_values": "relu-sinusoidal"}
 
@@ -167,7 +152,7 @@ PORTS = [
     _of_operation(operation, mistake)
     for operation in OPERATIONS.values()
     for mistake in operation.mistakes
-    if mistake.name not in _IN_TEXT
+    if mistake.name not in _IN_TEXT and (operation.name, mistake.name) not in IN_FAMILY_PORTS
 ]
 PORTS += [_of_step(mistake) for mistake in adamw.MISTAKES] + PLUMBING
 
