@@ -97,7 +97,9 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
     T = settings["T"] or usual_tokens(model)
     size = pack_bytes(model, settings["B"], T, settings["steps"])
     if size > _WORTH_SAYING:
-        say(f"{name} will have about {size / 1e9:.1f} GB, and making it takes about four times as much memory")
+        say(
+            f"{name} will have about {size / 1e9:.1f} GB, and making it takes about four times as much memory"
+        )
     return make_pack(name, model, weights=weights, **settings)
 
 

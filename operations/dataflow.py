@@ -19,7 +19,9 @@ from contract.trace import Named, Node, Trace
 from contract.weights import Weights
 from numpy_llm import GPT
 from operations.catalogue import OPERATIONS
+from operations.groups import HEADS_MISREAD
 from operations.operation import Mistake
+from operations.readers import arguments_after
 from operations.replay import GRADIENT, Change, Replay, replayed
 from operations.uses import WRONG_SUMS
 
@@ -193,9 +195,10 @@ class Dataflow:
         """What a program with the mistake reads beside the arguments, by the names that it has for it.
 
         normed: of the norm that reads the stream at this place; an argument, such as scale, of the operation that
-        made the first argument, or of the one before that; or any tensor by its name.
+        made the first argument, or of the one before that, or of the two that read the result; or any tensor by its
+        name.
         """
-        first, known = getattr(node.arguments[0], "name", ""), {}
+        first, known = getattr(node.arguments[0], "name", ""), arguments_after(self, node)
         maker = self.makers.get(first)
         for _ in range(2):
             if maker:
@@ -231,7 +234,8 @@ class Dataflow:
         """
         self.right(name)
         for operation, mistake, places in self._candidates(name, sound):
-            for at in _groups(places) if only in (None, mistake) else ():
+            groups = [list(places)] if mistake is HEADS_MISREAD else _groups(places)
+            for at in groups if only in (None, mistake) else ():
                 forms = (Change(mistake, form, frozenset(at)) for form in count())
                 made = (list(replayed(self, name, [each], self.pass_again)) for each in forms)
                 for found in takewhile(bool, made):
@@ -257,6 +261,8 @@ class Dataflow:
             for mistake in OPERATIONS[operation].mistakes:
                 if places := nodes[mistake.backward].get(operation):
                     yield operation, mistake, places
+        if nodes[False]["scores"] and nodes[False]["weighted_sum"]:
+            yield "scores", HEADS_MISREAD, nodes[False]["scores"] | nodes[False]["weighted_sum"]
         sums = {name: name} if name.startswith(GRADIENT) else {}
         sums |= {each: each for node in backward for each in _gradients(node.inputs) if self.hidden(each)}
         sums = {each: each for each in sums if len(self.backward_uses(each)) > 1}

@@ -61,6 +61,8 @@ GELU_TANH = Operation(
             "√(2/π) is typed with few digits: compute it, or write 0.7978845608028654"),
         wrong_forward("activation_other", lambda x: [np.maximum(x, 0), x, np.where(x > 0, x, 0.01 * x)],
             "another activation than the configuration's: ReLU, or none"),
+        wrong_forward("gelu_of_up", lambda x, *, up=None: None if up is None else gelu_tanh_forward(up)[0],
+            "the activation is that of up; wanted: of gate, and up multiplies it"),
         wrong_backward("dgelu_without_slope", _with_slope(du=lambda x: 0.0),
             "the tanh's own slope is missing: this is dy · (1 + tanh u)/2 alone"),
         wrong_backward("dgelu_without_three", _with_slope(du=lambda x: _ROOT * (1 + _CUBIC * x**2)),

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from operations.operation import wrong_forward
+
 
 def repeated(x, H):
     """(B, K, S, D) -> (B, H, S, D): each head as often as query heads read it."""
@@ -15,6 +17,12 @@ def misread(x, H):
         return []
     tiled = [np.tile(x, (1, H // K, 1, 1))] if K > 1 else []
     return [*tiled, np.repeat(x, H // K, axis=2).reshape(B, H, S, D)]
+
+
+def _both_misread(reader, read, scale=None):
+    """The scores, which have a scale, of queries and misread keys, or the weighted sum of misread values."""
+    found = misread(read, reader.shape[1])
+    return [reader @ each if scale is None else reader @ each.swapaxes(-1, -2) * scale for each in found]
 
 
 def summed(x, K):
@@ -34,3 +42,9 @@ def wrong_sums(x, K):
 def _by_group(x, K):
     B, H, S, D = x.shape
     return x.reshape(B, K, H // K, S, D)
+
+
+# One line of a program that repeats both: a mistake of two operations at once.
+HEADS_MISREAD = wrong_forward("heads_misread", _both_misread,
+    "query heads read the wrong key and value heads: head h reads h // (H/K), so each is repeated, not tiled, and "
+    "along the heads, not along the sequence")  # fmt: skip

@@ -2,7 +2,7 @@
 
 from numpy_llm.norms import layer_norm_backward, layer_norm_forward
 from operations.linear import wrong_sums
-from operations.norms import Kind, backward_mistakes, bessel, forward_mistakes, norm
+from operations.norms import Kind, backward_mistakes, bessel, factor_mistakes, forward_mistakes, norm
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
 _KIND = Kind("norm", "variance", "deviation", centred=True, path="variance", divisor="deviation")
@@ -33,6 +33,7 @@ LAYER_NORM = Operation(
     },
     (
         *forward_mistakes(_KIND, norm),
+        *factor_mistakes(_KIND, norm),
         wrong_forward("norm_unbiased", _unbiased,
             "the variance is divided by C - 1 (unbiased); layer norm divides by C"),
         wrong_forward("norm_without_mean", _not_centred,

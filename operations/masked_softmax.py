@@ -38,7 +38,7 @@ def _off_by_one(scores, window=None):
 
 
 def _other_windows(scores, window=None):
-    others = [] if window is None else [None, window + 1, window - 1]
+    others = range(1, scores.shape[-1]) if window is None else [None, window + 1, window - 1]
     return [_softmax(scores, _band(scores, other)) for other in others if other != 0]
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numpy_llm.positions import rotate_forward
 from operations.operation import Mistake, wrong_backward, wrong_forward
 
 
@@ -70,7 +71,7 @@ class Kind(NamedTuple):
 
 
 def forward_mistakes(kind: Kind, norm: Callable) -> tuple[Mistake, ...]:
-    """Those of any norm. norm: the right forward function, with the keywords of `norm` above"""
+    """Those of any norm but of its weight. norm: the right forward function, with the keywords of `norm` above"""
 
     def other_eps(*arguments):
         *others, right = arguments
@@ -86,11 +87,51 @@ def forward_mistakes(kind: Kind, norm: Callable) -> tuple[Mistake, ...]:
             f"divided by {kind.spread} + eps: the root is missing"),
         wrong_forward(f"{prefix}_over_time", partial(norm, axis=-2),
             "the means run over time; wanted: over the channels of each token"),
+    )  # fmt: skip
+
+
+def factor_mistakes(kind: Kind, norm: Callable) -> tuple[Mistake, ...]:
+    """Those of a weight that is the whole factor. norm: as above"""
+    prefix = kind.prefix
+    return (
         wrong_forward(f"{prefix}_without_weight", lambda x, weight, *others: norm(x, np.ones_like(weight), *others),
             "the norm's weight is not applied"),
         wrong_forward(f"{prefix}_weight_plus_one", lambda x, weight, *others: norm(x, 1 + weight, *others),
             "the norm's weight is used as 1 + weight, as Gemma does; here the weight is the whole factor"),
     )  # fmt: skip
+
+
+def over_heads(factor: Callable) -> Mistake:
+    """Of queries and keys (B, H, T, D), the mean square of all heads of a token. factor: weight -> what multiplies"""
+
+    def compute(x, weight, eps):
+        if x.ndim != 4:
+            return None
+        return x / ((x**2).mean(axis=(1, 3), keepdims=True) + eps) ** 0.5 * factor(weight)
+
+    return wrong_forward("norm_over_heads", compute,
+        "the mean square runs over all heads of a token; wanted: over the channels of each head")  # fmt: skip
+
+
+def after_rotation(prefix: str, norm: Callable) -> Mistake:
+    """Of queries and keys, the norm of what is turned already. norm: x, weight, eps -> y"""
+
+    def compute(x, weight, eps, *, rotary=None):
+        return None if rotary is None else norm(rotate_forward(x, rotary, 0)[0], weight, eps)
+
+    return wrong_forward(f"{prefix}_after_rotation", compute,
+        "queries or keys are turned before they are normed; the norm comes first, the rotation reads its result",
+    )  # fmt: skip
+
+
+def of_sum(prefix: str, factor: Callable) -> Mistake:
+    """The mean is forgotten. factor: weight -> what multiplies"""
+
+    def compute(x, weight, eps):
+        return x / ((x**2).sum(axis=-1, keepdims=True) + eps) ** 0.5 * factor(weight)
+
+    return wrong_forward(f"{prefix}_of_sum", compute,
+        "divided by the root of the sum of squares: take their mean over the channels")  # fmt: skip
 
 
 def _weight_mistakes(kind: Kind) -> Iterator[Mistake]:
@@ -128,8 +169,15 @@ def _weight_of_part(dy, cache):
     return [{"weight": parts[place].reshape(-1, dy.shape[-1]).sum(axis=0)} for place in (-1, 0)]
 
 
+def _dweight_of_dx(kind: Kind) -> Callable:
+    def compute(dy, cache):
+        return {"weight": (kind.dx(dy, cache) * cache.normal).reshape(-1, dy.shape[-1]).sum(axis=0)}
+
+    return compute
+
+
 def backward_mistakes(kind: Kind) -> tuple[Mistake, ...]:
-    """Those of dx that any norm can have."""
+    """Those of dx that any norm can have, and of the weight's gradient those that dx brings."""
     root, path = kind.root, kind.divisor
     return (
         *_weight_mistakes(kind),
@@ -158,4 +206,6 @@ def backward_mistakes(kind: Kind) -> tuple[Mistake, ...]:
         kind.backward("without_normal", lambda dy, cache: kind.dx(dy, cache, again=1.0),
             "mean(dn · n) is not multiplied by n once more",
             f"the path through the {root} lacks a factor: mean(dnormal · normal) is multiplied by normal once more"),
+        wrong_backward(f"d{kind.prefix}_weight_of_dx", _dweight_of_dx(kind),
+            "made of dx, which has overwritten dy: take dweight first, dweight = Σ dy · n"),
     )  # fmt: skip

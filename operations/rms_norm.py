@@ -1,7 +1,17 @@
 """RMS norm: its equations and what people get wrong in it."""
 
 from numpy_llm.norms import rms_norm_backward, rms_norm_forward
-from operations.norms import Kind, backward_mistakes, forward_mistakes, mean, norm
+from operations.norms import (
+    Kind,
+    after_rotation,
+    backward_mistakes,
+    factor_mistakes,
+    forward_mistakes,
+    mean,
+    norm,
+    of_sum,
+    over_heads,
+)
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
 _KIND = Kind("rms", "mean(x²)", "root mean square", centred=False, path="path", divisor="rms")
@@ -30,10 +40,11 @@ RMS_NORM = Operation(
     },
     (
         *forward_mistakes(_KIND, _norm),
+        *factor_mistakes(_KIND, _norm),
         wrong_forward("rms_with_mean", _centred, "the mean is subtracted: this is layer norm, RMS norm keeps the mean"),
-        wrong_forward("rms_of_sum",
-            lambda x, weight, eps: x / ((x**2).sum(axis=-1, keepdims=True) + eps) ** 0.5 * weight,
-            "divided by the root of the sum of squares: take their mean over the channels"),
+        of_sum("rms", lambda weight: weight),
+        over_heads(lambda weight: weight),
+        after_rotation("rms", _norm),
         *backward_mistakes(_KIND),
         _KIND.backward("with_mean", _dx_centred,
             "mean(dn) is subtracted, as in layer norm; RMS norm has no path through a mean"),

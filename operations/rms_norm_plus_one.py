@@ -1,7 +1,5 @@
 """RMS norm of 1 + weight: its equations and what people get wrong in it, beside the mistakes of RMS norm."""
 
-import numpy as np
-
 from numpy_llm.norms import (
     RMSNormCache,
     layer_norm_forward,
@@ -10,12 +8,26 @@ from numpy_llm.norms import (
     rms_norm_plus_one_backward,
     rms_norm_plus_one_forward,
 )
+from operations.norms import (
+    Kind,
+    after_rotation,
+    backward_mistakes,
+    forward_mistakes,
+    norm,
+    of_sum,
+    over_heads,
+)
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
+_KIND = Kind("plus_one", "mean(x²)", "root mean square", centred=False, path="path", divisor="rms")
 
-def _over_heads(x, weight, eps):
-    """Of queries and keys (B, H, T, D), by the mean square of all heads of a token."""
-    return x / np.sqrt((x**2).mean(axis=(1, 3), keepdims=True) + eps) * (1 + weight) if x.ndim == 4 else None
+
+def _norm(x, weight, eps, **others):
+    return norm(x, 1 + weight, None, eps, centred=False, about_mean=False, **others)
+
+
+def _of_stream(branch, weight, eps, *, x=None):
+    return None if x is None else _norm(x + branch, weight, eps)
 
 
 def _with(factor):
@@ -43,11 +55,16 @@ RMS_NORM_PLUS_ONE = Operation(
         wrong_forward("plus_one_layer_norm",
             lambda x, weight, eps: layer_norm_forward(x, 1 + weight, None, eps)[0],
             "the mean is subtracted: this is layer norm, RMS norm keeps the mean"),
-        wrong_forward("norm_over_heads", _over_heads,
-            "the mean square runs over all heads of a token; wanted: over the channels of each head"),
+        *forward_mistakes(_KIND, _norm),
+        of_sum("plus_one", lambda weight: 1 + weight),
+        over_heads(lambda weight: 1 + weight),
+        after_rotation("plus_one", _norm),
+        wrong_forward("plus_one_of_residual", _of_stream,
+            "the branch is added to the stream before it is normed; norm the branch alone, then add it"),
         wrong_backward("done_missing",
             lambda dy, cache: {"x": rms_norm_backward(dy, _without_one(cache))[0]},
             "the 1 is missing on the way back: dn = dy · (1 + weight)"),
+        *backward_mistakes(_KIND),
         wrong_backward("dplus_one_weight_lost", lambda dy, cache: {"weight": 0 * cache.weight},
             "the norm's weight gets no gradient"),
     ),

@@ -23,6 +23,8 @@ SILU = Operation(
             "this is GELU, or its approximation x σ(1.702 x); wanted: x σ(x)"),
         wrong_forward("silu_is_sigmoid", _sigmoid, "this is σ(x) alone; SiLU multiplies it by x"),
         wrong_forward("silu_other", lambda x: [np.maximum(x, 0), x], "another activation: ReLU, or none"),
+        wrong_forward("silu_of_up", lambda x, *, up=None: None if up is None else silu_forward(up)[0],
+            "the activation is that of up; wanted: of gate, and up multiplies it"),
         wrong_backward("dsilu_gate_alone", _slopes(lambda x, s: s),
             "the path through the sigmoid is missing: the slope is σ + x σ (1 - σ)"),
         wrong_backward("dsilu_of_sigmoid", _slopes(lambda x, s: s * (1 - s), lambda x, s: x * s * (1 - s)),

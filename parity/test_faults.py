@@ -22,7 +22,10 @@ from parity.proofs import CHECKS
 ONLY = {"mask_without_cached": "cache", "position_of_window": "cache", "dloss_ignored": "accumulation"}
 # Mistakes that no pass of a model shows: the first needs the norm's result, which no argument holds (and is a fault
 # of plumbing therefore); in the second, training passes begin at place 0.
-UNSEEN = {"residual_of_norm", "dposition_from_zero"}
+UNSEEN = {
+    "residual_of_norm", "dposition_from_zero", "rms_after_rotation", "plus_one_after_rotation",
+    "plus_one_of_residual", "silu_of_up", "gelu_of_up",
+}  # fmt: skip
 # Mistakes that a witness beside the twin must see, too, so that each witness is proved sensitive by itself.
 WITNESSES = {
     "differences": (

@@ -35,8 +35,12 @@ def same_mistake(
     places = determined[np.unique(np.linspace(0, determined.size - 1, count).astype(int))]
     fitting = []
     for explanation in explanations:
-        if explanation.operation in OPERATIONS:
-            mistake = OPERATIONS[explanation.operation].find(explanation.name)
+        operation = OPERATIONS.get(explanation.operation)
+        # What reads another tensor is no mistake of the operation's own.
+        mistake = (
+            next((m for m in operation.mistakes if m.name == explanation.name), None) if operation else None
+        )
+        if mistake:
             forms = gradients_with(tensors, name, explanation.operation, mistake, places)
             errors = [relative_error(found.flat[places], form, magnitude(found)) for form in forms]
             if errors and min(errors) <= close:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from wrong_ports import PORTS, UNSEEN, WRONG_DUMPS, dump_of, first_shown, of_fault
+from wrong_ports import IN_FAMILY_PORTS, PORTS, UNSEEN, WRONG_DUMPS, dump_of, first_shown, of_fault
 
 from operations.adamw import MISTAKES
 from operations.catalogue import OPERATIONS
@@ -71,6 +71,7 @@ def test_every_mistake_is_made():
     anywhere = {*(mistake.name for mistake in explanations.ANYWHERE), "constant_factor"}
     ported = [(port.operation, port.explanation) for port in PORTS]
     ported += [("" if w.explanation in anywhere else "uses", w.explanation) for w in WRONG_DUMPS]
+    ported += IN_FAMILY_PORTS
     assert len(known) == len({*known})
     assert sorted(ported) == sorted([*known, *(("", name) for name in anywhere)])
     assert len(ported) - len(UNSEEN) >= 142

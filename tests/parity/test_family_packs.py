@@ -21,13 +21,9 @@ _NONE_HAS = {
 }  # fmt: skip
 NOT_HELD = {
     "gemma3": set(),
-    "llama": {"window_other", "use_missing"},  # no window, untied
-    "modern": {
-        "scaling_ignored",
-        "norm_over_heads",
-        "use_missing",
-    },  # plain rotation, heads not normed, untied
-    "qwen3": {"window_other", "scaling_ignored"},
+    "llama": {"norm_over_heads", "use_missing"},  # heads not normed, untied
+    "modern": {"scaling_ignored", "norm_over_heads", "use_missing"},  # plain rotation besides
+    "qwen3": {"scaling_ignored"},
 }
 PASS_PORTS = [port for port in PORTS if port.operation != "adamw" and port.explanation not in UNSEEN]
 
