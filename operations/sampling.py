@@ -54,8 +54,8 @@ def _multiplied(logits, draws, place, settings):
 
 
 def _other_draws(logits, draws, place, settings):
-    """Those of the token before and after, and the first of all; the last token has none after it."""
-    places = (max(place - 1, 0), min(place + 1, len(draws) - 1), 0)
+    """Those of the token before and after; the first has none before it, and the last none after it."""
+    places = (max(place - 1, 0), min(place + 1, len(draws) - 1))
     return [chosen(logits, draws, place, settings, draw=draws[other]) for other in places]
 
 
@@ -70,6 +70,8 @@ def _if_limited(mistake):
 
 
 MISTAKES: tuple[Mistake, ...] = (
+    wrong_forward("most_likely_taken", lambda logits, draws, place, settings: int(logits.argmax()),
+        "the most likely token is taken; wanted: one drawn by its probability"),
     wrong_forward("top_k_missing", lambda logits, draws, place, settings: chosen(
             logits, draws, place, settings, kept=len(logits)), "top-k is not applied: all tokens can be drawn"),
     wrong_forward("top_k_off_by_one", _other_k, "top-k keeps one token too many, or one too few"),

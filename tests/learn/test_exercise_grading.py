@@ -71,7 +71,7 @@ HOSTILE = {
         "prints more than 100 kB",
     ),
     "floods and returns": ("print('dx' * 100_000)\nreturn dy", "prints more than 100 kB"),
-    "raises": ("return dy * undefined", "line 38: NameError: name 'undefined' is not defined"),
+    "raises": ("return dy * undefined", "line 39: NameError: name 'undefined' is not defined"),
     "raises at length": ("raise ValueError('so\\n\\x1b[31m' + 'long ' * 10**6)", "ValueError: so [31mlong long"),
     "raises what cannot be told": (
         "class Silent(Exception):\n    def __str__(self):\n        raise ValueError\nraise Silent",
@@ -158,7 +158,7 @@ HOSTILE = {
         "[2Jlong long",
     ),
     "hides its sizes": (
-        "return dy.reshape(2, 5, 12) * (y > 0)", "on other sizes than yours: line 38 (dy (3, 4, 10), y (3, 4, 10))",
+        "return dy.reshape(2, 5, 12) * (y > 0)", "on other sizes than yours: line 39 (dy (3, 4, 10), y (3, 4, 10))",
     ),
 }  # fmt: skip
 
