@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the ports are written in PyTorch")
+torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
 
 from family_mistakes import WRONG  # noqa: E402
 from family_port import FamilyPort, of_modules  # noqa: E402
