@@ -101,7 +101,7 @@ def factor_mistakes(kind: Kind, norm: Callable) -> tuple[Mistake, ...]:
     )  # fmt: skip
 
 
-def over_heads(factor: Callable) -> Mistake:
+def over_heads(prefix: str, factor: Callable) -> Mistake:
     """Of queries and keys (B, H, T, D), the mean square of all heads of a token. factor: weight -> what multiplies"""
 
     def compute(x, weight, eps):
@@ -109,7 +109,7 @@ def over_heads(factor: Callable) -> Mistake:
             return None
         return x / ((x**2).mean(axis=(1, 3), keepdims=True) + eps) ** 0.5 * factor(weight)
 
-    return wrong_forward("norm_over_heads", compute,
+    return wrong_forward(f"{prefix}_over_heads", compute,
         "the mean square runs over all heads of a token; wanted: over the channels of each head")  # fmt: skip
 
 

@@ -43,7 +43,7 @@ RMS_NORM = Operation(
         *factor_mistakes(_KIND, _norm),
         wrong_forward("rms_with_mean", _centred, "the mean is subtracted: this is layer norm, RMS norm keeps the mean"),
         of_sum("rms", lambda weight: weight),
-        over_heads(lambda weight: weight),
+        over_heads("rms", lambda weight: weight),
         after_rotation("rms", _norm),
         *backward_mistakes(_KIND),
         _KIND.backward("with_mean", _dx_centred,

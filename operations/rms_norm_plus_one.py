@@ -57,7 +57,7 @@ RMS_NORM_PLUS_ONE = Operation(
             "the mean is subtracted: this is layer norm, RMS norm keeps the mean"),
         *forward_mistakes(_KIND, _norm),
         of_sum("plus_one", lambda weight: 1 + weight),
-        over_heads(lambda weight: 1 + weight),
+        over_heads("plus_one", lambda weight: 1 + weight),
         after_rotation("plus_one", _norm),
         wrong_forward("plus_one_of_residual", _of_stream,
             "the branch is added to the stream before it is normed; norm the branch alone, then add it"),

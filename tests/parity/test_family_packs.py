@@ -21,8 +21,8 @@ _NONE_HAS = {
 }  # fmt: skip
 NOT_HELD = {
     "gemma3": set(),
-    "llama": {"norm_over_heads", "use_missing"},  # heads not normed, untied
-    "modern": {"scaling_ignored", "norm_over_heads", "use_missing"},  # plain rotation besides
+    "llama": {"rms_over_heads", "use_missing"},  # heads not normed, untied
+    "modern": {"scaling_ignored", "plus_one_over_heads", "use_missing"},  # plain rotation besides
     "qwen3": {"scaling_ignored"},
 }
 PASS_PORTS = [port for port in PORTS if port.operation != "adamw" and port.explanation not in UNSEEN]
