@@ -22,7 +22,7 @@ from operations.catalogue import OPERATIONS
 from operations.groups import HEADS_MISREAD
 from operations.operation import Mistake
 from operations.readers import arguments_after
-from operations.replay import GRADIENT, Change, Replay, replayed
+from operations.replay import GRADIENT, Change, Replay, changed
 from operations.uses import WRONG_SUMS
 
 
@@ -237,9 +237,9 @@ class Dataflow:
             groups = [list(places)] if mistake is HEADS_MISREAD else _groups(places)
             for at in groups if only in (None, mistake) else ():
                 forms = (Change(mistake, form, frozenset(at)) for form in count())
-                made = (list(replayed(self, name, [each], self.pass_again)) for each in forms)
-                for found in takewhile(bool, made):
-                    yield Wrong(operation, mistake, found[0][1])
+                values = (changed(self, name, each, self.pass_again) for each in forms)
+                for value in takewhile(lambda value: value is not None, values):
+                    yield Wrong(operation, mistake, value)
 
     def suspects(self, name: str, sound: Collection[str] = ()) -> tuple[list[Node], list[Node]]:
         """The nodes between a tensor and known ones, forward and backward, without those that led to a right one."""
@@ -285,7 +285,8 @@ class Dataflow:
                 operation = self.nodes[self.index[at]].operation
                 text = f"{operation.replace('_', ' ')} reads {other}; wanted: {read}"
                 mistake = Mistake("other_tensor", text, "", back, lambda: None)
-                for _, value in replayed(self, name, [Change(reads=some, backward=back)], self.pass_again):
+                value = changed(self, name, Change(reads=some, backward=back), self.pass_again)
+                if value is not None:
                     yield Wrong(operation, mistake, value)
 
     def _read_in(self, node: Node, back: bool) -> list[str]:

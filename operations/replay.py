@@ -1,9 +1,9 @@
 """A recorded pass, computed again from the tensors that are known: rightly, or as a program with one mistake would.
 
-Nothing here knows what is wrong with anything: `operations.suspects` proposes, and this computes what would come of it.
+Nothing here knows what may be wrong: `Dataflow` proposes changes, and this computes what would come of one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -152,13 +152,11 @@ class Replay:
         return sum(parts[1:], start=parts[0])
 
 
-def replayed(graph, name: str, changes: Iterable[Change], base: Replay):
-    """Each change, and what it makes of a tensor or gradient, where it can be made at all."""
-    for change in changes:
-        replay = Replay(graph, change, base)
-        try:
-            value = replay.make(name)
-        except (ValueError, IndexError, KeyError):
-            continue  # the wrong tensor has a shape that nothing downstream can read
-        if replay.made:
-            yield change, value
+def changed(graph, name: str, change: Change, base: Replay) -> np.ndarray | None:
+    """What a change makes of a tensor or gradient, None where it cannot be made."""
+    replay = Replay(graph, change, base)
+    try:
+        value = replay.make(name)
+    except (ValueError, IndexError, KeyError):
+        return None  # the wrong tensor has a shape that nothing downstream can read
+    return value if replay.made else None

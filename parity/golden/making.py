@@ -23,7 +23,7 @@ LARGEST = 1 << 32  # bytes of a pack; a porter's tool should not fill a disk by 
 
 # A large eps and strong decay: at the usual 1e-8 and 0.1 a mistake in them hides in float32's rounding.
 ADAMW = {"steps": 10, "beta1": 0.9, "beta2": 0.95, "eps": 1e-4, "weight_decay": 0.5, "max_norm": 1.0}
-# Such that most mistakes draw another token somewhere in the text.
+# Such that each mistake of drawing gives another text in some pack of the project.
 SAMPLING = {"temperature": 1.5, "top_k": 5, "top_p": 0.9, "seed": 7}
 NEW_TOKENS = {"greedy": 8, "sampled": 24}
 
