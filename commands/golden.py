@@ -85,7 +85,7 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
     from contract.config import ModelConfig, read_config
     from harness.training.checkpoint import load_checkpoint
     from harness.training.run_folder import find_checkpoint
-    from parity.golden.making import make_pack, pack_bytes, usual_tokens
+    from parity.golden.making import LARGEST, make_pack, pack_bytes, usual_tokens
 
     if (config is None) == (run is None):
         raise ConfigError("give either --config, a JSON file, or --run, a trained model")
@@ -96,7 +96,7 @@ def _own_pack(name: str, config: Path | None, run: Path | None, **settings):
         model, weights = ModelConfig.from_dict(read_config(config)), None
     T = settings["T"] or usual_tokens(model)
     size = pack_bytes(model, settings["B"], T, settings["steps"])
-    if size > _WORTH_SAYING:
+    if _WORTH_SAYING < size <= LARGEST:
         say(
             f"{name} will have about {size / 1e9:.1f} GB, and making it takes about four times as much memory"
         )
