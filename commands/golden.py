@@ -186,8 +186,13 @@ def check(
         str | None,
         option("transformers: trace the published model DUMP, a folder or a name on the hub, by hooks."),
     ] = None,
-    dtype: Annotated[
-        str | None, option("Precision whose limits apply: float32 or float64. [default: the dump's]")
+    precision: Annotated[
+        str | None,
+        option(
+            "Whose limits apply: float64, float32, bfloat16 or float16. [default: the dump's]",
+            "--precision",
+            "--dtype",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ):
@@ -207,9 +212,9 @@ def check(
     if (golden is None) == (against is None):
         raise ConfigError("give either --golden, a pack, or --against transformers and a published model")
     if against is None:
-        report, lines = check_dump(Path(dump), load_pack(golden), dtype=dtype), []
+        report, lines = check_dump(Path(dump), load_pack(golden), precision=precision), []
     else:
-        report, lines = _against(against, dump, dtype)
+        report, lines = _against(against, dump, precision)
     if as_json:
         show(json.dumps(as_record(report), allow_nan=False))
     else:
@@ -219,11 +224,11 @@ def check(
         raise typer.Exit(1)
 
 
-def _against(other: str, source: str, dtype: str | None):
+def _against(other: str, source: str, precision: str | None):
     """returns: the report, and a line that says whose tensors were compared"""
     from parity.golden.against import compare_with
 
-    if dtype is not None:
-        raise ConfigError("--dtype is of a dump; with --against the published model runs in float32")
+    if precision is not None:
+        raise ConfigError("--precision is of a dump; with --against the published model runs in float32")
     report, model = compare_with(other, source)
     return report, [f"yours: {model} of {other} in float32; golden: the NumPy twin in float64"]

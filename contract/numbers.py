@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,44 @@ def relative_error(found: np.ndarray, reference: np.ndarray, scale: float | None
         worst = magnitude(found.astype(np.float64) - reference.astype(np.float64))
     scale = magnitude(reference) if scale is None else scale
     return worst / scale if scale else (inf if worst else 0.0)
+
+
+class Binary(NamedTuple):
+    """A type of real numbers. digits: significant binary ones; least: the exponent of the smallest number above 0;
+    largest: the largest number
+    """
+
+    digits: int
+    least: int
+    largest: float
+
+
+SIXTEEN_BITS = {
+    "float16": Binary(11, -24, 65504.0),
+    "bfloat16": Binary(8, -133, (2 - 2.0**-7) * 2.0**127),  # the upper half of a float32
+}
+
+
+def spacing(tensor: np.ndarray, precision: str) -> np.ndarray:
+    """How far apart the numbers of a type in 16 bits are around each number of a tensor."""
+    digits, least, _ = SIXTEEN_BITS[precision]
+    return np.ldexp(1.0, np.maximum(np.frexp(tensor)[1] - digits, least)).astype(np.asarray(tensor).dtype)
+
+
+def rounded(tensor: np.ndarray, precision: str, random: np.random.Generator | None = None) -> np.ndarray:
+    """A tensor of real numbers as a type in 16 bits holds them, in the tensor's own type.
+
+    random: to one of the two neighbours, the nearer one more often, as in Monte Carlo arithmetic (Parker 1997);
+        without it to the nearest, a tie to the even one
+    """
+    apart = spacing(tensor, precision)
+    steps = np.asarray(tensor) / apart
+    steps = np.rint(steps) if random is None else np.floor(steps + random.random(steps.shape, apart.dtype))
+    with np.errstate(over="ignore"):
+        kept = steps * apart
+    return np.where(
+        np.abs(kept) > SIXTEEN_BITS[precision].largest, np.copysign(np.array(inf, kept.dtype), kept), kept
+    )
 
 
 def central_difference(f: Callable, h: float):

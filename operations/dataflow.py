@@ -225,15 +225,18 @@ class Dataflow:
         """The tensor or gradient, computed from known ones."""
         return self.pass_again.make(name)
 
-    def wrong(self, name: str, only: Mistake | None = None, sound: Collection[str] = ()) -> Iterator[Wrong]:
+    def wrong(
+        self, name: str, only: Mistake | None = None, sound: Collection[str] = (), *, roundings: bool = False
+    ) -> Iterator[Wrong]:
         """What each known mistake makes of it, made in the operations between it and known tensors: in all of a kind,
         in those at the same place of every block, or in one of them.
 
         only: this mistake, all known ones where it is None
         sound: names of tensors and gradients that are right, and so are the operations on the way to them
+        roundings: the mistakes of programs in 16 bits, in place of those of any
         """
         self.right(name)
-        for operation, mistake, places in self._candidates(name, sound):
+        for operation, mistake, places in self._candidates(name, sound, roundings):
             groups = [list(places)] if mistake is HEADS_MISREAD else _groups(places)
             for at in groups if only in (None, mistake) else ():
                 forms = (Change(mistake, form, frozenset(at)) for form in count())
@@ -250,7 +253,9 @@ class Dataflow:
             found.append([node for node in nodes if id(node) not in right])
         return found[0], found[1]
 
-    def _candidates(self, name: str, sound: Collection[str]) -> Iterator[tuple[str, Mistake, dict]]:
+    def _candidates(
+        self, name: str, sound: Collection[str], roundings: bool
+    ) -> Iterator[tuple[str, Mistake, dict]]:
         """Operation, mistake, and the places where it may have been made, each with its name."""
         forward, backward = self.suspects(name, sound)
         nodes = {False: defaultdict(dict), True: defaultdict(dict)}
@@ -258,9 +263,12 @@ class Dataflow:
             for node in each:
                 nodes[back][node.operation][id(node)] = node.results[0]
         for operation in {**nodes[False], **nodes[True]}:
-            for mistake in OPERATIONS[operation].mistakes:
+            known = OPERATIONS[operation]
+            for mistake in known.roundings if roundings else known.mistakes:
                 if places := nodes[mistake.backward].get(operation):
                     yield operation, mistake, places
+        if roundings:
+            return
         if nodes[False]["scores"] and nodes[False]["weighted_sum"]:
             yield "scores", HEADS_MISREAD, nodes[False]["scores"] | nodes[False]["weighted_sum"]
         sums = {name: name} if name.startswith(GRADIENT) else {}

@@ -2,7 +2,15 @@
 
 from numpy_llm.norms import layer_norm_backward, layer_norm_forward
 from operations.linear import wrong_sums
-from operations.norms import Kind, backward_mistakes, bessel, factor_mistakes, forward_mistakes, norm
+from operations.norms import (
+    Kind,
+    backward_mistakes,
+    bessel,
+    factor_mistakes,
+    forward_mistakes,
+    norm,
+    roundings,
+)
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
 _KIND = Kind("norm", "variance", "deviation", centred=True, path="variance", divisor="deviation")
@@ -53,4 +61,5 @@ LAYER_NORM = Operation(
             lambda dy, cache: [{"bias": each} for each in wrong_sums(dy)] if cache.has_bias else None,
             "the bias's gradient is a mean over batch or time, or the last one's; wanted: the sum"),
     ),
+    roundings=roundings(_KIND, norm),
 )  # fmt: skip

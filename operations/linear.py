@@ -4,6 +4,7 @@ import numpy as np
 
 from numpy_llm.layers import linear_backward, linear_forward
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
+from operations.sixteen_bits import rounding, rows, running_sum
 
 
 def _transposed(x, weight, bias):
@@ -43,6 +44,16 @@ def wrong_sums(dy):
     return [total / (B * T), total / B, total / T, dy[-1, -1], dy[-1].sum(axis=0)]
 
 
+def _dweight_in_16_bits(round, dy, cache):
+    return {
+        "weight": running_sum(round, (np.outer(*each) for each in zip(rows(dy), cache.rows, strict=True)))
+    }
+
+
+def _dbias_in_16_bits(round, dy, cache):
+    return {"bias": running_sum(round, rows(dy))} if cache.bias is not None else None
+
+
 LINEAR = Operation(
     "linear", linear_forward, linear_backward, "y = x weightᵀ + bias",
     {
@@ -70,5 +81,11 @@ LINEAR = Operation(
             "in a loop, += and not ="),
         wrong_backward("dbias_one", lambda dy, cache: {"bias": np.ones(dy.shape[-1], dy.dtype)},
             "1 is the slope of y by its bias; multiply by dy and sum over all rows that the bias was added to"),
+    ),
+    roundings=(
+        rounding("dweight", _dweight_in_16_bits,
+            "the weight's gradient is added up over B and T in 16 bits: add up in float32", backward=True),
+        rounding("dbias", _dbias_in_16_bits,
+            "the bias's gradient is added up over B and T in 16 bits: add up in float32", backward=True),
     ),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from numpy_llm.attend import (
     softmax_forward,
 )
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
+from operations.sixteen_bits import rounding, running_sum
 
 
 def _band(scores, window, offset=0):
@@ -61,6 +62,13 @@ def _without_sum(scores, window=None):
 
 def _scaled_again(scores, window=None, *, scale=None):
     return None if scale is None else masked_softmax_forward(scores * scale, window)[0]
+
+
+def _in_16_bits(round, scores, window=None):
+    visible = _band(scores, window)
+    exponentials = round(_exponentials(scores, visible) * visible)
+    total = running_sum(round, np.moveaxis(exponentials, -1, 0))
+    return exponentials * round(1 / total)[..., None]
 
 
 # Backward: dx = y (dy - Σ dy · y), of softmax itself as much as of the masked one; x and y are any (..., S)
@@ -138,4 +146,8 @@ MASKED_SOFTMAX = Operation(
             "a factor y is missing: dx = y · (dy - Σ dy · y)"),
     ),
     SoftmaxCache,
+    roundings=(
+        rounding("softmax", _in_16_bits,
+            "the exponentials are added up in 16 bits: take softmax in float32, and round the result"),
+    ),
 )  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 
 from numpy_llm.positions import rotate_forward
 from operations.operation import Mistake, wrong_backward, wrong_forward
+from operations.sixteen_bits import rounding, rows, running_sum
 
 
 def mean(x, axis=-1):
@@ -98,6 +99,29 @@ def factor_mistakes(kind: Kind, norm: Callable) -> tuple[Mistake, ...]:
             "the norm's weight is not applied"),
         wrong_forward(f"{prefix}_weight_plus_one", lambda x, weight, *others: norm(x, 1 + weight, *others),
             "the norm's weight is used as 1 + weight, as Gemma does; here the weight is the whole factor"),
+    )  # fmt: skip
+
+
+def roundings(kind: Kind, norm: Callable) -> tuple[Mistake, ...]:
+    """What a program in 16 bits must not round. norm: as above"""
+    prefix, spread = kind.prefix, kind.spread
+
+    def coarse(round, *arguments):
+        return norm(*arguments, divisor=lambda spread, eps: 1 / round((round(spread) + eps) ** -0.5))
+
+    def dweight(round, dy, cache):
+        return {"weight": running_sum(round, rows(dy * cache.normal))}
+
+    def dbias(round, dy, cache):
+        return {"bias": running_sum(round, rows(dy))} if getattr(cache, "has_bias", False) else None
+
+    return (
+        rounding(prefix, coarse,
+            f"the {spread} of each token is in 16 bits: take it in float32, and round the result alone"),
+        rounding(f"d{prefix}_weight", dweight,
+            "the weight's gradient is added up over B and T in 16 bits: add up in float32", backward=True),
+        rounding(f"d{prefix}_bias", dbias,
+            "the bias's gradient is added up over B and T in 16 bits: add up in float32", backward=True),
     )  # fmt: skip
 
 

@@ -69,6 +69,7 @@ class Operation(NamedTuple):
     equation: what it computes, in a line
     gradients: argument -> its gradient, in the order in which `backward` returns them
     mistakes: what people get wrong, the likeliest first
+    roundings: what programs in 16 bits round that must not be
     cache_of: results -> cache, where the backward pass needs nothing but the results
     """
 
@@ -79,6 +80,7 @@ class Operation(NamedTuple):
     gradients: Mapping[str, Gradient] = {}
     mistakes: tuple[Mistake, ...] = ()
     cache_of: Callable | None = None
+    roundings: tuple[Mistake, ...] = ()
 
     @property
     def roles(self) -> list[str]:

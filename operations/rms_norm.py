@@ -11,6 +11,7 @@ from operations.norms import (
     norm,
     of_sum,
     over_heads,
+    roundings,
 )
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
@@ -52,4 +53,5 @@ RMS_NORM = Operation(
             lambda dy, cache: {"weight": (dy * cache.x).reshape(-1, dy.shape[-1]).sum(axis=0)},
             "multiplied by x; wanted: by the normalised x"),
     ),
+    roundings=roundings(_KIND, _norm),
 )  # fmt: skip

@@ -16,6 +16,7 @@ from operations.norms import (
     norm,
     of_sum,
     over_heads,
+    roundings,
 )
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
 
@@ -68,4 +69,5 @@ RMS_NORM_PLUS_ONE = Operation(
         wrong_backward("dplus_one_weight_lost", lambda dy, cache: {"weight": 0 * cache.weight},
             "the norm's weight gets no gradient"),
     ),
+    roundings=roundings(_KIND, _norm),
 )  # fmt: skip

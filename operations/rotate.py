@@ -6,12 +6,14 @@ import numpy as np
 
 from numpy_llm.positions import rotary_frequencies, rotate_backward, rotate_forward
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
+from operations.sixteen_bits import rounding
 
 
-def _turned(x, rotary, start, *, interleaved=False, sign=1.0):
-    """The rotation with other pairs, or turned the other way."""
+def _turned(x, rotary, start, *, interleaved=False, sign=1.0, round=lambda each: each):
+    """The rotation with other pairs, or turned the other way, or by angles that are rounded."""
     T, D = x.shape[-2:]
-    angle = sign * (start + np.arange(T))[:, None] * rotary_frequencies(rotary, D)
+    angle = round(round(start + np.arange(T, dtype=float))[:, None] * round(rotary_frequencies(rotary, D)))
+    angle = sign * angle
     cosine, sine = np.cos(angle), np.sin(angle)
     y = np.empty(x.shape, np.result_type(x, np.float64))
     first, second = (
@@ -42,6 +44,14 @@ def _back(**changes):
     return lambda dy, cache: {"x": _turned(dy, cache.rotary, getattr(cache, "start", 0), **changes)}
 
 
+def _back_in_16_bits(round, dy, cache):
+    return {"x": _turned(dy, cache.rotary, getattr(cache, "start", 0), sign=-1.0, round=round)}
+
+
+_ANGLES = (
+    "places, frequencies or angles are in 16 bits: take them in float32, and round the cosine and the sine"
+)
+
 ROTATE = Operation(
     "rotate", rotate_forward, rotate_backward,
     "y[i], y[i+D/2] = the pair x[i], x[i+D/2] turned by (start + t) · theta^(-2i/D)",
@@ -65,5 +75,9 @@ ROTATE = Operation(
             "the pairs are channels 2i and 2i+1 on the way back; they are i and i + D/2, as forward"),
         wrong_backward("drotate_lost", lambda dy, cache: {"x": 0 * dy},
             "the gradient is dropped: what the rotation reads gets none"),
+    ),
+    roundings=(
+        rounding("rotate", lambda round, x, rotary, start=0: _turned(x, rotary, start, round=round), _ANGLES),
+        rounding("drotate", _back_in_16_bits, _ANGLES, backward=True),
     ),
 )  # fmt: skip

@@ -86,4 +86,4 @@ def compare_model(model, pack: Pack) -> Report:
 
     known = with_hooked(pack)
     dump = {name: value for name, value in record(model, run).items() if name in known}
-    return compare_dump(translated(Dump(dump), pack).tensors, pack, dtype="float32")
+    return compare_dump(translated(Dump(dump), pack).tensors, pack, precision="float32")

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from contract.errors import ConfigError
-from contract.numbers import magnitude, relative_error
+from contract.errors import ConfigError, UserError
+from contract.numbers import SIXTEEN_BITS, magnitude, relative_error, rounded
 from operations.catalogue import OPERATIONS
 from operations.dataflow import GRADIENT
 from parity.compare import Row, measure, not_finite
@@ -18,9 +18,11 @@ from parity.golden.hooked_names import translated, with_hooked
 from parity.golden.origins import LOGITS, LOSS, NORM, Origin, whole
 from parity.golden.packs import Pack
 from parity.golden.same_mistake import same_mistake
+from parity.golden.sixteen_bits import strange
 from parity.golden.tensors import Tensors
 from parity.golden.undetermined import without_padding
 
+PRECISIONS = ("float64", "float32", "bfloat16", "float16")
 MAX_FAULTS = 5  # that are looked into, one after the other
 _FOLLOWS = "follows from your weights"
 
@@ -64,6 +66,8 @@ class Report(NamedTuple):
     unread: files of the dump's folder that hold no tensor that can be read
     left_out: tensors in which the dump has other numbers where the loss determines none
     padded: tensors of which rows beyond the vocabulary or the context were left out
+    unjudged: names of the dump for which the pack has no limit in this precision
+    stored: the type in 16 bits that all numbers of the diverging tensors are of, "" for none
     faults: the first divergence that does not follow from its inputs, then the others of that kind
     within_float32: whether every tensor is within float32's limits
     """
@@ -78,32 +82,42 @@ class Report(NamedTuple):
     unread: Sequence[str] = ()
     left_out: Sequence[str] = ()
     padded: Sequence[str] = ()
+    unjudged: Sequence[str] = ()
+    stored: str = ""
 
     @property
     def diverging(self) -> list[Row]:
         return [row for row in self.rows if not row.holds]
 
 
-def check_dump(path: Path, pack: Pack, *, dtype: str | None = None) -> Report:
+def check_dump(path: Path, pack: Pack, *, precision: str | None = None) -> Report:
     """Compare the dump at `path` with a pack.
 
-    dtype: "float32" or "float64", whose limits to apply; None takes the coarser one that the dump holds
-    Raises UserError where the dump cannot be read, ConfigError for another dtype.
+    precision: one of PRECISIONS, whose limits to apply; None goes by what the dump holds
+    Raises UserError where the dump cannot be read, or the pack has no such limits; ConfigError for another precision.
     """
-    if dtype not in (None, "float32", "float64"):
-        raise ConfigError(f"--dtype must be float32 or float64, got {dtype}")
+    if precision not in (None, *PRECISIONS):
+        raise ConfigError(f"--precision must be {', '.join(PRECISIONS)}, got {precision}")
     dump = translated(read_dump(path, with_hooked(pack)), pack)
-    return compare_dump(dump.tensors, pack, dtype=dtype, unknown=dump.unknown)._replace(unread=dump.unread)
+    report = compare_dump(dump.tensors, pack, precision=precision or dump.coarse, unknown=dump.unknown)
+    return report._replace(unread=dump.unread)
 
 
 @np.errstate(all="ignore")  # a dump may hold any number; where one overflows, the tensor diverges
 def compare_dump(
-    dump: Mapping[str, np.ndarray], pack: Pack, *, dtype: str | None = None, unknown=()
+    dump: Mapping[str, np.ndarray], pack: Pack, *, precision: str | None = None, unknown=()
 ) -> Report:
     """The same for tensors in memory, by name."""
     dump, padded = without_padding(dump, pack.tensors, pack.config)
-    tensors = Tensors(pack, dtype, dump)
-    rows = [_row(tensors, name) for name in tensors.order if name in tensors.found]
+    tensors = Tensors(pack, precision, dump)
+    judged = [name for name in tensors.order if name in tensors.found and name in tensors.limits]
+    if not judged:
+        raise UserError(
+            f"{pack.name} has no limits in {precision} for what the dump has; make the pack again"
+        )
+    if tensors.coarse:
+        tensors.strange |= strange(tensors, tensors.coarse)
+    rows = [_row(tensors, name) for name in judged]
     tensors.right |= {row.name for row in rows if row.holds}
     dtype = (
         " and ".join(sorted({tensors.dtypes[row.name] for row in rows if row.name not in tensors.given}))
@@ -119,17 +133,19 @@ def compare_dump(
         and not _compared(tensors, row.name, tensors.golden[row.name], tensors.found[row.name]).holds
     ]
     faults = _faults(tensors, rows)
-    if within and dtype != "float32":
+    if within and "float64" in dtype:
         # As right as rounding in float32: no operation is at fault, unless a mistake gives the very numbers.
         faults = [fault if fault.explanations else fault._replace(own=None) for fault in faults]
     found = Report(pack.name, dtype, rows, missing, list(unknown), faults, within)
-    return found._replace(left_out=left_out, padded=padded)
+    unjudged = [name for name in dump if name not in tensors.limits]
+    return found._replace(left_out=left_out, padded=padded, unjudged=unjudged, stored=_stored(tensors, rows))
 
 
 def _row(tensors: Tensors, name: str) -> Row:
-    """One tensor against the pack's, where the loss determines it."""
+    """One tensor against the pack's, where the loss determines it, and against what its inputs in the dump give."""
     golden, found = (tensors.determined(name, each[name]) for each in (tensors.golden, tensors.found))
-    return _compared(tensors, name, golden, found)
+    row = _compared(tensors, name, golden, found)
+    return row._replace(problem=tensors.strange.get(name, "")) if row.holds else row
 
 
 def _compared(tensors: Tensors, name: str, golden: np.ndarray, found: np.ndarray) -> Row:
@@ -137,6 +153,17 @@ def _compared(tensors: Tensors, name: str, golden: np.ndarray, found: np.ndarray
     if found.shape != golden.shape:
         problem = f"shape {list(found.shape)}, wanted {list(golden.shape)}"
     return measure("", name, golden, found, tensors.limits[name], tensors.scales[name], problem)
+
+
+def _stored(tensors: Tensors, rows: list[Row]) -> str:
+    """The type in 16 bits that all numbers of the diverging tensors are of, "" for none."""
+    diverging = [tensors.found[row.name] for row in rows if not row.holds]
+    made_of = (
+        kind
+        for kind in SIXTEEN_BITS
+        if all(np.array_equal(each, rounded(each, kind), equal_nan=True) for each in diverging)
+    )
+    return next(made_of, "") if diverging and not tensors.coarse else ""
 
 
 # Which operations are at fault
@@ -310,6 +337,8 @@ def _follows(tensors: Tensors, row: Row, states: Mapping[str, str], *, slack: fl
         return None
     if row.problem:
         return False
+    if tensors.coarse:
+        return row.name not in tensors.strange
     expected = tensors.determined(row.name, np.asarray(origin.right()))
     scale = max(magnitude(expected), tensors.scales[row.name])
     error = relative_error(tensors.determined(row.name, tensors.found[row.name]), expected, scale)

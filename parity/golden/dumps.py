@@ -19,8 +19,12 @@ from safetensors import SafetensorError, safe_open
 from contract.errors import UserError
 from contract.files import open_regular
 from contract.schema import read_json, require
+from harness.training.tensor_file import stored_tensors
 
-DTYPES = ("float64", "float32", "int64", "int32")
+DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32")
+# bfloat16, which NumPy has not, is the upper half of a float32. Files from JAX have it as two bytes of no type.
+_BFLOAT16 = np.dtype("V2")
+_WEIGHTS = (".weight", ".bias")
 _UNREADABLE = (
     SafetensorError, ValueError, KeyError, TypeError, EOFError, OverflowError, MemoryError, TokenError,
     OSError, zipfile.BadZipFile, zlib.error, LZMAError,
@@ -31,11 +35,13 @@ _UNREADABLE = (
 class Dump(NamedTuple):
     """tensors: those that the pack has too, by name; unknown: the names of the others
     unread: files and folders in the dump's folder that hold no tensor that can be read
+    coarse: "bfloat16" or "float16" where a tensor is in it that a program made, and no weight: a program in 16 bits
     """
 
     tensors: dict[str, np.ndarray]
     unknown: Sequence[str] = ()
     unread: Sequence[str] = ()
+    coarse: str | None = None
 
 
 def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> Dump:
@@ -46,6 +52,8 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> Dump:
         lists alone
     golden: the pack's tensors by name
 
+    Numbers in 16 bits become float32.
+
     Raises UserError for whatever cannot be read, for a name that comes twice, and where nothing can be compared: no
     name is the pack's, or only what the pack asks with.
     """
@@ -54,6 +62,7 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> Dump:
             f"{path} does not exist; name a .safetensors, an .npz, or a folder of .npy or .bin files"
         )
     found: dict[str, np.ndarray] = {}
+    stored: dict[str, str] = {}
     unknown: list[str] = []
     part = str(path)
     try:
@@ -66,9 +75,10 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> Dump:
                 raise UserError(f"{path} has {name} twice; leave the one to compare")
             tensor = read()
             native = tensor.dtype.newbyteorder("=")
-            if str(native) not in DTYPES:
+            dtype = "bfloat16" if native == _BFLOAT16 else str(native)
+            if dtype not in DTYPES:
                 raise UserError(f"{path}: {name} has dtype {tensor.dtype}; write one of {', '.join(DTYPES)}")
-            found[name] = np.array(tensor, native)
+            found[name], stored[name] = _widened(np.array(tensor, native)), dtype
     except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{part} cannot be read ({reason}); write it again") from None
@@ -79,7 +89,16 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> Dump:
         raise UserError(
             f"{path} has only {', '.join(found)} of the pack, which it gives; dump what your program makes of them"
         )
-    return Dump(found, unknown, _unread(path) if path.is_dir() else ())
+    made = {stored[name] for name in found if name.startswith("gradient.") or not name.endswith(_WEIGHTS)}
+    coarse = next((each for each in ("bfloat16", "float16") if each in made), None)
+    return Dump(found, unknown, _unread(path) if path.is_dir() else (), coarse)
+
+
+def _widened(tensor: np.ndarray) -> np.ndarray:
+    """Numbers in 16 bits as float32."""
+    if tensor.dtype == _BFLOAT16:
+        return (tensor.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
 
 
 def _is_asked(name: str) -> bool:
@@ -122,7 +141,7 @@ def _entries(path: Path, golden) -> Iterator[tuple]:
     else:
         with open_regular(path), safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118
-                yield name, lambda name=name: _stored(file, name)
+                yield name, lambda name=name: _stored(path, file, name)
 
 
 def _array(file: Path) -> np.ndarray:
@@ -142,11 +161,14 @@ def _member(archive, name: str, golden) -> np.ndarray:
     return archive[name]
 
 
-def _stored(file, name: str) -> np.ndarray:
+def _stored(path: Path, file, name: str) -> np.ndarray:
     dtype = file.get_slice(name).get_dtype()
-    if dtype not in ("F64", "F32", "I64", "I32"):
+    if dtype not in ("F64", "F32", "F16", "BF16", "I64", "I32"):
         raise ValueError(f"{name} has dtype {dtype}; write {', '.join(DTYPES)}")
-    return file.get_tensor(name)
+    if dtype != "BF16":
+        return file.get_tensor(name)
+    place = stored_tensors(path)[name]
+    return np.fromfile(path, _BFLOAT16, prod(place.shape), offset=place.offset).reshape(place.shape)
 
 
 def _rows(path: Path) -> list[dict]:
@@ -163,16 +185,21 @@ def read_raw(folder: Path, row: Mapping) -> np.ndarray:
         raise ValueError(f"{file!r} is not the name of a file beside the JSON")
     if not all(isinstance(size, int) and size >= 0 for size in shape) or dtype not in DTYPES:
         raise ValueError(f"{row['name']} has shape {shape} and dtype {dtype}; write {', '.join(DTYPES)}")
-    wanted, size = np.dtype(dtype).itemsize * prod(shape), (folder / file).stat().st_size
+    kind = _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<")
+    wanted, size = kind.itemsize * prod(shape), (folder / file).stat().st_size
     if size != wanted:
         raise ValueError(f"{file} has {size} bytes where shape {shape} in {dtype} needs {wanted}")
     with open_regular(folder / file) as numbers:
-        return np.fromfile(numbers, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+        return np.fromfile(numbers, kind).reshape(shape)
 
 
 def _sized(file: Path, golden) -> np.ndarray:
     """A .bin file that no JSON lists: its shape is the pack's, its size tells the precision."""
     wanted, size = golden[file.stem], file.stat().st_size
+    if size == 2 * wanted.size:
+        raise ValueError(
+            f"{file.name} has 2 bytes a number; say bfloat16 or float16 in a JSON file beside it"
+        )
     if size not in (4 * wanted.size, 8 * wanted.size):
         raise ValueError(
             f"{file.name} has {size} bytes where shape {wanted.shape} needs {4 * wanted.size} or {8 * wanted.size}"

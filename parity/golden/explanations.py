@@ -11,6 +11,7 @@ import numpy as np
 
 from contract.numbers import magnitude, relative_error
 from operations.operation import Mistake
+from parity.golden.sixteen_bits import miss, root_mean_square
 from parity.golden.tensors import Tensors
 
 MAX_EXPLANATIONS = 3  # some mistakes have the same result on some models
@@ -21,12 +22,14 @@ class Explanation(NamedTuple):
 
     name, text: the mistake's; error: the largest difference left, relative to the largest magnitude
     operation: the one that has it; "" for a mistake that any operation can have
+    by_size: whether no more than the size of the error fits, as in 16 bits, where sums depend on their order
     """
 
     name: str
     text: str
     error: float
     operation: str = ""
+    by_size: bool = False
 
 
 def explain(tensors: Tensors, name: str) -> list[Explanation]:
@@ -52,9 +55,12 @@ def explain(tensors: Tensors, name: str) -> list[Explanation]:
     for wrong in (
         of_pass.wrong(name, sound=sound) if of_pass and sound else (),
         origin.wrong() if again else (),
-        anywhere,
-        of_pass.misread(name) if of_pass else (),
     ):
+        if fits := fitting(wrong):
+            return fits[:MAX_EXPLANATIONS]
+    if name in tensors.strange and (fits := _rounded_too_early(tensors, name)):
+        return fits
+    for wrong in (anywhere, of_pass.misread(name) if of_pass else ()):
         if fits := fitting(wrong):
             return fits[:MAX_EXPLANATIONS]
     return [] if not general else _constant_factor(expected, found, 4 * tensors.limits[name])
@@ -69,6 +75,17 @@ def _fitting(wrong: Iterable[tuple], expected, found, close: float) -> list[Expl
         if fits and (mistake.name not in best or error < best[mistake.name].error):
             best[mistake.name] = Explanation(mistake.name, mistake.text, error, operation)
     return sorted(best.values(), key=lambda each: each.error)
+
+
+def _rounded_too_early(tensors: Tensors, name: str) -> list[Explanation]:
+    """The mistakes of programs in 16 bits that lead as far from what the inputs in the dump give as the tensor is."""
+    right, own = tensors.graph.right(name), root_mean_square(miss(tensors, name))
+    found = {}
+    for operation, mistake, value in tensors.graph.wrong(name, roundings=True):
+        size = root_mean_square(tensors.determined(name, value - right))
+        if size and max(own / size, size / own) < 3:
+            found[mistake.name] = Explanation(mistake.name, mistake.text, size, operation, by_size=True)
+    return [*found.values()][:MAX_EXPLANATIONS]
 
 
 def _error(wanted: np.ndarray, found: np.ndarray) -> float:

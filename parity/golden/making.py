@@ -10,6 +10,7 @@ from contract.checks import check_adam, check_number
 from contract.components import traced_numbers
 from contract.config import ModelConfig
 from contract.errors import ConfigError
+from contract.numbers import SIXTEEN_BITS
 from contract.randomness import generator, uniform
 from contract.sampling import sample
 from contract.trace import Trace
@@ -18,6 +19,7 @@ from parity.cases import lively_weights
 from parity.golden.manifest import manifest
 from parity.golden.packs import Pack
 from parity.golden.rounding import strays
+from parity.golden.sixteen_bits import limits
 
 LARGEST = 1 << 32  # bytes of a pack; a porter's tool should not fill a disk by mistake
 
@@ -68,7 +70,8 @@ def make_pack(
         config, given, tensors, lambda weights: _trained(config, weights, *batch, adamw, numpy_llm)[1]
     )
     apart |= dict.fromkeys(("greedy.logits", "sampled.logits"), apart["logits"])
-    return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors, apart), config, tensors)
+    coarse = {precision: limits(config, tensors, precision) for precision in SIXTEEN_BITS}
+    return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors, apart, coarse), config, tensors)
 
 
 def _checked(adamw: dict) -> dict:

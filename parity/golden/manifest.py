@@ -80,11 +80,18 @@ def origins(config: ModelConfig, names) -> dict[str, Origin | None]:
 
 
 def manifest(
-    name: str, config: ModelConfig, seed: int, adamw: dict, sampling: dict, tensors: dict, strays: dict
+    name: str,
+    config: ModelConfig,
+    seed: int,
+    adamw: dict,
+    sampling: dict,
+    tensors: dict,
+    strays: dict,
+    coarse: dict[str, dict[str, float]],
 ) -> dict:
     """The record that describes a pack, ready for JSON, its tensors in dataflow order.
 
-    strays: by name, how far honest float32 is from a tensor
+    strays: by name, how far honest float32 is from a tensor; coarse: the limits of each type in 16 bits, by name
     """
     known = origins(config, tensors)
     described, scale = [], 0.0
@@ -92,7 +99,8 @@ def manifest(
         # A tensor of zeros is a difference of terms that cancel: its error is relative to the tensor before it.
         scale = magnitude(tensors[each]) or scale
         row = _row(each, tensors[each], origin, config, scale)
-        described.append(row | {"float32": float32_limit(row["float32"], strays.get(each, 0.0))})
+        row["float32"] = float32_limit(row["float32"], strays.get(each, 0.0))
+        described.append(row | {kind: limits[each] for kind, limits in coarse.items() if each in limits})
     return {
         "format": FORMAT,
         "name": name,

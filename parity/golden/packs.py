@@ -159,6 +159,9 @@ _ROW = {
     "inputs": [str],
     "float32": float,
     "float64": float,
+    # Steps of AdamW, texts and packs of earlier versions have no limits in 16 bits.
+    "float16": (float, None),
+    "bfloat16": (float, None),
     "scale": float,
     "sha256": (str, None),  # raw exports of earlier versions have none
 }

@@ -30,6 +30,8 @@ def describe(report: Report) -> list[str]:
         lines.append(f"not read: {_few(report.unread)}")
     if report.left_out:
         lines.append(f"left out, where no token is attended to: {_few(report.left_out)}")
+    if report.unjudged:
+        lines.append(f"not judged in {report.dtype}, steps of AdamW and texts: {_few(report.unjudged)}")
     if report.padded:
         lines.append(f"left out, rows beyond the vocabulary or the context: {_few(report.padded)}")
     own = [fault for fault in report.faults if not fault.cause]
@@ -46,7 +48,12 @@ def describe(report: Report) -> list[str]:
     explained = any(fault.explanations for fault in report.faults)
     if diverging and "float64" in report.dtype and report.within_float32 and not explained:
         lines.append(
-            "every error is as small as float32's rounding: if that is what you computed in, --dtype float32"
+            "every error is as small as float32's rounding: if that is what you computed in, --precision float32"
+        )
+    if report.stored:
+        lines.append(
+            f"all numbers that diverge are numbers of {report.stored}: if that is what you computed in, "
+            f"--precision {report.stored}"
         )
     return lines
 
@@ -98,7 +105,10 @@ def _reasons(fault: Finding) -> list[str]:
         names = [whole(name).removeprefix("adamw.weights.") for name in (fault.row.name, *fault.elsewhere)]
         wrong = list(dict.fromkeys(names))
         lines.append(f"  of the weights: wrong in {_few(wrong)}; right in {_few(fault.sound)}")
-    fits = [f"  fits to {each.error:.1g}: {each.text}" for each in fault.explanations]
+    fits = [
+        f"  {'as far off as by this' if each.by_size else f'fits to {each.error:.1g}'}: {each.text}"
+        for each in fault.explanations
+    ]
     return lines + (fits or ["  none of the known mistakes gives your numbers"])
 
 
@@ -141,6 +151,7 @@ def as_record(report: Report) -> dict:
         "unread": list(report.unread),
         "left_out": list(report.left_out),
         "padded": list(report.padded),
+        "unjudged": list(report.unjudged),
         "faults": [
             {
                 **_row_record(fault.row),

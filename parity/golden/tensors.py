@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from contract.numbers import magnitude
+from contract.numbers import SIXTEEN_BITS, magnitude
 from contract.weights import weight_table
 from operations.dataflow import GRADIENT
 from parity.golden.origins import (
@@ -44,16 +44,19 @@ def split_steps(tensors: Mapping[str, np.ndarray], pack: Pack) -> dict[str, np.n
 class Tensors:
     """The tensors of a pack and of a dump, and what made each of them.
 
-    dtype: "float32" or "float64", whose limits to apply; None goes by each tensor's own precision
+    precision: whose limits to apply, "float64", "float32", "float16" or "bfloat16"; None goes by each tensor's own,
+        float32 or float64
     dump: by name, some or all of the pack's names
 
     order: names, those of AdamW's steps and of new tokens one by one; origins: what made each, by name
     given: names of what a pack starts from; golden, found: tensors of the pack and of the dump
-    dtypes: whose limits apply; limits, scales: the largest error allowed, and what it is relative to
-    graph: of the pass, in which what the dump has is known; right: names found right, which a check fills in
+    dtypes: whose limits apply; limits, scales: the largest error allowed, and what it is relative to; tensors that have
+        no limit of that precision have none here
+    graph: of the pass, in which what the dump has is known; coarse: the type in 16 bits that limits are of, or None
+    right: names found right, strange: in 16 bits, those that do not follow, and why; a check fills in both
     """
 
-    def __init__(self, pack: Pack, dtype: str | None, dump: Mapping[str, np.ndarray]):
+    def __init__(self, pack: Pack, precision: str | None, dump: Mapping[str, np.ndarray]):
         config, manifest = pack.config, pack.manifest
         golden = split_steps(pack.tensors, pack)
         rows_given = [name for name in golden if name.startswith(("adamw.learning_rate[", "sampled.draws["))]
@@ -61,7 +64,7 @@ class Tensors:
         self.given = [*given_names(config), *rows_given, "greedy.prompt", "sampled.prompt"]
         # The uncut ones too: a dump's may have a shape that cannot be cut.
         self.golden, self.found = golden | pack.tensors, split_steps(dump, pack)
-        usable = {name: self._usable(name) for name in self.found}
+        usable = {name: self.usable(name) for name in self.found}
         self.graph, self.origins = pass_origins(config, self.tensor, usable)
         self.origins |= step_origins(config, manifest["adamw"], self.tensor)
         counts = {kind: len(pack.tensors[f"{kind}.tokens"]) for kind in ("greedy", "sampled")}
@@ -72,10 +75,13 @@ class Tensors:
         order = dict.fromkeys([*self.given, *of_pass, *self.origins, *self.golden])
         self.order = [name for name in order if name in self.golden]
         rows = {name: rows[whole(name)] for name in self.order}
-        self.dtypes = self._dtypes() if dtype is None else dict.fromkeys(self.order, dtype)
-        self.limits = {name: float(row[self.dtypes[name]]) for name, row in rows.items()}
+        self.dtypes = self._dtypes() if precision is None else dict.fromkeys(self.order, precision)
+        self.coarse = precision if precision in SIXTEEN_BITS else None
+        limits = {name: row.get(self.dtypes[name]) for name, row in rows.items()}
+        self.limits = {name: float(limit) for name, limit in limits.items() if limit is not None}
         self.scales = {n: magnitude(self.golden[n]) or float(row["scale"]) for n, row in rows.items()}
         self.right: set[str] = set()
+        self.strange: dict[str, str] = {}
         self._gradients = {}
 
     def _dtypes(self) -> dict[str, str]:
@@ -96,9 +102,9 @@ class Tensors:
         """Whether a tensor can be made again, from the dump's tensors where the dump has them."""
         if origin is None or origin.right is None:
             return False
-        return all(self._usable(name) for name in origin.inputs if name in self.found)
+        return all(self.usable(name) for name in origin.inputs if name in self.found)
 
-    def _usable(self, name: str) -> bool:
+    def usable(self, name: str) -> bool:
         """Whether the dump has a tensor, of the right shape, and token ids that exist."""
         if name not in self.found:
             return False
@@ -120,14 +126,14 @@ class Tensors:
         forward, backward = self.graph.needed(name)
         made = [each for node in forward for each in node.results]
         made += [GRADIENT + each for node in backward for each in node.results]
-        return any(each in self.golden and each != name and not self._usable(each) for each in made)
+        return any(each in self.golden and each != name and not self.usable(each) for each in made)
 
     def tensor(self, name: str) -> np.ndarray:
         """A tensor in float64 or int64: the dump's where it can be used, the pack's where not."""
         if name not in self.golden:
             return self._gradient(name)
         golden = self.golden[name]
-        tensor = np.asarray(self.found[name] if self._usable(name) else golden, golden.dtype)
+        tensor = np.asarray(self.found[name] if self.usable(name) else golden, golden.dtype)
         free = undetermined(self.pack.config, name, golden.shape)
         return tensor if free is None else np.where(free & ~np.isfinite(tensor), golden, tensor)
 
