@@ -12,6 +12,7 @@ from operations.norms import (
     roundings,
 )
 from operations.operation import Gradient, Operation, wrong_backward, wrong_forward
+from operations.sixteen_bits import rounding, rows, running_sum
 
 _KIND = Kind("norm", "variance", "deviation", centred=True, path="variance", divisor="deviation")
 
@@ -61,5 +62,10 @@ LAYER_NORM = Operation(
             lambda dy, cache: [{"bias": each} for each in wrong_sums(dy)] if cache.has_bias else None,
             "the bias's gradient is a mean over batch or time, or the last one's; wanted: the sum"),
     ),
-    roundings=roundings(_KIND, norm),
+    roundings=(
+        *roundings(_KIND, norm),
+        rounding("dnorm_bias",
+            lambda round, dy, cache: {"bias": running_sum(round, rows(dy))} if cache.has_bias else None,
+            "the bias's gradient is added up over B and T in 16 bits: add up in float32", backward=True),
+    ),
 )  # fmt: skip

@@ -112,16 +112,11 @@ def roundings(kind: Kind, norm: Callable) -> tuple[Mistake, ...]:
     def dweight(round, dy, cache):
         return {"weight": running_sum(round, rows(dy * cache.normal))}
 
-    def dbias(round, dy, cache):
-        return {"bias": running_sum(round, rows(dy))} if getattr(cache, "has_bias", False) else None
-
     return (
         rounding(prefix, coarse,
             f"the {spread} of each token is in 16 bits: take it in float32, and round the result alone"),
         rounding(f"d{prefix}_weight", dweight,
             "the weight's gradient is added up over B and T in 16 bits: add up in float32", backward=True),
-        rounding(f"d{prefix}_bias", dbias,
-            "the bias's gradient is added up over B and T in 16 bits: add up in float32", backward=True),
     )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from contract.errors import ConfigError, UserError, needs
 from data.tokenizers import encoding_of
 from harness.exchange.hub import GGUF, find_source
@@ -54,15 +56,17 @@ def twin_pack(folder: Path, source: str, **settings) -> Pack:
     return make_pack(name, checkpoint.config, weights=checkpoint.weights, steps=0, **settings)
 
 
-def load_model(folder: Path):
-    """Hugging Face's model, in float32 and in evaluation, its attention written out so that hooks see it."""
+def load_model(folder: Path, dtype=None):
+    """Hugging Face's model, in evaluation, its attention written out so that hooks see it. dtype: of PyTorch, None for
+    float32
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
+    settings = {"dtype": dtype or torch.float32, "attn_implementation": "eager", "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
@@ -72,7 +76,12 @@ def load_model(folder: Path):
 
 
 def compare_model(model, pack: Pack) -> Report:
-    """A check of what hooks see of one of Hugging Face's models on the pack's batch, forward and backward."""
+    """A check of what hooks see of one of Hugging Face's models, in float32."""
+    return compare_dump(run_hooked(model, pack), pack, precision="float32")
+
+
+def run_hooked(model, pack: Pack) -> dict[str, np.ndarray]:
+    """What hooks see of one of Hugging Face's models on the pack's batch, forward and backward, by the pack's names."""
     import torch
 
     from parity.golden.hooks import record
@@ -81,9 +90,9 @@ def compare_model(model, pack: Pack) -> Report:
 
     def run(model) -> dict:
         logits = model(tokens, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         return {"logits": logits, "loss": loss}
 
     known = with_hooked(pack)
     dump = {name: value for name, value in record(model, run).items() if name in known}
-    return compare_dump(translated(Dump(dump), pack).tensors, pack, precision="float32")
+    return translated(Dump(dump), pack).tensors

@@ -11,7 +11,7 @@ import numpy as np
 
 from contract.numbers import magnitude, relative_error
 from operations.operation import Mistake
-from parity.golden.sixteen_bits import miss, root_mean_square
+from parity.golden.sixteen_bits import root_mean_square
 from parity.golden.tensors import Tensors
 
 MAX_EXPLANATIONS = 3  # some mistakes have the same result on some models
@@ -79,7 +79,8 @@ def _fitting(wrong: Iterable[tuple], expected, found, close: float) -> list[Expl
 
 def _rounded_too_early(tensors: Tensors, name: str) -> list[Explanation]:
     """The mistakes of programs in 16 bits that lead as far from what the inputs in the dump give as the tensor is."""
-    right, own = tensors.graph.right(name), root_mean_square(miss(tensors, name))
+    right = tensors.graph.right(name)
+    own = root_mean_square(tensors.determined(name, tensors.tensor(name) - right))
     found = {}
     for operation, mistake, value in tensors.graph.wrong(name, roundings=True):
         size = root_mean_square(tensors.determined(name, value - right))

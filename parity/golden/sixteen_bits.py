@@ -20,7 +20,7 @@ from contract.numbers import SIXTEEN_BITS, magnitude, relative_error, rounded, s
 from contract.randomness import generator
 from contract.trace import Node
 from operations.dataflow import GRADIENT, Dataflow, record
-from operations.replay import Replay
+from operations.replay import Change, Replay
 from parity.golden.origins import given_names
 from parity.golden.tensors import Tensors
 from parity.golden.undetermined import undetermined
@@ -33,8 +33,8 @@ ROOM = 3
 class RoundedReplay(Replay):
     """A pass whose every result and gradient is rounded as soon as it is made. round: tensor -> tensor"""
 
-    def __init__(self, graph: Dataflow, round: Callable[[np.ndarray], np.ndarray]):
-        super().__init__(graph)
+    def __init__(self, graph: Dataflow, round: Callable[[np.ndarray], np.ndarray], change: Change = Change()):  # noqa: B008
+        super().__init__(graph, change)
         self._round = round
 
     def results(self, node: Node) -> tuple:
@@ -105,9 +105,10 @@ def strange(tensors: Tensors, precision: str) -> dict[str, str]:
         and tensors.usable(name)
         and np.isfinite(tensors.tensor(name)).all()
     ]
-    noise, found = _noise(tensors, again, precision), {}
+    right = {name: tensors.determined(name, tensors.graph.right(name)) for name in again}
+    noise, found = _noise(tensors, right, precision), {}
     for name in again:
-        error = miss(tensors, name)
+        error = tensors.determined(name, tensors.tensor(name)) - right[name]
         apart = root_mean_square(error)
         if apart > TIMES * noise[name]:
             found[name] = (
@@ -119,21 +120,17 @@ def strange(tensors: Tensors, precision: str) -> dict[str, str]:
     return found
 
 
-def miss(tensors: Tensors, name: str) -> np.ndarray:
-    """How far a tensor of the dump is from what the inputs in the dump give, where the loss determines it."""
-    return tensors.determined(name, tensors.tensor(name)) - tensors.determined(
-        name, tensors.graph.right(name)
-    )
-
-
 def root_mean_square(error: np.ndarray) -> float:
     """The root of the mean of the squares."""
     return float(np.sqrt(np.mean(np.square(error, dtype=np.float64))))
 
 
-def _noise(tensors: Tensors, names: list[str], precision: str) -> dict[str, float]:
-    """The root mean square by which passes that round everything miss each tensor, from the inputs in the dump."""
-    worst = dict.fromkeys(names, 0.0)
+def _noise(tensors: Tensors, right: Mapping[str, np.ndarray], precision: str) -> dict[str, float]:
+    """The root mean square by which passes that round everything miss each tensor, from the inputs in the dump.
+
+    right: what the inputs in the dump give
+    """
+    worst = dict.fromkeys(right, 0.0)
     for number in range(PASSES):
         random = generator(number, "golden.sixteen_bits")
         known: dict[str, np.ndarray] = {}
@@ -149,9 +146,8 @@ def _noise(tensors: Tensors, names: list[str], precision: str) -> dict[str, floa
 
         graph = Dataflow(tensors.graph.nodes, tensors.graph.known, value)
         replay = RoundedReplay(graph, partial(rounded, precision=precision, random=random))
-        for name in names:
-            made, right = replay.make(name), tensors.graph.right(name)
-            error = tensors.determined(name, made) - tensors.determined(name, right)
+        for name, wanted in right.items():
+            error = tensors.determined(name, replay.make(name)) - wanted
             worst[name] = max(worst[name], root_mean_square(error))
     return worst
 

@@ -44,9 +44,9 @@ class FamilyPort:
     def dump(self) -> dict[str, np.ndarray]:
         """Every tensor of a pass and every gradient, by the pack's names; 0 where autograd has none."""
         self.forward().backward()
-        found = {name: x.detach().numpy().copy() for name, x in (self.weights | self.notes).items()}
+        found = {name: numbers(x) for name, x in (self.weights | self.notes).items()}
         for name, x in (self.weights | self.notes).items():
-            found[f"gradient.{name}"] = (torch.zeros_like(x) if x.grad is None else x.grad).numpy().copy()
+            found[f"gradient.{name}"] = numbers(torch.zeros_like(x) if x.grad is None else x.grad)
         return found | {"tokens": self.tokens.numpy(), "targets": self.targets.numpy()}
 
     # The model
@@ -62,7 +62,10 @@ class FamilyPort:
         if self.config.logit_cap:
             logits = self.cap_logits(self.note("uncapped_logits", logits), self.config.logit_cap)
         self.note("logits", logits)
-        return self.note("loss", functional.cross_entropy(logits.flatten(0, 1), self.targets.flatten()))
+        return self.note("loss", self.loss(logits.flatten(0, 1)))
+
+    def loss(self, logits):
+        return functional.cross_entropy(logits, self.targets.flatten())
 
     def scale_embedding(self, x):
         return x * self.config.embedding_scale
@@ -106,11 +109,14 @@ class FamilyPort:
         if self.config.score_cap:
             scores = self.note(f"{name}.capped_scores", self.cap(scores, self.config.score_cap))
         mask = self.mask(self.window(place))
-        seen = self.note(f"{name}.probabilities", scores.masked_fill(~mask, -torch.inf).softmax(-1))
+        seen = self.note(f"{name}.probabilities", self.softmax(scores.masked_fill(~mask, -torch.inf)))
         self.note(f"{name}.probabilities_dropout", seen)
         heads = self.note(f"{name}.heads", seen @ self.values(value))
         merged = heads.transpose(1, 2).flatten(2)
         return self.note(f"{name}.output", merged @ self.weights[f"{name}.output.weight"].T)
+
+    def softmax(self, scores):
+        return scores.softmax(-1)
 
     def heads(self, x, name: str):
         H, K, D = self.config.n_head, self.config.n_kv_head, self.config.head_size
@@ -207,6 +213,11 @@ class FamilyPort:
         return (
             functional.silu(x) if self.config.activation == "silu" else functional.gelu(x, approximate="tanh")
         )
+
+
+def numbers(x) -> np.ndarray:
+    """A tensor's numbers; NumPy has no bfloat16."""
+    return (x.detach().float() if x.element_size() == 2 else x.detach()).numpy().copy()
 
 
 def turned(x, angles):
