@@ -37,9 +37,10 @@ class Binary(NamedTuple):
     largest: float
 
 
+# The coarser one first.
 SIXTEEN_BITS = {
-    "float16": Binary(11, -24, 65504.0),
     "bfloat16": Binary(8, -133, (2 - 2.0**-7) * 2.0**127),  # the upper half of a float32
+    "float16": Binary(11, -24, 65504.0),
 }
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from contract.errors import UserError
 from contract.files import open_regular
+from contract.numbers import SIXTEEN_BITS
 from contract.schema import read_json, require
 from harness.training.tensor_file import stored_tensors
 
@@ -90,7 +91,7 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> Dump:
             f"{path} has only {', '.join(found)} of the pack, which it gives; dump what your program makes of them"
         )
     made = {stored[name] for name in found if name.startswith("gradient.") or not name.endswith(_WEIGHTS)}
-    coarse = next((each for each in ("bfloat16", "float16") if each in made), None)
+    coarse = next((each for each in SIXTEEN_BITS if each in made), None)
     return Dump(found, unknown, _unread(path) if path.is_dir() else (), coarse)
 
 

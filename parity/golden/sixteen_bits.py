@@ -78,6 +78,7 @@ def limits(config: ModelConfig, tensors: Mapping[str, np.ndarray], precision: st
                 worst[name] = max(worst.get(name, 0.0), relative_error(found, right, magnitude(right) or 1.0))
     # Whether one number is off by much or little is chance: a loss may be off as far as what it is made of.
     worst["loss"] = max(worst["loss"], worst["logits"])
+    worst |= dict.fromkeys(("tokens", "targets"), 0.0)
     return {name: float(f"{ROOM * error:.1e}") for name, error in worst.items()}
 
 
@@ -130,7 +131,9 @@ def _noise(tensors: Tensors, right: Mapping[str, np.ndarray], precision: str) ->
 
     right: what the inputs in the dump give
     """
-    worst = dict.fromkeys(right, 0.0)
+    # Where terms cancel to nothing, an error in proportion to them is none.
+    unit = 2.0 ** -SIXTEEN_BITS[precision].digits
+    worst = {name: 0.01 * unit * tensors.scales[name] for name in right}
     for number in range(PASSES):
         random = generator(number, "golden.sixteen_bits")
         known: dict[str, np.ndarray] = {}
