@@ -19,13 +19,14 @@ from contract.config import ModelConfig
 from contract.numbers import SIXTEEN_BITS, magnitude, relative_error, rounded, spacing
 from contract.randomness import generator
 from contract.trace import Node
+from contract.weights import parameter_count
 from operations.dataflow import GRADIENT, Dataflow, record
 from operations.replay import Change, Replay
 from parity.golden.origins import given_names
 from parity.golden.tensors import Tensors
 from parity.golden.undetermined import undetermined
 
-PASSES = 8
+PASSES = 8  # of small models; in large ones the worst of many numbers is much the same in every pass
 # The worst of a few passes is not the worst of all.
 ROOM = 3
 
@@ -61,7 +62,7 @@ def limits(config: ModelConfig, tensors: Mapping[str, np.ndarray], precision: st
     """
     nodes, given = record(config).nodes, given_names(config)
     worst: dict[str, float] = {}
-    for number in range(PASSES):
+    for number in range(_passes(config)):
         round = partial(rounded, precision=precision, random=generator(number, "golden.sixteen_bits"))
         known = {name: _as_given(tensors[name], round) for name in given}
         graph = Dataflow(nodes, known.__contains__, known.__getitem__)
@@ -80,6 +81,10 @@ def limits(config: ModelConfig, tensors: Mapping[str, np.ndarray], precision: st
     worst["loss"] = max(worst["loss"], worst["logits"])
     worst |= dict.fromkeys(("tokens", "targets"), 0.0)
     return {name: float(f"{ROOM * error:.1e}") for name, error in worst.items()}
+
+
+def _passes(config: ModelConfig) -> int:
+    return max(1, min(PASSES, (1 << 24) // parameter_count(config)))
 
 
 def _as_given(tensor: np.ndarray, round: Callable) -> np.ndarray:
@@ -134,7 +139,7 @@ def _noise(tensors: Tensors, right: Mapping[str, np.ndarray], precision: str) ->
     # Where terms cancel to nothing, an error in proportion to them is none.
     unit = 2.0 ** -SIXTEEN_BITS[precision].digits
     worst = {name: 0.01 * unit * tensors.scales[name] for name in right}
-    for number in range(PASSES):
+    for number in range(_passes(tensors.pack.config)):
         random = generator(number, "golden.sixteen_bits")
         known: dict[str, np.ndarray] = {}
 

@@ -179,7 +179,7 @@ _OTHER_LAYERS = _window(lambda config, place: None if config.layer(place).window
 _EVERYWHERE = _window(lambda config, place: config.window)
 _NORM, _MISREAD = ("rms_eps_other",), ("keys_misread", "heads_misread", "values_misread")
 
-_LLAMA, _QWEN, _GEMMA, _MODERN = "llama", "qwen3", "gemma3", "modern"
+_LLAMA, _QWEN2, _QWEN, _GEMMA, _MODERN = "llama", "qwen2", "qwen3", "gemma3", "modern"
 # fmt: off
 WRONG = [
     Wrong(1, "interleaved pairs", _LLAMA, ("rotate_interleaved",), {"rotate": _interleaved}),
@@ -244,6 +244,8 @@ WRONG = [
           {"placed": _turned_first}),
     Wrong(23, "norm after the rotation, 1 + w", _GEMMA, ("plus_one_after_rotation", "other_tensor", "rotate_missing"),
           {"placed": _turned_first}),
+    Wrong(25, "bias of query, key and value left out", _QWEN2, ("bias_missing", "zeros"),
+          {"project": lambda port, x, name: x @ port.weights[f"{name}.weight"].T}),
     Wrong(27, "post-norm of the sum", _GEMMA, ("plus_one_of_residual", "residual_missing"), {"branch": _norm_of_sum}),
     Wrong(27, "norms exchanged", _MODERN, ("other_tensor",), {"branch": _norms_exchanged}),
     Wrong(28, "scale of the head size", _GEMMA, ("scale_other",),

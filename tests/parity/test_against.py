@@ -116,7 +116,7 @@ def test_the_command(models, run_cli, tmp_path):
         (["an/absent/folder", "--against", "transformers"], 2, "no folder an/absent/folder"),
         (["absent", "--against", "jax"], 2, "--against must be transformers"),
         ([".", "--against", "transformers"], 1, "config.json"),
-        ([".", "--against", "transformers", "--dtype", "float64"], 2, "--dtype"),
+        ([".", "--against", "transformers", "--precision", "float64"], 2, "--precision"),
     ],
 )
 def test_a_line_for_each_wrong_use(arguments, code, words, tmp_path, run_cli, monkeypatch):

@@ -138,7 +138,7 @@ def test_the_same_eps_backward_is_one_line(packs):
     lines = describe(report)
     assert sum("so the fault is in this operation" in line for line in lines) == 1
     assert sum("its backward has the same mistake" in line for line in lines) == 1
-    assert not any("none of the known mistakes" in line or "--dtype" in line for line in lines)
+    assert not any("none of the known mistakes" in line or "--precision" in line for line in lines)
 
 
 def test_what_is_left_unexplained_backward_is_probably_the_same(packs):
@@ -341,13 +341,13 @@ def test_the_command(tmp_path, run_cli, packs):
 
 
 def test_limits_are_those_of_the_dump(tmp_path, run_cli, packs):
-    """float32 numbers stored as float64 diverge by rounding alone: the report says so, and --dtype helps."""
+    """float32 numbers stored as float64 diverge by rounding alone: the report says so, and --precision helps."""
     dump = {name: np.asarray(tensor, np.float64) for name, tensor in dump_of(packs["gpt2-tied"]).items()}
     np.savez(tmp_path / "dump.npz", **dump)
     arguments = ("check", tmp_path / "dump.npz", "--golden", "gpt2-tied")
     code, stdout, _ = run_cli(*arguments)
     assert code == 1
-    assert "--dtype float32" in stdout.splitlines()[-1]
+    assert "--precision float32" in stdout.splitlines()[-1]
     assert run_cli(*arguments, "--dtype", "float32")[0] == 0
 
 
@@ -432,9 +432,9 @@ def _broken(folder):
     good = np.zeros((3, 5, 11))
     row = {"name": "logits", "shape": [3, 5, 11], "dtype": "float64"}
     np.savez(folder / "object.npz", logits=np.array([{}], object))
-    np.savez(folder / "half.npz", logits=good.astype(np.float16))
+    np.savez(folder / "bytes.npz", logits=good.astype(np.int8))
     np.savez(folder / "large.npz", logits=np.zeros(100_000))
-    save_file({"logits": good.astype(np.float16)}, folder / "half.safetensors")
+    save_file({"logits": good.astype(np.int8)}, folder / "bytes.safetensors")
     save_file({"other": good}, folder / "other.safetensors")
     (folder / "text.npz").write_text("no archive")
     (folder / "text.safetensors").write_text("no tensors")
@@ -460,9 +460,9 @@ def _broken(folder):
     [
         ("absent", "does not exist"),
         ("object.npz", "cannot be read"),
-        ("half.npz", "float16"),
+        ("bytes.npz", "int8"),
         ("large.npz", "too many"),
-        ("half.safetensors", "F16"),
+        ("bytes.safetensors", "I8"),
         ("other.safetensors", "no tensor under a name of the pack"),
         ("text.npz", "cannot be read"),
         ("text.safetensors", "cannot be read"),
@@ -492,7 +492,7 @@ def test_a_dump_that_cannot_be_read(dump, words, tmp_path, run_cli):
     [
         ((), 2, "--golden"),
         (("--golden", "nothing"), 1, "choose gemma3, gpt2-tied"),
-        (("--golden", "gpt2-tied", "--dtype", "float16"), 2, "float32 or float64"),
+        (("--golden", "gpt2-tied", "--precision", "int8"), 2, "float64, float32, bfloat16, float16"),
     ],
 )
 def test_wrong_uses(arguments, code, words, tmp_path, run_cli):

@@ -11,19 +11,21 @@ from operations.dataflow import GRADIENT
 from parity.golden.packs import GOLDEN, Pack
 from parity.golden.tensors import Tensors
 
-FAMILY_PACKS = ["gemma3", "llama", "modern", "qwen3"]
-# Where a model has nothing that a mistake could touch, it changes no number. All four: no bias, and fewer key/value
-# heads than query heads, which these mistakes confuse with one another or transpose.
+FAMILY_PACKS = ["gemma3", "llama", "modern", "qwen2", "qwen3"]
+# Where a model has nothing that a mistake could touch, it changes no number. All five have fewer key/value heads than
+# query heads, which these mistakes confuse with one another or transpose.
 _NONE_HAS = {
-    "bias_missing", "bias_twice", "dbias_mean", "dbias_one", "scores_swapped", "dscores_transposed",
-    "dscores_other_factor", "dvalue_transposed", "djoin_without_transpose", "djoin_interleaved",
-    "djoin_transposed_again",
+    "scores_swapped", "dscores_transposed", "dscores_other_factor", "dvalue_transposed", "djoin_without_transpose",
+    "djoin_interleaved", "djoin_transposed_again",
 }  # fmt: skip
+_OF_BIASES = {"bias_missing", "bias_twice", "dbias_mean", "dbias_one"}
 NOT_HELD = {
-    "gemma3": set(),
-    "llama": {"rms_over_heads", "use_missing"},  # heads not normed, untied
-    "modern": {"scaling_ignored", "plus_one_over_heads", "use_missing"},  # plain rotation besides
-    "qwen3": {"scaling_ignored"},
+    "gemma3": _OF_BIASES,
+    "llama": _OF_BIASES | {"rms_over_heads", "use_missing"},  # heads not normed, untied
+    "modern": _OF_BIASES
+    | {"scaling_ignored", "plus_one_over_heads", "use_missing"},  # plain rotation besides
+    "qwen2": {"scaling_ignored", "rms_over_heads"},
+    "qwen3": _OF_BIASES | {"scaling_ignored"},
 }
 PASS_PORTS = [port for port in PORTS if port.operation != "adamw" and port.explanation not in UNSEEN]
 

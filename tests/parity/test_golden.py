@@ -301,7 +301,7 @@ def test_list(run_cli):
     assert [line.split()[0] for line in stdout.splitlines()] == PACKS
     rows = json.loads(run_cli("golden", "list", "--json")[1])
     assert [row["name"] for row in rows] == PACKS
-    published = ["gemma3_text", "gpt2", "llama", None, "gemma2", "qwen3", "gpt2", None, "gpt2"]
+    published = ["gemma3_text", "gpt2", "llama", None, "gemma2", "qwen2", "qwen3", "gpt2", None, "gpt2"]
     assert [row["huggingface"] for row in rows] == published
     assert "published as gemma3_text" in stdout
 

@@ -11,8 +11,8 @@ from harness.exchange.families import family_for
 from parity.golden.export import export_pack
 from parity.golden.packs import committed
 
-FAMILIES = {"gemma3": "gemma3_text", "gpt2-tied": "gpt2", "llama": "llama", "modern": "gemma2", "qwen3": "qwen3",
-            "relu-sinusoidal": "gpt2", "untied-no-bias": "gpt2"}  # fmt: skip
+FAMILIES = {"gemma3": "gemma3_text", "gpt2-tied": "gpt2", "llama": "llama", "modern": "gemma2", "qwen2": "qwen2",
+            "qwen3": "qwen3", "relu-sinusoidal": "gpt2", "untied-no-bias": "gpt2"}  # fmt: skip
 
 
 def test_the_others_have_no_published_form(packs, tmp_path):
