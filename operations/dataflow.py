@@ -63,6 +63,12 @@ class Dataflow:
                     self.uses.setdefault(argument.name, []).append((node, role))
         self._needed: dict[str, tuple[list[Node], list[Node]]] = {}
 
+    def reading(self, value: Callable[[str], np.ndarray]) -> "Dataflow":
+        """The same graph with other values of the known tensors."""
+        other = Dataflow(self.nodes, self.known, value)
+        other._needed = self._needed
+        return other
+
     def place(self, at: int | str) -> int:
         """Where in the pass a node stands, by its id, or what made the tensor of a gradient; -1 for a weight's."""
         if isinstance(at, int):

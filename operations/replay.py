@@ -65,6 +65,14 @@ class Replay:
             self.gradients(node)
         return self._computed(name)
 
+    def run(self):
+        """Compute everything, forward and then backward, for `get`."""
+        for node in self.graph.nodes:
+            self.results(node)
+        for node in reversed(self.graph.nodes):
+            if OPERATIONS[node.operation].backward:
+                self.gradients(node)
+
     def _computed(self, name: str) -> np.ndarray:
         if name.startswith(GRADIENT):
             return self._sum(name)

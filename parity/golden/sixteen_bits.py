@@ -67,14 +67,11 @@ def limits(config: ModelConfig, tensors: Mapping[str, np.ndarray], precision: st
         known = {name: _as_given(tensors[name], round) for name in given}
         graph = Dataflow(nodes, known.__contains__, known.__getitem__)
         replay = RoundedReplay(graph, round)
-        for name in (
-            *given,
-            *(each for each in tensors if each in graph.makers or each.startswith(GRADIENT)),
-        ):
-            right = tensors[name]
-            if right.dtype.kind == "f":
-                found = known[name] if name in known else replay.make(name)
-                free = undetermined(config, name, right.shape)
+        replay.run()
+        for name, right in tensors.items():
+            of_pass = name in known or name in graph.makers or name.startswith(GRADIENT)
+            if right.dtype.kind == "f" and of_pass:
+                found, free = replay.get(name), undetermined(config, name, right.shape)
                 found = found if free is None else np.where(free, right, found)
                 worst[name] = max(worst.get(name, 0.0), relative_error(found, right, magnitude(right) or 1.0))
     # Whether one number is off by much or little is chance: a loss may be off as far as what it is made of.
@@ -152,8 +149,9 @@ def _noise(tensors: Tensors, right: Mapping[str, np.ndarray], precision: str) ->
                 known[name] = tensor
             return known[name]
 
-        graph = Dataflow(tensors.graph.nodes, tensors.graph.known, value)
-        replay = RoundedReplay(graph, partial(rounded, precision=precision, random=random))
+        replay = RoundedReplay(
+            tensors.graph.reading(value), partial(rounded, precision=precision, random=random)
+        )
         for name, wanted in right.items():
             error = tensors.determined(name, replay.make(name)) - wanted
             worst[name] = max(worst[name], root_mean_square(error))
