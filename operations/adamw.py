@@ -85,6 +85,15 @@ _MOMENTS = (
 )  # fmt: skip
 
 
+def _not_zeroed(adamw, sums=(), **known):
+    return [_moments(adamw=adamw, **known, g=clipped(each, norm, adamw)) for each, norm in sums]
+
+
+# No step shows it alone. sums: of this weight, as `not_zeroed` has them of all
+GRADIENTS_NOT_ZEROED = wrong_forward("gradients_not_zeroed", _not_zeroed,
+    "the gradients of earlier steps are still in it: zero them before each backward pass")  # fmt: skip
+
+
 def _of_moment(role: str, mistake: Mistake) -> Mistake:
     """A mistake of clipping or of the moments, as one moment shows it."""
 
@@ -102,7 +111,7 @@ def _of_moment(role: str, mistake: Mistake) -> Mistake:
 
 def _moment_step(role: str, equation: str) -> Step:
     """The part of a step that makes one moment, "m" or "v"."""
-    mistakes = tuple(_of_moment(role, mistake) for mistake in (*CLIPPING, *_MOMENTS))
+    mistakes = tuple(_of_moment(role, mistake) for mistake in (*CLIPPING, *_MOMENTS, GRADIENTS_NOT_ZEROED))
     return Step(equation, lambda **known: _moments(**known)[role], mistakes)
 
 

@@ -27,6 +27,29 @@ NORM = (
         "this is the norm after clipping: it is wanted before"),
 )  # fmt: skip
 
+
+def not_zeroed(gradients, max_norm):
+    """The gradients, flat, and their norm in a program that adds them to those of the steps before.
+
+    Two of them: where clipping makes a copy, and where it scales in place what the next step adds to.
+
+    gradients: of each step, the present one last
+    """
+    left = np.zeros(())
+    for each in gradients[:-1]:
+        left = left + each
+        left = left * min(1.0, max_norm / max(_root(left), 1e-300))
+    return [(each, _root(each)) for each in (sum(gradients), left + gradients[-1])]
+
+
+def _root(flat):
+    return np.sqrt(np.sum(flat**2))
+
+
+# Beside those of the joint norm, one that no step shows alone
+NORM_NOT_ZEROED = wrong_forward("norm_not_zeroed", lambda sums: [norm for _, norm in sums],
+    "this is the norm of the gradients of all steps so far: zero them before each backward pass")  # fmt: skip
+
 # Mistakes of clipping: the gradient that enters both moments
 CLIPPING = (
     wrong_forward("clip_missing", lambda gradient, norm, adamw: gradient,

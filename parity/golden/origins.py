@@ -14,6 +14,7 @@ from contract.config import ModelConfig
 from contract.weights import Weights, weight_table
 from numpy_llm import GPT
 from operations.adamw import STEPS
+from operations.clipping import NORM_NOT_ZEROED, not_zeroed
 from operations.dataflow import GRADIENT, Dataflow, record
 from operations.operation import Mistake
 from operations.sampling import MISTAKES, chosen
@@ -203,6 +204,22 @@ def step_origins(config: ModelConfig, adamw: Mapping, value: Callable) -> dict[s
     """
     table, origins = weight_table(config), {}
     norm, max_norm = STEPS[NORM], adamw["max_norm"]
+
+    @cache
+    def gradients(step: int) -> Weights:
+        return pass_of_step(config, value, step)[1]
+
+    @cache
+    def sums(step: int) -> list[tuple[Weights, float]]:
+        """The gradients of a program that does not zero them, in each form of that mistake, and their norm."""
+        flat = [gradients(each).flat for each in range(1, step + 1)]
+        found = not_zeroed(flat, max_norm) if step > 1 else []
+        return [(Weights(table, each), total) for each, total in found]
+
+    def wrong_norms(step: int) -> Wrongs:
+        yield from _wrong(norm.mistakes, {"gradients": gradients(step), "max_norm": max_norm})
+        yield from _wrong([NORM_NOT_ZEROED], {"sums": sums(step)})
+
     for step in range(1, adamw["steps"] + 1):
         inputs = ["tokens", "targets", *(weight_before(name, step) for name in table)]
         run = partial(pass_of_step, config, value, step)
@@ -212,16 +229,18 @@ def step_origins(config: ModelConfig, adamw: Mapping, value: Callable) -> dict[s
         origins[f"adamw.gradient_norm[{step}]"] = Origin(
             NORM, norm.equation, inputs, ("adamw",),
             lambda run=run: norm.right(run()[1], max_norm),
-            lambda run=run: _wrong(norm.mistakes, {"gradients": run()[1], "max_norm": max_norm}),
+            partial(wrong_norms, step),
         )  # fmt: skip
         for kind in ("m", "v", "weights"):
             for name, spec in table.items():
-                origin = _step_origin(kind, name, step, spec.decays, adamw, value)
+                origin = _step_origin(kind, name, step, spec.decays, adamw, value, sums)
                 origins[f"adamw.{kind}.{name}[{step}]"] = origin
     return origins
 
 
-def _step_origin(kind: str, name: str, step: int, decays: bool, adamw: Mapping, value: Callable) -> Origin:
+def _step_origin(
+    kind: str, name: str, step: int, decays: bool, adamw: Mapping, value: Callable, sums: Callable
+) -> Origin:
     moments = {each: f"adamw.{each}.{name}[{step - 1}]" for each in "mv"} if step > 1 else {}
     weight, rate = weight_before(name, step), f"adamw.learning_rate[{step}]"
     gradient = {"gradient": gradient_of_step(name, step), "norm": f"adamw.gradient_norm[{step}]"}
@@ -241,10 +260,13 @@ def _step_origin(kind: str, name: str, step: int, decays: bool, adamw: Mapping, 
         settings = {"adamw": adamw, "step": step, "decays": decays}
         return {role: value(each) for role, each in names.items()} | settings
 
+    def added_up() -> dict:
+        return {} if kind == "weights" else {"sums": [(each[name], total) for each, total in sums(step)]}
+
     return Origin(
         title, known.equation, list(inputs.values()), ("adamw",),
         lambda: known.right(**values(inputs)),
-        lambda: _wrong(known.mistakes, values(extras | inputs)),
+        lambda: _wrong(known.mistakes, values(extras | inputs) | added_up()),
         *covers, decays,
     )  # fmt: skip
 
