@@ -28,7 +28,7 @@ from parity.golden.undetermined import undetermined
 
 PASSES = 8  # of small models; in large ones the worst of many numbers is much the same in every pass
 # The worst of a few passes is not the worst of all.
-ROOM = 3
+ROOM = 4
 
 
 class RoundedReplay(Replay):
