@@ -53,7 +53,7 @@ def diagnose(instance: Instance, output: str, student: Found, earlier: str = "",
     if not known and _fits(wanted[:1], found[:1]) and np.isfinite(found[1]).all():
         hint = "right on your instance, wrong on one of other sizes: a size is written as a number"
         return Hint(hint, hint)
-    for name in solutions[0]:
+    for name in () if known else solutions[0]:
         if name != output and _fits([solution[name] for solution in solutions], found):
             hint = f"this is {name}, not {output}: see which stands where in what you return"
             return Hint(hint, hint)

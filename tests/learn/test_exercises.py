@@ -230,12 +230,16 @@ def test_a_mistake_gets_its_hint(slip, mark):
 
 
 def check_slip(slip, seed, mark):
-    """The slip's output is marked wrong and gets the slip's hint."""
+    """The slip's output is marked wrong and gets the slip's hint; the other outputs get no other cause."""
     exercise, answer = EXERCISES[slip.exercise], ANSWERS[slip.exercise].strip() + "\n"
     assert slip.old in answer
     marks = mark(exercise, seed, filled_in(exercise, seed, answer.replace(slip.old, slip.new)))
     assert not marks[slip.output].right
     assert slip.hint in marks[slip.output].hint, (seed, marks[slip.output].hint)
+    causes = {each.cause for each in marks.values() if each.cause}
+    # Where two outputs stand for each other, each is told of the other; and not every error has a cause.
+    causes = {each for each in causes if not each.endswith(("in what you return", "explains"))}
+    assert len(causes) <= 1, causes
 
 
 def test_the_places_of_an_error_are_told_in_few_words():
