@@ -53,7 +53,8 @@ def twin_pack(folder: Path, source: str, **settings) -> Pack:
     # Only ids are compared: no text is read.
     checkpoint = import_model(published_folder(folder), lambda: encoding_of("bytes", [b"\0"]), dropout=0.0)
     name = source if is_plain(source) else folder.resolve().name
-    return make_pack(name, checkpoint.config, weights=checkpoint.weights, steps=0, **settings)
+    # It is compared in float32.
+    return make_pack(name, checkpoint.config, weights=checkpoint.weights, steps=0, coarse=(), **settings)
 
 
 def load_model(folder: Path, dtype=None):

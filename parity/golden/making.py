@@ -1,5 +1,6 @@
 """Making a golden pack: a pass of the model, what it writes, and steps of AdamW, every tensor of them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from types import ModuleType
 
@@ -38,6 +39,7 @@ def make_pack(
     B: int = 3,
     T: int | None = None,
     seed: int = 3,
+    coarse: Iterable[str] = tuple(SIXTEEN_BITS),
     **adamw: float,
 ) -> Pack:
     """A pack of any model.
@@ -45,6 +47,7 @@ def make_pack(
     config: its dropout is left out; weights: any precision, rounded to float32; None draws lively ones
     B, T: shape of the batch; T one less than the context, at most 64, where it is not given
     seed: of the weights and the batch
+    coarse: the types in 16 bits to measure limits of
     adamw: settings other than those of `ADAMW`; its steps are 0 for none
 
     Raises ConfigError for an impossible batch or setting, or a pack of more than 4 GB.
@@ -70,8 +73,8 @@ def make_pack(
         config, given, tensors, lambda weights: _trained(config, weights, *batch, adamw, numpy_llm)[1]
     )
     apart |= dict.fromkeys(("greedy.logits", "sampled.logits"), apart["logits"])
-    coarse = {precision: limits(config, tensors, precision) for precision in SIXTEEN_BITS}
-    return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors, apart, coarse), config, tensors)
+    of_coarse = {precision: limits(config, tensors, precision) for precision in coarse}
+    return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors, apart, of_coarse), config, tensors)
 
 
 def _checked(adamw: dict) -> dict:
