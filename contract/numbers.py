@@ -47,7 +47,9 @@ SIXTEEN_BITS = {
 def spacing(tensor: np.ndarray, precision: str) -> np.ndarray:
     """How far apart the numbers of a type in 16 bits are around each number of a tensor."""
     digits, least, _ = SIXTEEN_BITS[precision]
-    return np.ldexp(1.0, np.maximum(np.frexp(tensor)[1] - digits, least)).astype(np.asarray(tensor).dtype)
+    tensor = np.asarray(tensor)
+    exponent = np.maximum(np.frexp(tensor)[1] - digits, least)
+    return np.ldexp(tensor.dtype.type(1), exponent)
 
 
 def rounded(tensor: np.ndarray, precision: str, random: np.random.Generator | None = None) -> np.ndarray:
@@ -57,12 +59,19 @@ def rounded(tensor: np.ndarray, precision: str, random: np.random.Generator | No
         without it to the nearest, a tie to the even one
     """
     apart = spacing(tensor, precision)
-    steps = np.asarray(tensor) / apart
-    steps = np.rint(steps) if random is None else np.floor(steps + random.random(steps.shape, apart.dtype))
+    kept = np.asarray(tensor / apart)
+    if random is None:
+        np.rint(kept, out=kept)
+    else:
+        kept += random.random(kept.shape, kept.dtype)
+        np.floor(kept, out=kept)
     with np.errstate(over="ignore"):
-        kept = steps * apart
-    return np.where(
-        np.abs(kept) > SIXTEEN_BITS[precision].largest, np.copysign(np.array(inf, kept.dtype), kept), kept
+        kept *= apart
+    largest = SIXTEEN_BITS[precision].largest
+    return (
+        np.where(np.abs(kept) > largest, np.copysign(kept.dtype.type(inf), kept), kept)
+        if magnitude(kept) > largest
+        else kept
     )
 
 

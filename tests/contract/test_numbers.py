@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from contract.numbers import central_difference, magnitude, relative_error, slope
+from contract.numbers import (
+    SIXTEEN_BITS,
+    central_difference,
+    magnitude,
+    relative_error,
+    rounded,
+    slope,
+    spacing,
+)
 
 
 def test_relative_error():
@@ -67,3 +75,42 @@ def test_slope():
     with pytest.raises(ZeroDivisionError):
         slope(lambda: 1 / 0, tensor, 1e-3)
     np.testing.assert_array_equal(tensor, before)
+
+
+@pytest.mark.parametrize(
+    ("precision", "number", "nearest"),
+    [
+        ("bfloat16", 1 + 2**-8, 1.0),  # a tie goes to the even one
+        ("bfloat16", 1 + 3 * 2**-8, 1 + 2**-6),
+        ("bfloat16", 3.4e38, math.inf),
+        ("bfloat16", 2**-133, 2**-133),
+        ("bfloat16", 2**-135, 0.0),
+        ("float16", 1 + 2**-11, 1.0),
+        ("float16", 65519.0, 65504.0),
+        ("float16", -65520.0, -math.inf),
+        ("float16", 3 * 2**-25, 2**-23),
+    ],
+)
+def test_rounded_to_16_bits(precision, number, nearest):
+    """As IEEE 754 rounds, in either type of the tensor, 0-dimensional too."""
+    for dtype in (np.float32, np.float64):
+        found = rounded(np.array(number, dtype), precision)
+        assert (found.dtype, found.shape, float(found)) == (dtype, (), nearest)
+
+
+def test_rounded_is_what_numpy_rounds():
+    """For float16, which NumPy has, at every size that it holds."""
+    random = np.random.default_rng(0)
+    tensor = (random.normal(size=20_000) * 10.0 ** random.uniform(-9, 5, 20_000)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        assert np.array_equal(rounded(tensor, "float16"), tensor.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("precision", SIXTEEN_BITS)
+def test_rounded_by_chance(precision):
+    """To one of the two neighbours, so that the mean is the number; what 16 bits hold stays."""
+    step = float(spacing(np.array(1.3), precision))
+    found = rounded(np.full(40_000, 1 + 0.3 * step), precision, np.random.default_rng(1))
+    assert {*found.tolist()} == {1.0, 1 + step}
+    assert abs((found.mean() - 1) / step - 0.3) < 0.01
+    assert np.array_equal(rounded(found, precision, np.random.default_rng(2)), found)
