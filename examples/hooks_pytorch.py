@@ -35,7 +35,7 @@ def main(folder: Path, out: Path):
 
     def run(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         logits = model(tokens, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         return {"logits": logits, "loss": loss}
 
     found = record(load(folder), run)

@@ -156,8 +156,8 @@ def _compared(tensors: Tensors, name: str, golden: np.ndarray, found: np.ndarray
 
 
 def _stored(tensors: Tensors, rows: list[Row]) -> str:
-    """The type in 16 bits that all numbers of the diverging tensors are of, "" for none."""
-    diverging = [tensors.found[row.name] for row in rows if not row.holds]
+    """The type in 16 bits that all numbers of the diverging tensors are of, "" for none. A loss is often kept wider."""
+    diverging = [tensors.found[row.name] for row in rows if not row.holds and row.shape]
     made_of = (
         kind
         for kind in SIXTEEN_BITS

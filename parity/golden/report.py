@@ -19,6 +19,11 @@ def describe(report: Report) -> list[str]:
     for count, words in ((len(report.missing), "not in your dump"), (len(report.unknown), "not in the pack")):
         verdict += f"; {count} {words}" if count else ""
     lines = [f"{report.pack}, {report.dtype}: {verdict}"]
+    if report.stored:
+        lines.append(
+            f"all numbers that diverge are numbers of {report.stored}: if that is what you computed in, "
+            f"--precision {report.stored}"
+        )
     if numbers := [row for row in report.rows if row.limit and not diverging]:  # tokens are right or wrong
         worst = max(numbers, key=lambda row: row.error / row.limit)
         lines.append(f"nearest to its limit: {worst.name}, error {worst.error:.2g}, limit {worst.limit:g}")
@@ -49,11 +54,6 @@ def describe(report: Report) -> list[str]:
     if diverging and "float64" in report.dtype and report.within_float32 and not explained:
         lines.append(
             "every error is as small as float32's rounding: if that is what you computed in, --precision float32"
-        )
-    if report.stored:
-        lines.append(
-            f"all numbers that diverge are numbers of {report.stored}: if that is what you computed in, "
-            f"--precision {report.stored}"
         )
     return lines
 

@@ -132,6 +132,18 @@ def test_transformers_agrees(name, autocast, precision, packs, tmp_path):
     )
 
 
+def test_pytorchs_layer_norm_on_a_cpu_is_told(large_batches, tmp_path):
+    """It adds up its weights' gradients in their own type: seen in PyTorch 2.13.0, and the docs say so."""
+    pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
+    export_pack(large_batches[0], "huggingface", tmp_path / "out")
+    dump = run_hooked(load_model(tmp_path / "out", torch.bfloat16), large_batches[0])
+    report = compare_dump(dump, large_batches[0], precision="bfloat16")
+    assert {"gradient.final_norm.weight", "gradient.blocks.0.norm_1.bias"} <= {
+        row.name for row in report.diverging
+    }
+    assert {*_told(report)} == {"dnorm_weight_in_16_bits", "dnorm_bias_in_16_bits"}
+
+
 @pytest.mark.parametrize("name", pack_names())
 def test_the_twin_agrees(name, packs):
     """In bfloat16 by autocast, everything that it traces."""
