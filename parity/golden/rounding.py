@@ -1,10 +1,12 @@
 """How far an honest float32 pass strays from a pack: what the twin itself does, summing in several orders.
 
 The channels of the residual stream and the width of the feed-forward layer have no order of their own: a model with
-both shuffled computes the same numbers, shuffled, and adds up each product's terms in another order.
+both shuffled computes the same numbers, shuffled, and adds up each product's terms in another order. The angles of
+rotary positions are in float64 in the twin, and in float32 in most other programs: in one of the orders here too.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from contract.config import ModelConfig
 from contract.numbers import magnitude, relative_error
 from contract.randomness import generator
 from contract.weights import Weights
+from numpy_llm.positions import rotary_frequencies, rotary_table
+from operations.operation import replaced
 from parity.golden.undetermined import dimensions, undetermined
 
 ORDERS = 2
@@ -42,7 +46,9 @@ def strays(
         for name, weight in given.items():
             weights[name][...] = _taken(config, name, weight, shuffled)
         back = {letter: np.argsort(places) for letter, places in shuffled.items()}
-        for name, tensor in compute(weights).items():
+        with replaced(rotary_table, _table_in_float32) if order else nullcontext():
+            computed = compute(weights)
+        for name, tensor in computed.items():
             if tensor.dtype.kind != "i":
                 right = golden[name]
                 free_of_loss = undetermined(config, name, right.shape)
@@ -52,6 +58,13 @@ def strays(
                 error = relative_error(found, right, magnitude(right) or 1.0)
                 worst[name] = max(worst.get(name, 0.0), error)
     return worst
+
+
+def _table_in_float32(rotary, head_size, length, dtype):
+    """`rotary_table` of angles that are products in float32."""
+    frequencies = rotary_frequencies(rotary, head_size).astype(np.float32)
+    angle = np.arange(length, dtype=np.float32)[:, None] * frequencies
+    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
 
 def _taken(config: ModelConfig, name: str, tensor: np.ndarray, shuffled: Mapping[str, np.ndarray]):
