@@ -1,5 +1,6 @@
 """Decoding: both twins write the tokens of the definition, with the key/value cache and without it."""
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib import import_module
 from itertools import product
@@ -83,12 +84,16 @@ def _defined_text(number: int, sampling: str, sequence: int) -> list[int]:
     return tokens[-NEW_TOKENS:]
 
 
-def check_generation(twins: Twins):
+def check_generation(twins: Twins, numbers: Sequence[int] = range(PROMPTS)):
     """In float64 both twins write the tokens of the definition, greedy and sampled, cache or not.
 
     Prompts are shorter and longer than the context, and what is written goes beyond its edge.
+
+    numbers: of the prompts
     """
-    for number, prompt in enumerate(prompts()):
+    every = prompts()
+    for number in numbers:
+        prompt = every[number]
         for sampling, use_cache, package in product(SAMPLINGS, (True, False), twins):
             write = _twin_text if package is twins.twin else _text
             found = write(package, "float64", number, sampling, use_cache)

@@ -1,5 +1,7 @@
 """Witnesses beside the twin: central differences, and the GPT-2 of Hugging Face's `transformers`."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from contract.components import COMPONENTS
@@ -39,9 +41,9 @@ TINY_CASES = [
 ]  # fmt: skip
 
 
-def check_differences(twins: Twins):
+def check_differences(twins: Twins, cases: Sequence[Case] = TINY_CASES):
     """In tiny models the gradient of every single weight is what the loss does when that weight is moved."""
-    for case in TINY_CASES:
+    for case in cases:
         model, gradients, loss = _differentiated(twins, case)
         found = {name: np.empty_like(weight) for name, weight in model.weights.items()}
         for name, weight in model.weights.items():

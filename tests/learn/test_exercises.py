@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -30,6 +31,12 @@ def own_mistakes(exercise):
     return {*composites.MISTAKES, *family.MISTAKES, *of_steps}
 
 
+@cache
+def instance_of(name, seed):
+    """An instance with its wrong outputs and differences, which take the time: many files are marked against it."""
+    return Instance(EXERCISES[name], EXERCISES[name].trials(seed), seed)
+
+
 each_exercise = pytest.mark.parametrize("exercise", COURSE, ids=EXERCISES)
 
 
@@ -40,18 +47,18 @@ def mark(tmp_path):
     def run(exercise, seed, text):
         module = ModuleType("student")
         exec(compile(text, "student.py", "exec"), module.__dict__)
-        trials = exercise.trials(seed)
-        write_request(tmp_path, exercise, trials, DEFAULT_LIMITS, trusted=True)
+        instance = instance_of(exercise.name, seed)
+        write_request(tmp_path, exercise, instance.trials, DEFAULT_LIMITS, trusted=True)
         request = json.loads((tmp_path / "request.json").read_text())
         with np.load(tmp_path / "request.npz") as file:
             sent = dict(file)
         changed, arrays = [], {}
-        for place in range(len(trials)):
+        for place in range(len(instance.trials)):
             outputs, changed_now = runner.run_trial(module, request, sent, place)
             arrays |= {f"{place}/{name}": runner.as_array(value) for name, value in outputs.items()}
             changed += changed_now
         reply = Reply("", True, {}, changed, arrays)
-        return {each.name: each for each in judge(Instance(exercise, trials, seed), reply)}
+        return {each.name: each for each in judge(instance, reply)}
 
     return run
 
@@ -145,7 +152,7 @@ def test_known_mistakes_are_diagnosed(exercise):
 
     It is graded as if a student had handed in the project's own functions with the mistake made in them.
     """
-    instance = Instance(exercise, exercise.trials(0))
+    instance = instance_of(exercise.name, 0)
     for mistake in instance.wrong:
         pairs = enumerate(zip(instance.solutions, mistake.trials, strict=True))
         arrays = {
@@ -171,7 +178,7 @@ FAMILY = (
 def test_the_familys_exercises_know_three_mistakes_each(name):
     """At least, and each has been made in a student's file, too."""
     exercise = EXERCISES[name]
-    assert len({mistake.name for mistake in Instance(exercise, exercise.trials(0)).wrong}) >= 3
+    assert len({mistake.name for mistake in instance_of(name, 0).wrong}) >= 3
     assert len([slip for slip in SLIPS if slip.exercise == name]) >= 3
 
 
