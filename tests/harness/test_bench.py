@@ -28,7 +28,7 @@ from harness.training.contestants import (
 )
 from harness.training.machine import peak_memory, versions
 from harness.training.recipes import RECIPES, Recipe
-from tests.harness.launched import ended, start_ranks
+from tests.harness.launched import NEW, ended, start_ranks
 
 ROOT = Path(__file__).parents[2]
 TINY = preset("nano", vocab_size=11, n_layer=1, n_head=2, d_model=16, context_length=8)
@@ -220,7 +220,7 @@ def test_the_ways_to_share_are_measured(tmp_path):
     """Under torchrun one process is measured against all, by each way; the leader alone speaks."""
     file = tmp_path / "ways.json"
     flags = ("nano", "--turns", "1", "--json", file)
-    (code, out, _), other = ended(start_ranks(2, *flags, command=("bench",)))
+    (code, out, _), other = ended(start_ranks(2, *flags, command=("bench",), python=NEW))
     assert (code, other) == (0, (0, "", ""))
     machine, *table = out.splitlines()
     assert "2 processes, 1 thread" in machine

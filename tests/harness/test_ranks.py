@@ -15,7 +15,7 @@ from harness.training.checkpoint import load_checkpoint
 from harness.training.metrics import read_metrics
 from harness.training.runs import resume_run
 from harness.training.tree_sum import tree_sum
-from tests.harness.launched import ROOT, bits, ended, start_ranks, train_alone, train_ranks
+from tests.harness.launched import NEW, ROOT, bits, ended, start_ranks, train_alone, train_ranks
 
 pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
 
@@ -116,7 +116,7 @@ def test_a_process_that_is_killed_costs_no_bit(run_cli, text, tmp_path):
     )
     assert [said for _, *said in found[1:]] == [["", ""]] * 3
     assert load_checkpoint(run / "latest").step < 40
-    said = train_ranks(2, "--resume", "--out", run)
+    said = train_ranks(2, "--resume", "--out", run, python=NEW)
     assert (
         "processes   2; one, or any that torchrun starts, give the same bits with --accumulate 4 --threads 1"
         in said
@@ -125,12 +125,15 @@ def test_a_process_that_is_killed_costs_no_bit(run_cli, text, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [NANO, MODERN], ids=["nano", "modern"])
-def test_the_same_bits_on_any_number_of_processes(run_cli, text, tmp_path, model):
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [(NANO, 8), (MODERN, 4)],  # 2 and 4 of nano: the test above
+    ids=["nano", "modern"],
+)
+def test_the_same_bits_on_any_number_of_processes(run_cli, text, tmp_path, model, size):
     """Weights, moments and metrics after 20 steps of eight micro-batches."""
     common = ["--text", text, *model.split(), *SETTINGS.split(), "--accumulate", "8"]
     train_alone(run_cli, *common, "--out", tmp_path / "alone")
-    size = 8 if model == NANO else 4  # 2 and 4 of nano: the test above
     train_ranks(size, *common, "--out", tmp_path / "shared")
     assert bits(tmp_path / "shared") == bits(tmp_path / "alone")
 

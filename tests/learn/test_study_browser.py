@@ -409,8 +409,8 @@ def test_the_slider_moves(page):
     [
         (1280, False),
         (390, True),
-        pytest.param(1280, True, marks=pytest.mark.slow),
-        pytest.param(390, False, marks=pytest.mark.slow),
+        pytest.param(1280, True, marks=pytest.mark.endurance),
+        pytest.param(390, False, marks=pytest.mark.endurance),
     ],
 )
 def test_it_fits(page, screenshots, width, dark):

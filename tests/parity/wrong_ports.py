@@ -12,6 +12,7 @@ import numpy_llm
 from contract.weights import Weights
 from operations import adamw
 from operations.catalogue import OPERATIONS
+from operations.dataflow import Dataflow
 from operations.operation import Mistake, Operation, made
 from parity.fault_table import FAULTS
 from parity.faults import Fault, injected
@@ -60,6 +61,12 @@ def right_dump(name: str, dtype: str) -> dict[str, np.ndarray]:
     return dump_of(load_pack(name), dtype)
 
 
+@cache
+def pass_of(name: str) -> tuple[Dataflow, dict[str, Origin]]:
+    """The dataflow of a pack's pass, and what makes each of its tensors."""
+    return pass_origins(load_pack(name).config)
+
+
 def first_shown(port: Port, packs: dict[str, Pack]) -> Report | None:
     """The check of the first dump that shows the mistake; None where none does.
 
@@ -71,7 +78,7 @@ def first_shown(port: Port, packs: dict[str, Pack]) -> Report | None:
         for name, pack in small_first:
             if name != ONLY_IN.get(port.explanation, name):
                 continue
-            graph, origins = pass_origins(pack.config)
+            graph, origins = pass_of(name)
             if port.operation in OPERATIONS and not any(n.operation == port.operation for n in graph.nodes):
                 continue
             dump = dump_of(pack, dtype, port)
