@@ -13,6 +13,7 @@ from harness.training.settings import Machine
 # has ended is noticed at once, since its connection closes.
 PATIENCE = timedelta(days=30)
 EXCHANGED = 1 << 22  # numbers sent at a time, but for a larger tensor
+_ENDED = []  # groups of processes that this one has left
 
 
 class Sharing(NamedTuple):
@@ -148,6 +149,9 @@ class Ranks:
 
     def leave(self):
         """End this rank's connection."""
+        # Kept, or the reducer of `--overlap` may be the last to let it go: that waits for threads of the group without
+        # releasing Python's lock, for which they may wait.
+        _ENDED.append(self._dist.group.WORLD)
         self._dist.destroy_process_group()
 
     @contextmanager
