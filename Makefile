@@ -18,9 +18,9 @@ test: .venv/dev.stamp  ## everything that must hold, the slow proofs included
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not endurance" --durations 30 --durations-min 10
 
-reliability: .venv/dev.stamp  ## a hundred kills, a thousand flipped bytes, a gigabyte, a long soak, more seeds
+reliability: .venv/dev.stamp  ## a hundred kills, a thousand flipped bytes, a gigabyte, a long soak, more seeds and models
 	$(BIN)/python -m pytest -m "" tests/reliability
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m endurance parity tests/learn
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m endurance --ignore tests/reliability
 
 check: .venv/dev.stamp  ## the same without the slow proofs, for every change
 	$(BIN)/ruff check .

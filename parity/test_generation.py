@@ -32,9 +32,10 @@ from parity.decoding import (
 from parity.passes import Twins
 
 
-def test_every_token():
-    """50 prompts by 64 tokens, greedy and sampled, cache on and off, in float64."""
-    check_generation(Twins())
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.endurance)])
+def test_every_token(every):
+    """Every third of 50 prompts, or each, by 64 tokens, greedy and sampled, cache on and off, in float64."""
+    check_generation(Twins(), range(0, PROMPTS, every))
 
 
 def test_pieces():

@@ -281,7 +281,7 @@ def test_more_steps_on_resume(train, succeed):
 def straight(text, tmp_path_factory):
     """The command of a run without its folder, and the folder of one that was never interrupted."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    flags = f"{SMALL} --steps 1500 --dropout 0.1 --eval-interval 100".split()
+    flags = f"{SMALL} --steps 600 --dropout 0.1 --eval-interval 50".split()
     base = [sys.executable, "cli.py", "train", "--text", text, *flags]
     subprocess.run([*base, "--out", folder], cwd=ROOT, capture_output=True, check=True)
     return base, folder
@@ -302,13 +302,13 @@ def test_stopping_by_signal(straight, tmp_path, name):
         text=True,
     ) as process:
         for line in process.stderr:
-            if line.startswith("step    100"):
+            if line.startswith("step     50"):
                 break
         process.send_signal(getattr(signal, name))
         _, err = process.communicate(timeout=600)
     assert process.returncode == 130
     stopped = config(tmp_path / "run")["step"]
-    assert 100 <= stopped < 1500
+    assert 50 <= stopped < 600
     assert f"stopped at step {stopped:,}; continue with: python cli.py train --resume --out" in err
     resume = [sys.executable, "cli.py", "train", "--resume", "--out", tmp_path / "run"]
     subprocess.run(resume, cwd=ROOT, capture_output=True, check=True)

@@ -344,13 +344,13 @@ def write_repeated(path, size):
 
 
 @not_on_windows
-@pytest.mark.parametrize(("kind", "mebibytes"), [("bytes", 64), ("ranks", 24)])
-def test_memory_stays_flat(tmp_path, ranks, kind, mebibytes):
+@pytest.mark.parametrize("kind", ["bytes", "ranks"])
+def test_memory_stays_flat(tmp_path, ranks, kind):
     """A text four times as long takes no more memory; what it grows by is less than the text by far."""
     save_ranks(ranks, tmp_path / "small.tiktoken")
     tokenizer = "bytes" if kind == "bytes" else tmp_path / "small.tiktoken"
-    short = write_repeated(tmp_path / "short.txt", mebibytes << 18)
-    long = write_repeated(tmp_path / "long.txt", mebibytes << 20)
+    short = write_repeated(tmp_path / "short.txt", 6 << 20)
+    long = write_repeated(tmp_path / "long.txt", 24 << 20)
     before, after = peaks(tokenizer, tmp_path / "out.bin", short, long)
     long.unlink()
     assert after - before < 10

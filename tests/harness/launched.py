@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from harness.training.checkpoint import load_checkpoint
 
@@ -30,7 +31,9 @@ class Forked:
         self._folder = TemporaryDirectory()
         self._outputs = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
         self._process = context.Process(target=_run, args=(arguments, environment, self._outputs))
-        self._process.start()
+        # PyTorch reads it when it is imported, before which a rank sets it.
+        with patch.dict(os.environ, {"TORCH_CPP_LOG_LEVEL": "ERROR"}):
+            self._process.start()
         self.kill, self.pid = self._process.kill, self._process.pid
 
     @property
@@ -41,7 +44,8 @@ class Forked:
         self._process.join(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired("cli.py", timeout)
-        return tuple(path.read_text(encoding="utf-8") for path in self._outputs)
+        with self._folder:
+            return tuple(path.read_text(encoding="utf-8") for path in self._outputs)
 
 
 def _run(arguments: list[str], environment: dict[str, str], outputs: list[Path]):

@@ -178,7 +178,11 @@ def written_together(measure):
 
 @pytest.mark.parametrize(
     "measured",
-    ["trained", *(pytest.param(name, marks=pytest.mark.slow) for name in ("written", "written_together"))],
+    [
+        "trained",
+        pytest.param("written", marks=pytest.mark.endurance),  # by those who write several together, too
+        pytest.param("written_together", marks=pytest.mark.slow),
+    ],
 )
 def test_a_recipe_is_measured(measured, request):
     """Every contestant gets its turns, each of at least three units, in a process with memory of its own."""

@@ -12,10 +12,11 @@ from contract.presets import preset
 from harness.training.memory import check_memory, estimate_memory
 from harness.training.ranks import Sharing
 from harness.training.settings import TrainingSettings
-from tests.harness.launched import ROOT, ended, start_ranks, train_alone
+from tests.harness.launched import ROOT, ended, start_ranks
 
 torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[dev]')")
 
+LARGE = "--preset nano --n-layer 6 --n-head 6 --d-model 384 --context-length 256"
 # A process between this one and a command, which keeps this one's size out of its figure.
 BETWEEN = (
     "import resource, subprocess, sys\n"
@@ -50,11 +51,11 @@ def measured(command) -> tuple[str, int]:
         pytest.param("--backend torch --preset nano --dropout 0.1 --dtype float64", marks=pytest.mark.slow),
         "--backend torch --preset gemma-2-2b --n-layer 3 --d-model 64 --context-length 512 --batch-size 4",
         *(
-            pytest.param(f"--backend {backend} {shape} --batch-size 4", marks=pytest.mark.slow)
-            for backend, shape in (
-                ("numpy", "--preset nano --n-layer 6 --n-head 6 --d-model 384 --context-length 256"),
-                ("torch", "--preset nano --n-layer 6 --n-head 6 --d-model 384 --context-length 256"),
-                ("numpy", "--preset gpt2 --context-length 64"),
+            pytest.param(f"--backend {backend} {shape} --batch-size 4", marks=mark)
+            for backend, shape, mark in (
+                ("numpy", LARGE, pytest.mark.slow),
+                ("torch", LARGE, pytest.mark.slow),
+                ("numpy", "--preset gpt2 --context-length 64", pytest.mark.endurance),
             )
         ),
     ],
@@ -83,25 +84,24 @@ def test_memory_counts_what_grows_with_the_text(T):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux (the figure is its kernel's)")
-@pytest.mark.parametrize("way", ["exact", "shard"])
-def test_memory_of_each_process_is_as_estimated(run_cli, tmp_path, text, way):
-    """The leader's and the other's of two, of a model of 101 MB. The sharded ones go on with a run of one process."""
+def test_memory_of_each_process_is_as_estimated(tmp_path, text):
+    """The leader's and the other's of two, of a model of 101 MB, and of sharded ones that go on with their run."""
     model = "--preset nano --n-layer 8 --d-model 512 --context-length 64 --batch-size 8 --accumulate 4"
     short, run = tmp_path / "short.txt", ["--out", tmp_path / "run"]
     short.write_text(
         "".join(text.read_text().splitlines(keepends=True)[:60])
     )  # the evaluations take the time
-    flags = ["--text", short, *model.split(), "--steps", "2", *run]
-    if way == "shard":
-        train_alone(run_cli, *flags)
-        flags = ["--resume", "--shard", "--steps", "3", *run]
-    processes = start_ranks(2, *flags, python=[sys.executable, "-c", BETWEEN])
-    (said, leader), (_, other) = (out.rstrip().rsplit(" ", 1) for _, out, _ in ended(processes))
-    assert 0.8 < told(said) / int(leader) < 1.2
-    assert int(other) < 1.1 * int(leader)
-    print(
-        f"{way}: told {told(said) / 1e6:.0f} MB; leader {int(leader) / 1e6:.0f}, other {int(other) / 1e6:.0f}"
-    )
+    for way, flags in (
+        ("exact", ["--text", short, *model.split(), "--steps", "2"]),
+        ("shard", ["--resume", "--shard", "--steps", "3"]),
+    ):
+        processes = start_ranks(2, *flags, *run, python=[sys.executable, "-c", BETWEEN])
+        (said, leader), (_, other) = (out.rstrip().rsplit(" ", 1) for _, out, _ in ended(processes))
+        assert 0.8 < told(said) / int(leader) < 1.2
+        assert int(other) < 1.1 * int(leader)
+        print(
+            f"{way}: told {told(said) / 1e6:.0f} MB, leader {int(leader) / 1e6:.0f}, other {int(other) / 1e6:.0f}"
+        )
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch):

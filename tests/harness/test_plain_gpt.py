@@ -42,8 +42,14 @@ def test_the_rival_computes_the_same():
     assert ours[2] < ours[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TURNS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("nano", marks=pytest.mark.slow),
+        pytest.param("medium", marks=pytest.mark.slow),
+        pytest.param("gpt2", marks=pytest.mark.endurance),
+    ],
+)
 def test_the_twin_is_as_fast(name):
     """The least time of a step, in turn; up to three times more, since a busy machine gives either one the worse."""
     twin, rival = steps(RECIPES[name])
