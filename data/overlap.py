@@ -59,7 +59,9 @@ def _passages(
 
 def _powers(base: int, count: int) -> np.ndarray:
     """base^0, base^1, ... modulo 2^64, as uint64."""
-    return np.multiply.accumulate(np.array([1, *[base] * (count - 1)], np.uint64))
+    factors = np.full(count, base, np.uint64)
+    factors[:1] = 1
+    return np.multiply.accumulate(factors)
 
 
 def _hashes(tokens: np.ndarray, length: int, powers: np.ndarray, inverses: np.ndarray) -> np.ndarray:

@@ -151,7 +151,7 @@ print(median(cost[tenth : 2 * tenth]), median(cost[-tenth:]))
 
 @linux
 @pytest.mark.parametrize(
-    "steps", [pytest.param(2000, marks=pytest.mark.slow), pytest.param(20_000, marks=pytest.mark.endurance)]
+    "steps", [pytest.param(1200, marks=pytest.mark.slow), pytest.param(20_000, marks=pytest.mark.endurance)]
 )
 def test_soak(tmp_path, text, steps, figure):
     """Many steps later a run takes the same memory, files, threads and time a step, checkpoints on the way."""
