@@ -117,14 +117,21 @@ def usual_tokens(config: ModelConfig) -> int:
 
 
 def computed(
-    config: ModelConfig, given: Weights, tokens, targets, adamw: dict, package: ModuleType = numpy_llm
+    config: ModelConfig,
+    given: Weights,
+    tokens,
+    targets,
+    adamw: dict,
+    package: ModuleType = numpy_llm,
+    texts=True,
 ) -> dict[str, np.ndarray]:
     """Everything in a pack that a program has to compute from the weights and the batch.
 
     given: the weights, whose precision is computed in; package: `numpy_llm` or a changed copy of it
+    texts: whether new tokens are among it
     """
     model, record = _trained(config, given, tokens, targets, adamw, package)
-    return record | _continuations(model, tokens[0, : max(1, tokens.shape[1] // 2)])
+    return record if not texts else record | _continuations(model, tokens[0, : max(1, tokens.shape[1] // 2)])
 
 
 def _trained(config, given, tokens, targets, adamw, package) -> tuple:

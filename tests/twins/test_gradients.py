@@ -644,7 +644,7 @@ def tokens_and_targets(shape, seed, vocab_size=7):
     return drawn[:, :-1], drawn[:, 1:]
 
 
-@pytest.mark.parametrize("seed", [22, 23])
+@pytest.mark.parametrize("seed", [22, pytest.param(23, marks=pytest.mark.endurance)])
 @pytest.mark.parametrize(("changes", "shape"), MODELS)
 def test_model_gradients(make_model, changes, shape, seed):
     """In whole tiny models, every element of every parameter's gradient is that of central differences."""
