@@ -141,9 +141,16 @@ def varied_text(size: int):
         yield block
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs Linux or macOS (Windows has no getrusage)")
-@pytest.mark.parametrize("tokenizer", ["bytes", "data/tense.tiktoken"])
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        pytest.param(
+            "bytes", marks=pytest.mark.endurance
+        ),  # flat memory is a test of data/test_prepare.py, too
+        pytest.param("data/tense.tiktoken", marks=pytest.mark.slow),
+    ],
+)
 def test_a_large_text_in_little_memory(tmp_path, tokenizer):
     """20 MB are prepared within 130 MB, Python included, to the tokens that encoding a part at once gives."""
     text, out = tmp_path / "large.txt", tmp_path / "large.bin"

@@ -78,9 +78,10 @@ def hostile_run(tmp_path_factory):
 @posix
 def test_a_dead_stderr_ends_no_training(tmp_path, text):
     """Closed, full, or a pipe that nobody reads: training goes on to its end."""
+    flags = shlex.join([*SMALL, "--steps", "4", "--eval-interval", "1", "--eval-tokens", "64"])
     for number, sink in enumerate(("2>&-", "2>/dev/full", "2>&1 >/dev/null | true")):
         out = tmp_path / str(number)
-        line = f'CLI train --text "$1" --out "$2" {shlex.join(SMALL)} --steps 4 --eval-interval 1 {sink}'
+        line = f'CLI train --text "$1" --out "$2" {flags} {sink}'
         result = shell(line + "; exit ${PIPESTATUS[0]}", text, out)
         assert result.returncode == 0, sink
         assert load_checkpoint(out / "latest").step == 4

@@ -59,10 +59,20 @@ def steps(config, count=2, **settings):
     return numbers, backend.weights()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
-def test_one_graph_with_the_same_numbers(config, dtype, graphs):
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float32") for name in MODELS),
+        ("modern", "bfloat16"),
+        *(
+            pytest.param(name, "bfloat16", marks=pytest.mark.endurance)
+            for name in ("nano", "caps and windows")
+        ),
+    ],
+)
+def test_one_graph_with_the_same_numbers(name, dtype, graphs):
     """`fullgraph` refuses a break; micro-batches and steps share the one graph, in which no table is computed."""
+    config = MODELS[name]
     wanted, weights = steps(config, dtype=dtype)
     assert not graphs
     found, theirs = steps(config, dtype=dtype, compile=True)

@@ -120,7 +120,7 @@ def _progress(run_folder: RunFolder) -> float:
 
 
 @posix
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.endurance)])
 def test_a_signal_saves_within_five_seconds(tmp_path, text, name, figure):
     """The process that is told to stop leaves a checkpoint and is gone in time, also with a large model.
 
