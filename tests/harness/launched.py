@@ -26,7 +26,7 @@ class Forked:
     def __init__(self, arguments: list[str], environment: dict[str, str]):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
-            ["torch._dynamo", "torch.distributed", "cli", "harness.training.torch_backend"]
+            ["torch._dynamo", "torch.distributed", "cli", "harness.training.shards"]
         )
         self._folder = TemporaryDirectory()
         self._outputs = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
