@@ -36,8 +36,15 @@ def losses(tmp_path):
     return train
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("preset", ["nano", "modern"])
+@pytest.mark.parametrize(
+    ("preset", "dtype"),
+    [
+        ("nano", "float64"),
+        pytest.param("nano", "float32", marks=pytest.mark.endurance),
+        ("modern", "float64"),
+        ("modern", "float32"),
+    ],
+)
 def test_losses_of_every_step(losses, preset, dtype):
     """300 steps with dropout, micro-batches, clipping, decay and a schedule have the same losses.
 

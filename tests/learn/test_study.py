@@ -48,12 +48,12 @@ FORMS = [
     ("relu", "learned", "rms_norm"),
 ]
 FAMILY = [
-    preset("modern", vocab_size=9),
+    preset("modern", vocab_size=9, n_layer=2, d_model=16, head_size=4),
     preset("nano", vocab_size=9, bias=False, tie_embeddings=False),
     preset("qwen2.5-0.5b", vocab_size=9, n_layer=1, d_model=16, head_size=4),
     preset("mistral-7b", vocab_size=9, n_layer=1, d_model=16, head_size=4, window=8),
     preset("gemma-2-2b", vocab_size=9, n_layer=2, d_model=16, head_size=4),
-    preset("tense", vocab_size=9, block="post_norm"),
+    preset("tense", vocab_size=9, n_layer=2, n_head=2, d_model=16, block="post_norm"),
 ]
 UNEXPLAINED = {"low_rank"}  # pairs are merged into their projections before a page is made
 WITNESS_LIMIT, DIFFERENCE_LIMIT = 1e-13, 1e-8
