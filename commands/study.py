@@ -21,7 +21,7 @@ def study(
     ] = "The baby is sleeping.",
     out: Annotated[Path, option("HTML file to write.")] = Path("study.html"),
     layers: Annotated[
-        str, option(r"Blocks whose tensors to show, such as 0,5,10-12. \[default: as many as fit in 5 MB]")
+        str, option("Blocks whose tensors to show, such as 0,5,10-12. [default: as many as fit in 5 MB]")
     ] = "",
     overwrite: Annotated[bool, option("Replace the file in --out.", "--overwrite")] = False,
 ):

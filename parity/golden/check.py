@@ -98,7 +98,7 @@ def check_dump(path: Path, pack: Pack, *, precision: str | None = None) -> Repor
     """
     if precision not in (None, *PRECISIONS):
         raise ConfigError(f"--precision must be {', '.join(PRECISIONS)}, got {precision}")
-    dump = translated(read_dump(path, with_hooked(pack)), pack)
+    dump = translated(read_dump(path, with_hooked(pack), precision), pack)
     report = compare_dump(dump.tensors, pack, precision=precision or dump.coarse, unknown=dump.unknown)
     return report._replace(unread=dump.unread)
 

@@ -45,13 +45,14 @@ class Dump(NamedTuple):
     coarse: str | None = None
 
 
-def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> Dump:
+def read_dump(path: Path, golden: Mapping[str, np.ndarray], precision: str | None = None) -> Dump:
     """What a dump holds.
 
     path: a .safetensors or .npz file; a folder of NAME.npy and NAME.bin, little-endian in C order, with a JSON that
         lists name, shape and dtype as the manifest of `golden export` does, or without one; or such a JSON, for what it
         lists alone
     golden: the pack's tensors by name
+    precision: that was computed in, where it is known: what two bytes a number are where no JSON tells
 
     Numbers in 16 bits become float32.
 
@@ -67,7 +68,7 @@ def read_dump(path: Path, golden: Mapping[str, np.ndarray]) -> Dump:
     unknown: list[str] = []
     part = str(path)
     try:
-        for name, read in _entries(path, golden):
+        for name, read in _entries(path, golden, precision):
             part = f"{name} in {path}"
             if name not in golden:
                 unknown.append(name)
@@ -113,7 +114,7 @@ def _unread(folder: Path) -> list[str]:
     return [place.name for place in places if place.is_dir() or place.suffix not in (".npy", ".bin", ".json")]
 
 
-def _entries(path: Path, golden) -> Iterator[tuple]:
+def _entries(path: Path, golden, precision: str | None) -> Iterator[tuple]:
     """Name and reader of each tensor, by what `path` is."""
     if path.is_dir():
         listings, listed = sorted(path.glob("*.json")), set()
@@ -126,7 +127,9 @@ def _entries(path: Path, golden) -> Iterator[tuple]:
             if file.name not in listed:
                 yield (
                     file.stem,
-                    lambda file=file: _array(file) if file.suffix == ".npy" else _sized(file, golden),
+                    lambda file=file: (
+                        _array(file) if file.suffix == ".npy" else _sized(file, golden, precision)
+                    ),
                 )
     elif path.suffix == ".json":
         for row in _rows(path):
@@ -174,8 +177,12 @@ def _stored(path: Path, file, name: str) -> np.ndarray:
 
 def _rows(path: Path) -> list[dict]:
     """What a JSON says of each tensor."""
-    rows = read_json(path, {"tensors": (list, dict)})["tensors"]
-    require(rows, {str: dict} if isinstance(rows, dict) else [{"name": str}], "tensors")
+    try:
+        rows = read_json(path, {"tensors": (list, dict)})["tensors"]
+        require(rows, {str: dict} if isinstance(rows, dict) else [{"name": str}], "tensors")
+    except ValueError as error:
+        form = '{"tensors": {"NAME": {"shape": [2, 3], "dtype": "float32"}}}'
+        raise UserError(f"{path} lists no tensors ({error}); write {form}") from None
     return [{"name": name, **row} for name, row in rows.items()] if isinstance(rows, dict) else rows
 
 
@@ -194,13 +201,13 @@ def read_raw(folder: Path, row: Mapping) -> np.ndarray:
         return np.fromfile(numbers, kind).reshape(shape)
 
 
-def _sized(file: Path, golden) -> np.ndarray:
+def _sized(file: Path, golden, precision: str | None) -> np.ndarray:
     """A .bin file that no JSON lists: its shape is the pack's, its size tells the precision."""
     wanted, size = golden[file.stem], file.stat().st_size
     if size == 2 * wanted.size:
-        raise ValueError(
-            f"{file.name} has 2 bytes a number; say bfloat16 or float16 in a JSON file beside it"
-        )
+        if precision not in SIXTEEN_BITS:
+            raise ValueError(f"{file.name} has 2 bytes a number; add --precision bfloat16 or float16")
+        return read_raw(file.parent, {"name": file.stem, "shape": wanted.shape, "dtype": precision})
     if size not in (4 * wanted.size, 8 * wanted.size):
         raise ValueError(
             f"{file.name} has {size} bytes where shape {wanted.shape} needs {4 * wanted.size} or {8 * wanted.size}"

@@ -22,7 +22,7 @@ def describe(report: Report) -> list[str]:
     if report.stored:
         lines.append(
             f"all numbers that diverge are numbers of {report.stored}: if that is what you computed in, "
-            f"--precision {report.stored}"
+            f"add --precision {report.stored}"
         )
     if numbers := [row for row in report.rows if row.limit and not diverging]:  # tokens are right or wrong
         worst = max(numbers, key=lambda row: row.error / row.limit)
@@ -39,6 +39,9 @@ def describe(report: Report) -> list[str]:
         lines.append(f"not judged in {report.dtype}, steps of AdamW and texts: {_few(report.unjudged)}")
     if report.padded:
         lines.append(f"left out, rows beyond the vocabulary or the context: {_few(report.padded)}")
+    explained = any(fault.explanations for fault in report.faults)
+    if report.stored and not explained:
+        return lines  # held to the wrong limits, every operation seems wrong
     own = [fault for fault in report.faults if not fault.cause]
     for number, fault in enumerate(own):
         heading = "by itself, from your own inputs" if number else "first in dataflow order"
@@ -50,7 +53,6 @@ def describe(report: Report) -> list[str]:
     told = {name for fault in report.faults for name in (fault.row.name, *fault.elsewhere)}
     if rest := _whole([row for row in diverging if row.name not in told]):
         lines += ["", f"and what follows from it: {_few(rest)}"]
-    explained = any(fault.explanations for fault in report.faults)
     if diverging and "float64" in report.dtype and report.within_float32 and not explained:
         lines.append(
             "every error is as small as float32's rounding: if that is what you computed in, --precision float32"

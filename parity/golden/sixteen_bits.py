@@ -119,7 +119,7 @@ def strange(tensors: Tensors, precision: str) -> dict[str, str]:
                 f"every number to {precision}"
             )
         elif common := _common_error(tensors, name, error, precision):
-            found[name] = f"the numbers of a row are off together, by {common:.1g} of each"
+            found[name] = f"the numbers of a row are off together, by {common:.1g} of themselves"
     return found
 
 

@@ -71,7 +71,9 @@ def test_every_form_is_read(form, precision, tmp_path, run_cli, packs):
 def test_two_bytes_of_no_type(tmp_path, run_cli):
     (tmp_path / "loss.bin").write_bytes(b"\0\0")
     code, _, stderr = run_cli("check", tmp_path, "--golden", "gpt2-tied")
-    assert (code, "say bfloat16 or float16 in a JSON file beside it" in stderr) == (1, True)
+    assert (code, "add --precision bfloat16 or float16" in stderr) == (1, True)
+    np.asarray(right_dump("gpt2-tied", "float32")["loss"], np.float16).tofile(tmp_path / "loss.bin")
+    assert run_cli("check", tmp_path, "--golden", "gpt2-tied", "--precision", "float16")[0] == 0
 
 
 def test_weights_alone_tell_nothing_of_a_program(tmp_path, packs):
