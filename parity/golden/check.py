@@ -67,7 +67,7 @@ class Report(NamedTuple):
     left_out: tensors in which the dump has other numbers where the loss determines none
     padded: tensors of which rows beyond the vocabulary or the context were left out
     unjudged: names of the dump for which the pack has no limit in this precision
-    stored: the type in 16 bits that all numbers of the diverging tensors are of, "" for none
+    stored: the type in 16 bits that all numbers are of, where some diverge; "" for none
     faults: the first divergence that does not follow from its inputs, then the others of that kind
     within_float32: whether every tensor is within float32's limits
     """
@@ -156,14 +156,19 @@ def _compared(tensors: Tensors, name: str, golden: np.ndarray, found: np.ndarray
 
 
 def _stored(tensors: Tensors, rows: list[Row]) -> str:
-    """The type in 16 bits that all numbers of the diverging tensors are of, "" for none. A loss is often kept wider."""
-    diverging = [tensors.found[row.name] for row in rows if not row.holds and row.shape]
-    made_of = (
-        kind
-        for kind in SIXTEEN_BITS
-        if all(np.array_equal(each, rounded(each, kind), equal_nan=True) for each in diverging)
+    """The type in 16 bits that all numbers of the program are of, where some are too coarse for their limits; else "".
+
+    But for single numbers: a loss is often kept wider.
+    """
+    made = [row for row in rows if row.shape and row.name not in tensors.given]
+    coarse = [row for row in made if not row.holds and not row.problem and np.any(tensors.found[row.name])]
+    if tensors.coarse or not coarse:
+        return ""
+    found = [tensors.found[row.name] for row in made]
+    kinds = (
+        kind for kind in SIXTEEN_BITS if all(np.array_equal(each, rounded(each, kind)) for each in found)
     )
-    return next(made_of, "") if diverging and not tensors.coarse else ""
+    return next(kinds, "")
 
 
 # Which operations are at fault

@@ -177,8 +177,10 @@ def _stored(path: Path, file, name: str) -> np.ndarray:
 
 def _rows(path: Path) -> list[dict]:
     """What a JSON says of each tensor."""
+    listing = read_json(path, (dict, list))
     try:
-        rows = read_json(path, {"tensors": (list, dict)})["tensors"]
+        require(listing, {"tensors": (list, dict)})
+        rows = listing["tensors"]
         require(rows, {str: dict} if isinstance(rows, dict) else [{"name": str}], "tensors")
     except ValueError as error:
         form = '{"tensors": {"NAME": {"shape": [2, 3], "dtype": "float32"}}}'

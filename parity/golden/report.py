@@ -21,7 +21,7 @@ def describe(report: Report) -> list[str]:
     lines = [f"{report.pack}, {report.dtype}: {verdict}"]
     if report.stored:
         lines.append(
-            f"all numbers that diverge are numbers of {report.stored}: if that is what you computed in, "
+            f"all your numbers are numbers of {report.stored}: if that is what you computed in, "
             f"add --precision {report.stored}"
         )
     if numbers := [row for row in report.rows if row.limit and not diverging]:  # tokens are right or wrong
