@@ -50,14 +50,16 @@ def strays(
             computed = compute(weights)
         for name, tensor in computed.items():
             if tensor.dtype.kind != "i":
-                right = golden[name]
-                free_of_loss = undetermined(config, name, right.shape)
-                found = _taken(config, name, tensor, back)
-                if free_of_loss is not None:
-                    found = np.where(free_of_loss, right, found)
-                error = relative_error(found, right, magnitude(right) or 1.0)
+                error = stray(config, name, _taken(config, name, tensor, back), golden[name])
                 worst[name] = max(worst.get(name, 0.0), error)
     return worst
+
+
+def stray(config: ModelConfig, name: str, found: np.ndarray, golden: np.ndarray) -> float:
+    """The largest error of a tensor where the loss determines it, relative to its largest magnitude."""
+    free = undetermined(config, name, golden.shape)
+    found = found if free is None else np.where(free, golden, found)
+    return relative_error(found, golden, magnitude(golden) or 1.0)
 
 
 def _table_in_float32(rotary, head_size, length, dtype):

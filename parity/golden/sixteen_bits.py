@@ -16,15 +16,15 @@ from functools import partial
 import numpy as np
 
 from contract.config import ModelConfig
-from contract.numbers import SIXTEEN_BITS, magnitude, relative_error, rounded, spacing
+from contract.numbers import SIXTEEN_BITS, rounded, spacing
 from contract.randomness import generator
 from contract.trace import Node
 from contract.weights import parameter_count
 from operations.dataflow import GRADIENT, Dataflow, record
 from operations.replay import Change, Replay
 from parity.golden.origins import given_names
+from parity.golden.rounding import stray
 from parity.golden.tensors import Tensors
-from parity.golden.undetermined import undetermined
 
 PASSES = 8  # of small models; in large ones the worst of many numbers is much the same in every pass
 # The worst of a few passes is not the worst of all.
@@ -71,9 +71,7 @@ def limits(config: ModelConfig, tensors: Mapping[str, np.ndarray], precision: st
         for name, right in tensors.items():
             of_pass = name in known or name in graph.makers or name.startswith(GRADIENT)
             if right.dtype.kind == "f" and of_pass:
-                found, free = replay.get(name), undetermined(config, name, right.shape)
-                found = found if free is None else np.where(free, right, found)
-                worst[name] = max(worst.get(name, 0.0), relative_error(found, right, magnitude(right) or 1.0))
+                worst[name] = max(worst.get(name, 0.0), stray(config, name, replay.get(name), right))
     # Whether one number is off by much or little is chance: a loss may be off as far as what it is made of.
     worst["loss"] = max(worst["loss"], worst["logits"])
     worst |= dict.fromkeys(("tokens", "targets"), 0.0)
