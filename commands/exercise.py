@@ -56,6 +56,10 @@ def grade(
         str | None,
         option("Grade with this name's seed, not the file's own; {student} in it is each student's name."),
     ] = None,
+    exercise: Annotated[
+        list[str],
+        option("Exercise that every student owes, 0 points if it is missing; may be repeated."),
+    ] = [],  # noqa: B006  Typer copies it
     time_limit: Annotated[float, option("Time limit per file, in seconds.")] = 10.0,
     memory_limit: Annotated[int, option("Memory limit per file, in MB, if the system supports one.")] = 1024,
     jobs: Annotated[int | None, option("Files graded at once. [default: one per CPU]")] = None,
@@ -70,7 +74,8 @@ def grade(
     """
     from commands.console import say, show
     from learn.exercises import report
-    from learn.exercises.handed_in import grade_all, submissions
+    from learn.exercises.catalogue import find_exercise
+    from learn.exercises.handed_in import grade_all, not_handed_in, submissions
     from learn.exercises.process import Limits
 
     check_seed(seed)
@@ -81,11 +86,13 @@ def grade(
         raise ConfigError("--seed and --seed-from both name a seed; give one of them")
     if json and csv:
         raise ConfigError("--json and --csv both print the result; give one of them")
+    owed = [find_exercise(name) for name in exercise]
     grades = []
     for each in grade_all(submissions(files), jobs=jobs, seed=seed, seed_from=seed_from, limits=limits):
         grades.append(each)
         for line in () if json or csv else report.lines(each):
             show(line)
+    grades += not_handed_in(grades, owed)
     if json or csv:
         show(report.as_json(grades) if json else report.as_csv(grades))
     elif len(grades) > 1:

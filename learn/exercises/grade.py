@@ -96,7 +96,7 @@ def grade(
         return result
     exercise = EXERCISES[result.exercise]
     trials = exercise.trials(result.seed)
-    result.of = len(exercise.due(trials[0]))
+    result.of = exercise.points
     reply, result.printed = run_file(path, exercise, trials, limits, trusted)
     result.problem = reply.problem
     if reason := axis_of_error(reply.problem, trials):
@@ -128,7 +128,7 @@ def identify(path: Path, seed: int | None = None) -> tuple[str | None, int | Non
         raise UserError(
             f"{clean(str(path))}: cannot be read ({reason}); give files that 'exercise start' wrote"
         ) from error
-    name = re.search(r"^EXERCISE\s*=\s*[\"']([\w-]{1,40})[\"']", text, re.MULTILINE)
+    name = re.search(r"^EXERCISE\s*=\s*[\"']([^\"'\n]{1,40})[\"']", text, re.MULTILINE)
     number = re.search(r"^SEED\s*=\s*(\d{1,19})\s*(#.*)?$", text, re.MULTILINE)
     if not name or not (number or seed is not None):
         missing = "EXERCISE" if not name else "SEED"

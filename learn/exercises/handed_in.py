@@ -13,6 +13,7 @@ from typing import NamedTuple
 from contract.errors import UserError
 from contract.process import end_with_parent
 from learn.exercises.catalogue import EXERCISES
+from learn.exercises.exercise import Exercise
 from learn.exercises.grade import Grade, grade
 from learn.exercises.process import DEFAULT_LIMITS, Limits
 
@@ -45,23 +46,26 @@ def submissions(paths: list[Path]) -> list[Submission]:
 
 
 def _in_folder(folder: Path) -> list[Submission]:
-    files, problems = [], {}
+    files, others, problems = [], [], {}
 
     def unreadable(error: OSError):
         problems[Path(error.filename)] = f"cannot be read ({error.strerror})"
 
     for place, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        files += [
-            Path(place, name) for name in names if name.endswith(".py") and not name.startswith((".", "__"))
-        ]
+        for name in sorted(names):
+            if not name.startswith((".", "__")):
+                (files if name.endswith(".py") else others).append(Path(place, name))
         if Path(place) == folder:
-            problems |= {Path(place, name): "holds no .py file" for name in folders}
+            problems |= {Path(place, name): "" for name in folders}
     files.sort()
     owners = {folder / file.relative_to(folder).parts[0] for file in files}
     empty = {path: problem for path, problem in problems.items() if path not in owners}
     if not files and not empty:
-        empty = {folder: "holds no .py file"}
+        empty = {folder: ""}
+    for path in [path for path, problem in empty.items() if not problem]:
+        instead = [other.name for other in others if other.is_relative_to(path)]
+        empty[path] = "holds no .py file" + (f", but {instead[0]}" if instead else "")
     found = [Submission(_student(file, folder), file) for file in files]
     found += [Submission(_student(path, folder), path, problem) for path, problem in empty.items()]
     return sorted(found, key=lambda submission: submission.path)
@@ -95,6 +99,18 @@ def grade_submission(
         except UserError as error:
             problem = str(error).partition(": ")[2].partition(";")[0]
     return Grade(str(path), None, None, problem, student=student)
+
+
+def not_handed_in(grades: list[Grade], owed: list[Exercise]) -> list[Grade]:
+    """0 points for each student who has no file of an exercise that all of them owe."""
+    handed_in = {(each.student, each.exercise) for each in grades}
+    students = dict.fromkeys(each.student for each in grades)
+    return [
+        Grade("", exercise.name, None, "not handed in", exercise.points, student=student)
+        for exercise in owed
+        for student in students
+        if (student, exercise.name) not in handed_in
+    ]
 
 
 def grade_all(found: list[Submission], *, jobs: int | None = None, **how) -> Iterator[Grade]:

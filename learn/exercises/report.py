@@ -20,7 +20,8 @@ def lines(grade: Grade) -> Iterator[str]:
     if grade.problem:
         yield f"{title}: {grade.problem}"
         return
-    yield f"{title}: {grade.points} of {grade.of} right{f' ({grade.note})' if grade.note else ''}"
+    less = "; what was changed takes a point each" if grade.points < sum(m.right for m in grade.marks) else ""
+    yield f"{title}: {grade.points} of {grade.of} right{less}{f' ({grade.note})' if grade.note else ''}"
     width, told = max(len(mark.name) for mark in grade.marks), {}
     for mark in grade.marks:
         says = f"wrong  {mark.hint}"
@@ -49,10 +50,13 @@ def table_lines(grades: list[Grade]) -> Iterator[str]:
 
 
 def summary(grades: list[Grade]) -> dict[str, dict]:
-    """By exercise, in order of appearance: files, how many are full, the commonest causes, how many others."""
+    """By exercise, in order of appearance: files, how many are full, the commonest causes, how many others.
+
+    What is not gradable stands under "".
+    """
     found = {}
     for grade in grades:
-        row = found.setdefault(grade.exercise or "unknown", {"files": 0, "full": 0, "hints": Counter()})
+        row = found.setdefault(grade.exercise or "", {"files": 0, "full": 0, "hints": Counter()})
         row["files"] += 1
         row["full"] += grade.full
         row["hints"].update(_causes(grade))
@@ -80,9 +84,10 @@ def _causes(grade: Grade) -> list[str]:
 
 def summary_lines(grades: list[Grade]) -> Iterator[str]:
     """The summary of several files."""
-    yield f"{sum(grade.full for grade in grades)} of {len(grades)} files have everything right"
+    files = [grade for grade in grades if grade.file]
+    yield f"{sum(grade.full for grade in files)} of {len(files)} files have everything right"
     for name, row in summary(grades).items():
-        yield f"  {name}: {row['full']} of {row['files']}"
+        yield f"  {name}: {row['full']} of {row['files']}" if name else f"  not gradable: {row['files']}"
         for each in row["hints"]:
             yield f"    {each['files']} x {each['hint']}"
         if row["others"]:
@@ -106,7 +111,8 @@ def as_csv(grades: list[Grade]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("student", "exercise", "points", "of", "file", "problem"))
     for grade in grades:
-        of_student = grade.student, grade.exercise or "", grade.points, grade.of, grade.file, grade.problem
+        problem = grade.problem or "; ".join(_causes(grade))
+        of_student = grade.student, grade.exercise or "", grade.points, grade.of, grade.file, problem
         writer.writerow([_cell(value) for value in of_student])
     return text.getvalue().rstrip("\n")
 

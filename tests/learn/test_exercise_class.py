@@ -16,7 +16,7 @@ from exercise_answers import ANSWERS
 from learn.exercises.catalogue import EXERCISES
 from learn.exercises.grade import grade, identify
 from learn.exercises.handed_in import grade_all, seed_of, submissions
-from learn.exercises.report import as_csv, as_json
+from learn.exercises.report import as_csv, as_json, lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +31,7 @@ def handed_in(write, tmp_path):
     write(answer, "class/anna/week2/layer_norm.py", norm)
     write(answer.replace(" - mean", ""), "class/ben/layer_norm.py", norm, seed=4)
     write("raise ValueError", "class/cleo/relu.py")
+    (tmp_path / "class/dan/notes/.hidden").touch()
     (tmp_path / "class/dan/notes/relu.txt").write_text('EXERCISE = "relu"\nSEED = 0\n')
     (tmp_path / "class/eve/relu.py").write_text("")
     (tmp_path / "class/finn/scrape.py").write_text("import antigravity\n")
@@ -44,7 +45,7 @@ TABLE = """\
   anna     layer-norm  3 of 3
   ben      layer-norm  2 of 3
   cleo     relu        0 of 1
-  dan      -           not gradable: holds no .py file
+  dan      -           not gradable: holds no .py file, but relu.txt
   eve      -           not gradable: the file is empty
   finn     -           not gradable: no line EXERCISE = ... as "exercise start" writes it; put it back
   all                  6 of 8
@@ -56,6 +57,7 @@ def test_a_class_in_folders(run_cli, handed_in):
     code, out, err = run_cli("grade", handed_in, "--jobs", 1)
     assert (code, err) == (3, "")
     assert f"\n\n{TABLE}\n2 of 7 files have everything right\n" in out
+    assert "\n  not gradable: 3\n" in out
 
 
 def test_a_class_as_csv_and_json(handed_in):
@@ -68,6 +70,26 @@ def test_a_class_as_csv_and_json(handed_in):
         points = row["student"], row["exercise"] or None, int(row["points"]), int(row["of"])
         assert points == tuple(file[name] for name in ("student", "exercise", "points", "of"))
         assert file["gradable"] == bool(file["of"])
+    assert rows[2]["problem"].startswith("dx: right shape; your error is constant along the last axis")
+
+
+def test_what_every_student_owes(run_cli, handed_in):
+    """Who has no file of an exercise that is due has none of its points, and the points of a class add up."""
+    due = "--exercise", "relu", "--exercise", "layer_norm"
+    code, out, _ = run_cli("grade", handed_in, "--jobs", 1, "--csv", *due)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert (code, sum(int(row["points"]) for row in rows), sum(int(row["of"]) for row in rows)) == (
+        3,
+        6,
+        6 * 4,
+    )
+    missing = [(row["student"], row["exercise"]) for row in rows if row["problem"] == "not handed in"]
+    assert missing == [
+        *((name, "relu") for name in ("ben", "dan", "eve", "finn")),
+        *((name, "layer-norm") for name in ("cleo", "dan", "eve", "finn")),
+    ]
+    assert run_cli("grade", handed_in / "anna" / "relu.py", "--exercise", "layer-norm", "--jobs", 1)[0] == 1
+    assert "did you mean relu" in run_cli("grade", handed_in, "--exercise", "rellu")[2]
 
 
 def test_the_exit_codes(run_cli, handed_in):
@@ -79,7 +101,7 @@ def test_the_exit_codes(run_cli, handed_in):
     assert run_cli("grade", wrong, "nobody.py", *alone)[0] == 3
     assert run_cli("grade", handed_in / "dan") == (
         3,
-        f"{handed_in / 'dan' / 'notes'}: holds no .py file\n",
+        f"{handed_in / 'dan' / 'notes'}: holds no .py file, but relu.txt\n",
         "",
     )
 
@@ -119,6 +141,8 @@ def test_points_add_up(write):
         path = write(answer.replace(old, new), exercise=norm)
         path.write_text(path.read_text(encoding="utf-8").replace(*forward), encoding="utf-8")
         result = grade(path)
+        less = "what was changed takes a point each" in next(lines(result))
+        assert less == (result.points < sum(mark.right for mark in result.marks))
         return result.points, result.of, result.full
 
     assert points("", "") == (3, 3, True)
@@ -196,7 +220,7 @@ def test_the_command_of_github_classroom(run_cli, write):
     assert run_cli(*arguments)[0] == 0
     write(ANSWERS["layer-norm"].replace(" - mean", ""), "layer_norm.py", norm)
     assert run_cli(*arguments)[0] == 1
-    assert f"max-score: {len(norm.due(norm.trials(0)[0]))}\n" in workflow
+    assert f"max-score: {norm.points}\n" in workflow
 
 
 def test_nbgrader_cell(write, monkeypatch, tmp_path):
