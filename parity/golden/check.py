@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.errors import ConfigError, UserError
-from contract.numbers import SIXTEEN_BITS, magnitude, relative_error, rounded
+from contract.numbers import magnitude, relative_error
 from operations.catalogue import OPERATIONS
 from operations.dataflow import GRADIENT
 from parity.compare import Row, measure, not_finite
@@ -18,7 +18,7 @@ from parity.golden.hooked_names import translated, with_hooked
 from parity.golden.origins import LOGITS, LOSS, NORM, Origin, whole
 from parity.golden.packs import Pack
 from parity.golden.same_mistake import same_mistake
-from parity.golden.sixteen_bits import strange
+from parity.golden.sixteen_bits import looks_like, strange
 from parity.golden.tensors import Tensors
 from parity.golden.undetermined import without_padding
 
@@ -67,7 +67,9 @@ class Report(NamedTuple):
     left_out: tensors in which the dump has other numbers where the loss determines none
     padded: tensors of which rows beyond the vocabulary or the context were left out
     unjudged: names of the dump for which the pack has no limit in this precision
+    bridged: in 16 bits, the tensors that several operations made of what the dump has: rounding can hide a mistake
     stored: the type in 16 bits that all numbers are of, where some diverge; "" for none
+    finer: whether limits of 16 bits were applied to numbers that are none of that type
     faults: the first divergence that does not follow from its inputs, then the others of that kind
     within_float32: whether every tensor is within float32's limits
     """
@@ -83,7 +85,9 @@ class Report(NamedTuple):
     left_out: Sequence[str] = ()
     padded: Sequence[str] = ()
     unjudged: Sequence[str] = ()
+    bridged: Sequence[str] = ()
     stored: str = ""
+    finer: bool = False
 
     @property
     def diverging(self) -> list[Row]:
@@ -137,8 +141,13 @@ def compare_dump(
         # As right as rounding in float32: no operation is at fault, unless a mistake gives the very numbers.
         faults = [fault if fault.explanations else fault._replace(own=None) for fault in faults]
     found = Report(pack.name, dtype, rows, missing, list(unknown), faults, within)
-    unjudged = [name for name in dump if name not in tensors.limits]
-    return found._replace(left_out=left_out, padded=padded, unjudged=unjudged, stored=_stored(tensors, rows))
+    return found._replace(
+        left_out=left_out,
+        padded=padded,
+        unjudged=[name for name in dump if name not in tensors.limits],
+        bridged=[name for name in judged if tensors.coarse and tensors.bridged(name)],
+        **looks_like(tensors, rows),
+    )
 
 
 def _row(tensors: Tensors, name: str) -> Row:
@@ -153,22 +162,6 @@ def _compared(tensors: Tensors, name: str, golden: np.ndarray, found: np.ndarray
     if found.shape != golden.shape:
         problem = f"shape {list(found.shape)}, wanted {list(golden.shape)}"
     return measure("", name, golden, found, tensors.limits[name], tensors.scales[name], problem)
-
-
-def _stored(tensors: Tensors, rows: list[Row]) -> str:
-    """The type in 16 bits that all numbers of the program are of, where some are too coarse for their limits; else "".
-
-    But for single numbers: a loss is often kept wider.
-    """
-    made = [row for row in rows if row.shape and row.name not in tensors.given]
-    coarse = [row for row in made if not row.holds and not row.problem and np.any(tensors.found[row.name])]
-    if tensors.coarse or not coarse:
-        return ""
-    found = [tensors.found[row.name] for row in made]
-    kinds = (
-        kind for kind in SIXTEEN_BITS if all(np.array_equal(each, rounded(each, kind)) for each in found)
-    )
-    return next(kinds, "")
 
 
 # Which operations are at fault

@@ -19,6 +19,10 @@ def describe(report: Report) -> list[str]:
     for count, words in ((len(report.missing), "not in your dump"), (len(report.unknown), "not in the pack")):
         verdict += f"; {count} {words}" if count else ""
     lines = [f"{report.pack}, {report.dtype}: {verdict}"]
+    if report.finer:
+        lines.append(
+            f"none of your tensors is of {report.dtype}: for what you computed in, leave --precision out"
+        )
     if report.stored:
         lines.append(
             f"all your numbers are numbers of {report.stored}: if that is what you computed in, "
@@ -37,6 +41,8 @@ def describe(report: Report) -> list[str]:
         lines.append(f"left out, where no token is attended to: {_few(report.left_out)}")
     if report.unjudged:
         lines.append(f"not judged in {report.dtype}, steps of AdamW and texts: {_few(report.unjudged)}")
+    if report.bridged:
+        lines.append(f"judged over several operations, where rounding hides mistakes: {_few(report.bridged)}")
     if report.padded:
         lines.append(f"left out, rows beyond the vocabulary or the context: {_few(report.padded)}")
     explained = any(fault.explanations for fault in report.faults)
@@ -154,6 +160,7 @@ def as_record(report: Report) -> dict:
         "left_out": list(report.left_out),
         "padded": list(report.padded),
         "unjudged": list(report.unjudged),
+        "bridged": list(report.bridged),
         "faults": [
             {
                 **_row_record(fault.row),

@@ -22,6 +22,7 @@ from contract.trace import Node
 from contract.weights import parameter_count
 from operations.dataflow import GRADIENT, Dataflow, record
 from operations.replay import Change, Replay
+from parity.compare import Row
 from parity.golden.origins import given_names
 from parity.golden.rounding import stray
 from parity.golden.tensors import Tensors
@@ -84,6 +85,27 @@ def _passes(config: ModelConfig) -> int:
 
 def _as_given(tensor: np.ndarray, round: Callable) -> np.ndarray:
     return round(tensor.astype(np.float32)) if tensor.dtype.kind == "f" else tensor
+
+
+def looks_like(tensors: Tensors, rows: list[Row]) -> dict:
+    """What the numbers of a program say of the precision it was run in, single ones aside: a loss is often kept wider.
+
+    stored: the type in 16 bits that all of them are of, where some are too coarse for their limits; else ""
+    finer: whether limits of 16 bits were applied to tensors of which none is of that type
+    """
+    made = [row for row in rows if row.shape and row.name not in tensors.given]
+    made = [row for row in made if np.any(tensors.found[row.name])]
+    found = [tensors.found[row.name] for row in made]
+    if tensors.coarse:
+        return {"finer": bool(found) and not any(_is_of(each, tensors.coarse) for each in found)}
+    if all(row.holds or row.problem for row in made):
+        return {}
+    kinds = (kind for kind in SIXTEEN_BITS if all(_is_of(each, kind) for each in found))
+    return {"stored": next(kinds, "")}
+
+
+def _is_of(tensor: np.ndarray, precision: str) -> bool:
+    return np.array_equal(tensor, rounded(tensor, precision))
 
 
 # What a tensor's operation adds

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from wrong_ports import right_dump
 
 from contract.numbers import SIXTEEN_BITS, rounded
-from parity.golden.check import check_dump
+from parity.golden.check import check_dump, compare_dump
 from parity.golden.packs import load_pack, save_pack
 
 NAMES = ("loss", "logits", "blocks.0.norm_1", "gradient.final_norm.weight")
@@ -97,6 +97,27 @@ def test_steps_and_texts_are_not_judged(packs, run_cli, tmp_path):
     assert "not judged in bfloat16, steps of AdamW and texts: adamw.learning_rate, " in stdout
 
 
+def test_what_is_judged_over_several_operations(packs):
+    """Where a dump lacks what lies between, rounding hides more, and the tensors are named."""
+    dump = {name: rounded(each, "bfloat16") for name, each in right_dump("gpt2-tied", "float32").items()}
+    some = compare_dump({name: dump[name] for name in NAMES}, packs["gpt2-tied"], precision="bfloat16")
+    assert set(some.bridged) == {"logits", *NAMES[2:]}
+    report = compare_dump(dump, packs["gpt2-tied"], precision="bfloat16")
+    assert (report.diverging, report.bridged) == ([], [])
+
+
+def test_numbers_that_are_too_fine(run_cli, tmp_path):
+    """Wide limits on what was computed in float32 are told of; a program that keeps some tensors wider is not."""
+    dump = {name: right_dump("gpt2-tied", "float32")[name] for name in NAMES}
+    for kept in (*NAMES, ""):
+        np.savez(tmp_path / "dump.npz", **dump)
+        arguments = "check", tmp_path / "dump.npz", "--golden", "gpt2-tied", "--precision", "bfloat16"
+        told = "none of your tensors is of bfloat16: " in run_cli(*arguments)[1]
+        assert told == (kept in NAMES[:2])  # NAMES[1] is the first that has more than one number
+        if kept:
+            dump[kept] = rounded(dump[kept].astype(np.float32), "bfloat16")
+
+
 def test_a_pack_of_an_earlier_version(tmp_path, run_cli, packs):
     """It has no limits in 16 bits, and still opens."""
     pack = packs["gpt2-tied"]
@@ -114,8 +135,6 @@ def test_a_pack_of_an_earlier_version(tmp_path, run_cli, packs):
 
 def test_not_finite(packs):
     """A tensor with an infinite number diverges, and what it is told of is the number."""
-    from parity.golden.check import compare_dump
-
     dump = {name: np.array(value) for name, value in right_dump("gpt2-tied", "float32").items()}
     dump["blocks.0.norm_1"].flat[3] = np.inf
     report = compare_dump(dump, packs["gpt2-tied"], precision="float16")
