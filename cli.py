@@ -94,7 +94,8 @@ def main() -> int:
         if not hasattr(error, "format_message"):  # every error of the option parser has it
             raise
         # A group without a command gives an empty message.
-        problem, code = f"{error.format_message() or 'a command is missing'}; see --help", error.exit_code
+        message = error.format_message().rstrip(".") or "a command is missing"
+        problem, code = f"{message}; see --help", error.exit_code
     if is_leader():
         print(f"error: {visible(' '.join(problem.split()))}", file=sys.stderr)
     return code

@@ -44,4 +44,6 @@ def main(folder: Path, out: Path):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python examples/hooks_pytorch.py FOLDER OUT.npz")
     main(*map(Path, sys.argv[1:]))

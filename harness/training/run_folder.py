@@ -172,7 +172,7 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
             return place
     found, way = "no checkpoint", "name the --out folder of a training run"
     if not path.exists():
-        found = "nothing"
+        found, way = "nothing", f"{way}, or train one first"
         if str(path).count("/") == 1 and str(path)[0] not in "./":
             way += f", or, if that is a model on the hub, {import_advice(path)}"
     elif path.suffix == ".gguf":
