@@ -201,8 +201,8 @@ def check(
     DUMP has some or all of the pack's tensors under the pack's names, or under
     those that hooks on transformers give. The exit code is 1 if one diverges.
 
-    With --against transformers, DUMP is a model: Hugging Face's class runs it in
-    float32, and its tensors are held against the NumPy twin's at the same weights.
+    With --against transformers, DUMP is a model: Hugging Face's class runs it, and
+    its tensors are held against the NumPy twin's at the same weights, in float64.
     """
     from commands.console import show
     from parity.golden.check import check_dump
@@ -229,6 +229,6 @@ def _against(other: str, source: str, precision: str | None):
     from parity.golden.against import compare_with
 
     if precision is not None:
-        raise ConfigError("--precision is of a dump; with --against the published model runs in float32")
+        raise ConfigError("--precision is of a dump; with --against both models run in float64")
     report, model = compare_with(other, source)
-    return report, [f"yours: {model} of {other} in float32; golden: the NumPy twin in float64"]
+    return report, [f"yours: {model} of {other}; golden: the NumPy twin; both in float64"]

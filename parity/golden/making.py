@@ -39,7 +39,7 @@ def make_pack(
     B: int = 3,
     T: int | None = None,
     seed: int = 3,
-    coarse: Iterable[str] = tuple(SIXTEEN_BITS),
+    precisions: Iterable[str] = ("float32", *SIXTEEN_BITS),
     **adamw: float,
 ) -> Pack:
     """A pack of any model.
@@ -47,7 +47,7 @@ def make_pack(
     config: its dropout is left out; weights: any precision, rounded to float32; None draws lively ones
     B, T: shape of the batch; T one less than the context, at most 64, where it is not given
     seed: of the weights and the batch
-    coarse: the types in 16 bits to measure limits of
+    precisions: those other than float64 to measure limits of
     adamw: settings other than those of `ADAMW`; its steps are 0 for none
 
     Raises ConfigError for an impossible batch or setting, or a pack of more than 4 GB.
@@ -69,11 +69,13 @@ def make_pack(
 
     batch = tensors["tokens"], tensors["targets"]
     tensors |= computed(config, given, *batch, adamw)
-    apart = strays(
-        config, given, tensors, lambda weights: _trained(config, weights, *batch, adamw, numpy_llm)[1]
-    )
-    apart |= dict.fromkeys(("greedy.logits", "sampled.logits"), apart["logits"])
-    of_coarse = {precision: limits(config, tensors, precision) for precision in coarse}
+    apart = {}
+    if "float32" in precisions:
+        apart = strays(
+            config, given, tensors, lambda weights: _trained(config, weights, *batch, adamw, numpy_llm)[1]
+        )
+        apart |= dict.fromkeys(("greedy.logits", "sampled.logits"), apart["logits"])
+    of_coarse = {each: limits(config, tensors, each) for each in precisions if each in SIXTEEN_BITS}
     return Pack(manifest(name, config, seed, adamw, SAMPLING, tensors, apart, of_coarse), config, tensors)
 
 

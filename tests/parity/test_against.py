@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch (pip install -e '.[de
 transformers = pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
 
 from parity.cases import FAMILIES, family_case  # noqa: E402
-from parity.golden.against import compare_model, load_model  # noqa: E402
+from parity.golden.against import compare_folder  # noqa: E402
 from parity.golden.making import make_pack  # noqa: E402
 from parity.golden.published import write_folder  # noqa: E402
 
@@ -38,7 +38,7 @@ def models(tmp_path_factory, packs):
 def test_a_right_model_agrees(title, models):
     """Every tensor that hooks see, the weights and the gradients of both, by our names."""
     pack, folder = models(title)
-    report = compare_model(load_model(folder), pack)
+    report = compare_folder(folder, pack).report
     assert report.diverging == []
     names = {row.name for row in report.rows}
     assert {
@@ -78,7 +78,7 @@ def test_a_changed_model_diverges_where_it_was_changed(title, changes, tensor, m
     fields = json.loads((folder / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps(fields))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    report = compare_model(load_model(tmp_path), pack)
+    report = compare_folder(tmp_path, pack).report
     first = report.diverging[0].name
     assert first == tensor or (
         tensor.endswith("heads") and first == tensor.replace("heads", "probabilities_dropout")
@@ -93,7 +93,7 @@ def test_a_padding_token_is_a_token(models, tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(fields))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    assert compare_model(load_model(tmp_path), pack).diverging == []
+    assert compare_folder(tmp_path, pack).report.diverging == []
 
 
 def test_the_command(models, run_cli, tmp_path):
@@ -102,7 +102,7 @@ def test_the_command(models, run_cli, tmp_path):
     code, stdout, _ = run_cli("check", folder, "--against", "transformers")
     assert code == 0
     title, verdict, *_ = stdout.splitlines()
-    assert title == "yours: Qwen3ForCausalLM of transformers in float32; golden: the NumPy twin in float64"
+    assert title == "yours: Qwen3ForCausalLM of transformers; golden: the NumPy twin; both in float64"
     assert "tensors agree" in verdict
     code, stdout, _ = run_cli("check", folder, "--against", "transformers", "--json")
     assert (code, json.loads(stdout)["holds"]) == (0, True)

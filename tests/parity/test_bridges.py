@@ -111,7 +111,7 @@ def test_a_deep_chain_is_computed():
         activation="relu",
         position="learned",
     )
-    pack = make_pack("deep", config, steps=0, B=1, coarse=())
+    pack = make_pack("deep", config, steps=0, B=1, precisions=("float32",))
     dump = {name: pack.tensors[name] for name in ("logits", "gradient.token_embedding.weight")}
     assert not compare_dump(dump, pack).diverging
 
