@@ -133,7 +133,7 @@ def test_a_run_keeps_it(start, graphs):
     assert again.train().finished
 
 
-@pytest.mark.slow
+@pytest.mark.endurance  # parity/test_summary.py compiles so, too
 @pytest.mark.filterwarnings("ignore")  # what PyTorch's compiler says about PyTorch
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler (apt-get install g++)")
 def test_compiled_by_inductor():

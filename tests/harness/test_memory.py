@@ -48,13 +48,18 @@ def measured(command) -> tuple[str, int]:
         "--backend numpy",
         pytest.param("--backend torch", marks=pytest.mark.slow),
         "--backend numpy --preset nano --batch-size 12 --dropout 0.1 --dtype float64",
-        pytest.param("--backend torch --preset nano --dropout 0.1 --dtype float64", marks=pytest.mark.slow),
-        "--backend torch --preset gemma-2-2b --n-layer 3 --d-model 64 --context-length 512 --batch-size 4",
+        pytest.param(
+            "--backend torch --preset nano --dropout 0.1 --dtype float64", marks=pytest.mark.endurance
+        ),
+        pytest.param(
+            "--backend torch --preset gemma-2-2b --n-layer 3 --d-model 64 --context-length 512 --batch-size 4",
+            marks=pytest.mark.slow,
+        ),
         *(
             pytest.param(f"--backend {backend} {shape} --batch-size 4", marks=mark)
             for backend, shape, mark in (
                 ("numpy", LARGE, pytest.mark.slow),
-                ("torch", LARGE, pytest.mark.slow),
+                ("torch", LARGE, pytest.mark.endurance),
                 ("numpy", "--preset gpt2 --context-length 64", pytest.mark.endurance),
             )
         ),
@@ -86,7 +91,7 @@ def test_memory_counts_what_grows_with_the_text(T):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux (the figure is its kernel's)")
 def test_memory_of_each_process_is_as_estimated(tmp_path, text):
     """The leader's and the other's of two, of a model of 101 MB, and of sharded ones that go on with their run."""
-    model = "--preset nano --n-layer 8 --d-model 512 --context-length 64 --batch-size 8 --accumulate 4"
+    model = "--preset nano --n-layer 8 --d-model 512 --context-length 64 --batch-size 2 --accumulate 2"
     short, run = tmp_path / "short.txt", ["--out", tmp_path / "run"]
     short.write_text(
         "".join(text.read_text().splitlines(keepends=True)[:60])

@@ -43,24 +43,27 @@ class WrongDump(NamedTuple):
     change: Callable
 
 
-def dump_of(pack: Pack, dtype="float32", port: Port | None = None, texts=True) -> dict[str, np.ndarray]:
+def dump_of(
+    pack: Pack, dtype="float32", port: Port | None = None, texts=True, steps: int | None = None
+) -> dict[str, np.ndarray]:
     """What a program that computes in `dtype` would dump: what the pack gives, and all that it computes.
 
-    texts: whether it writes new tokens, too
+    texts: whether it writes new tokens, too; steps: of AdamW, the most that it takes; None for all
     """
     given = Weights.zeros(pack.config, dtype)
     for name, weight in given.items():
         weight[...] = pack.tensors[name]
     dump = {name: pack.tensors[name] for name in ("tokens", "targets")}
     with port.run(pack) if port else nullcontext(numpy_llm) as package:
-        settings = pack.manifest["adamw"], package, texts
-        return dump | dict(given) | computed(pack.config, given, *dump.values(), *settings)
+        adamw = pack.manifest["adamw"]
+        adamw = adamw if steps is None else adamw | {"steps": min(steps, adamw["steps"])}
+        return dump | dict(given) | computed(pack.config, given, *dump.values(), adamw, package, texts)
 
 
 @cache
-def right_dump(name: str, dtype: str) -> dict[str, np.ndarray]:
+def right_dump(name: str, dtype: str, steps: int | None = None) -> dict[str, np.ndarray]:
     """The dump of a program without a mistake."""
-    return dump_of(load_pack(name), dtype)
+    return dump_of(load_pack(name), dtype, steps=steps)
 
 
 @cache
@@ -76,6 +79,7 @@ def first_shown(port: Port, packs: dict[str, Pack]) -> Report | None:
     and come out later where errors grow, so float64 is tried after it.
     """
     small_first = sorted(packs.items(), key=lambda item: item[1].manifest["adamw"]["steps"] == 0)
+    steps = None if port.operation == "adamw" else 2
     for dtype in ("float32", "float64"):
         for name, pack in small_first:
             if name != ONLY_IN.get(port.explanation, name):
@@ -83,7 +87,7 @@ def first_shown(port: Port, packs: dict[str, Pack]) -> Report | None:
             graph, origins = pass_of(name)
             if port.operation in OPERATIONS and not any(n.operation == port.operation for n in graph.nodes):
                 continue
-            dump, right = dump_of(pack, dtype, port, texts=False), right_dump(name, dtype)
+            dump, right = dump_of(pack, dtype, port, texts=False, steps=steps), right_dump(name, dtype, steps)
             if all(np.array_equal(value, right[each]) for each, value in dump.items()):
                 continue  # the mistake changes nothing here, and a right program agrees
             report = compare_dump(dump, pack)
