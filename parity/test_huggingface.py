@@ -269,15 +269,15 @@ def full_size(tmp_path_factory):
 
 @pytest.mark.slow
 def test_full_size(full_size, tmp_path):
-    """At 124M: the same function in both backends, the same 24 greedy tokens, the same bits after export."""
+    """At 124M: the same function in both backends, the same 8 greedy tokens, the same bits after export."""
     model, folder = full_size
     checkpoint = import_folder(folder)
     assert_same_function(model, checkpoint, GPT2, "float32")
     prompt = [464, 3290, 318]
-    expected = greedy(model, prompt, 24)
+    expected = greedy(model, prompt, 8)
     for backend in ("numpy", "torch"):
         opened = open_backend(backend, checkpoint.config, checkpoint.weights)
-        assert list(opened.generate(prompt, 24, temperature=0)) == expected
+        assert list(opened.generate(prompt, 8, temperature=0)) == expected
     export(checkpoint, "huggingface", tmp_path / "out")
     again = load_published(tmp_path / "out")
     tokens, _ = batch(GPT2, 50257)

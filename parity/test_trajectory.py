@@ -39,7 +39,7 @@ def losses(tmp_path):
 @pytest.mark.parametrize(
     ("preset", "dtype"),
     [
-        ("nano", "float64"),
+        pytest.param("nano", "float64", marks=pytest.mark.endurance),
         pytest.param("nano", "float32", marks=pytest.mark.endurance),
         ("modern", "float64"),
         ("modern", "float32"),

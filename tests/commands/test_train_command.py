@@ -290,7 +290,14 @@ def straight(text, tmp_path_factory):
 @pytest.mark.skipif(
     os.name == "nt", reason="needs Linux or macOS (Windows sends no signal to one process alone)"
 )
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGINT",
+        pytest.param("SIGTERM", marks=pytest.mark.slow),
+        pytest.param("SIGHUP", marks=pytest.mark.endurance),
+    ],
+)
 def test_stopping_by_signal(straight, tmp_path, name):
     """A signal saves and leaves with 130 and the command to go on; the run then ends as a straight one would."""
     base, straight_run = straight

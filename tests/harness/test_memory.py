@@ -87,11 +87,11 @@ def test_memory_counts_what_grows_with_the_text(T):
     assert 0 <= added - plain < 1e6
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux (the figure is its kernel's)")
 def test_memory_of_each_process_is_as_estimated(tmp_path, text):
     """The leader's and the other's of two, of a model of 101 MB, and of sharded ones that go on with their run."""
-    model = "--preset nano --n-layer 8 --d-model 512 --context-length 64 --batch-size 2 --accumulate 2"
+    model = "--preset nano --n-layer 8 --d-model 512 --context-length 64 --batch-size 8 --accumulate 4"
     short, run = tmp_path / "short.txt", ["--out", tmp_path / "run"]
     short.write_text(
         "".join(text.read_text().splitlines(keepends=True)[:60])

@@ -46,7 +46,7 @@ def test_the_rival_computes_the_same():
     "name",
     [
         pytest.param("nano", marks=pytest.mark.slow),
-        pytest.param("medium", marks=pytest.mark.slow),
+        pytest.param("medium", marks=pytest.mark.endurance),
         pytest.param("gpt2", marks=pytest.mark.endurance),
     ],
 )

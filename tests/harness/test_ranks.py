@@ -149,7 +149,7 @@ def losses(run):
     [
         ("--shard", "float64", NANO, 2),
         pytest.param(
-            "--shard", "float32", f"{MODERN} --dropout 0.1 --freeze blocks.0", 4, marks=pytest.mark.slow
+            "--shard", "float32", f"{MODERN} --dropout 0.1 --freeze blocks.0", 4, marks=pytest.mark.endurance
         ),
         pytest.param("--overlap", "float32", MODERN, 4, marks=pytest.mark.slow),
     ],
@@ -172,8 +172,14 @@ def test_other_ways_to_share_are_the_same_to_rounding(run_cli, text, tmp_path, w
     assert trainer.train().step == 11
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.endurance),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+    ids=["SIGINT", "SIGTERM"],
+)
 def test_torchrun_that_is_interrupted_saves_once(text, tmp_path, way):
     """A terminal's Ctrl-C reaches every process, and torchrun passes it on; SIGTERM comes from torchrun alone."""
     run = tmp_path / "run"
