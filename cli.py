@@ -21,6 +21,7 @@ from commands.golden import export as export_golden
 from commands.interruption import INTERRUPTED, acknowledge, handle_signals, leave_if_interrupted
 from commands.model import info
 from commands.parity import parity
+from commands.ranks import end_rank
 from commands.streams import cap_width, release_stdout, secure_streams
 from commands.study import study
 from commands.train import train
@@ -112,6 +113,8 @@ def run():
         acknowledge()
         code = INTERRUPTED
     leave_if_interrupted(code)
+    if rank_count() > 1:
+        end_rank(code)
     sys.exit(code)
 
 

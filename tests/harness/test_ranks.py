@@ -92,6 +92,18 @@ def test_numpy_adds_up_micro_batches_in_the_tree(text, tmp_path):
     assert (found != in_order).any()
 
 
+@pytest.mark.parametrize(("argument", "code", "said"), [("--help", 0, "Usage: "), ("info", 2, "error: ")])
+def test_a_rank_ends_at_once(argument, code, said):
+    """What happens to an interpreter that ends, here an abort, does not happen to it; all that it said is there."""
+    script = "import atexit, os; atexit.register(os.abort); import cli; cli.run()"
+    result = subprocess.run(
+        [sys.executable, "-c", script, argument],
+        cwd=ROOT, env=os.environ | {"WORLD_SIZE": "2"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == code
+    assert said in (result.stderr if code else result.stdout)
+
+
 def until(done, seconds=60):
     """Wait for something that another process does."""
     end = time.monotonic() + seconds
