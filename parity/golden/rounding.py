@@ -1,12 +1,16 @@
 """How far an honest float32 pass strays from a pack: what the twin itself does, summing in several orders.
 
 The channels of the residual stream and the width of the feed-forward layer have no order of their own: a model with
-both shuffled computes the same numbers, shuffled, and adds up each product's terms in another order. The angles of
-rotary positions are in float64 in the twin, and in float32 in most other programs: in one of the orders here too.
+both shuffled computes the same numbers, shuffled, and adds up each product's terms in another order. In one of the
+orders two things are done as other programs do them:
+
+- The angles of rotary positions are in float32; the twin has them in float64.
+- The exponentials of the loss are added up one after another, as a plain loop does and PyTorch on a CPU: of 49,152
+  the sum is off by some 1e-5, and with it the gradients of a row. NumPy adds up in pairs.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -14,6 +18,7 @@ from contract.config import ModelConfig
 from contract.numbers import magnitude, relative_error
 from contract.randomness import generator
 from contract.weights import Weights
+from numpy_llm.losses import cross_entropy_forward
 from numpy_llm.positions import rotary_frequencies, rotary_table
 from operations.operation import replaced
 from parity.golden.undetermined import dimensions, undetermined
@@ -46,7 +51,9 @@ def strays(
         for name, weight in given.items():
             weights[name][...] = _taken(config, name, weight, shuffled)
         back = {letter: np.argsort(places) for letter, places in shuffled.items()}
-        with replaced(rotary_table, _table_in_float32) if order else nullcontext():
+        with ExitStack() as as_others:
+            for ours, theirs in _AS_OTHERS.items() if order else ():
+                as_others.enter_context(replaced(ours, theirs))
             computed = compute(weights)
         for name, tensor in computed.items():
             if tensor.dtype.kind != "i":
@@ -67,6 +74,18 @@ def _table_in_float32(rotary, head_size, length, dtype):
     frequencies = rotary_frequencies(rotary, head_size).astype(np.float32)
     angle = np.arange(length, dtype=np.float32)[:, None] * frequencies
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+
+
+def _cross_entropy_in_a_loop(logits, targets):
+    """`cross_entropy_forward` whose exponentials are added up one after another."""
+    loss, cache = cross_entropy_forward(logits, targets)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    totals = np.add.accumulate(exponentials, axis=-1)[..., -1:]
+    ratio = totals / exponentials.sum(axis=-1, keepdims=True)
+    return loss + np.log(ratio).mean(), cache._replace(probabilities=cache.probabilities / ratio)
+
+
+_AS_OTHERS = {rotary_table: _table_in_float32, cross_entropy_forward: _cross_entropy_in_a_loop}
 
 
 def _taken(config: ModelConfig, name: str, tensor: np.ndarray, shuffled: Mapping[str, np.ndarray]):
