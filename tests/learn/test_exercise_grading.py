@@ -336,6 +336,7 @@ def test_memory_is_bounded(write):
         ("x = 1\n", "no line EXERCISE"),
         ('EXERCISE = "relu"\n', "no line SEED"),
         ('EXERCISE = "flight"\nSEED = 0\n', "unknown exercise 'flight'"),
+        ('EXERCISE = "layer norm"\nSEED = 0\n', "did you mean layer-norm"),
         ('EXERCISE = "relu"\nSEED = 9999999999999999999\n', "SEED must be from 0"),
         ('EXERCISE = "relu"\nSEED = 0\ndef relu_forward(x)\n', "line 3: not Python: expected ':'"),
         ('EXERCISE = "relu"\nSEED = 0\n', "no function relu_forward"),
