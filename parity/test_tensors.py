@@ -122,7 +122,7 @@ RANDOM_PROOFS = {
 }
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(600, marks=pytest.mark.endurance)])
+@pytest.mark.parametrize("count", [60, pytest.param(600, marks=pytest.mark.endurance)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_configurations(dtype, count):
     """So it is on configurations that nobody chose, the same ones at every run.

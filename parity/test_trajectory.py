@@ -9,7 +9,7 @@ from data.grammar import corpus
 from harness.training.runs import start_run
 from parity.compare import Comparison, compare
 
-STEPS = 300
+STEPS = 200
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def losses(tmp_path):
     ],
 )
 def test_losses_of_every_step(losses, preset, dtype):
-    """300 steps with dropout, micro-batches, clipping, decay and a schedule have the same losses.
+    """200 steps with dropout, micro-batches, clipping, decay and a schedule have the same losses.
 
     In float64 rounding stays far below what training changes. In float32 it grows from step to step; how far
     the two backends drift apart is measured and bounded.

@@ -165,7 +165,7 @@ def test_split(tmp_path, content, fraction, expected):
     assert (len(opened.train), len(opened.validation)) == (expected, len(content.encode()) - expected)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(
     lines=st.lists(st.text("ab é。.!'\"\r", max_size=60), min_size=1, max_size=30),
     end=st.sampled_from(["", "\n", " ", "\r\n"]),

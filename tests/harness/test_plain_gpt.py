@@ -45,7 +45,7 @@ def test_the_rival_computes_the_same():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("nano", marks=pytest.mark.slow),
+        pytest.param("nano", marks=pytest.mark.endurance),
         pytest.param("medium", marks=pytest.mark.endurance),
         pytest.param("gpt2", marks=pytest.mark.endurance),
     ],

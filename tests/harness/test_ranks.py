@@ -139,7 +139,7 @@ def test_a_process_that_is_killed_costs_no_bit(run_cli, text, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "size"),
-    [(NANO, 8), (MODERN, 4)],  # 2 and 4 of nano: the test above
+    [pytest.param(NANO, 8, marks=pytest.mark.endurance), (MODERN, 4)],  # 2 and 4 of nano: the test above
     ids=["nano", "modern"],
 )
 def test_the_same_bits_on_any_number_of_processes(run_cli, text, tmp_path, model, size):

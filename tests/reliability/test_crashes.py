@@ -43,12 +43,12 @@ def assert_same_end(found: RunFolder, wanted: RunFolder):
 
 @posix
 @pytest.mark.parametrize(
-    "kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.endurance)]
+    "kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.endurance)]
 )
 def test_killed_at_random(tmp_path, text, kills, figure):
     """Killed again and again at random moments, a run keeps a complete checkpoint and ends as if undisturbed."""
     # A checkpoint every 3 steps, so that death often meets the writing of one.
-    steps = 900 if kills > 50 else 300
+    steps = 900 if kills > 50 else 225
     if kills < 50:  # the evaluations take the time
         short = tmp_path / "short.txt"
         short.write_text("".join(text.read_text().splitlines(keepends=True)[:150]))
@@ -194,7 +194,7 @@ def test_two_processes_on_one_run(tmp_path, text):
         finally:
             process.kill()
             process.communicate()
-    assert run("train", "--resume", "--out", folder, "--steps", step + 500).returncode in (0, 1)
+    assert run("train", "--resume", "--out", folder, "--steps", step + 50).returncode in (0, 1)
 
 
 # Disks

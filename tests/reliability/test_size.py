@@ -47,7 +47,7 @@ def write_text(path, megabytes: float):
 @pytest.mark.parametrize(
     ("megabytes", "tokenizer"),
     [
-        pytest.param(16, "bytes", marks=pytest.mark.slow),
+        pytest.param(16, "bytes", marks=pytest.mark.endurance),
         pytest.param(1000, "bytes", marks=pytest.mark.endurance),
         pytest.param(1000, ROOT / "data" / "tense.tiktoken", marks=pytest.mark.endurance),
     ],
