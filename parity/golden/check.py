@@ -119,8 +119,7 @@ def compare_dump(
         raise UserError(
             f"{pack.name} has no limits in {precision} for what the dump has; make the pack again"
         )
-    if tensors.coarse:
-        tensors.strange |= strange(tensors, tensors.coarse)
+    tensors.strange |= strange(tensors, tensors.coarse) if tensors.coarse else tensors.apart()
     rows = [_row(tensors, name) for name in judged]
     tensors.right |= {row.name for row in rows if row.holds}
     dtype = (

@@ -58,7 +58,7 @@ def explain(tensors: Tensors, name: str) -> list[Explanation]:
     ):
         if fits := fitting(wrong):
             return fits[:MAX_EXPLANATIONS]
-    if name in tensors.strange and (fits := _rounded_too_early(tensors, name)):
+    if tensors.coarse and name in tensors.strange and (fits := _rounded_too_early(tensors, name)):
         return fits
     for wrong in (anywhere, of_pass.misread(name) if of_pass else ()):
         if fits := fitting(wrong):

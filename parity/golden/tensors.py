@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from contract.numbers import SIXTEEN_BITS, magnitude
+from contract.numbers import SIXTEEN_BITS, magnitude, relative_error
 from contract.weights import weight_table
 from operations.dataflow import GRADIENT
 from parity.golden.origins import (
@@ -21,6 +21,9 @@ from parity.golden.origins import (
 from parity.golden.packs import Pack
 from parity.golden.undetermined import undetermined
 
+OWN_ROUNDING = (
+    1e-4  # of one operation in float32, relative to the largest magnitude: ten times the usual limit
+)
 _CUT = ("adamw.", "sampled.draws", *CONTINUATIONS)
 
 
@@ -53,7 +56,7 @@ class Tensors:
     dtypes: whose limits apply; limits, scales: the largest error allowed, and what it is relative to; tensors that have
         no limit of that precision have none here
     graph: of the pass, in which what the dump has is known; coarse: the type in 16 bits that limits are of, or None
-    right: names found right, strange: in 16 bits, those that do not follow, and why; a check fills in both
+    right: names found right, strange: those that do not follow, though in their limits, and why; a check fills in both
     """
 
     def __init__(self, pack: Pack, precision: str | None, dump: Mapping[str, np.ndarray]):
@@ -127,6 +130,25 @@ class Tensors:
         made = [each for node in forward for each in node.results]
         made += [GRADIENT + each for node in backward for each in node.results]
         return any(each in self.golden and each != name and not self.usable(each) for each in made)
+
+    def apart(self) -> dict[str, str]:
+        """In float32 the tensors that are too far from what their inputs in the dump give: why, by name.
+
+        In deep models and large vocabularies rounding grows, and limits with it. What one operation adds does not.
+        """
+        found = {}
+        for name, limit in self.limits.items():
+            origin = self.origins.get(name)
+            wide = limit > OWN_ROUNDING and self.dtypes[name] == "float32" and self.of_pass(name)
+            if not wide or not self.usable(name) or not self.repeatable(origin) or self.bridged(name):
+                continue
+            if "cross_entropy" in origin.operations:
+                continue  # it adds up a vocabulary
+            right = self.determined(name, self.graph.right(name))
+            error = relative_error(self.determined(name, self.tensor(name)), right, self.scales[name])
+            if error > OWN_ROUNDING:
+                found[name] = f"{error:.2g} of the largest magnitude from what its inputs in the dump give"
+        return found
 
     def tensor(self, name: str) -> np.ndarray:
         """A tensor in float64 or int64: the dump's where it can be used, the pack's where not."""
