@@ -181,7 +181,7 @@ def written_together(measure):
     [
         "trained",
         pytest.param("written", marks=pytest.mark.endurance),  # by those who write several together, too
-        pytest.param("written_together", marks=pytest.mark.endurance),
+        pytest.param("written_together", marks=pytest.mark.slow),
     ],
 )
 def test_a_recipe_is_measured(measured, request):

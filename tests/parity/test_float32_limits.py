@@ -46,7 +46,6 @@ def test_a_wide_limit_hides_no_mistake(name, packs):
     report = compare_dump(dump, wide)
     assert report.faults[0].row.name == name
     assert (report.faults[0].own, report.faults[0].explanations[0].name) == (True, "constant_factor")
+    # Made by way of tensors that the dump lacks, it is held to the wide limit.
     alone = {each: dump[each] for each in ("loss", name)}
-    assert (
-        compare_dump(alone, wide).diverging == []
-    )  # made by way of tensors that the dump lacks: the wide limit
+    assert compare_dump(alone, wide).diverging == []
